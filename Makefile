@@ -1,0 +1,53 @@
+# Every target works on a fresh machine with Python 3.11-3.13 and git: the virtual environment is made when missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench soak constraints clean
+
+help:  ## Show the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## Make the virtual environment
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## Caption drawn pictures end to end with the tiny model that ships with the project
+	$(BIN)/etl demo
+
+test: $(READY) lint  ## Lint, check types and layers, run the tests
+	$(BIN)/python -m pytest -m 'not soak'
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## Run the benchmarks that need no GPU (benchmarks/README.md)
+	$(BIN)/python -m benchmarks.ingest
+
+soak: $(READY)  ## Kill runs at random moments, for minutes
+	$(BIN)/python -m pytest -m soak
+
+constraints:  ## Write the exact versions of this environment into constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' | grep -v '^pip==' > constraints.txt
+
+clean:  ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+.PHONY: rehearsal
+rehearsal: $(READY)  ## Run the archive's manifest against stand-ins for its hosts: make rehearsal MANIFEST=file
+	@test -n "$(MANIFEST)" || { echo "usage: make rehearsal MANIFEST=manifest.jsonl.gz"; exit 2; }
+	$(BIN)/python -m benchmarks.archive_rehearsal $(MANIFEST)

@@ -1,0 +1,198 @@
+"""Settings: defaults < ``etl.toml`` < ``ETL_*`` environment < command-line flags.
+
+One flat, frozen `Settings`.  Every field can be given in all three places under the same name:
+``per_host = 2`` in the file, ``ETL_PER_HOST=2`` in the environment, ``--per-host 2`` as a flag.
+"""
+
+import dataclasses
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from etl.errors import ConfigError
+
+DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
+DEMO_MODEL = "demo"
+"""Names the tiny LLaVA that ships with the project wherever a model is asked for."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The resolved settings of one run.
+
+    Attributes:
+        state: the state directory: database, image cache, logs.
+        concurrency: downloads at once, over all hosts (at most 32: httpx slows down beyond that).
+        per_host: downloads at once from one host.
+        connect_timeout_s: seconds to connect.
+        read_timeout_s: seconds without a byte before a download is given up.
+        min_rate: bytes per second that a download must reach on average; with the size it gives the deadline.
+        max_bytes: largest accepted original, in bytes.
+        max_pixels: largest accepted picture, in pixels.
+        max_attempts: attempts before a retryable failure is final.
+        backoff_s: wait before the second attempt, in seconds; doubles with each further one, with jitter.
+        backoff_cap_s: longest wait between attempts that we choose ourselves, in seconds.
+        contact: address put into the User-Agent, so that a host's operator can reach you.
+        allow_host: hosts that may be dialled although their address is private or loopback.
+        longest_edge: longest edge of the working copies, in pixels.
+        keep_originals: keep the original bytes in the cache beside the working copy.
+        decoders: decoder processes; 0 means one for each core.
+        decoder_memory: address space of one decoder process, in bytes.
+        min_free: bytes of disk that fetch leaves free.
+        model: Hugging Face id, local directory, or ``demo``.
+        revision: branch, tag or commit of the model; the resolved commit goes into the recipe.
+        dtype: ``auto`` (float16 on a GPU, float32 on a CPU), ``float32``, ``float16`` or ``bfloat16``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+        batch_size: pictures captioned together; halved when memory runs out.
+        max_new_tokens: longest caption, in tokens.
+        max_aspect: pictures longer than this ratio are cropped around their centre before the model sees them.
+        interval_s: seconds between plain progress lines when there is no terminal.
+    """
+
+    state: Path = Path("state")
+    concurrency: int = 16
+    per_host: int = 4
+    connect_timeout_s: float = 15.0
+    read_timeout_s: float = 60.0
+    min_rate: int = 4096
+    max_bytes: int = 512 * 1024 * 1024
+    max_pixels: int = 400_000_000
+    max_attempts: int = 5
+    backoff_s: float = 5.0
+    backoff_cap_s: float = 600.0
+    contact: str = ""
+    allow_host: tuple[str, ...] = ()
+    longest_edge: int = 1024
+    keep_originals: bool = False
+    decoders: int = 0
+    decoder_memory: int = 4 * 1024**3
+    min_free: int = 256 * 1024 * 1024
+    model: str = DEFAULT_MODEL
+    revision: str = "main"
+    dtype: str = "auto"
+    device: str = "auto"
+    batch_size: int = 16
+    max_new_tokens: int = 200
+    max_aspect: float = 4.0
+    interval_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _LIMITS.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name} = {value}: must be between {low:g} and {high:g}")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype = {self.dtype!r}: must be one of {', '.join(DTYPES)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain values for the run's row, with secrets removed."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+_LIMITS: dict[str, tuple[float, float]] = {
+    "concurrency": (1, 32),
+    "per_host": (1, 32),
+    "connect_timeout_s": (0.05, 3600),
+    "read_timeout_s": (0.05, 3600),
+    "min_rate": (0, 1e12),
+    "max_bytes": (1, 1e12),
+    "max_pixels": (1, 1e10),
+    "max_attempts": (1, 100),
+    "backoff_s": (0, 86400),
+    "backoff_cap_s": (0, 7 * 86400),
+    "longest_edge": (32, 16384),
+    "decoders": (0, 256),
+    "decoder_memory": (256 * 1024**2, 1e12),
+    "min_free": (0, 1e15),
+    "batch_size": (1, 4096),
+    "max_new_tokens": (1, 4096),
+    "max_aspect": (1, 1000),
+    "interval_s": (0.1, 3600),
+}
+
+
+def load_settings(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Resolve the settings; flags that are ``None`` count as not given.
+
+    ``file`` must exist when named; without it ``etl.toml`` in the working directory is read if there is one.
+    Raises `ConfigError` naming file or variable, key and what is accepted.
+    """
+    environment = os.environ if environment is None else environment
+    values = _from_file(file) | _from_environment(environment)
+    values |= {name: value for name, value in (flags or {}).items() if value is not None}
+    return Settings(**values)
+
+
+def redact_url(url: str) -> str:
+    """Return the URL without user name, password and query values, for logs and stored errors."""
+    try:
+        parts = urlsplit(url)
+        if not (parts.query or "@" in parts.netloc):
+            return url
+        query = "&".join(pair.split("=")[0] + ("=..." if "=" in pair else "") for pair in parts.query.split("&"))
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query if parts.query else ""))
+    except ValueError:
+        return url
+
+
+def _from_file(file: Path | None) -> dict[str, Any]:
+    path = file or Path("etl.toml")
+    if file is None and not path.exists():
+        return {}
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    kinds = typing.get_type_hints(Settings)
+    for name in table:
+        if name not in kinds:
+            raise ConfigError(f"{path}: unknown setting {name!r}; known: {', '.join(sorted(kinds))}")
+    return {name: _convert(name, value, kinds[name], str(path)) for name, value in table.items()}
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    kinds = typing.get_type_hints(Settings)
+    found = {name: environment.get(f"ETL_{name.upper()}") for name in kinds}
+    return {
+        name: _convert(name, value, kinds[name], f"ETL_{name.upper()}")
+        for name, value in found.items()
+        if value is not None
+    }
+
+
+def _convert(name: str, value: Any, kind: Any, where: str) -> Any:
+    try:
+        if isinstance(kind, types.GenericAlias):
+            items = value.split(",") if isinstance(value, str) else value
+            return tuple(str(item).strip() for item in items if str(item).strip())
+        if kind is bool and isinstance(value, str):
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
+        if (kind is bool) != isinstance(value, bool):
+            raise ValueError
+        return kind(value)
+    except (ValueError, KeyError, TypeError) as error:
+        wanted = getattr(kind, "__name__", str(kind))
+        raise ConfigError(f"{where}: {name} = {value!r} is not a valid {wanted}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return list(value)
+    return value

@@ -1,0 +1,312 @@
+"""Every error the pipeline raises, and what each one means for the item or the run.
+
+    EtlError                      a user can act on it; `exit_code` ends the process
+    |-- UsageError                2: what was asked for cannot be done
+    |   |-- ConfigError           a setting, template or flag is wrong
+    |   |-- ManifestError         the manifest file itself cannot be read (missing, empty, cut short)
+    |   `-- ModelError            the model cannot be found, loaded or driven
+    |-- StateError                1: the state directory cannot be used
+    |   |-- StateMissingError     2: there is no state database here
+    |   |-- StateNewerError       2: the database was written by a newer version
+    |   `-- StateLockedError      4: another run holds it
+    |-- DiskFullError             5: no space left; everything committed so far is safe
+    `-- ItemError                 one record, source or caption failed; the run goes on
+        |-- InvalidRecordError    the manifest line cannot become a record
+        |-- FetchError            the source did not give its bytes
+        |-- ImageError            the bytes did not give a picture
+        `-- CaptionError          the picture did not give a caption
+
+An `ItemError` class is stored by its `slug` (the column ``error_class``); `retryable` decides whether the
+item waits for another attempt or is dead at once.  Messages are for people and may change; slugs may not.
+"""
+
+from collections.abc import Iterator
+
+
+class EtlError(Exception):
+    """Base of all errors that end with one clear line instead of a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(EtlError):
+    """What was asked for cannot be done as asked."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A setting, flag, prompt template or configuration file is wrong."""
+
+
+class ManifestError(UsageError):
+    """The manifest as a whole cannot be read; what was committed before the fault is kept."""
+
+
+class ModelError(UsageError):
+    """The model is unknown, incomplete, unsafe or of a kind that cannot caption pictures."""
+
+
+class StateError(EtlError):
+    """The state directory cannot be used."""
+
+
+class StateMissingError(StateError):
+    """There is no state database where one was expected."""
+
+    exit_code = 2
+
+
+class StateNewerError(StateError):
+    """The database was written by a newer version of the program."""
+
+    exit_code = 2
+
+
+class StateLockedError(StateError):
+    """Another run holds the state directory."""
+
+    exit_code = 4
+
+
+class DiskFullError(EtlError):
+    """The disk, a quota or a limit is full; the run can go on once there is room."""
+
+    exit_code = 5
+
+
+class ItemError(EtlError):
+    """One item failed.
+
+    Attributes:
+        slug: the stable name stored as ``error_class``.
+        retryable: whether another attempt may succeed.
+        retry_after_s: seconds that the other side asked us to wait, when it said so.
+    """
+
+    slug = "error"
+    retryable = False
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRecordError(ItemError):
+    """The manifest line cannot become a record."""
+
+    slug = "invalid_record"
+
+
+class InvalidJsonError(InvalidRecordError):
+    """The line is not one JSON object in UTF-8."""
+
+    slug = "invalid_json"
+
+
+class MissingImageFieldError(InvalidRecordError):
+    """The record names no image."""
+
+    slug = "no_image_field"
+
+
+class DuplicateKeyError(InvalidRecordError):
+    """An earlier line of the same manifest has this key."""
+
+    slug = "duplicate_key"
+
+
+class FetchError(ItemError):
+    """The source did not give its bytes.
+
+    Attributes:
+        http_status: the last HTTP status seen before the error, if there was one.
+    """
+
+    slug = "fetch"
+    http_status: int | None = None
+
+
+class TransientFetchError(FetchError):
+    """Base of the fetch errors that another attempt may cure."""
+
+    slug = "fetch_transient"
+    retryable = True
+
+
+class DnsError(TransientFetchError):
+    """The host's name could not be resolved."""
+
+    slug = "dns"
+
+
+class ConnectError(TransientFetchError):
+    """No connection could be made to the host or the proxy."""
+
+    slug = "connect"
+
+
+class FetchTimeoutError(TransientFetchError):
+    """The server did not answer, or did not finish, in time."""
+
+    slug = "timeout"
+
+
+class BrokenConnectionError(TransientFetchError):
+    """The connection broke while the answer was on its way."""
+
+    slug = "reset"
+
+
+class TruncatedBodyError(TransientFetchError):
+    """The body ended before its announced length."""
+
+    slug = "truncated"
+
+
+class ProtocolError(TransientFetchError):
+    """The server's answer breaks HTTP."""
+
+    slug = "protocol"
+
+
+class TooManyRequestsError(TransientFetchError):
+    """HTTP 429: the host asks for fewer requests."""
+
+    slug = "http_429"
+
+
+class ServerError(TransientFetchError):
+    """HTTP 5xx or 408: the host failed."""
+
+    slug = "http_5xx"
+
+
+class NotFoundError(FetchError):
+    """HTTP 404 or 410: the picture is not there."""
+
+    slug = "http_404"
+
+
+class ForbiddenError(FetchError):
+    """HTTP 401, 403 or 407: the host refuses."""
+
+    slug = "http_403"
+
+
+class ClientStatusError(FetchError):
+    """Any other HTTP status that is not a success."""
+
+    slug = "http_4xx"
+
+
+class InvalidUrlError(FetchError):
+    """The URL cannot be requested: malformed, or neither http, https nor a local path."""
+
+    slug = "invalid_url"
+
+
+class BlockedAddressError(FetchError):
+    """The URL leads to an address that must not be dialled (private, loopback, link-local, ...)."""
+
+    slug = "blocked_address"
+
+
+class TooManyRedirectsError(FetchError):
+    """The redirects did not end."""
+
+    slug = "redirects"
+
+
+class TlsError(FetchError):
+    """The host's certificate could not be verified."""
+
+    slug = "tls"
+
+
+class BodyTooLargeError(FetchError):
+    """The body is larger than the limit for one file."""
+
+    slug = "too_large"
+
+
+class LocalFileError(FetchError):
+    """The local path is missing, not a file, or not readable."""
+
+    slug = "local_file"
+
+
+class ImageError(ItemError):
+    """The bytes did not give a picture."""
+
+    slug = "image"
+
+
+class NotAnImageError(ImageError):
+    """The bytes are of no format that is accepted (HTML with status 200, for one)."""
+
+    slug = "not_an_image"
+
+
+class CorruptImageError(ImageError):
+    """The format was recognised, but the picture is broken or cut short."""
+
+    slug = "corrupt_image"
+
+
+class ImageTooLargeError(ImageError):
+    """The picture has more pixels than the limit."""
+
+    slug = "too_many_pixels"
+
+
+class DecoderLimitError(ImageError):
+    """The decoder ran out of its time or memory, or died."""
+
+    slug = "decoder_limit"
+
+
+class DecoderCrashedError(DecoderLimitError):
+    """The decoder process died in the middle of the picture."""
+
+    slug = "decoder_crashed"
+
+
+class CaptionError(ItemError):
+    """The picture did not give a caption."""
+
+    slug = "caption"
+
+
+class PromptTooLongError(CaptionError):
+    """Prompt, image tokens and new tokens do not fit the model's context."""
+
+    slug = "prompt_too_long"
+
+
+class WorkingCopyError(CaptionError):
+    """The cached picture is missing or unreadable; `etl verify` puts it back into the fetch queue."""
+
+    slug = "working_copy"
+
+
+class GenerationError(CaptionError):
+    """The model failed on this picture alone."""
+
+    slug = "generation"
+    retryable = True
+
+
+class CrashedError(CaptionError):
+    """The process died repeatedly while this item was in flight."""
+
+    slug = "crashed"
+
+
+def item_error_classes() -> Iterator[type[ItemError]]:
+    """Yield `ItemError` and every class below it."""
+    pending: list[type[ItemError]] = [ItemError]
+    while pending:
+        cls = pending.pop()
+        yield cls
+        pending += cls.__subclasses__()

@@ -1,0 +1,329 @@
+"""The words of the domain: enumerations and frozen values.  No I/O, no dependencies."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+
+class Stage(StrEnum):
+    """A part of the pipeline; a run works on one or more of them."""
+
+    INGEST = "ingest"
+    FETCH = "fetch"
+    CAPTION = "caption"
+    EXPORT = "export"
+
+
+class QueueStatus(StrEnum):
+    """Where a source or a caption stands in its work queue."""
+
+    READY = "ready"
+    RUNNING = "running"
+    RETRY = "retry"
+    DONE = "done"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+class RecordState(StrEnum):
+    """What the manifest and the selection say of a record."""
+
+    ACTIVE = "active"
+    UNSELECTED = "unselected"
+    REMOVED = "removed"
+    INVALID = "invalid"
+
+
+class RecordOutcome(StrEnum):
+    """What became of an active record under the current recipe."""
+
+    PENDING = "pending"
+    CAPTIONED = "captioned"
+    FAILED = "failed"
+
+
+class RunState(StrEnum):
+    """What a reader can say of the latest run."""
+
+    NONE = "none"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    CRASHED = "crashed"
+    DONE = "done"
+    PARTIAL = "partial"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
+class FinishReason(StrEnum):
+    """Why generation ended: at the end-of-sequence token, or at the token limit."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceItem:
+    """A claimed source.
+
+    Attributes:
+        id: row in ``sources``.
+        url: http(s) URL, or a local path.
+        host: host name in lower case; empty for a local path.
+        attempts: attempts charged so far, this one not counted.
+        etag: validator of the cached version, when there is one.
+    """
+
+    id: int
+    url: str
+    host: str
+    attempts: int = 0
+    etag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkingCopy:
+    """The picture that the model will see: an RGB JPEG, content-addressed by its own hash.
+
+    Attributes:
+        sha256: of the file, hex; also its name in the cache.
+        size: bytes.
+        width, height: pixels, after EXIF orientation.
+        longest_edge: the limit, in pixels, that the copy was made with.
+    """
+
+    sha256: str
+    size: int
+    width: int
+    height: int
+    longest_edge: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """What decoding one original gave.  ``width`` and ``height`` are the original's, in pixels."""
+
+    mime: str
+    width: int
+    height: int
+    working: WorkingCopy
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedImage:
+    """A source that was fetched, decoded and put into the cache; ready to commit.
+
+    Attributes:
+        source: the claimed source.
+        sha256: of the original bytes, hex.
+        size: bytes of the original.
+        decoded: type, dimensions and working copy.
+        original_kept: whether the original lies in the cache too.
+        http_status, etag, last_modified, final_url: as the server said; ``None`` for local files.
+        started_at: when the attempt began, Unix milliseconds.
+    """
+
+    source: SourceItem
+    sha256: str
+    size: int
+    decoded: DecodedImage
+    original_kept: bool
+    started_at: int
+    http_status: int | None = None
+    etag: str | None = None
+    last_modified: str | None = None
+    final_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionItem:
+    """A claimed caption: one picture and one prompt.
+
+    Attributes:
+        id: row in ``captions``.
+        working_sha256: names the working copy in the cache.
+        prompt: the instruction text, without the model's chat wrapping.
+        crashes: how often the process died while this item was in flight.
+    """
+
+    id: int
+    working_sha256: str
+    prompt: str
+    crashes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionResult:
+    """A finished caption.
+
+    Attributes:
+        id: row in ``captions``.
+        text: the caption, stripped.
+        tokens: number of generated tokens, the end-of-sequence token included.
+        finish_reason: why generation ended.
+        flags: quality flags (`etl.captioning.quality`), sorted.
+    """
+
+    id: int
+    text: str
+    tokens: int
+    finish_reason: FinishReason
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFailure:
+    """One failed attempt at one source or caption, ready to commit.
+
+    Attributes:
+        id: row in its queue.
+        slug: ``error_class``.
+        message: what went wrong, for people.
+        retryable: whether another attempt may succeed.
+        started_at: when the attempt began, Unix milliseconds.
+        retry_after_s: seconds that the server asked us to wait.
+        http_status: for fetch, the last status seen.
+        crashed: the decoder died under this item; counted apart from its attempts.
+    """
+
+    id: int
+    slug: str
+    message: str
+    retryable: bool
+    started_at: int
+    retry_after_s: float | None = None
+    http_status: int | None = None
+    crashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One line of ``etl failures``: a dead item and one record that needs it.
+
+    Attributes:
+        stage: where it failed (`Stage`).
+        item: row in the stage's queue.
+        key: key of the first record that needs the item, or of the invalid record.
+        records: number of active records that need it.
+    """
+
+    stage: str
+    item: int
+    error_class: str
+    message: str
+    key: str
+    url: str
+    attempts: int
+    records: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FailureFilter:
+    """Which dead items `retry-failed` means; a ``None`` field does not restrict."""
+
+    stage: Stage | None = None
+    error_class: str | None = None
+    host: str | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IngestSummary:
+    """What one ingest did.  ``unchanged`` is ``True`` when the file was already complete in the state."""
+
+    path: Path | str
+    records: int
+    selected: int
+    unselected: int
+    invalid: int
+    removed: int
+    added: int
+    changed: int
+    unchanged: bool = False
+    resumed_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    """What a fetch or caption stage did: items by how they ended in this run."""
+
+    done: int = 0
+    retried: int = 0
+    dead: int = 0
+    released: int = 0
+    skipped_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSummary:
+    """What one export wrote.  ``left_out`` counts invalid lines that are not JSON objects."""
+
+    path: Path | str
+    rows: int
+    captioned: int
+    failed: int
+    pending: int
+    unselected: int
+    left_out: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """One row of ``runs``, as readers see it.  Times are Unix milliseconds."""
+
+    id: int
+    uid: str
+    stages: tuple[str, ...]
+    state: RunState
+    started_at: int
+    heartbeat_at: int
+    ended_at: int | None
+    host: str
+    pid: int
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSample:
+    """Load of one GPU at one instant; ``None`` where the driver does not tell.
+
+    Attributes:
+        gpu: the driver's index.
+        load_percent: share of time with a kernel running.
+        memory_used, memory_total: bytes.
+        power_w: watts.
+    """
+
+    gpu: int
+    load_percent: int | None
+    memory_used: int | None
+    memory_total: int | None
+    power_w: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Counts at one instant, from one short read transaction.
+
+    Attributes:
+        records: per `RecordState`.
+        outcomes: per `RecordOutcome`, active records only.
+        sources, captions: per `QueueStatus`; captions of the current recipe only.
+        bytes_fetched: bytes of the distinct originals fetched so far.
+        fetched_per_s, captioned_per_s, bytes_per_s: over the last 60 seconds.
+        run: the latest run, when there was one.
+    """
+
+    records: dict[str, int]
+    outcomes: dict[str, int]
+    sources: dict[str, int]
+    captions: dict[str, int]
+    bytes_fetched: int = 0
+    fetched_per_s: float = 0.0
+    captioned_per_s: float = 0.0
+    bytes_per_s: float = 0.0
+    run: RunInfo | None = None
+    at: int = field(default=0)
