@@ -1,0 +1,71 @@
+"""What an HTTP answer's status and headers mean.  Knows no HTTP library."""
+
+import email.utils
+import re
+import time
+
+from etl.errors import (
+    ClientStatusError,
+    FetchError,
+    ForbiddenError,
+    NotFoundError,
+    ProtocolError,
+    ServerError,
+    TooManyRequestsError,
+)
+
+_DECODED = frozenset({"gzip", "x-gzip", "deflate"})
+_UNREADABLE = frozenset({"br", "zstd", "compress", "x-compress", "dcb", "dcz"})
+
+
+def is_compressed(coding: str | None) -> bool:
+    """Whether the body is compressed although we asked for it as it is.
+
+    Raises `ProtocolError` for a compression that cannot be undone here.  Other values, which old servers put there
+    by mistake (``UTF-8``, ``none``), count as no compression: the decoder will see what the bytes are.
+    """
+    coding = (coding or "").strip().lower()
+    if coding in _UNREADABLE or "," in coding:
+        raise ProtocolError(f"the server sent Content-Encoding {coding[:40]!r} against our Accept-Encoding: identity")
+    return coding in _DECODED
+
+
+_STATUS_CLASSES: dict[int, type[FetchError]] = {
+    401: ForbiddenError,
+    403: ForbiddenError,
+    407: ForbiddenError,
+    404: NotFoundError,
+    410: NotFoundError,
+    408: ServerError,
+    429: TooManyRequestsError,
+}
+
+
+def status_error(status: int, retry_after: str | None = None, date: str | None = None) -> FetchError:
+    """Return the error that a status which is no success stands for, given two headers of the answer."""
+    cls = _STATUS_CLASSES.get(status, ServerError if status >= 500 else ClientStatusError)
+    wait = retry_after_s(retry_after, date) if cls.retryable else None
+    asked = f", asks to wait {wait:g} s" if wait is not None else ""
+    return cls(f"HTTP {status}{asked}", retry_after_s=wait)
+
+
+def retry_after_s(value: str | None, date: str | None = None) -> float | None:
+    """Return the seconds that a ``Retry-After`` header asks for, never negative; ``None`` when it says nothing.
+
+    An HTTP date counts from the answer's own ``Date``, so that a wrong clock on either side does not matter.
+    """
+    if value is None:
+        return None
+    if re.fullmatch(r"\s*\d{1,9}\s*", value, re.ASCII):
+        return float(value)
+    until = _timestamp(value)
+    if until is None:
+        return None
+    return max(0.0, until - (_timestamp(date or "") or time.time()))
+
+
+def _timestamp(text: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
+        return None

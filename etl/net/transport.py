@@ -1,0 +1,66 @@
+"""How a request leaves: directly through the guard, or through the proxy that the environment names.
+
+A client with a transport of its own ignores the environment's proxies, so they are mounted here, by the rules of
+`urllib.request`: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, and NO_PROXY for hosts that are dialled directly.
+"""
+
+import ssl
+import urllib.request
+
+import httpcore
+import httpx
+
+from etl.config import redact_url
+from etl.errors import ConfigError
+from etl.net.guard import GuardedBackend
+
+
+class GuardedTransport(httpx.AsyncHTTPTransport):
+    """Direct connections, opened by the guard.  httpx has no parameter for that, so its pool is built here."""
+
+    def __init__(self, context: ssl.SSLContext, limits: httpx.Limits, allow_host: tuple[str, ...]) -> None:
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=context,
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+            network_backend=GuardedBackend(allow_host),
+        )
+
+
+class Routes(httpx.AsyncBaseTransport):
+    """Sends each request, redirect hops included, through its proxy or directly."""
+
+    def __init__(self, direct: httpx.AsyncBaseTransport, proxies: dict[str, httpx.AsyncHTTPTransport]) -> None:
+        self._direct = direct
+        self._proxies = proxies
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        transport = self._proxies.get(request.url.scheme, self._direct)
+        if urllib.request.proxy_bypass(request.url.netloc.decode("ascii")):
+            transport = self._direct
+        return await transport.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        for transport in {self._direct, *self._proxies.values()}:
+            await transport.aclose()
+
+
+def proxy_transports(context: ssl.SSLContext, limits: httpx.Limits) -> dict[str, httpx.AsyncHTTPTransport]:
+    """Return a transport for each scheme that has a proxy in the environment."""
+    found = urllib.request.getproxies()
+    made: dict[str, httpx.AsyncHTTPTransport] = {}
+    result = {}
+    for scheme in ("http", "https"):
+        address = found.get(scheme) or found.get("all")
+        if not address:
+            continue
+        address = address if "://" in address else f"http://{address}"
+        try:
+            made[address] = made.get(address) or httpx.AsyncHTTPTransport(
+                verify=context, limits=limits, proxy=httpx.Proxy(address), trust_env=False
+            )
+        except (ValueError, ImportError, httpx.InvalidURL) as error:
+            raise ConfigError(f"the proxy {redact_url(address)} cannot be used: {error}") from error
+        result[scheme] = made[address]
+    return result

@@ -1,0 +1,51 @@
+"""Fixtures of the network tests: a server that misbehaves, and an environment without proxies."""
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.fault_server import FaultServer
+
+from etl.config import Settings
+from etl.net.client import Download, Downloader
+
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the machine's own proxies away."""
+    for name in PROXY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as running:
+        yield running
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """Short limits, and loopback allowed."""
+    return Settings(
+        connect_timeout_s=0.3, read_timeout_s=0.4, min_rate=2000, max_bytes=500_000, allow_host=("127.0.0.1",)
+    )
+
+
+@pytest.fixture
+def fetch(settings: Settings, tmp_path: Path) -> Callable[..., Download]:
+    """Download one URL with a downloader of its own; keyword arguments change the settings."""
+
+    def run(url: str, *, etag: str | None = None, part: Path | None = None, **changes: object) -> Download:
+        async def go() -> Download:
+            # A download that its own limits do not end fails its test here instead of hanging it.
+            async with asyncio.timeout(8), Downloader(dataclasses.replace(settings, **changes)) as downloader:
+                return await downloader.download(url, part or tmp_path / "a.part", etag=etag)
+
+        return asyncio.run(go())
+
+    return run

@@ -1,0 +1,409 @@
+"""Downloads against a real server: what arrives, and which class each way of failing gets."""
+
+import asyncio
+import dataclasses
+import gzip
+import hashlib
+import inspect
+import random
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpcore
+import httpx
+import pytest
+from support import fault_server as faults
+from support.fault_server import Behaviour, FaultServer
+
+from etl import errors
+from etl.config import Settings
+from etl.errors import ConfigError, DiskFullError, FetchError, StateError
+from etl.net.client import MAX_REDIRECTS, Download, Downloader, fetch_error
+
+BODY = random.Random(1).randbytes(150_000)
+Fetch = Callable[..., Download]
+
+
+def test_a_download_reports_what_the_server_said(server: FaultServer, fetch: Fetch, tmp_path: Path) -> None:
+    """The file holds the body, and the result names its hash, size, validators, type and URL."""
+    url = server.add("/a.jpg", BODY, "image/JPEG; charset=binary")
+    result = fetch(url)
+    assert (tmp_path / "a.part").read_bytes() == BODY
+    assert result.sha256 == hashlib.sha256(BODY).hexdigest()
+    assert (result.size, result.http_status, result.mime, result.final_url) == (150_000, 200, "image/jpeg", url)
+    assert result.etag is not None
+    assert result.last_modified == "Thu, 01 Jan 1970 00:00:00 GMT"
+
+
+def test_requests_are_honest(server: FaultServer, fetch: Fetch) -> None:
+    """The request names the program and its contact and asks for the bytes as they are."""
+    fetch(server.add("/a.jpg", BODY), contact="archive@example.org")
+    headers = server.log[0].headers
+    assert headers["User-Agent"].startswith("caption-etl/")
+    assert headers["User-Agent"].endswith(" (+archive@example.org)")
+    assert headers["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize("contact", ["a\r\nX-Evil: 1", "é"])
+def test_a_contact_that_fits_no_header_is_refused(settings: Settings, contact: str) -> None:
+    """A contact that would break the User-Agent is a configuration error, not a failure of each download."""
+    with pytest.raises(ConfigError, match="contact"):
+        Downloader(dataclasses.replace(settings, contact=contact))
+
+
+def test_a_leftover_part_is_overwritten(server: FaultServer, fetch: Fetch, tmp_path: Path) -> None:
+    """Bytes of an earlier, longer attempt do not survive behind the new ones."""
+    (tmp_path / "a.part").write_bytes(b"x" * 400_000)
+    fetch(server.add("/a.jpg", BODY))
+    assert (tmp_path / "a.part").read_bytes() == BODY
+
+
+def test_urls_with_spaces_and_accents_are_encoded(server: FaultServer, fetch: Fetch) -> None:
+    """`a b é.TIF` is requested percent-encoded, and blanks around the URL are ignored."""
+    server.add("/a b é.TIF", BODY)
+    assert fetch(f" {server.base}/a b é.TIF\n").size == len(BODY)
+    assert server.log[0].target == "/a%20b%20%C3%A9.TIF"
+
+
+def test_a_body_without_length_is_accepted(server: FaultServer, fetch: Fetch) -> None:
+    """A body that ends with its connection counts as whole."""
+    server.add("/a.jpg", BODY)
+    assert fetch(server.fail("/a.jpg", faults.no_length)).size == len(BODY)
+
+
+def test_an_unasked_gzip_body_is_decoded(server: FaultServer, fetch: Fetch, tmp_path: Path) -> None:
+    """Hash, size and file are those of the picture, not of its compressed form."""
+    server.add("/a.jpg", BODY)
+    result = fetch(server.fail("/a.jpg", faults.gzipped))
+    assert (tmp_path / "a.part").read_bytes() == BODY
+    assert (result.size, result.sha256) == (len(BODY), hashlib.sha256(BODY).hexdigest())
+
+
+def test_an_odd_content_encoding_is_ignored(server: FaultServer, fetch: Fetch) -> None:
+    """Old servers write a character set there; the bytes are taken as they are."""
+    assert fetch(server.fail("/a.jpg", faults.encoded(BODY, "UTF-8"))).size == len(BODY)
+
+
+def test_html_with_status_200_is_told_by_its_type(server: FaultServer, fetch: Fetch) -> None:
+    """A login page is downloaded like any file; its type is passed on for the decoder to refuse."""
+    assert fetch(server.fail("/a.jpg", faults.html)).mime == "text/html"
+
+
+def test_an_etag_that_still_holds_transfers_nothing(server: FaultServer, fetch: Fetch, tmp_path: Path) -> None:
+    """With a valid etag the server's 304 comes back as `not_modified`, and no file is written."""
+    url = server.add("/a.jpg", BODY)
+    etag = fetch(url, part=tmp_path / "first").etag
+    again = fetch(url, etag=etag)
+    assert again.not_modified
+    assert not (tmp_path / "a.part").exists()
+
+
+def test_redirects_are_followed_up_to_the_limit(server: FaultServer, fetch: Fetch) -> None:
+    """Five hops arrive, relative ones too; the final URL is the last one."""
+    server.add("/0", BODY)
+    for hop in range(MAX_REDIRECTS):
+        server.fail(f"/{hop + 1}", faults.redirect(f"/{hop}" if hop % 2 else server.url(f"/{hop}")))
+    assert fetch(server.url(f"/{MAX_REDIRECTS}")).final_url == server.url("/0")
+
+
+def test_a_redirect_body_is_not_read(server: FaultServer, fetch: Fetch) -> None:
+    """A redirect with a body without end costs neither time nor memory."""
+
+    def endless_redirect(exchange: faults.Exchange) -> None:
+        exchange.head(302, {"Location": "/there"})
+        while True:
+            exchange.send(bytes(65536))
+
+    server.add("/there", BODY)
+    assert fetch(server.fail("/a", endless_redirect)).size == len(BODY)
+
+
+def _endless_gzip_header(exchange: faults.Exchange) -> None:
+    exchange.head(200, {"Content-Encoding": "gzip"})
+    exchange.send(b"\x1f\x8b\x08\x08\0\0\0\0\0\3")  # flag 8: a file name follows, up to a zero byte
+    while True:
+        exchange.send(b"a" * 65536)
+
+
+FAULTS: list[tuple[str, Behaviour, str]] = [
+    ("404", faults.status(404), "http_404"),
+    ("410", faults.status(410), "http_404"),
+    ("401", faults.status(401), "http_403"),
+    ("403", faults.status(403), "http_403"),
+    ("408", faults.status(408), "http_5xx"),
+    ("418", faults.status(418), "http_4xx"),
+    ("204", faults.status(204), "http_4xx"),
+    ("206", faults.status(206), "http_4xx"),
+    ("304 unasked", faults.status(304), "http_4xx"),
+    ("429", faults.status(429), "http_429"),
+    ("500", faults.status(500), "http_5xx"),
+    ("503", faults.status(503), "http_5xx"),
+    ("reset mid-body", faults.reset_mid_body, "reset"),
+    ("reset at once", faults.reset_at_once, "reset"),
+    ("disconnect", faults.disconnect, "reset"),
+    ("truncated", faults.truncated, "truncated"),
+    ("chunked cut", faults.chunked_cut, "truncated"),
+    ("drip", faults.drip(100), "timeout"),
+    ("drip in the headers", faults.drip_head, "timeout"),
+    ("hang", faults.hang, "timeout"),
+    ("garbage", faults.garbage, "protocol"),
+    ("endless", faults.endless, "too_large"),
+    ("too large by its length", faults.announce(500_001), "too_large"),
+    ("absurd length", faults.announce(10**18), "too_large"),
+    ("length of 31 digits", faults.announce(10**30), "protocol"),
+    ("negative length", faults.announce(-1), "protocol"),
+    ("gzip bomb", faults.encoded(gzip.compress(bytes(50_000_000)), "gzip"), "too_large"),
+    ("gzip header without end", _endless_gzip_header, "too_large"),
+    ("gzip cut", faults.encoded(gzip.compress(BODY)[:-5000], "gzip"), "truncated"),
+    ("gzip broken", faults.encoded(b"not gzip at all", "gzip"), "protocol"),
+    ("brotli", faults.encoded(BODY, "br"), "protocol"),
+    ("redirect loop", faults.redirect("/fault"), "redirects"),
+    ("redirect to metadata", faults.redirect("http://169.254.169.254/latest/"), "blocked_address"),
+    ("redirect to another loopback", faults.redirect("http://127.0.0.2:1/"), "blocked_address"),
+    ("redirect to file", faults.redirect("file:///etc/passwd"), "invalid_url"),
+    ("redirect to nonsense", faults.redirect("http://[::bad/"), "protocol"),
+    ("redirect to nowhere", faults.redirect(""), "redirects"),
+]
+
+
+@pytest.mark.parametrize(("behaviour", "slug"), [pytest.param(*case[1:], id=case[0]) for case in FAULTS])
+def test_each_fault_has_its_class(server: FaultServer, fetch: Fetch, behaviour: Behaviour, slug: str) -> None:
+    """Each way of misbehaving ends soon, in its own class, with one line that names the URL."""
+    server.add("/fault", BODY)
+    url = server.fail("/fault", behaviour)
+    began = time.monotonic()
+    with pytest.raises(FetchError) as caught:
+        fetch(url)
+    assert caught.value.slug == slug
+    assert url in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(
+    ("url", "slug"),
+    [
+        ("http://127.0.0.1:{closed}/", "connect"),
+        ("http://does-not-exist.invalid/a.jpg", "dns"),
+        ("http://a..b/x.jpg", "invalid_url"),
+        ("http://10.0.0.1/", "blocked_address"),
+        ("http://2130706434/", "blocked_address"),
+        ("http://[::ffff:10.0.0.1]/", "blocked_address"),
+        ("gopher://example.org/", "invalid_url"),
+        ("file:///etc/passwd", "invalid_url"),
+        ("http://", "invalid_url"),
+        ("http:///a.jpg", "invalid_url"),
+        ("http://[::1", "invalid_url"),
+        ("http://host:99999/", "invalid_url"),
+        ("http://ho\x00st/", "invalid_url"),
+        ("a.jpg", "invalid_url"),
+        ("", "invalid_url"),
+    ],
+)
+def test_each_bad_url_has_its_class(fetch: Fetch, url: str, slug: str) -> None:
+    """URLs that lead nowhere are told apart without a traceback."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        with pytest.raises(FetchError) as caught:
+            fetch(url.replace("{closed}", str(closed.getsockname()[1])))
+    assert caught.value.slug == slug
+    assert str(caught.value).isprintable()
+
+
+def test_errors_keep_the_status_and_hide_secrets(server: FaultServer, fetch: Fetch) -> None:
+    """The last status is on the error; passwords and query values are not in its text."""
+    server.fail("/a", faults.redirect("/b?token=s3cret"))
+    server.fail("/b", faults.truncated)
+    with pytest.raises(FetchError) as caught:
+        fetch(server.url("/a?key=s3cret").replace("http://", "http://me:s3cret@"))
+    assert caught.value.http_status == 200
+    assert "s3cret" not in str(caught.value)
+    assert "/a?key=..." in str(caught.value)
+    assert "/b?token=..." in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [429, 503])
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("120", 120.0), (lambda: faults.http_date(90), 90.0), (lambda: faults.http_date(-90), 0.0), ("soon", None)],
+)
+def test_retry_after_is_read_in_both_forms(
+    server: FaultServer, fetch: Fetch, code: int, header: str | Callable[[], str], seconds: float | None
+) -> None:
+    """Seconds and HTTP dates both end as seconds to wait; nonsense ends as nothing."""
+    text = header if isinstance(header, str) else header()
+    with pytest.raises(FetchError) as caught:
+        fetch(server.fail("/a", faults.status(code, retry_after=text)))
+    assert caught.value.retry_after_s == (seconds if seconds is None else pytest.approx(seconds, abs=1.5))
+
+
+def test_a_slow_but_steady_server_is_waited_for(server: FaultServer, fetch: Fetch) -> None:
+    """A body above the minimum rate may take longer than the read time-out."""
+    server.add("/a.jpg", BODY[:4000])
+    assert fetch(server.fail("/a.jpg", faults.drip(4000)), min_rate=1000, read_timeout_s=0.4).size == 4000
+
+
+def test_a_broken_download_leaves_its_part_for_a_resume(server: FaultServer, fetch: Fetch, tmp_path: Path) -> None:
+    """After a break the bytes that came stay; after a final refusal nothing does."""
+    part = tmp_path / "a.part"
+    server.add("/a.jpg", BODY)
+    with pytest.raises(FetchError):
+        fetch(server.fail("/a.jpg", faults.truncated))
+    assert part.read_bytes() == BODY[:75_000]
+    with pytest.raises(FetchError):
+        fetch(server.fail("/a.jpg", faults.endless))
+    assert not part.exists()
+
+
+def test_a_full_disk_ends_the_run_and_not_the_item(server: FaultServer, fetch: Fetch) -> None:
+    """ENOSPC, here from the real /dev/full, is no fault of the source."""
+    for size in (100, 400_000):
+        with pytest.raises(DiskFullError, match="No space left"):
+            fetch(server.add("/a.jpg", bytes(size)), part=Path("/dev/full"))
+
+
+def test_an_unwritable_part_is_the_state_s_fault(server: FaultServer, fetch: Fetch, tmp_path: Path) -> None:
+    """A missing directory is reported as such, not as a network failure."""
+    with pytest.raises(StateError, match="cannot write"):
+        fetch(server.add("/a.jpg", BODY), part=tmp_path / "missing" / "a.part")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A self-signed certificate for 127.0.0.1, with its key in the same file."""
+    pem = tmp_path_factory.mktemp("tls") / "server.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(pem), "-out", f"{pem}.crt"]
+    subprocess.run(command, check=True, capture_output=True)
+    pem.write_text(pem.read_text() + Path(f"{pem}.crt").read_text())
+    return str(pem)
+
+
+def test_an_untrusted_certificate_is_final(certificate: str, fetch: Fetch) -> None:
+    """A self-signed certificate is a TLS error that says so and is not retried."""
+    with FaultServer(tls=certificate) as server, pytest.raises(errors.TlsError, match="self-signed") as caught:
+        fetch(server.add("/a.jpg", BODY))
+    assert not caught.value.retryable
+
+
+def test_a_trusted_certificate_works_through_the_guard(
+    certificate: str, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the certificate trusted by SSL_CERT_FILE the same download succeeds."""
+    monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+    with FaultServer(tls=certificate) as server:
+        assert fetch(server.add("/a.jpg", BODY)).size == len(BODY)
+
+
+def test_https_to_a_plain_server_is_a_tls_error(server: FaultServer, fetch: Fetch) -> None:
+    """A server that does not speak TLS at all is told apart from one that cannot be reached."""
+    with pytest.raises(errors.TlsError):
+        fetch(server.add("/a.jpg", BODY).replace("http:", "https:"))
+
+
+def test_downloads_go_on_after_hundreds_of_cancellations(
+    server: FaultServer, settings: Settings, tmp_path: Path
+) -> None:
+    """Cancelled downloads, more at once than there are connections, leave a client that works."""
+    server.add("/a.jpg", BODY)
+    server.fail("/hang", faults.hang)
+    server.fail("/slow", faults.drip(20_000))
+
+    async def go() -> Download:
+        async with Downloader(dataclasses.replace(settings, concurrency=4, read_timeout_s=20)) as downloader:
+            for turn in range(25):
+                urls = [server.url(("/hang", "/slow", "/a.jpg")[n % 3]) for n in range(20)]
+                jobs = [
+                    asyncio.create_task(downloader.download(url, tmp_path / f"{n}.part")) for n, url in enumerate(urls)
+                ]
+                await asyncio.sleep(0.002 * (turn % 5))
+                for job in jobs:
+                    job.cancel()
+                ended = await asyncio.gather(*jobs, return_exceptions=True)
+                assert all(isinstance(each, asyncio.CancelledError | Download) for each in ended), ended
+            async with asyncio.timeout(5):
+                return await downloader.download(server.url("/a.jpg"), tmp_path / "last.part")
+
+    assert asyncio.run(go()).size == len(BODY)
+
+
+def test_connections_are_reused(server: FaultServer, settings: Settings, tmp_path: Path) -> None:
+    """Two downloads in a row, one of them a redirect's target, open no more connections than needed."""
+    server.add("/a.jpg", BODY)
+
+    async def go() -> int:
+        async with Downloader(settings) as downloader:
+            for _ in range(3):
+                await downloader.download(server.url("/a.jpg"), tmp_path / "a.part")
+            return len(downloader._client._transport._direct._pool.connections)  # type: ignore[attr-defined]
+
+    assert asyncio.run(go()) == 1
+
+
+def test_the_environment_s_proxy_is_used(
+    server: FaultServer, fetch: Fetch, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With HTTP_PROXY a request goes there in absolute form, spaces encoded, its host neither resolved nor guarded."""
+    monkeypatch.setenv("HTTP_PROXY", server.base)
+    server.add("http://pictures.invalid/a b.TIF", BODY)
+    result = fetch("http://pictures.invalid/a b.TIF", allow_host=())
+    assert result.size == len(BODY)
+    assert server.log[0].target == "http://pictures.invalid/a%20b.TIF"
+    assert Downloader(settings).proxied
+
+
+def test_no_proxy_hosts_are_dialled_directly_and_guarded(
+    server: FaultServer, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NO_PROXY excepts a host from the proxy, and then the guard holds again."""
+    monkeypatch.setenv("ALL_PROXY", "127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", f"127.0.0.1:{server.port}")
+    assert fetch(server.add("/a.jpg", BODY)).size == len(BODY)
+    with pytest.raises(errors.BlockedAddressError):
+        fetch(server.url("/a.jpg"), allow_host=())
+    with pytest.raises(errors.ConnectError):
+        fetch("http://elsewhere.invalid/a.jpg")
+
+
+@pytest.mark.parametrize("proxy", ["ftp://127.0.0.1:1", "http://127.0.0.1:port"])
+def test_an_unusable_proxy_is_a_configuration_error(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    """A proxy that cannot be used is named before any download starts."""
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    with pytest.raises(ConfigError, match="proxy"):
+        Downloader(settings)
+
+
+def _foreign_errors() -> list[Exception]:
+    request = httpx.Request("GET", "http://host/")
+    arguments: dict[str, object] = {"message": "boom", "request": request, "response": httpx.Response(200)}
+    found: list[Exception] = []
+    for library in (httpx, httpcore):
+        for cls in vars(library).values():
+            if isinstance(cls, type) and issubclass(cls, Exception):
+                wanted = inspect.signature(cls.__init__).parameters
+                found.append(cls(**{name: arguments[name] for name in wanted if name in arguments}))
+    return [*found, OSError(5, "boom"), TimeoutError(), ssl.SSLError("boom"), socket.gaierror(-2, "boom"), KeyError(1)]
+
+
+@pytest.mark.parametrize("error", _foreign_errors(), ids=lambda e: f"{type(e).__module__}.{type(e).__name__}")
+def test_every_foreign_exception_has_a_class(error: Exception) -> None:
+    """Each exception of httpx, httpcore and the system maps to a fetch error; those of the network to a narrow one."""
+    mapped = fetch_error(error)
+    assert isinstance(mapped, FetchError)
+    transport = isinstance(error, httpx.TransportError | OSError | httpcore.NetworkError | httpcore.TimeoutException)
+    assert not (transport and type(mapped) is errors.TransientFetchError)
+
+
+def test_an_unexpected_exception_does_not_escape(
+    server: FaultServer, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no table knows still fails its item only, under the name of the exception."""
+    monkeypatch.setattr("etl.net.client.PartWriter", lambda *_, **__: 1 / 0)
+    with pytest.raises(errors.TransientFetchError, match="ZeroDivisionError"):
+        fetch(server.add("/a.jpg", BODY))
