@@ -1,0 +1,284 @@
+"""Captions in batches through transformers' own `generate()`: the fallback engine, and the oracle of the others."""
+
+import copy
+import gc
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from etl.captioning.captioner import never
+from etl.captioning.checkpoint import one_line
+from etl.captioning.guards import HALF, FiniteGuard, StopSignal, single_precision
+from etl.captioning.loading import LoadedModel
+from etl.captioning.preprocess import PromptEncoder, crop_aspect, open_working_copy
+from etl.captioning.quality import RECOMPUTED, quality_flags
+from etl.captioning.recipe import Recipe
+from etl.clock import now_ms
+from etl.config import Settings
+from etl.errors import CaptionError, GenerationError, ModelError
+from etl.models import CaptionItem, CaptionResult, FinishReason, ItemFailure
+
+log = logging.getLogger(__name__)
+
+ENGINE = "generate"
+
+_BATCH_FAULTS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
+"""What one picture or prompt can raise inside the processor or the model."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Prepared items.  ``inputs`` is ``None`` when the processor failed on them, for the reason in ``fault``."""
+
+    items: list[CaptionItem]
+    started_at: int
+    failures: list[ItemFailure]
+    inputs: dict[str, Any] | None = None
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """Why a batch failed.  Text alone: holding the exception would hold the tensors of its frames."""
+
+    message: str
+    out_of_memory: bool
+
+
+@dataclass(frozen=True)
+class _Output:
+    """New token ids of one row, and whether its logits stayed finite."""
+
+    ids: list[int]
+    finite: bool
+
+
+class GenerateCaptioner:
+    """A `Captioner` on one device.
+
+    Each batch is prepared in a thread while the model works on the one before.  When memory runs out, the
+    batch size is halved for the rest of the captioner's life, and the batch is done again in parts.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        settings: Settings,
+        locate: Callable[[str], Path],
+        *,
+        longest_edge: int | None = None,
+    ) -> None:
+        """``locate`` maps a working copy's hash to its file; ``longest_edge`` is the recipe's, if not the settings'.
+
+        Raises `ModelError` when the model's processor or chat template cannot serve one picture and one prompt.
+        """
+        self._loaded = loaded
+        self._model = loaded.model
+        self._locate = locate
+        self._max_aspect = settings.max_aspect
+        self._max_new_tokens = settings.max_new_tokens
+        self._batch_size = settings.batch_size
+        self._recipe = loaded.recipe(settings, engine=ENGINE, longest_edge=longest_edge)
+        self._encoder = PromptEncoder(loaded.processor, settings.max_new_tokens, loaded.context)
+        self._generation = loaded.generation_config(settings.max_new_tokens)
+        self._preparing = threading.Lock()
+        # A tokenizer must not decode in one thread while another sets its padding.
+        self._decoder = copy.deepcopy(loaded.processor.tokenizer)
+
+    @property
+    def recipe(self) -> Recipe:
+        """Everything that decides the words of these captions."""
+        return self._recipe
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures captioned together now: the setting, or less once memory has run out."""
+        return self._batch_size
+
+    def close(self) -> None:
+        """Let go of the model; its memory is free once the caller holds no `LoadedModel` either."""
+        self._model = self._loaded = None  # type: ignore[assignment]  # unusable from here on
+        self._free_memory()
+
+    def caption(
+        self, items: Iterable[CaptionItem], *, should_stop: Callable[[], bool] = never
+    ) -> Iterator[CaptionResult | ItemFailure]:
+        """Yield one outcome per item, a batch at a time; see `etl.captioning.captioner.Captioner`."""
+        source = iter(items)
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare") as pool:
+            following = self._prepare_next(pool, source, should_stop)
+            while following is not None:
+                batch = following.result()
+                following = self._prepare_next(pool, source, should_stop)
+                yield from self._run(batch, should_stop)
+
+    def _prepare_next(
+        self, pool: ThreadPoolExecutor, source: Iterator[CaptionItem], should_stop: Callable[[], bool]
+    ) -> "Future[_Batch] | None":
+        items = [] if should_stop() else list(itertools.islice(source, self._batch_size))
+        return pool.submit(self._prepare, items) if items else None
+
+    def _prepare(self, items: list[CaptionItem]) -> _Batch:
+        """Open and encode the items; those that cannot be become failures."""
+        started_at = now_ms()
+        good, pictures, texts, failures = [], [], [], []
+        with self._preparing:
+            for item in items:
+                try:
+                    text = self._encoder.encode(item.prompt).text
+                    picture = crop_aspect(open_working_copy(self._locate(item.working_sha256)), self._max_aspect)
+                except CaptionError as error:
+                    failures.append(_failure(item, error, started_at))
+                    continue
+                good.append(item)
+                pictures.append(picture)
+                texts.append(text)
+            if not good:
+                return _Batch([], started_at, failures)
+            try:
+                inputs = self._loaded.processor(
+                    images=pictures,
+                    text=texts,
+                    padding=True,
+                    padding_side="left",
+                    add_special_tokens=self._encoder.add_special_tokens,
+                    return_tensors="pt",
+                )
+            except _BATCH_FAULTS as error:
+                return _Batch(good, started_at, failures, fault=one_line(error))
+        return _Batch(good, started_at, failures, inputs=dict(inputs))
+
+    def _run(self, batch: _Batch, should_stop: Callable[[], bool]) -> Iterator[CaptionResult | ItemFailure]:
+        yield from batch.failures
+        if not batch.items or should_stop():
+            return
+        if len(batch.items) > self._batch_size:
+            yield from self._run_parts(batch.items, self._batch_size, should_stop)
+            return
+        outcome = self._attempt(batch.inputs, should_stop) if batch.inputs else _Fault(batch.fault, False)
+        if isinstance(outcome, _Fault):
+            yield from self._recover(batch, outcome, should_stop)
+            return
+        overflowed = []
+        for item, output in zip(batch.items, outcome, strict=True):
+            if not output.finite:
+                overflowed.append(item)
+            elif result := self._result(item, output):
+                yield result
+        if overflowed:
+            yield from self._recompute(overflowed, should_stop)
+
+    def _run_parts(
+        self, items: list[CaptionItem], size: int, should_stop: Callable[[], bool]
+    ) -> Iterator[CaptionResult | ItemFailure]:
+        for part in _parts(items, size):
+            if should_stop():
+                return
+            yield from self._run(self._prepare(part), should_stop)
+
+    def _recover(
+        self, batch: _Batch, fault: _Fault, should_stop: Callable[[], bool]
+    ) -> Iterator[CaptionResult | ItemFailure]:
+        """Do a failed batch again in parts; a single item that failed alone is a failure."""
+        if fault.out_of_memory:
+            self._free_memory()
+        if len(batch.items) == 1:
+            yield _failure(batch.items[0], GenerationError(fault.message), batch.started_at)
+            return
+        size = 1
+        if fault.out_of_memory:
+            size = (len(batch.items) + 1) // 2
+            if size < self._batch_size:
+                self._batch_size = size
+                log.warning("out of memory with %d pictures; going on with %d at a time", len(batch.items), size)
+        yield from self._run_parts(batch.items, size, should_stop)
+
+    def _attempt(self, inputs: dict[str, Any], should_stop: Callable[[], bool]) -> list[_Output] | _Fault:
+        """Generate for one batch.  Raises `ModelError` when the device cannot be used any more."""
+        try:
+            return self._generate(inputs, should_stop)
+        except torch.AcceleratorError as error:
+            raise ModelError(f"the GPU failed and must be started afresh: {one_line(error)}; run again") from error
+        except _BATCH_FAULTS as error:
+            return _Fault(one_line(error), _is_out_of_memory(error))
+
+    def _generate(self, inputs: dict[str, Any], should_stop: Callable[[], bool]) -> list[_Output]:
+        device, dtype = self._loaded.device, self._model.dtype
+        moved = {
+            name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+            for name, value in inputs.items()
+        }
+        length = moved["input_ids"].shape[1]
+        guard = FiniteGuard(self._loaded.eos, length, device)
+        with torch.inference_mode():
+            rows = self._model.generate(
+                **moved,
+                generation_config=self._generation,
+                logits_processor=LogitsProcessorList([guard]),
+                stopping_criteria=StoppingCriteriaList([StopSignal(should_stop)]),
+            )
+        overflowed = guard.overflowed.tolist() if guard.overflowed is not None else []
+        # Cut by count: the text of a prompt may come back in a caption.
+        new = rows[:, length:].tolist()
+        return [_Output(ids, not bad) for ids, bad in zip(new, overflowed, strict=True)]
+
+    def _result(self, item: CaptionItem, output: _Output, extra: tuple[str, ...] = ()) -> CaptionResult | None:
+        """Return the finished caption, or ``None`` when generation was stopped in its middle."""
+        ids = output.ids
+        end = next((index for index, token in enumerate(ids) if token in self._loaded.eos), None)
+        if end is None and len(ids) < self._max_new_tokens:
+            return None
+        reason = FinishReason.LENGTH if end is None else FinishReason.STOP
+        tokens = len(ids) if end is None else end + 1
+        text = self._decoder.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+        flags = quality_flags(text, item.prompt, reason, tokens)
+        return CaptionResult(item.id, text, tokens, reason, tuple(sorted({*flags, *extra})))
+
+    def _recompute(
+        self, items: list[CaptionItem], should_stop: Callable[[], bool]
+    ) -> Iterator[CaptionResult | ItemFailure]:
+        """Caption items whose logits overflowed, one by one, in float32; in float32 already, they fail."""
+        if self._loaded.dtype in HALF:
+            log.warning("half precision overflowed on %d pictures; captioning them in float32", len(items))
+        for item in items:
+            if should_stop():
+                return
+            batch = self._prepare([item])
+            outcome: list[_Output] | _Fault = _Fault("the model's output is not a number", False)
+            if self._loaded.dtype in HALF and batch.inputs:
+                with single_precision(self._model):
+                    outcome = self._attempt(batch.inputs, should_stop)
+                if isinstance(outcome, list) and not outcome[0].finite:
+                    outcome = _Fault("the model's output is not a number, in float32 neither", False)
+            if isinstance(outcome, _Fault):
+                yield _failure(item, GenerationError(outcome.message), batch.started_at)
+            elif result := self._result(item, outcome[0], (RECOMPUTED,)):
+                yield result
+
+    def _free_memory(self) -> None:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _parts(items: list[CaptionItem], size: int) -> Iterator[list[CaptionItem]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text or "alloc_failed" in text
+
+
+def _failure(item: CaptionItem, error: CaptionError, started_at: int) -> ItemFailure:
+    return ItemFailure(item.id, error.slug, str(error), error.retryable, started_at)

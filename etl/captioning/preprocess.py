@@ -1,0 +1,130 @@
+"""From a working copy and a prompt to what the model's processor takes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from etl.errors import CaptionError, ModelError, PromptTooLongError, WorkingCopyError
+
+CACHED_PROMPTS = 1024
+"""Encoded prompts kept; one takes about 6 KB with the 576 image tokens of LLaVA-1.5."""
+
+_BROKEN_PICTURE = (OSError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for damaged files, a header with absurd dimensions among them."""
+
+
+def open_working_copy(path: Path) -> Image.Image:
+    """Return the picture as RGB, wholly decoded.  Raises `WorkingCopyError` when it is missing or damaged."""
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except FileNotFoundError as error:
+        raise WorkingCopyError(f"the working copy {path.name} is not in the cache") from error
+    except _BROKEN_PICTURE as error:
+        raise WorkingCopyError(f"the working copy {path.name} cannot be read: {error}") from error
+
+
+def crop_aspect(image: Image.Image, max_aspect: float) -> Image.Image:
+    """Return the picture with its long side cut around the centre to ``max_aspect`` times the short one.
+
+    Processors enlarge the short side to the model's own size before they crop: for 30000 x 3 pixels that took
+    57 s and 11 GB.  What is cut here lies outside the square that a centre crop would have kept.
+    """
+    width, height = image.size
+    limit = max(1, int(min(width, height) * max_aspect))
+    if max(width, height) <= limit:
+        return image
+    if width > height:
+        left = (width - limit) // 2
+        return image.crop((left, 0, left + limit, height))
+    top = (height - limit) // 2
+    return image.crop((0, top, width, top + limit))
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt as the model reads it.
+
+    Attributes:
+        text: the rendered chat, with one image placeholder.
+        ids: token ids with the placeholder expanded to all image tokens, special tokens included.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+
+
+class PromptEncoder:
+    """Wraps prompts in the model's chat template and tokenises them; each distinct prompt once.
+
+    The prompt is data.  One that spells a special token of this model (``</s>``, ``<image>``, ``[INST]``) is
+    refused.  Tokenisers could split such text into plain tokens, but only for the whole chat at once, which
+    would split the template's own special tokens too; and tokenising the pieces apart moves token boundaries.
+    Fields of records were made harmless before (`etl.captioning.prompts.clean_field`), so a refusal points to
+    a faulty template.
+
+    Not thread-safe, as tokenisers are not.
+    """
+
+    def __init__(self, processor: Any, max_new_tokens: int, context: int | None) -> None:
+        """``context`` is the model's limit in tokens for prompt and caption together; ``None`` for no limit.
+
+        Raises `ModelError` when the processor cannot show one picture to the model.
+        """
+        self._processor = processor
+        self._tokenizer = processor.tokenizer
+        self._max_new_tokens = max_new_tokens
+        self._context = context
+        self._placeholder: str = getattr(processor, "image_token", None) or ""
+        if not self._placeholder:
+            raise ModelError("the model's processor names no image token; use a LLaVA model")
+        self._special = {token for token in self._tokenizer.all_special_tokens if token} | {self._placeholder}
+        self.image_tokens = self._count_image_tokens()
+        rendered = self._render("x")
+        bos = self._tokenizer.bos_token
+        self.add_special_tokens = not (bos and rendered.startswith(bos))
+        self.encode: Callable[[str], EncodedPrompt] = lru_cache(CACHED_PROMPTS)(self._encode)
+        """Return the encoded prompt.
+
+        Raises `PromptTooLongError` when prompt, image tokens and new tokens do not fit the context, and
+        `CaptionError` when the prompt spells a special token.
+        """
+
+    def check_length(self, tokens: int) -> None:
+        """Raise `PromptTooLongError` when a prompt of so many tokens leaves no room for the longest caption."""
+        if self._context is not None and tokens + self._max_new_tokens > self._context:
+            raise PromptTooLongError(
+                f"{tokens} tokens of prompt and picture and {self._max_new_tokens} new ones do not fit "
+                f"the model's context of {self._context}; shorten the prompt or lower max_new_tokens"
+            )
+
+    def _encode(self, prompt: str) -> EncodedPrompt:
+        if spelled := sorted(token for token in self._special if token in prompt):
+            raise CaptionError(f"the prompt contains {', '.join(spelled)}, which is a special token of the model")
+        text = self._render(prompt)
+        expanded = text.replace(self._placeholder, self._placeholder * self.image_tokens)
+        ids = tuple(self._tokenizer(expanded, add_special_tokens=self.add_special_tokens)["input_ids"])
+        bos = self._tokenizer.bos_token_id
+        if bos is not None and ids[:2] == (bos, bos):
+            raise ModelError("the model's chat template and its tokenizer both add a start token")
+        self.check_length(len(ids))
+        return EncodedPrompt(text, ids)
+
+    def _render(self, prompt: str) -> str:
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        chat = [{"role": "user", "content": content}]
+        text: str = self._processor.apply_chat_template(chat, add_generation_prompt=True)
+        if (count := text.count(self._placeholder)) != 1:
+            raise ModelError(f"the model's chat template gives {count} image placeholders for one picture")
+        return text
+
+    def _count_image_tokens(self) -> int:
+        """Count what the processor makes of the placeholder, for a square picture."""
+        blank = Image.new("RGB", (64, 64))
+        ids = self._processor(images=blank, text=self._placeholder, add_special_tokens=False)["input_ids"]
+        row = ids[0] if len(ids) and not isinstance(ids[0], int) else ids
+        return len(row)
