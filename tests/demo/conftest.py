@@ -1,0 +1,41 @@
+"""Runs the real pipeline with the shipped model and reads its export."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from etl.config import Settings
+from etl.pipeline import Plan, Report, run_pipeline
+
+torch.set_num_threads(1)
+"""More threads are slower for a model this small, by far on a busy machine."""
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the environment's proxies, which do not reach the loopback address."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Callable[[Path], tuple[Report, dict[str, dict[str, Any]]]]:
+    """Return a function that takes a manifest through all stages and returns the report and the rows by id."""
+
+    def run(manifest: Path) -> tuple[Report, dict[str, dict[str, Any]]]:
+        settings = Settings(
+            state=tmp_path / "state", model="demo", device="cpu", dtype="float32", batch_size=32, max_attempts=1,
+            allow_host=("127.0.0.1",), min_free=0,
+        )  # fmt: skip
+        output = tmp_path / "captions.jsonl"
+        plan = Plan(fetch=True, caption=True, manifest=str(manifest), output=str(output))
+        report = run_pipeline(settings, plan, lambda _: None)
+        rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+        return report, {row["id"]: row for row in rows}
+
+    return run
