@@ -1,0 +1,143 @@
+"""What the dashboard shows at one instant, as frozen values; two equal snapshots look the same."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from etl.models import Failure, Progress, QueueStatus, RecordOutcome, RecordState, RunInfo, RunState, Stage
+
+LIVE = frozenset({RunState.RUNNING, RunState.PAUSED, RunState.STOPPING})
+"""The states of a run that a process stands behind; only such a run hears commands."""
+
+
+class StageState(StrEnum):
+    """What a stage is doing.  ``waiting``: the run is on it, but nothing is in flight at this instant."""
+
+    EMPTY = "empty"
+    RUNNING = "running"
+    WAITING = "waiting"
+    PAUSED = "paused"
+    IDLE = "idle"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class StageView:
+    """One row of the stages.
+
+    Attributes:
+        done, total: items; cancelled ones are left out.
+        growing: the total will rise, because an earlier stage still has work.
+        retrying: items that wait for another attempt.
+        per_minute: items per minute; ``None`` when no live run works on the stage.
+        eta_s: seconds until the stage is done; ``None`` until the rate has settled.
+    """
+
+    stage: Stage
+    state: StageState
+    done: int
+    total: int
+    growing: bool
+    dead: int
+    retrying: int
+    per_minute: float | None = None
+    eta_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsView:
+    """Records of the manifests.  ``total`` counts unselected and invalid ones too, the rest only selected ones."""
+
+    total: int = 0
+    selected: int = 0
+    captioned: int = 0
+    failed: int = 0
+    pending: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClassView:
+    """Items of one stage that failed in one way; ``dead`` ones are given up, the others will be tried again."""
+
+    stage: str
+    error_class: str
+    items: int
+    dead: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that the screens show.
+
+    Attributes:
+        problem: why the state cannot be read, in words; everything else is empty then.
+        run: the latest run.  Its heartbeat is a part, so a live run makes a new snapshot each second.
+        classes: failures by stage and class, most frequent first.
+        failures: at most 200 dead items; ``None`` when nobody looks at them.
+    """
+
+    problem: str | None = None
+    run: RunInfo | None = None
+    records: RecordsView = RecordsView()
+    stages: tuple[StageView, ...] = ()
+    classes: tuple[ClassView, ...] = ()
+    failures: tuple[Failure, ...] | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether a run is there to hear commands."""
+        return self.run is not None and self.run.state in LIVE
+
+    @property
+    def dead(self) -> int:
+        """Items that a retry would put back."""
+        return sum(stage.dead for stage in self.stages)
+
+
+def records_view(progress: Progress) -> RecordsView:
+    """Return the summary of the records."""
+    return RecordsView(
+        total=sum(n for state, n in progress.records.items() if state != RecordState.REMOVED),
+        selected=progress.records.get(RecordState.ACTIVE, 0),
+        captioned=progress.outcomes.get(RecordOutcome.CAPTIONED, 0),
+        failed=progress.outcomes.get(RecordOutcome.FAILED, 0),
+        pending=progress.outcomes.get(RecordOutcome.PENDING, 0),
+    )
+
+
+def stage_views(progress: Progress, settled: frozenset[Stage]) -> tuple[StageView, ...]:
+    """Return the rows of the stages; only stages in ``settled`` get an ETA."""
+    fetch = _stage_view(Stage.FETCH, progress.sources, progress.fetched_per_s, 0, progress, settled)
+    # Nearly every source that is still to be fetched will ask for one caption that is not queued yet.
+    coming = open_items(progress.sources)
+    caption = _stage_view(Stage.CAPTION, progress.captions, progress.captioned_per_s, coming, progress, settled)
+    return fetch, caption
+
+
+def open_items(counts: dict[str, int]) -> int:
+    """Return the items of a queue that are neither done nor given up."""
+    return sum(counts.get(status, 0) for status in (QueueStatus.READY, QueueStatus.RUNNING, QueueStatus.RETRY))
+
+
+def _stage_view(
+    stage: Stage, counts: dict[str, int], per_s: float, coming: int, progress: Progress, settled: frozenset[Stage]
+) -> StageView:
+    remaining = open_items(counts)
+    done, dead = counts.get(QueueStatus.DONE, 0), counts.get(QueueStatus.DEAD, 0)
+    state = _stage_state(stage, counts, remaining, coming, progress.run)
+    at_work = state in (StageState.RUNNING, StageState.WAITING)
+    eta = (remaining + coming) / per_s if at_work and stage in settled and per_s > 0 else None
+    return StageView(
+        stage=stage, state=state, done=done, total=remaining + done + dead, growing=coming > 0, dead=dead,
+        retrying=counts.get(QueueStatus.RETRY, 0), per_minute=60 * per_s if at_work else None, eta_s=eta,
+    )  # fmt: skip
+
+
+def _stage_state(stage: Stage, counts: dict[str, int], remaining: int, coming: int, run: RunInfo | None) -> StageState:
+    if not remaining and not coming:
+        return StageState.DONE if any(counts.values()) else StageState.EMPTY
+    if run is None or run.state not in LIVE or stage not in run.stages:
+        return StageState.IDLE if remaining else StageState.EMPTY
+    # What is in flight when a run is paused is still finished.
+    if counts.get(QueueStatus.RUNNING, 0):
+        return StageState.RUNNING
+    return StageState.PAUSED if run.state is RunState.PAUSED else StageState.WAITING

@@ -1,0 +1,33 @@
+"""What failed, by stage and class; the most frequent first, as many as fit."""
+
+from textual.content import Content
+
+from etl.text import clean
+from tui.format import count, plural
+from tui.snapshot import ClassView
+from tui.theme import ALERT, QUIET, STRONG
+from tui.widgets.panel import Panel
+
+
+class ClassesPanel(Panel):
+    """A heading and one row per class."""
+
+    def lines(self, width: int) -> list[Content]:
+        classes = self.snapshot.classes
+        head = self.heading("Failures", width)
+        if not classes:
+            return [head, Content.styled("  none", QUIET)]
+        room = self.content_size.height - 1
+        shown = classes if len(classes) <= room else classes[: max(0, room - 1)]
+        rows = [self._row(view) for view in shown]
+        if len(shown) < len(classes):
+            more = plural(len(classes) - len(shown), "more kind")
+            rows.append(Content.styled(f"  {more}; f shows every dead item", QUIET))
+        return [head, *rows]
+
+    def _row(self, view: ClassView) -> Content:
+        glyph, words = (self.glyphs.dead, "dead") if view.dead else (self.glyphs.waiting, "will be tried again")
+        return Content.assemble(
+            (f"{count(view.items):>9}", STRONG), f"  {view.stage:<9}", f"{clean(view.error_class, 24):<26}",
+            (f"{glyph} {words}", ALERT if view.dead else QUIET),
+        )  # fmt: skip

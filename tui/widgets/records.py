@@ -1,0 +1,38 @@
+"""The summary of the records."""
+
+from collections.abc import Callable, Sequence
+
+from textual.content import Content
+
+from tui.format import bar, count, percent, short
+from tui.theme import ALERT, GOOD, QUIET, STRONG
+from tui.widgets.panel import Panel
+
+WIDEST_GAP = 6
+
+
+class RecordsPanel(Panel):
+    """A heading, the five counts, and one bar over the selected records."""
+
+    def lines(self, width: int) -> list[Content]:
+        records = self.snapshot.records
+        failed_style = f"bold {ALERT}" if records.failed else STRONG
+        numbers = (
+            (records.total, "total", STRONG), (records.selected, "selected", STRONG),
+            (records.captioned, "captioned", f"bold {GOOD}"), (records.failed, "failed", failed_style),
+            (records.pending, "pending", STRONG),
+        )  # fmt: skip
+        line = self._line(numbers, count, width)
+        if line.cell_length > width:
+            line = self._line(numbers, short, width)
+        share = percent(records.captioned, records.selected)
+        reached, left = bar(records.captioned, records.selected, width - 8, self.glyphs)
+        progress = Content.assemble("  ", (reached, GOOD), (left, "$line"), (f"{share:>6}", STRONG))
+        return [self.heading("Records", width), line, progress]
+
+    @staticmethod
+    def _line(numbers: Sequence[tuple[int, str, str]], write: Callable[[int], str], width: int) -> Content:
+        parts = [Content.assemble((write(n), style), (f" {word}", QUIET)) for n, word, style in numbers]
+        room = width - 2 - sum(part.cell_length for part in parts)
+        gap = " " * min(WIDEST_GAP, max(2, room // (len(parts) - 1)))
+        return Content("  ") + Content(gap).join(parts)

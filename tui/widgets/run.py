@@ -1,0 +1,69 @@
+"""The run: what it is doing, in a glyph, a word and a sentence; who it is; whether its heart beats."""
+
+from textual.content import Content
+
+from etl.clock import now_ms
+from etl.models import RunInfo, RunState
+from etl.text import clean
+from tui.format import NOTHING, duration
+from tui.theme import ALERT, GOOD, QUIET, STRONG
+from tui.widgets.panel import Panel, spread
+
+LATE_S = 15
+"""A run beats once a second; so long without a beat is worth a word, be it alive or not."""
+
+SENTENCES = {
+    RunState.NONE: "no run yet; start one with `etl run`",
+    RunState.RUNNING: "",
+    RunState.PAUSED: "nothing new is begun; p lets it go on",
+    RunState.STOPPING: "what is in flight is still finished",
+    RunState.CRASHED: "the process is gone; `etl run` resumes",
+    RunState.DONE: "all its stages are done",
+    RunState.PARTIAL: "finished, but some items are dead",
+    RunState.INTERRUPTED: "ended before everything was done; `etl run` resumes",
+    RunState.FAILED: "ended with an error",
+}
+
+_ALERTS = frozenset({RunState.PAUSED, RunState.STOPPING, RunState.CRASHED, RunState.PARTIAL, RunState.INTERRUPTED,
+                     RunState.FAILED})  # fmt: skip
+
+
+class RunPanel(Panel):
+    """Two lines; drawn every second, because the age of a heartbeat changes without a new snapshot."""
+
+    def on_mount(self) -> None:
+        self.set_interval(1.0, self.refresh)
+
+    def lines(self, width: int) -> list[Content]:
+        run, now = self.snapshot.run, now_ms()
+        state = run.state if run is not None else RunState.NONE
+        colour = ALERT if state in _ALERTS else QUIET if run is None else GOOD
+        sentence = clean(run.message, 500) if run is not None and run.message else SENTENCES[state]
+        left = Content.assemble(
+            (f"{self.glyphs.run[state]} {state}", f"bold {colour}"), "  " if sentence else "", (sentence, "$foreground")
+        )
+        return [spread(left, self._beat(now), width), self._identity(run, now)]
+
+    def _beat(self, now: int) -> Content:
+        run = self.snapshot.run
+        if run is None:
+            return Content("")
+        age = max(0, now - run.heartbeat_at) / 1000
+        if run.state is RunState.CRASHED:
+            return Content.styled(f"last heartbeat {duration(age)} ago", QUIET)
+        if not self.snapshot.live:
+            # A run that ended did so with its last beat.
+            return Content.styled(f"ended {duration(age)} ago", QUIET)
+        words = f"heartbeat {duration(age)} ago"
+        return Content.styled(words, f"bold {ALERT}" if age >= LATE_S else QUIET)
+
+    def _identity(self, run: RunInfo | None, now: int) -> Content:
+        if run is None:
+            return Content("")
+        end = run.heartbeat_at if run.ended_at is None and not self.snapshot.live else run.ended_at or now
+        gap = f" {self.glyphs.dot} "
+        return Content.assemble(
+            ("  run ", QUIET), (clean(run.uid, 12), STRONG),
+            (f"{gap}{' + '.join(run.stages) or NOTHING}{gap}{clean(run.host, 24)} pid {run.pid}"
+             f"{gap}{duration((end - run.started_at) / 1000)}", QUIET),
+        )  # fmt: skip

@@ -1,0 +1,47 @@
+"""One row per stage."""
+
+from textual.content import Content
+
+from tui.format import NOTHING, bar, count, duration, rate, short
+from tui.snapshot import StageState, StageView
+from tui.theme import ALERT, GOOD, QUIET, STRONG
+from tui.widgets.panel import Panel
+
+NAME, STATE, DONE, DEAD, RETRY, RATE, ETA = 9, 10, 17, 7, 7, 8, 8
+"""Widths of the columns in cells, the gap at their left included; the bar takes the rest."""
+
+WIDEST_BAR = 60
+
+_COLOURS = {StageState.RUNNING: GOOD, StageState.WAITING: GOOD, StageState.DONE: GOOD, StageState.PAUSED: ALERT}
+
+
+class StagesPanel(Panel):
+    """Name, state, bar, done and total, dead, waiting for another attempt, items a minute, time left."""
+
+    def lines(self, width: int) -> list[Content]:
+        cells = min(WIDEST_BAR, width - NAME - STATE - DONE - DEAD - RETRY - RATE - ETA - 2)
+        left = NAME + STATE + 2 + max(0, cells)
+        titles = Content.styled(
+            f"{'done/total ':>{DONE}}{'dead':>{DEAD}}{'retry':>{RETRY}}{'per min':>{RATE}}{'ETA':>{ETA}}", QUIET
+        )
+        head = self.heading("Stages", left)
+        return [head + titles, *(self._row(stage, cells) for stage in self.snapshot.stages)]
+
+    def _row(self, stage: StageView, cells: int) -> Content:
+        reached, left = bar(stage.done, stage.total, cells, self.glyphs)
+        total = count(stage.total) + ("+" if stage.growing else " ")
+        colour = _COLOURS.get(stage.state, QUIET)
+        return Content.assemble(
+            "  ", (f"{stage.stage:<{NAME}}", STRONG),
+            (f"{self.glyphs.stage[stage.state]} {stage.state:<{STATE - 2}}", colour),
+            (reached, GOOD), (left, "$line"),
+            (f"{count(stage.done):>{DONE - 1 - len(total)}}", STRONG), (f"/{total}", QUIET),
+            (_number(stage.dead, DEAD), ALERT if stage.dead else QUIET),
+            (_number(stage.retrying, RETRY), ALERT if stage.retrying else QUIET),
+            f"{rate(stage.per_minute):>{RATE}}",
+            (f"{duration(stage.eta_s):>{ETA}}", STRONG if stage.eta_s is not None else QUIET),
+        )  # fmt: skip
+
+
+def _number(number: int, width: int) -> str:
+    return f"{short(number) if number else NOTHING:>{width}}"
