@@ -1,0 +1,127 @@
+"""The caption queue: recipes, queueing what can be captioned, claiming, committing."""
+
+from collections.abc import Sequence
+
+from etl.clock import now_ms
+from etl.models import CaptionItem, CaptionResult, Stage
+from etl.state.database import Connection
+from etl.state.work_queue import ALONE_AFTER_CRASHES, WAKE_CANCELLED, WorkQueue
+
+_POSSIBLE = (
+    "SELECT DISTINCT s.image, r.prompt FROM records r JOIN sources s ON s.id = r.source "
+    "JOIN images i ON i.id = s.image WHERE r.state = 'active' AND i.state = 'present'"
+)
+
+
+class CaptionQueue(WorkQueue):
+    """Work queue over ``captions`` of one recipe."""
+
+    table = "captions"
+    stage = Stage.CAPTION
+
+    def __init__(
+        self, connection: Connection, run: int, recipe: int, *, max_attempts: int, backoff_s: float, cap_s: float
+    ) -> None:
+        super().__init__(connection, run, max_attempts=max_attempts, backoff_s=backoff_s, cap_s=cap_s)
+        self.recipe = recipe
+
+    def enqueue_possible(self) -> int:
+        """Queue a caption for every active record whose image is here; cancel those that no record needs.
+
+        Returns the number of captions that are new or wanted again.
+        """
+        with self._connection.transaction() as db:
+            # One after the other, each with the partial index of its statuses.
+            for which in ("status IN ('ready', 'retry')", "status = 'dead'"):
+                db.conn.execute(
+                    f"UPDATE captions SET status = 'cancelled' WHERE recipe = ? AND {which} "
+                    "AND NOT EXISTS (SELECT 1 FROM sources s JOIN records r ON r.source = s.id "
+                    "WHERE s.image = captions.image AND r.state = 'active' AND r.prompt = captions.prompt)",
+                    (self.recipe,),
+                )
+            # WHERE true: without it SQLite reads ON CONFLICT as a join constraint.
+            return db.conn.execute(
+                f"INSERT INTO captions (image, prompt, recipe) SELECT image, prompt, ? FROM ({_POSSIBLE}) WHERE true "
+                f"{WAKE_CANCELLED}",
+                (self.recipe,),
+            ).rowcount
+
+    def claim(self, limit: int) -> list[CaptionItem]:
+        """Lease up to ``limit`` due captions, oldest first; items with many crashes are left for `claim_suspect`."""
+        return self._claim(limit, f"crashes < {ALONE_AFTER_CRASHES}")
+
+    def claim_suspect(self) -> CaptionItem | None:
+        """Lease one due caption that may have killed its process; the caller runs it alone."""
+        items = self._claim(1, f"crashes >= {ALONE_AFTER_CRASHES}")
+        return items[0] if items else None
+
+    def next_due_ms(self) -> int | None:
+        """Return when the next waiting caption of this recipe may be tried; ``None`` when none waits."""
+        sql = "SELECT min(not_before) FROM captions WHERE status IN ('ready', 'retry') AND recipe = ?"
+        value = self._connection.rows(sql, (self.recipe,))[0][0]
+        return None if value is None else int(value)
+
+    def _claim(self, limit: int, which: str) -> list[CaptionItem]:
+        with self._connection.transaction() as db:
+            claimed = [
+                row[0]
+                for row in db.conn.execute(
+                    "UPDATE captions SET status = 'running', lease_run = ? WHERE id IN ("
+                    "SELECT id FROM captions WHERE status IN ('ready', 'retry') AND recipe = ? AND not_before <= ? "
+                    f"AND {which} ORDER BY not_before, id LIMIT ?) RETURNING id",
+                    (self._run, self.recipe, now_ms(), limit),
+                ).fetchall()
+            ]
+            if not claimed:
+                return []
+            rows = db.conn.execute(
+                "SELECT c.id, i.working_sha256, p.text, c.crashes FROM captions c JOIN images i ON i.id = c.image "
+                f"JOIN prompts p ON p.id = c.prompt WHERE c.id IN ({','.join('?' * len(claimed))}) ORDER BY c.id",
+                claimed,
+            ).fetchall()
+        return [CaptionItem(*row) for row in rows]
+
+    def commit(self, results: Sequence[CaptionResult], started_at: int) -> int:
+        """Commit finished captions in one transaction; return how many were still held by this run."""
+        now, committed = now_ms(), 0
+        with self._connection.transaction() as db:
+            for result in results:
+                changed = db.conn.execute(
+                    "UPDATE captions SET status = 'done', text = ?, tokens = ?, finish_reason = ?, flags = ?, run = ?, "
+                    "done_at = ?, attempts = attempts + 1, lease_run = NULL, error_class = NULL, error = NULL "
+                    "WHERE id = ? AND status = 'running' AND lease_run = ?",
+                    (
+                        result.text, result.tokens, result.finish_reason, ",".join(result.flags), self._run, now,
+                        result.id, self._run,
+                    ),
+                ).rowcount  # fmt: skip
+                if changed:
+                    self._log_attempt(db, result.id, started_at, now, None, None)
+                    committed += 1
+        return committed
+
+    def open_items(self) -> int:
+        """Return the number of captions of this recipe that are ready, waiting or running."""
+        sql = (
+            "SELECT coalesce(sum(n), 0) FROM counters WHERE stage = 'captions' AND recipe = ? "
+            "AND status IN ('ready', 'retry', 'running')"
+        )
+        return int(self._connection.rows(sql, (self.recipe,))[0][0])
+
+
+def use_recipe(connection: Connection, *, sha256: str, model: str, revision: str, spec: str) -> int:
+    """Make a recipe the current one, so that outcomes and counts speak of it; return its id."""
+    with connection.transaction() as db:
+        db.conn.execute(
+            "INSERT INTO recipes (sha256, model, revision, spec, created_at) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (sha256) DO NOTHING",
+            (sha256, model, revision, spec, now_ms()),
+        )
+        recipe, current = db.conn.execute("SELECT id, current FROM recipes WHERE sha256 = ?", (sha256,)).fetchone()
+        if not current:
+            db.conn.execute("UPDATE recipes SET current = (id = ?)", (recipe,))
+            db.conn.execute(
+                "UPDATE records SET outcome = (SELECT outcome FROM record_outcomes v WHERE v.record = records.id) "
+                "WHERE state = 'active'"
+            )
+        return int(recipe)

@@ -1,0 +1,346 @@
+"""Writing manifests: records, their lines, sources and prompts, in batches with the committed offset.
+
+Rows and the offset up to which the manifest was read are committed together, so an ingest that was killed
+goes on exactly behind its last committed line.  Ids are given out here: this is the only writer.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from sqlite_utils import Database
+
+from etl.errors import DuplicateKeyError
+from etl.models import RecordState
+from etl.state.database import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class NewRecord:
+    """One manifest line, ready to store.
+
+    Attributes:
+        key: unique within the state.
+        position: line number, from 1.
+        line: the line as it stands in the manifest, its line end included.
+        url, host, prompt: ``None`` for an invalid record.
+        state: active, unselected or invalid.
+        error_class, error: why it is invalid.
+    """
+
+    key: str
+    position: int
+    line: bytes
+    url: str | None
+    host: str
+    prompt: str | None
+    state: RecordState
+    error_class: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How far a manifest was read.
+
+    Attributes:
+        offset: bytes of the (decompressed) manifest read so far.
+        sha256: hash of those bytes, hex.
+        lines: lines so far, blank ones included.
+        rows: records so far.
+    """
+
+    offset: int = 0
+    sha256: str = hashlib.sha256().hexdigest()
+    lines: int = 0
+    rows: int = 0
+
+
+@dataclass(slots=True)
+class BatchCounts:
+    """What storing one batch changed."""
+
+    added: int = 0
+    changed: int = 0
+
+
+@dataclass(slots=True)
+class ManifestRow:
+    """The manifest's row: what is known of it from earlier runs."""
+
+    id: int
+    spec: str
+    generation: int
+    complete: bool
+    size: int | None
+    sha256: str | None
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+
+
+class ManifestWriter:
+    """Stores the records of one manifest, one generation at a time."""
+
+    def __init__(self, connection: Connection, path: str) -> None:
+        self._connection = connection
+        self.path = path
+
+    def find(self) -> ManifestRow | None:
+        """Return what is known of this manifest, or ``None``."""
+        rows = self._connection.rows(
+            "SELECT id, spec, generation, complete, bytes, sha256, offset, offset_sha256, lines, rows "
+            "FROM manifests WHERE path = ?",
+            (self.path,),
+        )
+        if not rows:
+            return None
+        number, spec, generation, complete, size, sha256, *progress = rows[0]
+        return ManifestRow(number, spec, generation, bool(complete), size, sha256, Checkpoint(*progress))
+
+    def begin(self, spec: str) -> ManifestRow:
+        """Begin a new generation that reads the manifest from its start."""
+        with self._connection.transaction() as db:
+            db.conn.execute(
+                "INSERT INTO manifests (path, spec, generation, offset_sha256) VALUES (?, ?, 1, ?) "
+                "ON CONFLICT (path) DO UPDATE SET spec = excluded.spec, generation = generation + 1, bytes = NULL, "
+                "sha256 = NULL, offset = 0, offset_sha256 = excluded.offset_sha256, lines = 0, rows = 0, complete = 0",
+                (self.path, spec, Checkpoint().sha256),
+            )
+        row = self.find()
+        assert row is not None
+        return row
+
+    def store(
+        self, manifest: ManifestRow, records: Sequence[NewRecord], checkpoint: Checkpoint, *, strict: bool = False
+    ) -> BatchCounts:
+        """Commit one batch and the checkpoint behind it.
+
+        With ``strict`` a key that was seen before raises `DuplicateKeyError`, and nothing of the batch is kept.
+        """
+        counts = BatchCounts()
+        with self._connection.transaction() as db:
+            known = _known(db, [record.key for record in records])
+            records = _without_duplicates(db, manifest, records, known, strict=strict)
+            sources = _source_ids(db, records)
+            prompts = _prompt_ids(db, records)
+            _write_records(db, manifest, records, known, sources, prompts, counts)
+            db.conn.execute(
+                "UPDATE manifests SET offset = ?, offset_sha256 = ?, lines = ?, rows = ? WHERE id = ?",
+                (checkpoint.offset, checkpoint.sha256, checkpoint.lines, checkpoint.rows, manifest.id),
+            )
+        return counts
+
+    def finish(self, manifest: ManifestRow, checkpoint: Checkpoint) -> int:
+        """Mark the generation complete; return how many records are no longer in the manifest.
+
+        Only now, with the whole file read, is a record that was not seen known to be removed.
+        """
+        with self._connection.transaction() as db:
+            removed, first = 0, manifest.generation == 1
+            if not first:
+                removed = db.conn.execute(
+                    "UPDATE records SET state = 'removed' "
+                    "WHERE manifest = ? AND generation <> ? AND state <> 'removed'",
+                    (manifest.id, manifest.generation),
+                ).rowcount
+            if not first or db.conn.execute("SELECT 1 FROM manifests WHERE id <> ?", (manifest.id,)).fetchone():
+                _align_sources(db)
+            db.conn.execute(
+                "UPDATE manifests SET complete = 1, bytes = offset, sha256 = offset_sha256, lines = ?, rows = ? "
+                "WHERE id = ?",
+                (checkpoint.lines, checkpoint.rows, manifest.id),
+            )
+        return removed
+
+    def states(self, manifest: ManifestRow) -> dict[str, int]:
+        """Return the number of this manifest's records per state."""
+        sql = "SELECT state, count(*) FROM records WHERE manifest = ? GROUP BY state"
+        return {state: n for state, n in self._connection.rows(sql, (manifest.id,))}
+
+    def reselect(self, manifest: int, spec: str, chosen: Iterable[tuple[int, RecordState]]) -> None:
+        """Set the state of valid records as ``chosen`` says, and remember the selection in ``spec``."""
+        with self._connection.transaction() as db:
+            db.conn.executemany(
+                "UPDATE records SET state = ?2 WHERE id = ?1 AND state IN ('active', 'unselected') AND state <> ?2",
+                chosen,
+            )
+            db.conn.execute("UPDATE manifests SET spec = ? WHERE id = ?", (spec, manifest))
+            _align_sources(db)
+
+
+def _align_sources(db: Database) -> None:
+    """Cancel the sources that no active record needs any more, and wake those that are needed again."""
+    needed = "EXISTS (SELECT 1 FROM records r WHERE r.source = sources.id AND r.state = 'active')"
+    db.conn.execute(
+        f"UPDATE sources SET status = 'cancelled' WHERE status IN ('ready', 'retry', 'dead') AND NOT {needed}"
+    )
+    db.conn.execute(f"UPDATE sources SET {_WOKEN} WHERE status = 'cancelled' AND {needed}")
+
+
+_WOKEN = (
+    "status = CASE WHEN EXISTS (SELECT 1 FROM images i WHERE i.id = sources.image AND i.state = 'present') "
+    "THEN 'done' ELSE 'ready' END, attempts = 0, crashes = 0, not_before = 0, error_class = NULL, error = NULL"
+)
+
+
+class _Known(NamedTuple):
+    """A record as the state has it; ``content`` is what a manifest line decides."""
+
+    id: int
+    manifest: int
+    generation: int
+    position: int
+    content: tuple[object, ...]
+
+
+def _known(db: Database, keys: Sequence[str]) -> dict[str, _Known]:
+    """Return the records that the state has under these keys."""
+    return {
+        key: _Known(number, manifest, generation, position, tuple(content))
+        for key, number, manifest, generation, position, *content in db.conn.execute(
+            "SELECT key, id, manifest, generation, position, line_sha256, source, prompt, state, error_class, error "
+            "FROM records WHERE key IN (SELECT value FROM json_each(?))",
+            (json.dumps(keys),),
+        ).fetchall()
+    }
+
+
+def _without_duplicates(
+    db: Database,
+    manifest: ManifestRow,
+    records: Sequence[NewRecord],
+    known: dict[str, _Known],
+    *,
+    strict: bool,
+) -> list[NewRecord]:
+    """Turn every line whose key was already seen in this generation into an invalid record of its own.
+
+    ``known`` gains what the state has under the keys that such lines get.  With ``strict`` raises
+    `DuplicateKeyError` instead.
+    """
+    this = (manifest.id, manifest.generation)
+    seen = {key: old.position for key, old in known.items() if (old.manifest, old.generation) == this}
+    result = []
+    for record in records:
+        first = seen.setdefault(record.key, record.position)
+        if first == record.position:
+            result.append(record)
+            continue
+        message = f"line {first} has the same key {record.key!r}"
+        if strict:
+            raise DuplicateKeyError(f"line {record.position}: {message}")
+        key = record.key
+        # A manifest may hold the very key that a duplicate would get; then that is lengthened until it is free.
+        while seen.get(key, record.position) != record.position:
+            key = f"{key} (line {record.position})"
+            if key not in seen:
+                found = _known(db, [key])
+                known |= found
+                seen |= {key: old.position for key, old in found.items() if (old.manifest, old.generation) == this}
+        seen[key] = record.position
+        result.append(
+            NewRecord(
+                key, record.position, record.line, None, "", None, RecordState.INVALID, "duplicate_key",
+                message,
+            )
+        )  # fmt: skip
+    return result
+
+
+def _source_ids(db: Database, records: Sequence[NewRecord]) -> dict[str, int]:
+    """Return the id of every source in the batch, adding new ones and waking cancelled ones."""
+    hosts = {record.url: record.host for record in records if record.url is not None}
+    wanted = {record.url for record in records if record.url is not None and record.state is RecordState.ACTIVE}
+    ids: dict[str, int] = {}
+    asleep = []
+    for number, url, status in db.conn.execute(
+        "SELECT id, url, status FROM sources WHERE url IN (SELECT value FROM json_each(?))", (json.dumps(list(hosts)),)
+    ).fetchall():
+        ids[url] = number
+        if status == "cancelled" and url in wanted:
+            asleep.append((number,))
+    db.conn.executemany(f"UPDATE sources SET {_WOKEN} WHERE id = ?", asleep)
+    following = db.conn.execute("SELECT coalesce(max(id), 0) + 1 FROM sources").fetchone()[0]
+    new = []
+    for number, url in enumerate((url for url in hosts if url not in ids), start=following):
+        ids[url] = number
+        new.append((number, url, hosts[url], "ready" if url in wanted else "cancelled"))
+    _insert(db, "sources", "id, url, host, status", new)
+    return ids
+
+
+def _prompt_ids(db: Database, records: Sequence[NewRecord]) -> dict[str, int]:
+    """Return the id of every prompt text in the batch, adding new ones."""
+    # In the order of the records: a set would number them differently each time.
+    texts = dict.fromkeys(record.prompt for record in records if record.prompt is not None)
+    hashes = {hashlib.sha256(text.encode()).hexdigest(): text for text in texts}
+    known = db.conn.execute(
+        "SELECT sha256, id FROM prompts WHERE sha256 IN (SELECT value FROM json_each(?))", (json.dumps(list(hashes)),)
+    ).fetchall()
+    ids = {hashes[digest]: number for digest, number in known}
+    following = db.conn.execute("SELECT coalesce(max(id), 0) + 1 FROM prompts").fetchone()[0]
+    new = [(digest, text) for digest, text in hashes.items() if text not in ids]
+    for number, (_, text) in enumerate(new, start=following):
+        ids[text] = number
+    db.conn.executemany(
+        "INSERT INTO prompts (id, sha256, text) VALUES (?, ?, ?)", [(ids[text], digest, text) for digest, text in new]
+    )
+    return ids
+
+
+def _write_records(
+    db: Database,
+    manifest: ManifestRow,
+    records: Sequence[NewRecord],
+    known: Mapping[str, _Known],
+    sources: Mapping[str, int],
+    prompts: Mapping[str, int],
+    counts: BatchCounts,
+) -> None:
+    """Insert new records, update changed ones, and mark unchanged ones as seen in this generation."""
+    following = db.conn.execute("SELECT coalesce(max(id), 0) + 1 FROM records").fetchone()[0]
+    added, lines, changed, changed_lines, seen = [], [], [], [], []
+    for record in records:
+        content = (
+            hashlib.sha256(record.line).digest(), sources.get(record.url or ""), prompts.get(record.prompt or ""),
+            record.state.value, record.error_class, record.error,
+        )  # fmt: skip
+        place = (manifest.id, record.position, manifest.generation)
+        old = known.get(record.key)
+        if old is None:
+            added.append((following, record.key, *place, *content))
+            lines.append((following, record.line))
+            following += 1
+        elif old.content == content:
+            seen.append((*place, old.id))
+        else:
+            changed.append((*place, *content, old.id))
+            changed_lines.append((record.line, old.id))
+    _insert(db, "records", _RECORD_COLUMNS, added)
+    execute = db.conn.executemany
+    execute("INSERT INTO record_lines (record, line) VALUES (?, ?)", lines)
+    execute("UPDATE records SET manifest = ?, position = ?, generation = ? WHERE id = ?", seen)
+    execute(
+        "UPDATE records SET manifest = ?, position = ?, generation = ?, line_sha256 = ?, source = ?, prompt = ?, "
+        "state = ?, error_class = ?, error = ? WHERE id = ?",
+        changed,
+    )
+    execute("UPDATE record_lines SET line = ? WHERE record = ?", changed_lines)
+    counts.added += len(added)
+    counts.changed += len(changed)
+
+
+_RECORD_COLUMNS = "id, key, manifest, position, generation, line_sha256, source, prompt, state, error_class, error"
+
+
+def _insert(db: Database, table: str, columns: str, rows: Sequence[tuple[object, ...]]) -> None:
+    """Insert many rows by one statement, by way of a temporary table.
+
+    A statement on a table with triggers opens a journal of its own; one for each row costs as much as the row.
+    """
+    execute = db.conn.execute
+    execute(f"CREATE TEMP TABLE IF NOT EXISTS new_{table} ({columns})")
+    db.conn.executemany(f"INSERT INTO temp.new_{table} VALUES ({','.join('?' * (columns.count(',') + 1))})", rows)
+    execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM temp.new_{table}")
+    execute(f"DELETE FROM temp.new_{table}")

@@ -1,0 +1,45 @@
+"""Giving dead items another chance, chosen by stage, error class, host or record key."""
+
+from etl.models import FailureFilter, Stage
+from etl.state.database import Connection
+
+_CURRENT = " AND recipe = (SELECT id FROM recipes WHERE current = 1)"
+
+
+def retry_failed(connection: Connection, chosen: FailureFilter, *, dry_run: bool = False) -> dict[str, int]:
+    """Put the chosen dead items back to ready with no attempts charged; return how many per stage.
+
+    Captions of an earlier recipe are left alone: nobody would work on them.  History stays in ``attempts``.
+    With ``dry_run`` they are only counted.
+    """
+    counts: dict[str, int] = {}
+    with connection.transaction() as db:
+        for stage, table in ((Stage.FETCH, "sources"), (Stage.CAPTION, "captions")):
+            if chosen.stage not in (None, stage):
+                continue
+            condition, arguments = _condition(table, chosen)
+            if dry_run:
+                sql = f"SELECT count(*) FROM {table} WHERE status = 'dead'{condition}"
+                counts[stage] = int(db.conn.execute(sql, arguments).fetchone()[0])
+                continue
+            counts[stage] = db.conn.execute(
+                f"UPDATE {table} SET status = 'ready', attempts = 0, crashes = 0, not_before = 0, "
+                f"error_class = NULL, error = NULL WHERE status = 'dead'{condition}",
+                arguments,
+            ).rowcount
+    return counts
+
+
+_KEY = {
+    "sources": "id = (SELECT source FROM records WHERE key = ?)",
+    "captions": "(image, prompt) = (SELECT s.image, r.prompt FROM records r JOIN sources s ON s.id = r.source "
+    "WHERE r.key = ?)",
+}
+_HOST = {"sources": "host = ?", "captions": "image IN (SELECT image FROM sources WHERE host = ?)"}
+
+
+def _condition(table: str, chosen: FailureFilter) -> tuple[str, list[str]]:
+    parts = {"error_class = ?": chosen.error_class, _HOST[table]: chosen.host, _KEY[table]: chosen.key}
+    given = {sql: value for sql, value in parts.items() if value is not None}
+    recipe = _CURRENT if table == "captions" else ""
+    return recipe + "".join(f" AND {sql}" for sql in given), list(given.values())

@@ -1,0 +1,219 @@
+"""The only writer of a state directory: lock, database, runs, and access to the work queues.
+
+with Store.open(settings) as store, store.run((Stage.FETCH,)) as run:
+    sources = store.sources(run)
+"""
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from etl import __version__
+from etl.clock import now_ms
+from etl.config import Settings
+from etl.errors import WorkingCopyError
+from etl.models import ExportSummary, FailureFilter, GpuSample, RunState, Stage
+from etl.state import captions as caption_queue
+from etl.state import retry, schema
+from etl.state.captions import CaptionQueue
+from etl.state.database import DATABASE_NAME, Connection
+from etl.state.lock import StateLock
+from etl.state.records import ManifestWriter
+from etl.state.sources import SourceQueue
+from etl.state.work_queue import recover
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A request of another process; ``arguments`` as `etl.state.control` wrote them."""
+
+    id: int
+    name: str
+    arguments: dict[str, Any]
+
+
+class Store:
+    """Everything that changes a state.  Open it with `Store.open`; close it, or use it as a context manager."""
+
+    def __init__(self, settings: Settings, connection: Connection, resources: ExitStack) -> None:
+        self.settings = settings
+        self._connection = connection
+        self._resources = resources
+
+    @classmethod
+    def open(cls, settings: Settings, *, create: bool = True) -> "Store":
+        """Lock the state directory, create or migrate its database, and recover what dead runs held.
+
+        Raises `StateLockedError`, `StateNewerError`, `StateMissingError` (with ``create=False``) or
+        `StateError`; nothing was changed then.
+        """
+        with ExitStack() as resources:
+            if not create and not (settings.state / DATABASE_NAME).exists():
+                Connection(settings.state / DATABASE_NAME, create=False)
+            resources.enter_context(StateLock(settings.state))
+            connection = Connection(settings.state / DATABASE_NAME, create=create)
+            resources.callback(connection.close)
+            with connection.guard():
+                schema.migrate(connection.db)
+            recover(connection, backoff_cap_s=settings.backoff_cap_s)
+            return cls(settings, connection, resources.pop_all())
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database and let go of the lock."""
+        self._resources.close()
+
+    @property
+    def directory(self) -> Path:
+        """The state directory."""
+        return self.settings.state
+
+    def manifest(self, path: str) -> ManifestWriter:
+        """Return the writer for the manifest known as ``path``."""
+        return ManifestWriter(self._connection, path)
+
+    def sources(self, run: int) -> SourceQueue:
+        """Return the fetch queue, leased to ``run``."""
+        return SourceQueue(self._connection, run, **self._patience())
+
+    def captions(self, run: int, recipe: int) -> CaptionQueue:
+        """Return the caption queue of one recipe, leased to ``run``."""
+        return CaptionQueue(self._connection, run, recipe, **self._patience())
+
+    def _patience(self) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "max_attempts": settings.max_attempts,
+            "backoff_s": settings.backoff_s,
+            "cap_s": settings.backoff_cap_s,
+        }
+
+    def use_recipe(self, *, sha256: str, model: str, revision: str, spec: str) -> int:
+        """Make a recipe the current one; return its id."""
+        return caption_queue.use_recipe(self._connection, sha256=sha256, model=model, revision=revision, spec=spec)
+
+    def retry_failed(self, chosen: FailureFilter, *, dry_run: bool = False) -> dict[str, int]:
+        """Put the chosen dead items back to ready; return how many per stage."""
+        return retry.retry_failed(self._connection, chosen, dry_run=dry_run)
+
+    # Runs.
+
+    def begin_run(self, stages: Sequence[Stage]) -> int:
+        """Record the beginning of a run; return its id."""
+        now = now_ms()
+        with self._connection.transaction() as db:
+            rows = db.conn.execute(
+                "INSERT INTO runs (uid, stages, started_at, heartbeat_at, host, pid, app_version, config) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+                (
+                    uuid.uuid4().hex[:12], ",".join(stages), now, now, socket.gethostname(), os.getpid(),
+                    __version__, json.dumps(self.settings.to_json()),
+                ),
+            ).fetchall()  # fmt: skip
+        return int(rows[0][0])
+
+    def heartbeat(self, run: int, state: RunState) -> None:
+        """Tell readers that the run is alive and what it is doing."""
+        with self._connection.transaction() as db:
+            db.conn.execute(
+                "UPDATE runs SET heartbeat_at = ?, state = ? WHERE id = ? AND ended_at IS NULL",
+                (now_ms(), state, run),
+            )
+
+    def end_run(self, run: int, state: RunState, message: str | None = None) -> None:
+        """Release every lease of the run and record how it ended."""
+        now = now_ms()
+        self.sources(run).release_all()
+        self.captions(run, 0).release_all()
+        with self._connection.transaction() as db:
+            db.conn.execute(
+                "UPDATE runs SET ended_at = ?, heartbeat_at = ?, state = ?, message = ? "
+                "WHERE id = ? AND ended_at IS NULL",
+                (now, now, state, message, run),
+            )
+
+    @contextmanager
+    def run(self, stages: Sequence[Stage]) -> Iterator[int]:
+        """Record one run around a block that does not watch for signals itself: ended done, or failed."""
+        run = self.begin_run(stages)
+        try:
+            yield run
+        except BaseException as error:
+            self.end_run(run, RunState.FAILED, str(error)[:500])
+            raise
+        self.end_run(run, RunState.DONE)
+
+    # What other processes ask for, and what was written.
+
+    def open_commands(self) -> list[Command]:
+        """Return the commands that nobody has acknowledged yet, oldest first."""
+        rows = self._connection.rows("SELECT id, name, arguments FROM commands WHERE acknowledged_at IS NULL")
+        return [Command(number, name, json.loads(arguments)) for number, name, arguments in sorted(rows)]
+
+    def acknowledge(self, command: Command, run: int | None, result: str) -> None:
+        """Answer a command; its sender waits for this."""
+        with self._connection.transaction() as db:
+            db.conn.execute(
+                "UPDATE commands SET acknowledged_at = ?, run = ?, result = ? WHERE id = ?",
+                (now_ms(), run, result, command.id),
+            )
+
+    def record_gpu(self, run: int, sample: GpuSample) -> None:
+        """Record the load of one GPU."""
+        with self._connection.transaction() as db:
+            db.conn.execute(
+                "INSERT INTO gpu_samples (run, at, gpu, load_percent, memory_used, memory_total, power_w) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    run, now_ms(), sample.gpu, sample.load_percent, sample.memory_used, sample.memory_total,
+                    sample.power_w,
+                ),
+            )  # fmt: skip
+
+    def record_export(self, run: int, summary: ExportSummary, recipe: int | None) -> None:
+        """Record a finished export."""
+        with self._connection.transaction() as db:
+            db.conn.execute(
+                "INSERT INTO exports (run, path, recipe, rows, bytes, sha256, at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (run, str(summary.path), recipe, summary.rows, summary.size, summary.sha256, now_ms()),
+            )
+
+    def requeue_missing_images(self, images: Sequence[int]) -> int:
+        """Mark images whose working copy is gone or damaged, and put their sources back into the fetch queue.
+
+        Captions that exist stay, and a source that no record needs waits until one does.  Captions that need
+        the picture, or failed for want of it, are cancelled until it is back.  Returns the number of sources
+        that will be fetched again.
+        """
+        with self._connection.transaction() as db:
+            requeued = 0
+            for image in images:
+                db.conn.execute("UPDATE images SET state = 'missing' WHERE id = ?", (image,))
+                # Ready, they would be claimed, and fail, before the picture has come.
+                db.conn.execute(
+                    "UPDATE captions SET status = 'cancelled', attempts = 0, not_before = 0 WHERE image = ? "
+                    "AND (status IN ('ready', 'retry') OR status = 'dead' AND error_class = ?)",
+                    (image, WorkingCopyError.slug),
+                )
+                rows = db.conn.execute(
+                    "UPDATE sources SET status = CASE WHEN EXISTS (SELECT 1 FROM records r WHERE r.source = sources.id "
+                    "AND r.state = 'active') THEN 'ready' ELSE 'cancelled' END, attempts = 0, crashes = 0, "
+                    "not_before = 0, done_at = NULL WHERE image = ? AND status = 'done' RETURNING status",
+                    (image,),
+                ).fetchall()
+                requeued += sum(status == "ready" for (status,) in rows)
+        return requeued

@@ -1,0 +1,144 @@
+"""Query plans of the statements that the code really runs, over a state with items in every status.
+
+A partial index is used only where SQLite can prove its predicate from the statement's own text, so the plans are
+asked for the text as it was prepared, with its parameters left to be bound.
+"""
+
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support.states import captioned, failed, fetched, put_records, use_recipe
+
+from etl.clock import now_ms
+from etl.models import FailureFilter, Stage
+from etl.state.captions import CaptionQueue
+from etl.state.queries import Reader
+from etl.state.sources import SourceQueue
+from etl.state.store import Store
+from etl.state.work_queue import recover
+
+Plans = dict[str, list[str]]
+
+
+class _Recorder:
+    """Stands before a connection and notes the plan of every statement just before it runs."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.plans: Plans = {}
+
+    def execute(self, sql: str, arguments: Any = ()) -> sqlite3.Cursor:
+        if sql.lstrip().upper().startswith(("SELECT", "UPDATE", "DELETE", "INSERT")):
+            rows = self._connection.execute(f"EXPLAIN QUERY PLAN {sql}", arguments).fetchall()
+            self.plans[sql] = [row[3] for row in rows]
+        return self._connection.execute(sql, arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+
+class _State:
+    """A state in which every status occurs, and a recorder of what is run on it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        put_records(store, [
+            *({"id": str(n), "url": f"http://h{n % 3}.example/{n}.jpg"} for n in range(60)), {"id": "bad"},
+        ])  # fmt: skip
+        self.recipe = use_recipe(store)
+        self.run = store.begin_run([Stage.FETCH, Stage.CAPTION])
+        self.sources: SourceQueue = store.sources(self.run)
+        self.captions: CaptionQueue = store.captions(self.run, self.recipe)
+        items = self.sources.claim("h0.example", 20)
+        self.sources.commit([fetched(item) for item in items[:12]], self.recipe)
+        self.sources.fail([failed(item.id, retryable=item.id % 2 == 0) for item in items[12:]])
+        claimed = self.captions.claim(8)
+        self.captions.commit([captioned(item) for item in claimed[:3]], now_ms())
+        self.captions.fail([failed(item.id, retryable=item.id % 2 == 0) for item in claimed[3:]])
+        self.item = self.sources.claim("h1.example", 1)[0]
+        self.recorder = _Recorder(store._connection.db.conn)
+        store._connection.db.conn = self.recorder  # type: ignore[assignment]
+
+    def plans(self, work: Callable[["_State"], object]) -> Plans:
+        """Return the plans of what ``work`` runs through the store or through a reader."""
+        self.recorder.plans.clear()
+        with Reader(self.store.directory) as reader:
+            recorder = _Recorder(reader._db)
+            reader._db = recorder  # type: ignore[assignment]
+            self.reader = reader
+            work(self)
+        return self.recorder.plans | recorder.plans
+
+
+@pytest.fixture
+def full(store: Store) -> Iterator[_State]:
+    state = _State(store)
+    yield state
+    store._connection.db.conn = state.recorder._connection
+
+
+WORK: dict[str, tuple[Callable[[_State], object], str]] = {
+    "claim of sources": (lambda s: s.sources.claim("h0.example", 4), "sources_ready"),
+    "hosts with due work": (lambda s: s.sources.ready_hosts(), "sources_ready"),
+    "next due source": (lambda s: s.sources.next_due_ms(), "sources_ready"),
+    "release of sources": (lambda s: s.sources.release_all(), "sources_running"),
+    "claim of captions": (lambda s: s.captions.claim(4), "captions_ready"),
+    "claim of a suspect": (lambda s: s.captions.claim_suspect(), "captions_ready"),
+    "next due caption": (lambda s: s.captions.next_due_ms(), "captions_ready"),
+    "release of captions": (lambda s: s.captions.release_all(), "captions_running"),
+    "recovery": (lambda s: recover(s.store._connection, backoff_cap_s=600), "sources_running"),
+    "open commands": (lambda s: s.store.open_commands(), "commands_open"),
+    "retry": (lambda s: s.store.retry_failed(FailureFilter()), "sources_dead"),
+    "retry by class": (lambda s: s.store.retry_failed(FailureFilter(error_class="timeout")), "captions_dead"),
+    "retry by key": (lambda s: s.store.retry_failed(FailureFilter(key="1")), "sqlite_autoindex_records_1"),
+    "count to retry": (lambda s: s.store.retry_failed(FailureFilter(), dry_run=True), "sources_dead"),
+    "failures": (lambda s: list(s.reader.failures()), "sources_dead"),
+    "failures of ingest": (lambda s: list(s.reader.failures(FailureFilter(stage=Stage.INGEST))), "records_invalid"),
+    "failures of caption": (lambda s: list(s.reader.failures(FailureFilter(stage=Stage.CAPTION))), "captions_dead"),
+    "failures by class": (lambda s: list(s.reader.failures(FailureFilter(error_class="timeout"))), "sources_dead"),
+    "failure classes": (lambda s: s.reader.failure_classes(), "captions_dead"),
+    "waiting classes": (lambda s: s.reader.waiting_classes(), "sources_ready"),
+    "progress": (lambda s: s.reader.progress(), "sources_done_at"),
+    "pages of lines": (lambda s: list(s.reader.lines(1)), "records_in_order"),
+    "pages of an export": (lambda s: list(s.reader.export_rows(1, s.recipe)), "records_in_order"),
+    "story": (lambda s: s.reader.story("3"), "attempts_by_item"),
+    "commit of a picture": (lambda s: s.sources.commit([fetched(s.item)], s.recipe), "records_by_source"),
+    "failed attempt": (lambda s: s.sources.fail([failed(s.item.id)]), "attempts_by_item"),
+}
+
+_SMALL = {"runs", "recipes", "manifests", "counters", "commands", "p"}
+"""Tables of a few rows; ``p`` is the alias of ``recipes`` in the view of outcomes."""
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_work_on_open_items_costs_what_is_open(full: _State, name: str) -> None:
+    """The named work uses its partial index, and none of its statements walks through a whole table."""
+    work, index = WORK[name]
+    plans = full.plans(work)
+    assert any(f"INDEX {index} " in f"{step} " for plan in plans.values() for step in plan), plans
+    for sql, plan in plans.items():
+        for step in plan:
+            table = re.fullmatch(r"SCAN (\w+)( LEFT-JOIN)?", step)
+            assert table is None or table[1] in _SMALL, f"{step}: {sql}"
+
+
+def test_settling_outcomes_looks_up_its_records(store: Store) -> None:
+    """The statements inside the triggers find their records through the index over sources."""
+    triggers = store._connection.rows("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+    bodies = {name: sql.partition(" BEGIN ")[2].removesuffix(" END") for name, sql in triggers}
+    checked = 0
+    for name in ("sources_settle", "captions_settle"):
+        statement = re.sub(r"new\.\w+", "1", bodies[name])
+        plan = [row[3] for row in store._connection.rows(f"EXPLAIN QUERY PLAN {statement}")]
+        assert any("SEARCH records USING INDEX records_by_source (source=?" in step for step in plan), plan
+        checked += 1
+    assert checked == 2
+
+
+def test_recorder_notices_a_predicate_that_is_not_literal(full: _State) -> None:
+    """A claim whose status is computed, not repeated from the index, shows up as a walk through the table."""
+    full.recorder.execute("SELECT id FROM sources WHERE status || '' = 'ready' AND not_before <= ?", (0,))
+    assert full.recorder.plans.popitem()[1] == ["SCAN sources"]

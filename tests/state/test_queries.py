@@ -1,0 +1,203 @@
+"""The reader: progress, failures, stories and pages, each asked beside an open store as another process would."""
+
+from pathlib import Path
+
+import pytest
+from support.states import captioned, failed, fetch_all, fetched, put_records, put_sources, use_recipe
+
+from etl.clock import now_ms
+from etl.models import Failure, FailureFilter, RunState, Stage
+from etl.state import queries
+from etl.state.queries import Reader
+from etl.state.store import Store
+
+
+def _nonzero(counts: dict[str, int]) -> dict[str, int]:
+    return {name: n for name, n in counts.items() if n}
+
+
+@pytest.mark.usefixtures("store")
+def test_progress_of_a_new_state(state: Path) -> None:
+    """A state without records shows zeros and no run."""
+    with Reader(state) as reader:
+        progress = reader.progress()
+    assert progress.run is None
+    assert not any(_nonzero(c) for c in (progress.records, progress.outcomes, progress.sources, progress.captions))
+    assert (progress.fetched_per_s, progress.captioned_per_s, progress.bytes_fetched) == (0, 0, 0)
+
+
+def test_progress_counts_everything(store: Store, state: Path) -> None:
+    """Counts, bytes, rates and the run come from one instant; captions count for the current recipe only."""
+    records = [{"id": str(n), "url": f"http://a.example/{n}.jpg"} for n in range(6)] + [{"id": "bad"}]
+    put_records(store, records)
+    recipe = use_recipe(store)
+    run = store.begin_run([Stage.FETCH, Stage.CAPTION])
+    sources, captions = store.sources(run), store.captions(run, recipe)
+    items = sources.claim("a.example", 5)
+    sources.commit([fetched(item) for item in items[:3]], recipe)
+    sources.fail([failed(items[3].id, "http_404", retryable=False), failed(items[4].id)])
+    first, _ = captions.claim(2)
+    captions.commit([captioned(first)], now_ms())
+    with Reader(state) as reader:
+        progress = reader.progress()
+        use_recipe(store, "two")
+        assert _nonzero(reader.progress().captions) == {}
+    assert _nonzero(progress.records) == {"active": 6, "invalid": 1}
+    assert _nonzero(progress.outcomes) == {"captioned": 1, "failed": 1, "pending": 4}
+    assert _nonzero(progress.sources) == {"done": 3, "dead": 1, "retry": 1, "ready": 1}
+    assert _nonzero(progress.captions) == {"done": 1, "running": 1, "ready": 1}
+    assert progress.bytes_fetched == 300
+    assert progress.fetched_per_s == 3 * progress.captioned_per_s > 0
+    assert progress.bytes_per_s == pytest.approx(100 * progress.fetched_per_s)
+    assert progress.run is not None
+    assert (progress.run.state, progress.run.stages) == (RunState.RUNNING, ("fetch", "caption"))
+
+
+def test_rates_forget_what_is_older_than_a_minute(store: Store, state: Path) -> None:
+    """Work done more than a minute ago is in no rate."""
+    put_sources(store, "http://a.example/1.jpg")
+    fetch_all(store)
+    with store._connection.transaction() as db:
+        db.conn.execute("UPDATE sources SET done_at = done_at - 61000")
+        db.conn.execute("UPDATE runs SET started_at = started_at - 100000")
+    with Reader(state) as reader:
+        assert reader.progress().fetched_per_s == 0
+
+
+def test_heartbeat_and_end_are_shown(store: Store, state: Path) -> None:
+    """Readers see what the run last said of itself, and nothing that it says after its end."""
+    run = store.begin_run([Stage.FETCH])
+    store.heartbeat(run, RunState.PAUSED)
+    with Reader(state) as reader:
+        assert reader.runs(1)[0].state == RunState.PAUSED
+        store.end_run(run, RunState.PARTIAL, "some failed")
+        store.heartbeat(run, RunState.RUNNING)
+        store.end_run(run, RunState.DONE)
+        (latest,) = reader.runs()
+    assert (latest.state, latest.message) == (RunState.PARTIAL, "some failed")
+
+
+def test_failures_name_the_record_that_needs_them(store: Store, state: Path) -> None:
+    """A failure of each stage carries key, URL, attempts and how many records need it, whichever URL they use."""
+    put_records(store, [
+        {"id": "a", "url": "http://a.example/1.jpg"},
+        {"id": "b", "url": "http://a.example/1.jpg"},
+        {"id": "c", "url": "http://b.example/same.jpg"},
+        {"id": "d", "url": "http://c.example/same.jpg", "title": "The harbour"},
+        {"id": "e", "note": "no picture"},
+    ])  # fmt: skip
+    recipe = use_recipe(store)
+    run = store.begin_run([Stage.FETCH, Stage.CAPTION])
+    sources, captions = store.sources(run), store.captions(run, recipe)
+    (item,) = sources.claim("a.example", 1)
+    sources.fail([failed(item.id, "http_404", retryable=False)])
+    for host in ("b.example", "c.example"):
+        sources.commit([fetched(item, "same") for item in sources.claim(host, 1)], recipe)
+    captions.fail([failed(item.id, "prompt_too_long", retryable=False) for item in captions.claim(9)])
+    with Reader(state) as reader:
+        found = list(reader.failures())
+        only = list(reader.failures(FailureFilter(key="d")))
+    missing = "no image: none of the fields external_url, url, image_url, image, path has a value"
+    assert found == [
+        Failure("ingest", 5, "no_image_field", missing, "e", "", 0, 1),
+        Failure("fetch", 1, "http_404", "it was http_404", "a", "http://a.example/1.jpg", 1, 2),
+        Failure("caption", 1, "prompt_too_long", "it was prompt_too_long", "c", "http://b.example/same.jpg", 1, 1),
+        Failure("caption", 2, "prompt_too_long", "it was prompt_too_long", "d", "http://c.example/same.jpg", 1, 1),
+    ]
+    assert only == [found[3]]
+
+
+def test_failures_come_in_pages(store: Store, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the size of a page, every failure is listed once, and a limit is a limit."""
+    put_sources(store, *(f"http://a.example/{n}.jpg" for n in range(23)))
+    with store.run((Stage.FETCH,)) as run:
+        queue = store.sources(run)
+        slugs = ["http_404", "http_403", "tls"]
+        queue.fail([failed(i.id, slugs[i.id % 3], retryable=False) for i in queue.claim("a.example", 99)])
+    with Reader(state) as reader:
+        whole = list(reader.failures())
+        for page in (1, 3, 23, 24):
+            monkeypatch.setattr(queries, "PAGE", page)
+            assert list(reader.failures()) == whole
+            assert list(reader.failures(limit=7)) == whole[:7]
+            assert [f.item for f in reader.failures(FailureFilter(error_class="tls"))] == list(range(2, 24, 3))
+        assert len({failure.item for failure in whole}) == 23
+        assert reader.failure_classes() == [("fetch", "http_403", 8), ("fetch", "http_404", 7), ("fetch", "tls", 8)]
+
+
+def test_waiting_items_are_counted_by_their_last_error(store: Store, state: Path) -> None:
+    """Items that wait for another attempt are told by the class of their last failure; fresh ones are not."""
+    put_sources(store, *(f"http://a.example/{n}.jpg" for n in range(4)))
+    queue = store.sources(store.begin_run([Stage.FETCH]))
+    queue.fail([failed(item.id) for item in queue.claim("a.example", 3)])
+    with Reader(state) as reader:
+        assert reader.waiting_classes() == [("fetch", "timeout", 3)]
+
+
+def test_story_tells_all_of_one_record(store: Store, state: Path) -> None:
+    """The story holds line, source, image, captions of all recipes and the attempts of both stages."""
+    put_records(store, [{"id": "1", "url": "http://a.example/1.jpg", "title": "Fête à Québec"}])
+    fetch_all(store)
+    for name in ("one", "two"):
+        queue = store.captions(store.begin_run([Stage.CAPTION]), use_recipe(store, name))
+        queue.enqueue_possible()
+        (item,) = queue.claim(1)
+        queue.commit([captioned(item, f"by {name}")], now_ms())
+    with Reader(state) as reader:
+        story = reader.story("1")
+        assert reader.story("nobody") is None
+    assert story is not None
+    assert story["record"]["line"] == 1
+    assert "Fête" in story["record"]["prompt"]
+    assert [(caption["model"], caption["text"]) for caption in story["captions"]] == [
+        ("one", "by one"),
+        ("two", "by two"),
+    ]
+    assert [attempt["stage"] for attempt in story["attempts"]] == ["fetch", "caption", "caption"]
+    assert story["image"]["bytes"] == 100
+
+
+def test_story_of_an_invalid_record(store: Store, state: Path) -> None:
+    """A record that never got a source still has its line and its reason told."""
+    put_records(store, [{"id": "1", "note": "no picture"}])
+    with Reader(state) as reader:
+        story = reader.story("1")
+    assert story is not None
+    assert (story["source"], story["image"], story["captions"]) == (None, None, [])
+    assert story["record"]["error_class"] == "no_image_field"
+
+
+def test_lines_and_export_rows_come_in_order(store: Store, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of any size give the records in manifest order, each once, removed ones left out."""
+    records = [{"id": str(n), "url": f"http://a.example/{n}.jpg"} for n in range(11)]
+    put_records(store, records)
+    put_records(store, records[:3] + records[4:][::-1])
+    expected = ["0", "1", "2", *(str(n) for n in range(10, 3, -1))]
+    with Reader(state) as reader:
+        ((manifest, _, _, complete),) = reader.manifests()
+        assert complete
+        for page in (1, 4, 100):
+            monkeypatch.setattr(queries, "PAGE", page)
+            assert [row.key for row in reader.export_rows(manifest, None)] == expected
+            assert len(list(reader.lines(manifest))) == len(expected)
+
+
+def test_working_copies_are_those_that_should_be_there(
+    store: Store, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only present working copies are listed, with their size, over any number of pages."""
+    put_sources(store, *(f"http://a.example/{n}.jpg" for n in range(5)))
+    fetch_all(store)
+    store.requeue_missing_images([2])
+    monkeypatch.setattr(queries, "PAGE", 2)
+    with Reader(state) as reader:
+        assert [(image, size) for image, _, size in reader.working_copies()] == [(n, 10) for n in (1, 3, 4, 5)]
+        assert reader.longest_edges() == [1024]
+
+
+def test_recipes_tell_which_is_current(store: Store, state: Path) -> None:
+    """All recipes are listed, oldest first, and exactly one is the current."""
+    for name in ("one", "two", "one"):
+        use_recipe(store, name)
+    with Reader(state) as reader:
+        assert [(recipe.model, recipe.current) for recipe in reader.recipes()] == [("one", True), ("two", False)]

@@ -1,0 +1,105 @@
+"""The schema: migrations, versions, and what the database itself enforces."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from support.states import assert_sound, fetch_all, put_sources, settings_for
+
+from etl.errors import StateNewerError
+from etl.state.database import DATABASE_NAME, SCHEMA_VERSION
+from etl.state.queries import Reader
+from etl.state.store import Store
+
+
+def _sql(state: Path, statement: str) -> list[tuple[object, ...]]:
+    connection = sqlite3.connect(state / DATABASE_NAME, isolation_level=None)
+    try:
+        return connection.execute(statement).fetchall()
+    finally:
+        connection.close()
+
+
+def test_new_database_has_the_version_and_pragmas(store: Store) -> None:
+    """A new database is in WAL mode, fully synchronous, with foreign keys, 16 KiB pages and its version set."""
+    values = {
+        name: store._connection.rows(f"PRAGMA {name}")[0][0]
+        for name in ("journal_mode", "synchronous", "foreign_keys", "page_size", "user_version")
+    }
+    assert values == {
+        "journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "page_size": 16384, "user_version": SCHEMA_VERSION,
+    }  # fmt: skip
+
+
+def test_opening_again_keeps_everything(state: Path) -> None:
+    """A second opening migrates nothing and loses nothing."""
+    with Store.open(settings_for(state)) as store:
+        put_sources(store, "http://a.example/1.jpg", "http://a.example/2.jpg")
+    with Store.open(settings_for(state)) as store:
+        assert store._connection.rows("SELECT count(*) FROM records") == [(2,)]
+    assert_sound(state)
+
+
+def test_version_is_repaired_after_a_death_behind_the_migration(state: Path) -> None:
+    """A process that died between the migration and its number leaves a database that the next one numbers."""
+    Store.open(settings_for(state)).close()
+    _sql(state, "PRAGMA user_version = 0")
+    Store.open(settings_for(state)).close()
+    assert _sql(state, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
+
+
+def test_half_a_migration_is_rolled_back(state: Path) -> None:
+    """A migration that fails in its middle leaves no table behind, so that the next opening begins cleanly."""
+    state.mkdir()
+    _sql(state, "CREATE TABLE gpu_samples (hers INTEGER)")
+    with pytest.raises(Exception, match="gpu_samples"):
+        Store.open(settings_for(state))
+    assert _sql(state, "SELECT name FROM sqlite_master WHERE name IN ('runs', 'records')") == []
+    _sql(state, "DROP TABLE gpu_samples")
+    Store.open(settings_for(state)).close()
+    assert_sound(state)
+
+
+@pytest.mark.parametrize("opens", [lambda state: Store.open(settings_for(state)), Reader])
+def test_newer_database_is_refused_and_untouched(state: Path, opens: object) -> None:
+    """A database of a newer version ends with exit code 2, and not one byte of it changes."""
+    Store.open(settings_for(state)).close()
+    _sql(state, f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    before = (state / DATABASE_NAME).read_bytes()
+    with pytest.raises(StateNewerError, match="upgrade") as caught:
+        opens(state)  # type: ignore[operator]
+    assert caught.value.exit_code == 2
+    assert (state / DATABASE_NAME).read_bytes() == before
+
+
+def test_outcome_is_settled_for_records_that_come_after_the_fetch(store: Store, state: Path) -> None:
+    """A record that joins a source which is already dead fails at once, without any further write."""
+    put_sources(store, "http://a.example/1.jpg")
+    with store._connection.transaction() as db:
+        db.conn.execute("UPDATE sources SET status = 'dead', error_class = 'http_404'")
+    put_sources(store, "http://a.example/1.jpg", "http://a.example/1.jpg")
+    assert store._connection.rows("SELECT key, outcome FROM records ORDER BY key") == [("0", "failed"), ("1", "failed")]
+    assert_sound(state)
+
+
+def test_done_needs_its_result(store: Store) -> None:
+    """The database itself refuses a source that is done without an image."""
+    put_sources(store, "http://a.example/1.jpg")
+    with pytest.raises(sqlite3.IntegrityError), store._connection.transaction() as db:
+        db.conn.execute("UPDATE sources SET status = 'done'")
+
+
+def test_checks_find_counters_and_outcomes_that_lie(store: Store, state: Path) -> None:
+    """The soundness check that the other tests rest on notices a wrong counter and a wrong outcome."""
+    put_sources(store, "http://a.example/1.jpg")
+    fetch_all(store)
+    assert_sound(state)
+    with store._connection.transaction() as db:
+        db.conn.execute("UPDATE counters SET n = n + 1 WHERE stage = 'sources' AND status = 'done'")
+    with pytest.raises(AssertionError):
+        assert_sound(state)
+    with store._connection.transaction() as db:
+        db.conn.execute("UPDATE counters SET n = n - 1 WHERE stage = 'sources' AND status = 'done'")
+        db.conn.execute("UPDATE records SET outcome = 'failed'")
+    with pytest.raises(AssertionError):
+        assert_sound(state)

@@ -1,0 +1,119 @@
+"""State directories in any condition, made through the product's own writer but without pictures or a model."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from etl.clock import now_ms
+from etl.config import Settings
+from etl.models import (
+    CaptionResult,
+    DecodedImage,
+    ExportSummary,
+    FetchedImage,
+    FinishReason,
+    IngestSummary,
+    ItemFailure,
+    SourceItem,
+    Stage,
+    WorkingCopy,
+)
+from etl.pipeline import export_manifest
+from etl.stages.export import ExportOptions
+from etl.stages.ingest import IngestOptions, Selection, ingest
+from etl.stages.manifest import Manifest
+from etl.state.queries import Reader
+from etl.state.store import Store
+
+RECIPE = "ab" * 32
+"""Hash of the recipe that captions are made with unless another is named."""
+
+
+def fetched(source: SourceItem) -> FetchedImage:
+    """Return a fetched picture whose hash is that of its URL."""
+    name = hashlib.sha256(source.url.encode()).hexdigest()
+    working = WorkingCopy(name, 5000, 640, 480, 1024)
+    return FetchedImage(source, name, 9000, DecodedImage("image/jpeg", 1280, 960, working), False, now_ms(), 200)
+
+
+class MadeState:
+    """One state directory.  Nothing holds its lock between calls.
+
+    Attributes:
+        settings: defaults, but for the state directory.
+    """
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        self.directory = directory
+        self.settings = Settings(state=directory / "state", **settings)
+
+    def ingest(
+        self, content: bytes, name: str = "manifest.jsonl", *, selection: Selection | None = None, **options: Any
+    ) -> IngestSummary:
+        """Write a manifest beside the state and ingest it."""
+        path = self.directory / name
+        path.write_bytes(content)
+        wanted = IngestOptions(selection=selection or Selection(synthetic=False), **options)
+        with Store.open(self.settings) as store, store.run((Stage.INGEST,)):
+            return ingest(store, Manifest(str(path)), wanted)
+
+    def finish(
+        self,
+        captioned: Mapping[str, str] | None = None,
+        *,
+        dead_sources: Mapping[str, str] | None = None,
+        dead_captions: Mapping[str, str] | None = None,
+        message: str = "it failed",
+        recipe: str = RECIPE,
+        model: str = "some/llava",
+        revision: str = "0123abcd",
+        flags: tuple[str, ...] = (),
+    ) -> None:
+        """End records by key: ``captioned`` with these texts, dead with these error classes; leave the others."""
+        captioned, dead_sources, dead_captions = captioned or {}, dead_sources or {}, dead_captions or {}
+        with Store.open(self.settings) as store, store.run((Stage.FETCH, Stage.CAPTION)) as run:
+            number = store.use_recipe(sha256=recipe, model=model, revision=revision, spec="{}")
+            sources = store.sources(run)
+            items = {item.id: item for host in sources.ready_hosts() for item in sources.claim(host, 10_000)}
+            of_key = dict(self._rows("SELECT key, source FROM records"))
+            wanted = {of_key[key] for key in (*captioned, *dead_captions)} & set(items)
+            sources.commit([fetched(items[item]) for item in sorted(wanted)])
+            sources.fail([self._failure(of_key[key], slug, message) for key, slug in dead_sources.items()])
+            captions = store.captions(run, number)
+            captions.enqueue_possible()
+            captions.claim(10_000)
+            of_key = dict(
+                self._rows(
+                    "SELECT r.key, c.id FROM records r JOIN sources s ON s.id = r.source "
+                    "JOIN captions c ON c.image = s.image AND c.prompt = r.prompt WHERE c.recipe = ?",
+                    number,
+                )
+            )
+            captions.commit(
+                [
+                    CaptionResult(of_key[key], text, len(text.split()), FinishReason.STOP, flags)
+                    for key, text in captioned.items()
+                ],
+                now_ms(),
+            )
+            captions.fail([self._failure(of_key[key], slug, message) for key, slug in dead_captions.items()])
+
+    def export(self, target: str | Path = "out.jsonl", **options: Any) -> tuple[bytes, ExportSummary]:
+        """Export to a file beside the state; return its bytes and the summary."""
+        path = self.directory / target
+        summary = export_manifest(self.settings, str(path), ExportOptions(**options))
+        return path.read_bytes(), summary
+
+    def change(self, **settings: Any) -> None:
+        """Use other settings from now on."""
+        self.settings = dataclasses.replace(self.settings, **settings)
+
+    def _rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+        with Reader(self.settings.state) as reader:
+            return reader.rows(sql, arguments)
+
+    @staticmethod
+    def _failure(item: int, slug: str, message: str) -> ItemFailure:
+        return ItemFailure(item, slug, message, False, now_ms())

@@ -1,0 +1,85 @@
+"""Small states for tests: records without a manifest file, fetched images without a network, checks of the whole."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from etl.clock import now_ms
+from etl.config import Settings
+from etl.models import (
+    CaptionItem,
+    CaptionResult,
+    DecodedImage,
+    FetchedImage,
+    FinishReason,
+    ItemFailure,
+    SourceItem,
+    Stage,
+    WorkingCopy,
+)
+from etl.stages.ingest import IngestOptions, ingest
+from etl.stages.manifest import Manifest
+from etl.state.integrity import problems
+from etl.state.queries import Reader
+from etl.state.store import Store
+
+
+def settings_for(directory: Path, **changes: Any) -> Settings:
+    """Return settings with no waits between attempts, for the state directory ``directory``."""
+    return Settings(**({"state": directory, "backoff_s": 0.0, "max_attempts": 3} | changes))
+
+
+def put_records(store: Store, records: Iterable[dict[str, Any]], options: IngestOptions | None = None) -> None:
+    """Ingest these records as the one manifest of the state, kept beside the state directory."""
+    path = store.directory.parent / "records.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    ingest(store, Manifest(str(path)), options or IngestOptions())
+
+
+def put_sources(store: Store, *urls: str) -> None:
+    """Ingest one record for each URL; its key is its place, from 0."""
+    put_records(store, ({"id": str(number), "url": url} for number, url in enumerate(urls)))
+
+
+def fetched(source: SourceItem, content: str | None = None) -> FetchedImage:
+    """Return what fetching a source would give, were ``content`` (default: its URL) its bytes."""
+    sha256 = hashlib.sha256((content or source.url).encode()).hexdigest()
+    working = WorkingCopy(hashlib.sha256(sha256.encode()).hexdigest(), 10, 4, 3, 1024)
+    return FetchedImage(
+        source, sha256, 100, DecodedImage("image/jpeg", 40, 30, working), False, now_ms(), 200, etag="tag"
+    )
+
+
+def captioned(item: CaptionItem, text: str = "A street.") -> CaptionResult:
+    """Return a caption for a claimed item."""
+    return CaptionResult(item.id, text, 3, FinishReason.STOP)
+
+
+def failed(item: int, slug: str = "timeout", *, retryable: bool = True, **more: Any) -> ItemFailure:
+    """Return a failure of a claimed item."""
+    return ItemFailure(item, slug, f"it was {slug}", retryable, now_ms(), **more)
+
+
+def use_recipe(store: Store, name: str = "one") -> int:
+    """Make a recipe of this name the current one."""
+    sha256 = hashlib.sha256(name.encode()).hexdigest()
+    return store.use_recipe(sha256=sha256, model=name, revision="main", spec="{}")
+
+
+def fetch_all(store: Store, contents: Sequence[str] = ()) -> None:
+    """Fetch every source that is due; in the order of their numbers their bytes are ``contents``."""
+    with store.run((Stage.FETCH,)) as run:
+        queue = store.sources(run)
+        items = sorted(
+            (item for host in queue.ready_hosts() for item in queue.claim(host, 1000)), key=lambda item: item.id
+        )
+        named = [*contents, *(item.url for item in items[len(contents) :])]
+        queue.commit([fetched(item, content) for item, content in zip(items, named, strict=False)])
+
+
+def assert_sound(state: Path) -> None:
+    """Assert that the database is whole, its counters true, and every outcome what the view says."""
+    with Reader(state) as reader:
+        assert list(problems(reader)) == []

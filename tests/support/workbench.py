@@ -1,0 +1,183 @@
+"""A state directory to work on inside a test: real ingest, fetch and caption, and questions to its database."""
+
+import dataclasses
+import io
+import json
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from etl.captioning.captioner import Captioner, never
+from etl.captioning.recipe import Recipe
+from etl.config import Settings
+from etl.demo.scenes import Scene, random_scene
+from etl.models import CaptionItem, CaptionResult, FinishReason, ItemFailure, Stage, StageSummary
+from etl.stages.caption import caption
+from etl.stages.fetch import fetch
+from etl.stages.flow import Flow
+from etl.stages.ingest import IngestOptions, ingest
+from etl.stages.manifest import Manifest
+from etl.state.store import Store
+
+
+def scenes(count: int, seed: int = 1) -> list[tuple[Scene, bytes]]:
+    """Return different drawn scenes and their JPEG files."""
+    rng = random.Random(seed)
+    drawn = [random_scene(rng) for _ in range(count)]
+    return [(scene, encoded(scene.draw(224, 224))) for scene in drawn]
+
+
+def encoded(picture: Image.Image, kind: str = "JPEG") -> bytes:
+    """Return the picture as a file."""
+    target = io.BytesIO()
+    picture.save(target, kind)
+    return target.getvalue()
+
+
+def write_manifest(path: Path, records: Iterable[dict[str, Any]]) -> Path:
+    """Write records as JSON Lines; return the path."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def query(state: Path, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+    """Ask the database of a state directory, as another process would."""
+    connection = sqlite3.connect(f"{(state / 'state.db').resolve().as_uri()}?mode=ro", uri=True, timeout=10)
+    try:
+        return connection.execute(sql, arguments).fetchall()
+    finally:
+        connection.close()
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
+    """Wait until the condition holds; fail the test when it does not in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
+
+
+class Workbench:
+    """One state directory; each stage is a run of its own.
+
+    Attributes:
+        settings: loopback allowed, waits of hundredths of a second, one decoder.
+    """
+
+    def __init__(self, directory: Path, **changes: Any) -> None:
+        self._directory = directory
+        values: dict[str, Any] = {
+            "state": directory / "state", "allow_host": ("127.0.0.1",), "decoders": 1, "min_free": 0,
+            "max_attempts": 3, "backoff_s": 0.02, "backoff_cap_s": 5.0, "connect_timeout_s": 1.0,
+            "read_timeout_s": 5.0, "longest_edge": 256, "batch_size": 4, "model": "demo", "device": "cpu",
+            "max_new_tokens": 64,
+        }  # fmt: skip
+        self.settings = Settings(**(values | changes))
+
+    @property
+    def state(self) -> Path:
+        """The state directory."""
+        return self.settings.state
+
+    def ingest(self, *records: dict[str, Any] | str, options: IngestOptions | None = None) -> None:
+        """Make these records the manifest; a text stands for a record with that URL."""
+        whole = [r if isinstance(r, dict) else {"id": f"r{n}", "url": r} for n, r in enumerate(records)]
+        path = write_manifest(self._directory / "manifest.jsonl", whole)
+        with Store.open(self.settings) as store, store.run((Stage.INGEST,)):
+            ingest(store, Manifest(str(path)), options or IngestOptions())
+
+    def fetch(self, flow: Flow | None = None, **changes: Any) -> StageSummary:
+        """Fetch until nothing is left, or as the flow says; ``changes`` are settings."""
+        settings = dataclasses.replace(self.settings, **changes)
+        with Store.open(settings) as store, store.run((Stage.FETCH,)) as run:
+            return fetch(store, run, settings, flow or Flow())
+
+    def caption(
+        self, captioner: Captioner, flow: Flow | None = None, *, more_coming: Callable[[], bool] = never
+    ) -> StageSummary:
+        """Caption until nothing is left, or as the flow says."""
+        with Store.open(self.settings) as store, store.run((Stage.CAPTION,)) as run:
+            return caption(store, run, self.settings, captioner, flow or Flow(), more_coming=more_coming)
+
+    @contextmanager
+    def beside(self, work: Callable[[Flow], StageSummary]) -> Iterator[tuple[Flow, "Future[StageSummary]"]]:
+        """Run a stage in a thread; yield its flow and its summary to come.  Leaving stops it."""
+        flow = Flow()
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(work, flow)
+            try:
+                yield flow, future
+            finally:
+                flow.stop()
+
+    def rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+        """Ask the state's database."""
+        return query(self.state, sql, *arguments)
+
+    def counts(self, table: str) -> dict[str, int]:
+        """Return the number of items by status."""
+        return dict(self.rows(f"SELECT status, count(*) FROM {table} GROUP BY status"))
+
+    def files(self, *parts: str) -> list[Path]:
+        """Return the files below a directory of the image cache."""
+        return [path for path in self.state.joinpath("images", *parts).rglob("*") if path.is_file()]
+
+
+class PlainCaptioner:
+    """A second, small implementation of `Captioner`, for tests in which the words do not matter.
+
+    The caption is the prompt with the beginning of the picture's hash.
+
+    Attributes:
+        calls: the items of each call to `caption`, in the order in which they were pulled.
+        before: called with each item before it is captioned.
+        closed: whether `close` was called.
+    """
+
+    def __init__(self, model: str = "plain", before: Callable[[CaptionItem], object] = lambda _: None) -> None:
+        self.recipe = Recipe(model, "1", "test", "float32", {"longest_edge": 256}, {"max_new_tokens": 8})
+        self.calls: list[list[CaptionItem]] = []
+        self.before = before
+        self.closed = False
+
+    def caption(
+        self, items: Iterable[CaptionItem], *, should_stop: Callable[[], bool] = never
+    ) -> Iterator[CaptionResult | ItemFailure]:
+        """Caption one item after the other."""
+        pulled: list[CaptionItem] = []
+        for item in items:
+            if not pulled:
+                self.calls.append(pulled)
+            pulled.append(item)
+            self.before(item)
+            if should_stop():
+                return
+            yield CaptionResult(item.id, f"{item.prompt} {item.working_sha256[:8]}", 3, FinishReason.STOP)
+
+    def close(self) -> None:
+        """Note that it was closed."""
+        self.closed = True
+
+
+class Turnstile:
+    """Holds work until it is let through; tells how much came."""
+
+    def __init__(self, free: int = 0) -> None:
+        self._tickets = threading.Semaphore(free)
+        self.arrived = 0
+
+    def __call__(self, *_: object) -> None:
+        self.arrived += 1
+        assert self._tickets.acquire(timeout=20), "nobody let the work through"
+
+    def let(self, count: int = 1_000_000) -> None:
+        """Let so many through."""
+        self._tickets.release(count)
