@@ -1,0 +1,176 @@
+"""What the commands call: the stages of one run put together, from a manifest to an export."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from etl.captioning.backends import check_model, open_captioner
+from etl.config import Settings
+from etl.errors import StateLockedError
+from etl.models import ExportSummary, IngestSummary, Progress, RecordOutcome, RecordState, RunState, Stage, StageSummary
+from etl.runner import RunResult, StageFunction, run_stages, watch_signals
+from etl.stages.export import ExportOptions, export
+from etl.stages.flow import Flow
+from etl.stages.ingest import IngestOptions, ingest, reselect
+from etl.stages.manifest import Manifest
+from etl.state.queries import Reader
+from etl.state.store import Store
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run does.
+
+    Attributes:
+        fetch, caption: the stages to run.
+        manifest: what to ingest first.
+        options: how to read it.
+        reselect: apply ``options.selection`` to the manifests that the state holds already.
+        output: where to export at the end.
+        export: what the export holds.
+    """
+
+    fetch: bool = False
+    caption: bool = False
+    manifest: str | None = None
+    options: IngestOptions = field(default_factory=IngestOptions)
+    reselect: bool = False
+    output: str | None = None
+    export: ExportOptions = field(default_factory=ExportOptions)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in their order."""
+        wanted = {
+            Stage.INGEST: self.manifest is not None, Stage.FETCH: self.fetch, Stage.CAPTION: self.caption,
+            Stage.EXPORT: self.output is not None,
+        }  # fmt: skip
+        return tuple(stage for stage, yes in wanted.items() if yes)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one run did.
+
+    Attributes:
+        state: how it ended.
+        signal: the signal that stopped it, if one did.
+        stages: per stage, what it did in this run.
+        progress: the counts at its end.
+        failed: records that are failed or invalid, over the whole state.
+        ingested, exported: what was read and written, if anything was.
+    """
+
+    state: RunState
+    signal: int | None
+    stages: dict[Stage, StageSummary]
+    progress: Progress
+    failed: int
+    ingested: IngestSummary | None = None
+    exported: ExportSummary | None = None
+
+
+def ingest_manifest(
+    settings: Settings, path: str, options: IngestOptions, on_batch: Callable[[int], None]
+) -> tuple[IngestSummary, int | None]:
+    """Ingest one manifest as a run of its own; return its summary and the signal that stopped it, if one did."""
+    manifest = Manifest(path)
+    with (
+        Store.open(settings) as store,
+        store.run((Stage.INGEST,)),
+        watch_signals(second_interrupts=True) as caught,
+    ):
+        summary = ingest(store, manifest, options, on_batch=on_batch, should_stop=lambda: bool(caught))
+        return summary, caught[0] if caught else None
+
+
+def export_manifest(settings: Settings, target: str, options: ExportOptions) -> ExportSummary:
+    """Export the state; beside a live run from a snapshot, which then is not recorded."""
+    with Reader(settings.state):
+        pass
+    try:
+        with Store.open(settings, create=False) as store, store.run((Stage.EXPORT,)) as run:
+            return _export(store, run, target, options)
+    except StateLockedError:
+        with Reader(settings.state) as reader:
+            return export(reader, target, options)[0]
+
+
+def run_pipeline(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]) -> Report:
+    """Run the stages of a plan over one state directory.
+
+    Raises `ModelError` before anything begins when the model cannot be found, else the errors of `Store.open` and
+    of the stages.
+    """
+    manifest = Manifest(plan.manifest) if plan.manifest is not None else None
+    if plan.caption:
+        check_model(settings)
+    with (
+        Store.open(settings, create=manifest is not None) as store,
+        store.run(plan.stages) as run,
+        watch_signals(second_interrupts=True) as caught,
+    ):
+        ingested = exported = None
+        if manifest is not None:
+            ingested = ingest(store, manifest, plan.options, should_stop=lambda: bool(caught))
+        elif plan.reselect:
+            reselect(store, plan.options.selection)
+        result = RunResult(RunState.INTERRUPTED, None)
+        if not caught:
+            result = run_stages(store, run, _stages(settings, plan), on_progress=on_progress)
+        if plan.output is not None and not caught and result.signal is None:
+            exported = _export(store, run, plan.output, plan.export)
+        failed = _failed(store)
+        state, signal = result.state, caught[0] if caught else result.signal
+        if caught:
+            state = RunState.INTERRUPTED
+        elif state is RunState.DONE and failed:
+            state = RunState.PARTIAL
+        store.end_run(run, state)
+        with Reader(store.directory) as reader:
+            progress = reader.progress()
+        return Report(state, signal, result.summaries, progress, failed, ingested, exported)
+
+
+def _stages(settings: Settings, plan: Plan) -> dict[Stage, StageFunction]:
+    stages: dict[Stage, StageFunction] = {}
+    if plan.fetch:
+        stages[Stage.FETCH] = lambda store, run, flow: _fetch(store, run, settings, flow)
+    if plan.caption:
+        stages[Stage.CAPTION] = lambda store, run, flow: _caption(store, run, settings, flow)
+    return stages
+
+
+def _fetch(store: Store, run: int, settings: Settings, flow: Flow) -> StageSummary:
+    # Imported here: captioning alone needs no HTTP client.
+    from etl.stages.fetch import fetch
+
+    return fetch(store, run, settings, flow)
+
+
+def _caption(store: Store, run: int, settings: Settings, flow: Flow) -> StageSummary:
+    from etl.imaging.cache import ImageCache
+    from etl.stages.caption import caption
+
+    with Reader(store.directory) as reader:
+        edges = reader.longest_edges()
+    # The copies that are there decide, not the setting: they may have been made on another machine.
+    edge = edges[0] if edges else settings.longest_edge
+    captioner = open_captioner(settings, ImageCache.of_state(store.directory).working_path, edge)
+    try:
+        return caption(store, run, settings, captioner, flow, more_coming=lambda: flow.is_active(Stage.FETCH))
+    finally:
+        captioner.close()
+
+
+def _export(store: Store, run: int, target: str, options: ExportOptions) -> ExportSummary:
+    with Reader(store.directory) as reader:
+        summary, recipe = export(reader, target, options)
+    store.record_export(run, summary, recipe)
+    return summary
+
+
+def _failed(store: Store) -> int:
+    """Return how many records are failed or invalid, over the whole state."""
+    with Reader(store.directory) as reader:
+        progress = reader.progress()
+    return progress.outcomes.get(RecordOutcome.FAILED, 0) + progress.records.get(RecordState.INVALID, 0)

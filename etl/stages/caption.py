@@ -1,0 +1,110 @@
+"""Caption: images and prompts become captions, committed as they finish.
+
+A caption exists once its transaction is committed; a crash costs at most what the model was working on.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from etl.captioning.captioner import Captioner
+from etl.clock import now_ms
+from etl.config import Settings
+from etl.models import CaptionItem, CaptionResult, ItemFailure, StageSummary
+from etl.stages.flow import Flow
+from etl.state.captions import CaptionQueue
+from etl.state.store import Store
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 0.2
+"""Seconds between two looks at an empty queue while fetch may still fill it."""
+
+
+def caption(
+    store: Store,
+    run: int,
+    settings: Settings,
+    captioner: Captioner,
+    flow: Flow,
+    *,
+    more_coming: Callable[[], bool] = lambda: False,
+) -> StageSummary:
+    """Caption everything that is due until nothing is left and ``more_coming()`` is false."""
+    recipe = captioner.recipe
+    row = store.use_recipe(sha256=recipe.sha256, model=recipe.model, revision=recipe.revision, spec=recipe.to_json())
+    queue = store.captions(run, row)
+    # First tell fetch, then queue what is there already: in the other order a picture could fall between.
+    flow.recipe = row
+    queue.enqueue_possible()
+    return _Caption(queue, settings, captioner, flow).run(more_coming)
+
+
+class _Caption:
+    """One caption stage at work."""
+
+    def __init__(self, queue: CaptionQueue, settings: Settings, captioner: Captioner, flow: Flow) -> None:
+        self._queue = queue
+        self._size = settings.batch_size
+        self._captioner = captioner
+        self._flow = flow
+        self._results: list[CaptionResult] = []
+        self._failures: list[ItemFailure] = []
+        self._started = now_ms()
+        self._done = self._retried = self._dead = 0
+
+    def run(self, more_coming: Callable[[], bool]) -> StageSummary:
+        try:
+            while not self._flow.stopping:
+                # Asked before the queue is looked at: what fetch commits as its last is then still seen.
+                expecting = more_coming()
+                worked = self._flow.claiming and self._work()
+                if not worked and not expecting and self._is_finished():
+                    break
+                if not worked:
+                    self._flow.wait(IDLE_S)
+        finally:
+            self._commit()
+            released = self._queue.release_all()
+        return StageSummary(self._done, self._retried, self._dead, released)
+
+    def _is_finished(self) -> bool:
+        """Tell whether nothing waits, and fetch committed no picture before it was told the recipe."""
+        return self._queue.next_due_ms() is None and not self._queue.enqueue_possible()
+
+    def _work(self) -> bool:
+        """Caption what is due now; tell whether there was anything."""
+        before = self._done + self._retried + self._dead
+        self._caption(self._claims())
+        while self._flow.claiming and (suspect := self._queue.claim_suspect()):
+            log.warning("caption %d was in flight at %d crashes; captioning it alone", suspect.id, suspect.crashes)
+            self._caption(iter([suspect]))
+        return self._done + self._retried + self._dead > before
+
+    def _claims(self) -> Iterator[CaptionItem]:
+        """Yield claimed items while there are any and claiming is allowed."""
+        while self._flow.claiming and (items := self._queue.claim(self._size)):
+            yield from items
+
+    def _caption(self, items: Iterator[CaptionItem]) -> None:
+        self._started = now_ms()
+        last = time.monotonic()
+        for outcome in self._captioner.caption(items, should_stop=self._flow.should_abandon):
+            if isinstance(outcome, CaptionResult):
+                self._results.append(outcome)
+            else:
+                self._failures.append(outcome)
+            if len(self._results) + len(self._failures) >= self._size or time.monotonic() - last > 1.0:
+                self._commit()
+                last = time.monotonic()
+        self._commit()
+
+    def _commit(self) -> None:
+        results, failures, started = self._results, self._failures, self._started
+        self._results, self._failures, self._started = [], [], now_ms()
+        if results:
+            self._done += self._queue.commit(results, started)
+        if failures:
+            dead = self._queue.fail(failures)
+            self._dead += sum(dead)
+            self._retried += len(dead) - sum(dead)

@@ -1,0 +1,74 @@
+"""The switch between a run and its stages: stop, pause, abandon; and what they tell each other."""
+
+import threading
+import time
+from collections.abc import Iterable
+
+from etl.models import Stage
+
+GRACE_S = 20.0
+"""How long work in flight may go on after a stop, in seconds; a spot machine gives 25 to 30."""
+
+
+class Flow:
+    """Shared by the threads of a run; every method may be called from any thread.
+
+    Attributes:
+        recipe: row of the current recipe once the model is loaded, so that fetch queues captions for it.
+    """
+
+    def __init__(self) -> None:
+        self.recipe: int | None = None
+        self._active: set[Stage] = set()
+        self._stop_at: float | None = None
+        self._paused = threading.Event()
+        self._changed = threading.Event()
+
+    def begin(self, stages: Iterable[Stage]) -> None:
+        """Note that the stages are at work."""
+        self._active.update(stages)
+
+    def end(self, stage: Stage) -> None:
+        """Note that a stage has ended."""
+        self._active.discard(stage)
+
+    def is_active(self, stage: Stage) -> bool:
+        """Tell whether a stage of this run is still at work."""
+        return stage in self._active
+
+    def stop(self) -> None:
+        """Claim nothing more; finish what is in flight within `GRACE_S`."""
+        if self._stop_at is None:
+            self._stop_at = time.monotonic()
+        self._changed.set()
+
+    def pause(self) -> None:
+        """Claim nothing until `resume`; what is in flight goes on."""
+        self._paused.set()
+
+    def resume(self) -> None:
+        """End a pause."""
+        self._paused.clear()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether no more work may be claimed, for good."""
+        return self._stop_at is not None
+
+    @property
+    def paused(self) -> bool:
+        """Whether no more work may be claimed for now."""
+        return self._paused.is_set()
+
+    @property
+    def claiming(self) -> bool:
+        """Whether work may be claimed."""
+        return not (self.stopping or self.paused)
+
+    def should_abandon(self) -> bool:
+        """Tell whether the grace period is over and unfinished work must be given back."""
+        return self._stop_at is not None and time.monotonic() > self._stop_at + GRACE_S
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but not beyond the beginning of a stop."""
+        self._changed.wait(seconds)
