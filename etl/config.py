@@ -87,6 +87,8 @@ class Settings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"{name} = {value}: must be between {low:g} and {high:g}")
+        if not self.model:
+            raise ConfigError("model is empty: give a Hugging Face id, a directory, or 'demo'")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype = {self.dtype!r}: must be one of {', '.join(DTYPES)}")
 
@@ -166,13 +168,10 @@ def _from_file(file: Path | None) -> dict[str, Any]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the environment sets; an empty variable counts as not given, as `ETL_STATE=` is no directory."""
     kinds = typing.get_type_hints(Settings)
     found = {name: environment.get(f"ETL_{name.upper()}") for name in kinds}
-    return {
-        name: _convert(name, value, kinds[name], f"ETL_{name.upper()}")
-        for name, value in found.items()
-        if value is not None
-    }
+    return {name: _convert(name, value, kinds[name], f"ETL_{name.upper()}") for name, value in found.items() if value}
 
 
 def _convert(name: str, value: Any, kind: Any, where: str) -> Any:
@@ -182,7 +181,7 @@ def _convert(name: str, value: Any, kind: Any, where: str) -> Any:
             return tuple(str(item).strip() for item in items if str(item).strip())
         if kind is bool and isinstance(value, str):
             return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
-        if (kind is bool) != isinstance(value, bool):
+        if (kind is bool) != isinstance(value, bool) or (kind is int and isinstance(value, float)):
             raise ValueError
         return kind(value)
     except (ValueError, KeyError, TypeError) as error:

@@ -133,5 +133,8 @@ class PartWriter:
     def _file_error(self, error: OSError) -> EtlError:
         what = error.strerror or str(error)
         if error.errno in NO_ROOM:
-            return DiskFullError(f"cannot write {self._path}: {what}")
+            return DiskFullError(
+                f"no room to write {self._path} ({what}): free some space and run the same command again; what was "
+                "done so far is kept"
+            )
         return StateError(f"cannot write {self._path}: {what}")

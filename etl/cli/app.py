@@ -1,0 +1,53 @@
+"""The ``etl`` program: its commands, and what becomes of an error."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from etl import __version__
+from etl.cli import control, inspection, maintenance, work
+from etl.errors import EtlError
+from etl.text import clean
+
+app = typer.Typer(
+    name="etl",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _module in (work, inspection, control, maintenance):
+    _module.register(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"caption-etl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Caption every picture of a manifest once, resumably: ingest, fetch, caption, export.
+
+    Exit codes: 0 done; 1 fatal error; 2 wrong usage; 3 finished, but some records failed; 4 another run
+    holds the state; 5 disk full or a limit reached; 130/143 stopped by a signal after committing.
+    """
+
+
+def main() -> None:
+    """Run the program; a user's mistake ends with one line and its exit code, not with a traceback."""
+    try:
+        app(prog_name="etl")
+    except EtlError as error:
+        typer.echo(f"error: {clean(str(error))}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

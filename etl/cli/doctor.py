@@ -1,0 +1,77 @@
+"""What ``etl doctor`` looks at."""
+
+import importlib.metadata
+import platform
+import shutil
+import sqlite3
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from etl.config import Settings, redact_url
+from etl.state.lock import NETWORK_FILE_SYSTEMS, file_system_of
+
+_PACKAGES = ("torch", "transformers", "pillow", "httpx", "sqlite-utils", "textual")
+
+FIXED_SQLITE = (3, 51, 3)
+"""First version without the WAL-reset fault, which takes two connections that write or checkpoint at once."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding; ``verdict`` says whether work can go on."""
+
+    name: str
+    verdict: Literal["ok", "note", "fail"]
+    detail: str
+
+
+def checks(settings: Settings) -> Iterator[Check]:
+    """Yield the findings, one by one as they are made."""
+    good = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    yield Check("python", "ok" if good else "note", f"{platform.python_version()} on {platform.platform()}")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
+    yield Check("packages", "ok", versions)
+    yield _sqlite()
+    yield _disk(settings)
+    yield _proxy()
+    yield _device()
+
+
+def _sqlite() -> Check:
+    if sqlite3.sqlite_version_info < (3, 37):
+        return Check("sqlite", "fail", f"{sqlite3.sqlite_version}; STRICT tables need 3.37")
+    if sqlite3.sqlite_version_info < FIXED_SQLITE:
+        detail = f"{sqlite3.sqlite_version}; older than 3.51.3: safe, because only one process writes a state"
+        return Check("sqlite", "ok", detail)
+    return Check("sqlite", "ok", sqlite3.sqlite_version)
+
+
+def _disk(settings: Settings) -> Check:
+    place = settings.state.absolute()
+    while not place.exists():
+        place = place.parent
+    kind, free = file_system_of(place), shutil.disk_usage(place).free
+    detail = f"{settings.state} on {kind or 'an unknown file system'}, {free / 2**30:.1f} GiB free"
+    if kind in NETWORK_FILE_SYSTEMS:
+        return Check("disk", "fail", f"{detail}; a network file system cannot hold a state")
+    return Check("disk", "ok" if free > settings.min_free else "fail", detail)
+
+
+def _proxy() -> Check:
+    proxies = {scheme: url for scheme, url in urllib.request.getproxies().items() if scheme in ("http", "https", "all")}
+    if not proxies:
+        return Check("proxy", "ok", "none; private addresses are refused")
+    shown = ", ".join(f"{scheme}: {redact_url(url)}" for scheme, url in proxies.items())
+    return Check("proxy", "note", f"{shown}; the proxy resolves names, so private addresses are not refused")
+
+
+def _device() -> Check:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Check("gpu", "note", f"none that torch {torch.__version__} can use; captions are made on the CPU")
+    names = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return Check("gpu", "ok", ", ".join(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in names))

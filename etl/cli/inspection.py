@@ -1,0 +1,97 @@
+"""Commands that only look: status, failures, why, runs.  Their answer goes to stdout."""
+
+from typing import Annotated
+
+import typer
+
+from etl.cli import render
+from etl.cli.options import Context, command
+from etl.clock import iso_utc
+from etl.config import redact_url
+from etl.errors import UsageError
+from etl.models import Failure, FailureFilter, Stage
+from etl.state.queries import Reader
+from etl.text import clean
+
+StageOption = Annotated[Stage | None, typer.Option(help="Only this stage.")]
+ClassOption = Annotated[str | None, typer.Option("--class", help="Only this error class.")]
+HostOption = Annotated[str | None, typer.Option(help="Only this host.")]
+KeyOption = Annotated[str | None, typer.Option(help="Only the record with this key.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+
+    @command(app)
+    def status(context: Context) -> None:
+        """Show where everything stands."""
+        with Reader(context.settings.state) as reader:
+            progress, recipes = reader.progress(), reader.recipes()
+        if context.json:
+            render.answer(render.progress_json(progress))
+            return
+        for line in render.status_lines(progress):
+            print(line)
+        for recipe in recipes:
+            mark = "current" if recipe.current else "earlier"
+            print(f"recipe    {recipe.sha256[:12]} {clean(recipe.model)}@{clean(recipe.revision)} ({mark})")
+
+    @command(app)
+    def failures(
+        context: Context,
+        stage: StageOption = None,
+        error_class: ClassOption = None,
+        host: HostOption = None,
+        key: KeyOption = None,
+        limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    ) -> None:
+        """List what failed and why; with --json one object per line."""
+        with Reader(context.settings.state) as reader:
+            for failure in reader.failures(FailureFilter(stage, error_class, host, key), limit):
+                if context.json:
+                    render.answer(_failure_json(failure))
+                else:
+                    print(_failure_line(failure))
+
+    @command(app)
+    def why(context: Context, key: Annotated[str, typer.Argument(help="The record's key.")]) -> None:
+        """Tell the whole story of one record."""
+        with Reader(context.settings.state) as reader:
+            story = reader.story(key)
+        if story is None:
+            raise UsageError(f"there is no record with the key {key!r}")
+        if context.json:
+            render.answer(story)
+            return
+        for line in render.story_lines(story):
+            print(line)
+
+    @command(app)
+    def runs(context: Context, limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20) -> None:
+        """List the latest runs, newest first."""
+        with Reader(context.settings.state) as reader:
+            found = reader.runs(limit)
+        for run in found:
+            if context.json:
+                render.answer(render.run_json(run))
+            else:
+                print(
+                    f"{run.uid}  {iso_utc(run.started_at)}  {'+'.join(run.stages):<14} {run.state:<12} "
+                    f"{clean(run.host)} {run.pid}  {clean(run.message or '')}".rstrip()
+                )
+
+
+def _failure_json(failure: Failure) -> dict[str, object]:
+    return {
+        "stage": failure.stage, "error_class": failure.error_class, "key": failure.key,
+        "url": redact_url(failure.url), "attempts": failure.attempts, "message": failure.message,
+        "records": failure.records,
+    }  # fmt: skip
+
+
+def _failure_line(failure: Failure) -> str:
+    more = f" (+{failure.records - 1} records)" if failure.records > 1 else ""
+    return (
+        f"{failure.stage:<8} {failure.error_class:<16} {clean(failure.key)}{more}  "
+        f"{clean(redact_url(failure.url))}  {clean(failure.message)}"
+    )

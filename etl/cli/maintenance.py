@@ -1,0 +1,77 @@
+"""Commands around the work: verify, doctor, dashboard, demo."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from etl.cli import render
+from etl.cli.options import Context, command
+from etl.errors import EtlError
+from etl.text import clean
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+
+    @command(app)
+    def verify(
+        context: Context,
+        delete_orphans: Annotated[
+            bool, typer.Option("--delete-orphans", help="Delete cached files that no image owns.")
+        ] = False,
+    ) -> None:
+        """Check database and image cache against each other; put lost pictures back into the fetch queue."""
+        from etl.stages.verify import verify as check
+        from etl.state.store import Store
+
+        with Store.open(context.settings, create=False) as store:
+            result = check(store, delete_orphans=delete_orphans)
+        if context.json:
+            render.answer(render.summary_json(result))
+        else:
+            for line in result.lines():
+                render.note(context, clean(line))
+        if result.problems:
+            raise typer.Exit(1)
+
+    @command(app)
+    def doctor(context: Context) -> None:
+        """Say what this machine offers and what may go wrong on it."""
+        from etl.cli.doctor import checks
+
+        found = list(checks(context.settings))
+        for check in found:
+            if context.json:
+                render.answer(render.summary_json(check))
+            else:
+                print(f"{check.verdict:<5} {check.name:<14} {clean(check.detail)}")
+        if any(check.verdict == "fail" for check in found):
+            raise typer.Exit(1)
+
+    @command(app)
+    def dashboard(
+        context: Context,
+        readonly: Annotated[bool, typer.Option("--readonly", help="Refuse keys that change the run.")] = False,
+        ascii_only: Annotated[bool, typer.Option("--ascii", help="Draw with ASCII characters alone.")] = False,
+    ) -> None:
+        """Watch a run live; it is another process and may come and go."""
+        flags = ["--readonly"] * readonly + ["--ascii"] * ascii_only
+        arguments = [sys.executable, "-m", "tui", "--state", str(context.settings.state), *flags]
+        sys.exit(subprocess.call(arguments))
+
+    @command(app)
+    def demo(
+        context: Context,
+        directory: Annotated[
+            Path | None, typer.Argument(help="State directory to keep. [default: a throw-away one]")
+        ] = None,
+        pictures: Annotated[int, typer.Option(min=4, max=2000, help="How many pictures to draw.")] = 24,
+    ) -> None:
+        """Caption drawn pictures end to end with the tiny model that ships with the program."""
+        from etl.demo.run import run_demo
+
+        if not run_demo(context.settings, directory, pictures, write=lambda line: render.note(context, line)):
+            raise EtlError("the demo did not end as it should; see above")

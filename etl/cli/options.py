@@ -1,0 +1,137 @@
+"""Options shared by commands: the global ones, and one option for each field of `Settings`."""
+
+import dataclasses
+import functools
+import inspect
+import logging
+import os
+import re
+import signal
+import sys
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from etl.config import Settings, load_settings
+
+FETCH_SETTINGS = (
+    "concurrency", "per_host", "connect_timeout_s", "read_timeout_s", "min_rate", "max_bytes", "max_pixels",
+    "max_attempts", "backoff_s", "backoff_cap_s", "contact", "allow_host", "longest_edge", "keep_originals", "decoders",
+    "decoder_memory", "min_free", "interval_s",
+)  # fmt: skip
+CAPTION_SETTINGS = (
+    "model", "revision", "dtype", "device", "batch_size", "max_new_tokens", "max_aspect", "max_attempts", "interval_s",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every command knows.
+
+    Attributes:
+        settings: resolved from file, environment and flags.
+        json: print machine-readable output on stdout, and nothing else there.
+        quiet: print no progress and no notes.
+    """
+
+    settings: Settings
+    json: bool
+    quiet: bool
+
+
+_GLOBALS: dict[str, Any] = {
+    "state": Annotated[
+        Path | None, typer.Option(help="State directory (default: state, or ETL_STATE).", show_default=False)
+    ],
+    "config": Annotated[
+        Path | None, typer.Option(help="Settings file (default: etl.toml, if there is one).", show_default=False)
+    ],
+    "json_output": Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")],
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")],
+    "verbose": Annotated[int, typer.Option("--verbose", "-v", count=True, help="More log lines; twice: debug.")],
+}
+
+
+def command(app: typer.Typer, *fields: str, name: str | None = None) -> Callable[[Callable[..., Any]], Any]:
+    """Register a command that takes the global options and one option for each named field of `Settings`.
+
+    The function's first parameter receives the `Context`; its others stay its own options.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        hints = typing.get_type_hints(function, include_extras=True)
+        own = [
+            parameter.replace(annotation=hints[parameter.name])
+            for parameter in list(inspect.signature(function).parameters.values())[1:]
+        ]
+
+        @functools.wraps(function)
+        def wrapper(**values: Any) -> Any:
+            given = {parameter.name: values.pop(parameter.name) for parameter in own}
+            try:
+                return function(_context(values, fields), **given)
+            except BrokenPipeError as error:
+                # Whoever read our output has gone (`| head`); what is still buffered has nowhere to go.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(128 + signal.SIGPIPE) from error
+
+        parameters = own + [_parameter(field) for field in fields]
+        parameters += [
+            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=_default(option), annotation=annotation)
+            for option, annotation in _GLOBALS.items()
+        ]
+        # Typer reads both; what functools.wraps copied would hide the options from it.
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        del wrapper.__wrapped__
+        app.command(name=name)(wrapper)
+        return function
+
+    return register
+
+
+def _default(option: str) -> Any:
+    return {"json_output": False, "quiet": False, "verbose": 0}.get(option)
+
+
+def _context(values: dict[str, Any], fields: tuple[str, ...]) -> Context:
+    _configure_logging(values.pop("verbose"), values["quiet"])
+    json_output, quiet = values.pop("json_output"), values.pop("quiet")
+    config = values.pop("config")
+    flags = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    flags = {name: value for name, value in flags.items() if value != ()}
+    assert set(flags) <= {"state", *fields, "allow_host"}
+    return Context(load_settings(flags, file=config), json_output, quiet)
+
+
+def _configure_logging(verbose: int, quiet: bool) -> None:
+    level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+
+
+def _parameter(field: str) -> inspect.Parameter:
+    """Return the option for one field: ``None`` stands for "not given", so that file and environment count."""
+    default = {f.name: f.default for f in dataclasses.fields(Settings)}[field]
+    kind = typing.get_type_hints(Settings)[field]
+    flag = "--" + field.removesuffix("_s").replace("_", "-")
+    shown = ", ".join(default) if isinstance(default, tuple) else str(default)
+    text = f"{_help()[field]} [default: {shown}]" if shown else _help()[field]
+    if kind is bool:
+        option = typer.Option(f"{flag}/--no-{flag[2:]}", help=text, show_default=False)
+    else:
+        option = typer.Option(flag, help=text, show_default=False)
+    wanted = list[str] | None if isinstance(default, tuple) else kind | None
+    return inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[wanted, option])
+
+
+@functools.cache
+def _help() -> dict[str, str]:
+    """Return the text for each field from the docstring of `Settings`, so that it is written once."""
+    documented = inspect.cleandoc(Settings.__doc__ or "").replace("``", "")
+    entries = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", documented, re.MULTILINE)
+    texts = {name: " ".join(text.split()) for name, text in entries}
+    return {name: text[0].upper() + text[1:] for name, text in texts.items()}

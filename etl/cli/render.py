@@ -1,0 +1,317 @@
+"""How answers look: progress and summaries on stderr for people, one JSON object on stdout for programs."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from etl.cli.options import Context
+from etl.clock import iso_utc, now_ms
+from etl.config import redact_url
+from etl.models import (
+    ExportSummary,
+    IngestSummary,
+    Progress,
+    QueueStatus,
+    RecordOutcome,
+    RecordState,
+    RunInfo,
+    RunState,
+    Stage,
+)
+from etl.text import clean
+
+if TYPE_CHECKING:
+    from etl.pipeline import Report
+
+
+def note(context: Context, text: str) -> None:
+    """Print one line for people."""
+    if not context.quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def answer(value: Any) -> None:
+    """Print one JSON value on stdout, as one line."""
+    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+
+
+def summary_json(value: Any) -> dict[str, Any]:
+    """Return a summary's fields as plain values."""
+    return dataclasses.asdict(value)
+
+
+def progress_json(progress: Progress) -> dict[str, Any]:
+    """Return the object of ``etl status --json``."""
+    records, outcomes = progress.records, progress.outcomes
+    return {
+        "records": {
+            "total": sum(n for state, n in records.items() if state != RecordState.REMOVED),
+            "selected": records.get(RecordState.ACTIVE, 0),
+            "captioned": outcomes.get(RecordOutcome.CAPTIONED, 0),
+            "failed": outcomes.get(RecordOutcome.FAILED, 0),
+            "pending": outcomes.get(RecordOutcome.PENDING, 0),
+            "unselected": records.get(RecordState.UNSELECTED, 0),
+            "invalid": records.get(RecordState.INVALID, 0),
+            "removed": records.get(RecordState.REMOVED, 0),
+        },
+        "sources": {status.value: progress.sources.get(status, 0) for status in QueueStatus},
+        "captions": {status.value: progress.captions.get(status, 0) for status in QueueStatus},
+        "bytes_fetched": progress.bytes_fetched,
+        "run": run_json(progress.run),
+        "rates": {
+            "fetched_per_s": round(progress.fetched_per_s, 3),
+            "captioned_per_s": round(progress.captioned_per_s, 3),
+            "bytes_per_s": round(progress.bytes_per_s),
+        },
+    }
+
+
+def run_json(run: RunInfo | None) -> dict[str, Any]:
+    """Return what is known of a run; only ``state`` where there was none yet."""
+    if run is None:
+        return {"uid": None, "state": RunState.NONE.value, "heartbeat_age_s": None}
+    return {
+        "uid": run.uid, "state": run.state.value, "heartbeat_age_s": round((now_ms() - run.heartbeat_at) / 1000, 1),
+        "stages": list(run.stages), "host": run.host, "pid": run.pid, "started_at": run.started_at,
+        "ended_at": run.ended_at, "message": run.message,
+    }  # fmt: skip
+
+
+def status_lines(progress: Progress) -> Iterator[str]:
+    """Yield what ``etl status`` says to people."""
+    value = progress_json(progress)
+    records = value["records"]
+    yield (
+        f"records   {records['total']:,} in the manifest, {records['selected']:,} selected: "
+        f"{records['captioned']:,} captioned, {records['failed']:,} failed, {records['pending']:,} pending"
+        + (f"; {records['invalid']:,} invalid" if records["invalid"] else "")
+    )
+    for stage in ("sources", "captions"):
+        counts = ", ".join(f"{n:,} {status}" for status, n in value[stage].items() if n)
+        yield f"{stage:<9} {counts or 'none yet'}"
+    if progress.bytes_fetched:
+        yield f"fetched   {size(progress.bytes_fetched)}"
+    run = value["run"]
+    if progress.run is None:
+        yield "run       none yet"
+    else:
+        yield (
+            f"run       {run['uid']} ({', '.join(run['stages'])}) on {clean(run['host'])}: {run['state']}, "
+            f"last heartbeat {duration(run['heartbeat_age_s'])} ago"
+            + (f"; {clean(run['message'])}" if run["message"] else "")
+        )
+
+
+def size(number: float) -> str:
+    """Return bytes as a short text, in powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a short text."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def ingested(context: Context, summary: IngestSummary) -> None:
+    """Tell what an ingest did."""
+    if context.json:
+        answer(summary_json(summary))
+        return
+    note(context, ingest_line(summary))
+
+
+def ingest_line(summary: IngestSummary) -> str:
+    """Return one line on what an ingest did."""
+    head = f"{clean(str(summary.path))}: {summary.records:,} records, {summary.selected:,} selected"
+    if summary.unchanged:
+        return f"{head}; unchanged"
+    parts = [f"{summary.added:,} new", f"{summary.changed:,} changed", f"{summary.removed:,} removed"]
+    if summary.resumed_at:
+        parts.insert(0, f"resumed behind record {summary.resumed_at:,}")
+    if summary.invalid:
+        parts.append(f"{summary.invalid:,} invalid (see `etl failures --stage ingest`)")
+    return f"{head}; {', '.join(parts)}"
+
+
+def exported(context: Context, summary: ExportSummary) -> None:
+    """Tell what an export wrote."""
+    if str(summary.path) == "-":
+        note(context, export_line(summary))
+    elif context.json:
+        answer(summary_json(summary))
+    else:
+        note(context, export_line(summary))
+
+
+def export_line(summary: ExportSummary) -> str:
+    """Return one line on what an export wrote."""
+    where = "stdout" if str(summary.path) == "-" else clean(str(summary.path))
+    line = (
+        f"{where}: {summary.rows:,} rows, {size(summary.size)}: {summary.captioned:,} captioned, "
+        f"{summary.failed:,} failed, {summary.pending:,} pending, {summary.unselected:,} not selected"
+    )
+    if summary.left_out:
+        line += f"; {summary.left_out:,} lines that are not JSON were left out"
+    return line
+
+
+def report(context: Context, done: "Report") -> None:
+    """Tell what a run did and what to do next."""
+    if context.json:
+        answer({
+            "state": done.state, "signal": done.signal, "failed": done.failed,
+            "stages": {stage: summary_json(summary) for stage, summary in done.stages.items()},
+            "ingested": summary_json(done.ingested) if done.ingested else None,
+            "exported": summary_json(done.exported) if done.exported else None,
+            "status": progress_json(done.progress),
+        })  # fmt: skip
+        return
+    if done.ingested:
+        note(context, ingest_line(done.ingested))
+    for stage, summary in done.stages.items():
+        line = f"{stage}: {summary.done:,} done, {summary.dead:,} failed, {summary.retried:,} attempts to be repeated"
+        note(context, line + (f", {summary.released:,} given back" if summary.released else ""))
+    for line in status_lines(done.progress):
+        note(context, line)
+    if done.exported:
+        note(context, f"exported  {export_line(done.exported)}")
+    if done.state is RunState.INTERRUPTED:
+        note(context, "stopped; everything finished is kept: run the same command again to go on")
+    elif done.failed:
+        note(context, "some records failed: `etl failures` lists them, `etl retry-failed` tries them again")
+
+
+@contextmanager
+def ingest_progress(context: Context) -> Iterator[Callable[[int], None]]:
+    """Yield a function that shows how many records were read."""
+    last = time.monotonic()
+
+    def show(rows: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= min(context.settings.interval_s, 5.0):
+            last = time.monotonic()
+            note(context, f"ingest: {rows:,} records")
+
+    yield show
+
+
+@contextmanager
+def progress(context: Context) -> Iterator[Callable[[Progress], None]]:
+    """Yield a function that shows progress: bars on a terminal, one plain line per interval elsewhere."""
+    if context.quiet:
+        yield lambda _: None
+    elif sys.stderr.isatty():
+        with _bars() as show:
+            yield show
+    else:
+        yield _plain_lines(context)
+
+
+def _plain_lines(context: Context) -> Callable[[Progress], None]:
+    last = time.monotonic()
+
+    def show(now: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= context.settings.interval_s:
+            last = time.monotonic()
+            note(context, progress_line(now))
+
+    return show
+
+
+def progress_line(now: Progress) -> str:
+    """Return the counts and rates as one plain line."""
+    parts = []
+    for stage, counts, rate in (
+        (Stage.FETCH, now.sources, now.fetched_per_s),
+        (Stage.CAPTION, now.captions, now.captioned_per_s),
+    ):
+        done, total = counts.get(QueueStatus.DONE, 0), wanted(counts)
+        parts.append(
+            f"{stage} {done:,}/{total:,} ({counts.get(QueueStatus.DEAD, 0):,} failed, "
+            f"{counts.get(QueueStatus.RETRY, 0):,} waiting) {rate:.1f}/s"
+        )
+    return "; ".join(parts)
+
+
+def wanted(counts: dict[str, int]) -> int:
+    """Return how many items of a queue some record needs."""
+    return sum(n for status, n in counts.items() if status != QueueStatus.CANCELLED)
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[Progress], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rest]}"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Bars(*columns, console=Console(stderr=True), transient=False) as bars:
+        tasks = {stage: bars.add_task(stage, total=None, rest="") for stage in (Stage.FETCH, Stage.CAPTION)}
+
+        def show(now: Progress) -> None:
+            selected = now.records.get(RecordState.ACTIVE, 0)
+            for stage, counts, rate in (
+                (Stage.FETCH, now.sources, now.fetched_per_s),
+                (Stage.CAPTION, now.captions, now.captioned_per_s),
+            ):
+                failed, waiting = counts.get(QueueStatus.DEAD, 0), counts.get(QueueStatus.RETRY, 0)
+                rest = f"{rate:5.1f}/s  {failed:,} failed  {waiting:,} waiting"
+                total = wanted(counts) or (selected if stage is Stage.CAPTION else None)
+                bars.update(tasks[stage], total=total, completed=counts.get(QueueStatus.DONE, 0), rest=rest)
+
+        yield show
+
+
+def story_lines(story: dict[str, Any]) -> Iterator[str]:
+    """Yield what ``etl why`` says to people about one record."""
+    record, source, image = story["record"], story["source"], story["image"]
+    yield f"{clean(record['key'])}: line {record['line']} of {clean(record['manifest'])}"
+    outcome = f", {record['outcome']}" if record["state"] == RecordState.ACTIVE else ""
+    yield f"state     {record['state']}{outcome}" + (f": {clean(record['error'])}" if record["error"] else "")
+    if record["prompt"]:
+        yield f"prompt    {clean(record['prompt'])}"
+    if source:
+        yield f"source    {clean(redact_url(source['url']))}: {source['status']}" + _why_failed(source)
+    if image:
+        yield (
+            f"image     {image['mime']}, {image['width']}x{image['height']}, {size(image['bytes'])}, {image['state']}; "
+            f"working copy {image['working_width']}x{image['working_height']}, {image['working_sha256'][:12]}"
+        )
+    for caption in story["captions"]:
+        mark = "" if caption["current"] else " (earlier recipe)"
+        yield (
+            f"caption   {clean(caption['model'])}@{clean(caption['revision'])}{mark}: {caption['status']}"
+            + _why_failed(caption)
+        )
+        if caption["text"] is not None:
+            yield f"          {clean(caption['text'])}"
+            flags = f", flags: {caption['flags']}" if caption["flags"] else ""
+            yield f"          {caption['tokens']} tokens, {caption['finish_reason']}{flags}"
+    for attempt in story["attempts"]:
+        took = (attempt["ended_at"] - attempt["started_at"]) / 1000
+        what = f"{attempt['error_class']}: {clean(attempt['message'])}" if attempt["error_class"] else "done"
+        yield f"attempt   {iso_utc(attempt['ended_at'])} {attempt['stage']} {attempt['n']}, {took:.1f} s: {what}"
+
+
+def _why_failed(item: dict[str, Any]) -> str:
+    if not item["error_class"]:
+        return ""
+    due = (item["not_before"] - now_ms()) / 1000
+    again = f"; next attempt in {duration(due)}" if item["status"] == QueueStatus.RETRY and due > 0 else ""
+    return f", {item['error_class']} after {item['attempts']} attempts: {clean(item['error'])}{again}"

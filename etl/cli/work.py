@@ -1,0 +1,157 @@
+"""Commands that do the work: ingest, fetch, caption, export, run."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from etl.cli import render
+from etl.cli.options import CAPTION_SETTINGS, FETCH_SETTINGS, Context, command
+from etl.errors import ConfigError
+
+FAILED_RECORDS = 3
+"""Exit code: finished, but some records are dead."""
+
+SyntheticOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--only-synthetic/--all",
+        help="Caption only records whose description_source contains 'synthetic', or all. "
+        "[default: only those, where the field exists]",
+        show_default=False,
+    ),
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first N records of the file.")]
+OffsetOption = Annotated[int, typer.Option(min=0, help="Skip the first N records of the file.")]
+IdFieldOption = Annotated[
+    str | None, typer.Option(help="Field with the record's key. [default: metadata_filename, id or key]")
+]
+ImageFieldOption = Annotated[
+    str | None, typer.Option(help="Field with the image. [default: external_url, url, image_url, image or path]")
+]
+TemplateOption = Annotated[
+    Path | None, typer.Option(help="Jinja2 file for the prompt, over title, date and record. [default: built in]")
+]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at the first bad line.")]
+RecipeOption = Annotated[
+    str | None, typer.Option(help="Beginning of the recipe's hash (see `etl status`). [default: the latest]")
+]
+ProvenanceOption = Annotated[bool, typer.Option("--provenance", help="Add how each caption came to be.")]
+OnlyCaptionedOption = Annotated[bool, typer.Option("--only-captioned", help="Leave out records without a caption.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+
+    @command(app, "interval_s")
+    def ingest(
+        context: Context,
+        manifest: Annotated[str, typer.Argument(help="JSON Lines (.gz, .zst), CSV, a directory of pictures, or -.")],
+        only_synthetic: SyntheticOption = None,
+        limit: LimitOption = None,
+        offset: OffsetOption = 0,
+        id_field: IdFieldOption = None,
+        image_field: ImageFieldOption = None,
+        prompt_template: TemplateOption = None,
+        strict: StrictOption = False,
+    ) -> None:
+        """Load a manifest into the state; again after an edit, or to resume."""
+        options = _ingest_options(only_synthetic, limit, offset, id_field, image_field, prompt_template, strict)
+        from etl.pipeline import ingest_manifest
+
+        with render.ingest_progress(context) as on_batch:
+            summary, signal = ingest_manifest(context.settings, manifest, options, on_batch)
+        render.ingested(context, summary)
+        _leave(signal, failed=summary.invalid > 0)
+
+    @command(app, *FETCH_SETTINGS)
+    def fetch(context: Context) -> None:
+        """Download and decode every source that is still due."""
+        from etl.pipeline import Plan, run_pipeline
+
+        _work(context, run_pipeline, Plan(fetch=True))
+
+    @command(app, *CAPTION_SETTINGS)
+    def caption(context: Context) -> None:
+        """Caption every fetched image that has no caption yet."""
+        from etl.pipeline import Plan, run_pipeline
+
+        _work(context, run_pipeline, Plan(caption=True))
+
+    @command(app)
+    def export(
+        context: Context,
+        output: Annotated[str, typer.Argument(help="File to write (.gz and .zst compress), or - for stdout.")],
+        recipe: RecipeOption = None,
+        provenance: ProvenanceOption = False,
+        only_captioned: OnlyCaptionedOption = False,
+    ) -> None:
+        """Write the manifest with its captions, in manifest order."""
+        from etl.pipeline import export_manifest
+        from etl.stages.export import ExportOptions
+
+        summary = export_manifest(context.settings, output, ExportOptions(recipe, provenance, only_captioned))
+        render.exported(context, summary)
+
+    @command(app, *dict.fromkeys((*FETCH_SETTINGS, *CAPTION_SETTINGS)))
+    def run(
+        context: Context,
+        manifest: Annotated[
+            str | None, typer.Option("--input", help="Manifest to ingest first. [default: what is in the state]")
+        ] = None,
+        output: Annotated[str | None, typer.Option("--output", help="File to export to at the end.")] = None,
+        only_synthetic: SyntheticOption = None,
+        limit: LimitOption = None,
+        offset: OffsetOption = 0,
+        id_field: IdFieldOption = None,
+        image_field: ImageFieldOption = None,
+        prompt_template: TemplateOption = None,
+        strict: StrictOption = False,
+        provenance: ProvenanceOption = False,
+    ) -> None:
+        """Do everything: ingest, fetch beside caption, export.  Run it again to go on."""
+        from etl.pipeline import Plan, run_pipeline
+        from etl.stages.export import ExportOptions
+
+        given = (only_synthetic, limit, offset, id_field, image_field, prompt_template, strict)
+        plan = Plan(
+            fetch=True, caption=True, manifest=manifest, options=_ingest_options(*given),
+            reselect=manifest is None and (only_synthetic, limit, offset) != (None, None, 0),
+            output=output, export=ExportOptions(provenance=provenance),
+        )  # fmt: skip
+        if context.json and output == "-":
+            raise ConfigError("--json and --output - both write to stdout; give --output FILE")
+        if manifest is None and (id_field or image_field or prompt_template):
+            raise ConfigError("--id-field, --image-field and --prompt-template need --input: the manifest is read anew")
+        _work(context, run_pipeline, plan)
+
+
+def _ingest_options(
+    only_synthetic: bool | None,
+    limit: int | None,
+    offset: int,
+    id_field: str | None,
+    image_field: str | None,
+    prompt_template: Path | None,
+    strict: bool,
+) -> Any:
+    from etl.captioning.prompts import PromptTemplate
+    from etl.stages.ingest import IngestOptions, Selection
+
+    template = PromptTemplate.from_file(prompt_template) if prompt_template else PromptTemplate()
+    return IngestOptions(id_field, image_field, Selection(only_synthetic, offset, limit), template, strict)
+
+
+def _work(context: Context, run_pipeline: Any, plan: Any) -> None:
+    with render.progress(context) as on_progress:
+        report = run_pipeline(context.settings, plan, on_progress)
+    render.report(context, report)
+    _leave(report.signal, failed=report.failed > 0)
+
+
+def _leave(signal: int | None, *, failed: bool) -> None:
+    if signal is not None:
+        sys.exit(128 + signal)
+    if failed:
+        sys.exit(FAILED_RECORDS)

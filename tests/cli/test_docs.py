@@ -1,0 +1,131 @@
+"""The documentation names every command, option, setting, exit code and error class, and its examples are real."""
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from etl import errors
+from etl.cli.app import app
+from etl.cli.options import CAPTION_SETTINGS, FETCH_SETTINGS
+from etl.config import Settings
+from etl.errors import EtlError, item_error_classes
+
+DOCS = Path(__file__).parents[2] / "docs"
+CLI = (DOCS / "cli.md").read_text(encoding="utf-8")
+ERRORS = (DOCS / "errors.md").read_text(encoding="utf-8")
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+GLOBALS = {"--state", "--config", "--json", "--quiet", "-q", "--verbose", "-v", "--help", "-h"}
+
+
+def section(title: str) -> str:
+    """Return the text under a heading of the command line's page."""
+    found = re.search(rf"^(#+) {re.escape(title)}.*?$(.*?)(?=^##|\Z)", CLI, re.MULTILINE | re.DOTALL)
+    assert found, f"docs/cli.md has no heading {title!r}"
+    return found[2]
+
+
+def flags_of(command: str) -> dict[str, list[str]]:
+    """Return the spellings of each option by parameter name."""
+    parameters = [one for one in COMMANDS[command].params if one.param_type_name == "option"]
+    return {one.name: [*one.opts, *one.secondary_opts] for one in parameters}
+
+
+def table(text: str) -> list[list[str]]:
+    """Return the cells of all table rows."""
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def examples() -> list[str]:
+    """Return every example: in tables and in blocks of shell."""
+    blocks = re.findall(r"```sh\n(.*?)```", CLI, re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [*lines, *re.findall(r"`(etl [^`|]*)`", "\n".join(row[-1] for row in table(CLI)))]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_and_option(command: str) -> None:
+    """Each command has its section with an example; each option is there, among the global ones or the settings."""
+    text = section(f"`etl {command}")
+    assert any(one.startswith(f"etl {command}") for one in examples())
+    settings = section("Settings")
+    for name, flags in flags_of(command).items():
+        if set(flags) <= GLOBALS:
+            place = section("Global options")
+        elif name in {*FETCH_SETTINGS, *CAPTION_SETTINGS}:
+            place = settings
+        else:
+            place = text
+            assert any(f"etl {command}" in one and set(flags) & set(one.split()) for one in examples()), flags
+        assert all(re.search(rf"`{flag}[ `]", place) for flag in flags), f"{flags} of etl {command}"
+
+
+def test_no_section_without_a_command() -> None:
+    """No command is described that does not exist."""
+    assert set(re.findall(r"^### `etl ([\w-]+)", CLI, re.MULTILINE)) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("example", examples())
+def test_examples_are_accepted(example: str) -> None:
+    """Every example is a command line that the program accepts."""
+    words = [word for word in shlex.split(example) if not re.match(r"[A-Z_]+=", word)]
+    assert words[0] == "etl"
+    command = COMMANDS[words[1]]
+    if "-h" in words or "--help" in words:
+        return
+    command.make_context(words[1], words[2:])
+
+
+def test_every_setting() -> None:
+    """Each setting's row has its flag, its default, and the commands that take it."""
+    rows = {row[0].strip("`"): row for row in table(section("Settings"))}
+    assert list(rows) == [field.name for field in dataclasses.fields(Settings)]
+    for field in dataclasses.fields(Settings):
+        _, flags, default, commands, meaning = rows[field.name]
+        taking = [name for name in COMMANDS if field.name in flags_of(name)]
+        assert commands == ("all" if field.name == "state" else ", ".join(taking)), field.name
+        assert re.findall(r"`([^`]+)`", flags) == flags_of(taking[0])[field.name]
+        value = str(field.default).lower() if isinstance(field.default, bool) else str(field.default or "")
+        shown = "none" if field.default in ("", ()) else f"`{field.default if field.default == 0 else value}`"
+        assert default == (shown if not isinstance(field.default, bool) else f"`{value}`"), field.name
+        assert len(meaning) > 10
+
+
+def test_every_exit_code() -> None:
+    """Each exit code of the errors, and those of a run, is in the table."""
+    codes = {int(code) for code in re.findall(r"\d+", " ".join(row.split("|")[1] for row in exit_rows()))}
+    raised = {cls.exit_code for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, EtlError)}
+    assert raised | {0, 3, 130, 143, 141} == codes
+
+
+def exit_rows() -> list[str]:
+    """Return the rows of the table of exit codes."""
+    return [line for line in section("Exit codes").splitlines() if re.match(r"\| \d", line)]
+
+
+def test_every_error_class() -> None:
+    """Each error class has one row with its meaning, whether it is retried as the code says, and what to do."""
+    rows = {row[0].strip("`"): row for row in table(ERRORS)}
+    assert len(rows) == len(table(ERRORS))
+    classes = {cls.slug: cls for cls in item_error_classes()}
+    assert set(rows) == {*classes, "internal"}
+    for slug, cls in classes.items():
+        _, meaning, retried, advice = rows[slug]
+        assert retried == ("yes" if cls.retryable else "up to three deaths" if slug == "decoder_crashed" else "no"), (
+            slug
+        )
+        assert len(meaning) > 15 and len(advice) > 10, slug
+
+
+def test_links_lead_somewhere() -> None:
+    """Links between these pages name files and headings that exist."""
+    for target in re.findall(r"\]\(([^)]+)\)", CLI + ERRORS):
+        file, _, heading = target.partition("#")
+        assert not file or (DOCS / file).exists(), target
+        assert not heading or f"## {heading.capitalize()}" in CLI, target

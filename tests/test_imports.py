@@ -1,0 +1,73 @@
+"""What is not imported: commands that only look must not pay for the model, and the pipeline knows no dashboard."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "transformers", "httpx", "numpy", "textual", "sqlite_utils", "PIL", "jinja2", "huggingface_hub")
+
+WATCHED = """
+import atexit, json, os, sys
+watched = os.environ["WATCHED"].split(",")
+atexit.register(lambda: print(json.dumps([n for n in watched if n in sys.modules]), file=sys.stderr))
+sys.argv = ["etl", *sys.argv[1:]]
+from etl.cli.app import main
+main()
+"""
+
+
+def imported(*arguments: str, cwd: Path, code: int = 0) -> list[str]:
+    """Run the program and return which of the watched modules it had imported at its end."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("ETL_")}
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, *arguments],
+        cwd=cwd, env=variables | {"WATCHED": ",".join((*HEAVY, "tui"))}, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    found = json.loads(done.stderr.splitlines()[-1])
+    assert isinstance(found, list)
+    return found
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with a state of one record."""
+    folder = tmp_path_factory.mktemp("looked-at")
+    (folder / "manifest.jsonl").write_text('{"id":"a","url":"http://archive.example/a.jpg"}\n')
+    found = imported("ingest", "manifest.jsonl", cwd=folder)
+    assert not {"torch", "transformers", "httpx", "textual", "PIL", "tui"} & set(found)
+    assert "sqlite_utils" in found, "the probe sees what is imported"
+    return folder
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]], ids=" ".join)
+def test_help_is_light(tmp_path: Path, arguments: list[str]) -> None:
+    """Help and version import nothing heavy."""
+    assert imported(*arguments, cwd=tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["status", "failures", "runs", "why a"])
+def test_looking_is_light(state: Path, command: str) -> None:
+    """Commands that only look import neither the model's libraries nor those of the writer."""
+    assert imported(*command.split(), "--json", cwd=state) == []
+
+
+def test_export_needs_no_model(state: Path) -> None:
+    """Export, which a machine without a GPU does, imports neither model nor network."""
+    found = imported("export", "out.jsonl", cwd=state)
+    assert not {"torch", "transformers", "httpx", "textual", "tui"} & set(found)
+
+
+def test_the_program_never_imports_the_dashboard(tmp_path: Path) -> None:
+    """No module of the pipeline imports the dashboard or its library."""
+    script = (
+        "import importlib, pkgutil, sys, etl\n"
+        "for module in pkgutil.walk_packages(etl.__path__, 'etl.'): importlib.import_module(module.name)\n"
+        "print(*[name for name in ('tui', 'textual') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
