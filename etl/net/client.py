@@ -1,9 +1,8 @@
 """Downloads over HTTP, and the place where every exception of httpx gets its class (`transport` shares httpx).
 
-httpx 0.28 has two faults that shape this module.  A request that is cancelled while it waits for a connection of the
-pool leaks its place, until every later request ends in PoolTimeout; so the downloader's own semaphore lets in fewer
-requests than there are connections, and nothing ever waits in the pool.  And its time-outs count per read, so a
-server that drips bytes would never be ended; a watchdog over the whole exchange does that.
+httpx 0.28 has two faults that shape this module.  A request that is cancelled at the wrong instant leaks its place in
+the pool, so each request has a pool of its own (`etl.net.lanes`).  And its time-outs count per read, so a server that
+drips bytes would never be ended; a watchdog over the whole exchange does that.
 """
 
 import asyncio
@@ -39,6 +38,8 @@ from etl.errors import (
     TruncatedBodyError,
 )
 from etl.net.answers import is_compressed, status_error
+from etl.net.lanes import CONNECTIONS, Lanes
+from etl.net.local import host_of
 from etl.net.part import Download, PartWriter
 from etl.net.transport import GuardedTransport, Routes, proxy_transports
 
@@ -53,7 +54,9 @@ KEEPALIVE_S = 120.0
 """Seconds that an idle connection is kept: longer than the usual politeness delay, or each request reconnects."""
 
 POOL_TIMEOUT_S = 60.0
-"""Never reached while the semaphore holds; bounds the damage if it should not."""
+"""Never reached, since a lane carries one request at a time; bounds the damage if it should be."""
+
+_LIMITS = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_S)
 
 MAX_SHOWN_URL = 500
 """Characters of a URL in an error message."""
@@ -93,36 +96,34 @@ class Downloader:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._slots = asyncio.Semaphore(settings.concurrency)
-        limits = httpx.Limits(
-            # Room for connections that are still being closed after a cancellation.
-            max_connections=2 * settings.concurrency,
-            max_keepalive_connections=settings.concurrency,
-            keepalive_expiry=KEEPALIVE_S,
-        )
-        context = httpx.create_ssl_context()
-        proxies = proxy_transports(context, limits)
-        self.proxied = bool(proxies)
-        self._client = httpx.AsyncClient(
-            transport=Routes(GuardedTransport(context, limits, settings.allow_host), proxies),
+        self._context = httpx.create_ssl_context()
+        self._user_agent = _user_agent(settings.contact)
+        self.proxied = bool(proxy_transports(self._context, _LIMITS))
+        self._lanes = Lanes(self._client, settings.concurrency)
+
+    def _client(self) -> httpx.AsyncClient:
+        settings = self._settings
+        return httpx.AsyncClient(
+            transport=Routes(
+                GuardedTransport(self._context, _LIMITS, settings.allow_host), proxy_transports(self._context, _LIMITS)
+            ),
             trust_env=False,
             follow_redirects=False,
             timeout=httpx.Timeout(settings.read_timeout_s, connect=settings.connect_timeout_s, pool=POOL_TIMEOUT_S),
             headers={
-                "User-Agent": _user_agent(settings.contact),
+                "User-Agent": self._user_agent,
                 # Compressed, neither the length nor a range nor the hash would be the file's.
                 "Accept-Encoding": "identity",
             },
         )
 
     async def __aenter__(self) -> Self:
-        await self._client.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._client.__aexit__(kind, error, traceback)
+        await self._lanes.aclose()
 
     async def download(self, url: str, part: Path, *, etag: str | None = None) -> Download:
         """Stream ``url`` into ``part``, which is overwritten; neither fsynced nor renamed.
@@ -137,8 +138,8 @@ class Downloader:
         url = url.strip()
         attempt = _Attempt(url=url, current=url)
         try:
-            async with self._slots:
-                return await self._fetch(attempt, part, etag)
+            async with self._lanes.lane(host_of(url)) as client:
+                return await self._fetch(client, attempt, part, etag)
         except FetchError as error:
             if not error.retryable:
                 _unlink_file(part)
@@ -149,12 +150,12 @@ class Downloader:
         except Exception as error:  # Everything foreign gets a class; its cause stays attached.
             raise _located(fetch_error(error), attempt) from error
 
-    async def _fetch(self, attempt: _Attempt, part: Path, etag: str | None) -> Download:
+    async def _fetch(self, client: httpx.AsyncClient, attempt: _Attempt, part: Path, etag: str | None) -> Download:
         settings = self._settings
         answer_s = settings.connect_timeout_s + settings.read_timeout_s
         try:
             async with asyncio.timeout(None) as watchdog:
-                response = await self._open(attempt, etag, watchdog, answer_s)
+                response = await self._open(client, attempt, etag, watchdog, answer_s)
                 try:
                     if response.status_code == 304 and etag is not None:
                         return _result(response, None)
@@ -171,16 +172,16 @@ class Downloader:
             raise FetchTimeoutError(slow) from error
 
     async def _open(
-        self, attempt: _Attempt, etag: str | None, watchdog: asyncio.Timeout, answer_s: float
+        self, client: httpx.AsyncClient, attempt: _Attempt, etag: str | None, watchdog: asyncio.Timeout, answer_s: float
     ) -> httpx.Response:
         """Return the first answer that is no redirect, its body unread.  Each hop has ``answer_s`` seconds."""
         loop = asyncio.get_running_loop()
         headers = {} if etag is None else {"If-None-Match": etag}
-        request = self._client.build_request("GET", attempt.url, headers=headers)
+        request = client.build_request("GET", attempt.url, headers=headers)
         for _ in range(MAX_REDIRECTS + 1):
             _check_scheme(request.url)
             watchdog.reschedule(loop.time() + answer_s)
-            response = await self._client.send(request, stream=True)
+            response = await client.send(request, stream=True)
             attempt.status = response.status_code
             if response.next_request is None:
                 return response

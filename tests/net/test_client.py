@@ -339,7 +339,8 @@ def test_connections_are_reused(server: FaultServer, settings: Settings, tmp_pat
         async with Downloader(settings) as downloader:
             for _ in range(3):
                 await downloader.download(server.url("/a.jpg"), tmp_path / "a.part")
-            return len(downloader._client._transport._direct._pool.connections)  # type: ignore[attr-defined]
+            [(_, client)] = downloader._lanes._idle
+            return len(client._transport._direct._pool.connections)  # type: ignore[attr-defined]
 
     assert asyncio.run(go()) == 1
 

@@ -1,0 +1,77 @@
+"""HTTP clients that cannot spoil each other: one for each request under way, each with its own connections.
+
+A request of httpx that is cancelled at the wrong instant, while its connection is being opened or closed, leaves a
+connection behind that its pool counts for ever (httpcore issue 1093); our time-outs cancel, so over a night one
+shared pool would fill up until every request waits in vain.  Here a client whose request did not end cleanly is
+thrown away with whatever it held.  It also keeps each pool at one or two connections: httpx looks through all of
+them at every request.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+import httpx
+
+from etl.errors import FetchError, FetchTimeoutError
+
+CONNECTIONS = 2
+"""Of one client: the request's, and that of a redirect to another host."""
+
+
+class Lanes:
+    """Up to ``count`` clients, made when they are needed; for one event loop.
+
+    A client that served a host before is preferred for that host, so its connection is used again.
+    """
+
+    def __init__(self, make: Callable[[], httpx.AsyncClient], count: int) -> None:
+        self._make = make
+        self._slots = asyncio.Semaphore(count)
+        self._idle: list[tuple[str, httpx.AsyncClient]] = []
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def lane(self, host: str) -> AsyncIterator[httpx.AsyncClient]:
+        """Yield a client for one request to ``host``; waits while all are in use."""
+        async with self._slots:
+            client = self._take(host)
+            clean = False
+            try:
+                yield client
+                clean = True
+            except FetchError as error:
+                # Raised by us between two steps of httpx, except for the watchdog's, which cancels within one.
+                clean = not isinstance(error, FetchTimeoutError)
+                raise
+            finally:
+                if clean:
+                    self._idle.append((host, client))
+                else:
+                    self._discard(client)
+
+    def _take(self, host: str) -> httpx.AsyncClient:
+        for index in range(len(self._idle) - 1, -1, -1):
+            if self._idle[index][0] == host:
+                return self._idle.pop(index)[1]
+        # Another host's: its idle connection makes room for the new one.
+        return self._idle.pop(0)[1] if self._idle else self._make()
+
+    def _discard(self, client: httpx.AsyncClient) -> None:
+        """Close a client beside the caller, who may be in the middle of a cancellation."""
+        task = asyncio.get_running_loop().create_task(_close(client))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def aclose(self) -> None:
+        """Close all clients."""
+        for _, client in self._idle:
+            await _close(client)
+        self._idle.clear()
+        await asyncio.gather(*self._closing)
+
+
+async def _close(client: httpx.AsyncClient) -> None:
+    # The other side may be gone already, and a half-made connection cannot be closed in good order.
+    with suppress(httpx.HTTPError, OSError, RuntimeError):
+        await client.aclose()
