@@ -11,6 +11,7 @@
     |   `-- StateLockedError      4: another run holds it
     |-- DiskFullError             5: no space left; everything committed so far is safe
     `-- ItemError                 one record, source or caption failed; the run goes on
+        |-- InternalError         a fault of ours
         |-- InvalidRecordError    the manifest line cannot become a record
         |-- FetchError            the source did not give its bytes
         |-- ImageError            the bytes did not give a picture
@@ -90,6 +91,13 @@ class ItemError(EtlError):
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class InternalError(ItemError):
+    """A fault of this program, logged with its traceback; the item is tried again."""
+
+    slug = "internal"
+    retryable = True
 
 
 class InvalidRecordError(ItemError):

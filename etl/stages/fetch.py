@@ -18,6 +18,7 @@ from etl.errors import (
     DiskFullError,
     EtlError,
     FetchError,
+    InternalError,
     ItemError,
     TooManyRequestsError,
 )
@@ -32,6 +33,7 @@ from etl.stages.flow import Flow
 from etl.state.queries import Reader
 from etl.state.sources import SourceQueue
 from etl.state.store import Store
+from etl.state.work_queue import LONGEST_ASKED_WAIT_S
 
 log = logging.getLogger(__name__)
 
@@ -191,13 +193,12 @@ class _Fetch:
         except Exception as error:
             # A fault of ours must not end a night's run; it is logged whole and tried again.
             log.exception("unexpected error while fetching %s", item.id)
-            self._ended.failed.append(
-                ItemFailure(item.id, "internal", f"{type(error).__name__}: {error}"[:500], True, started)
-            )
+            fault = InternalError(f"{type(error).__name__}: {error}"[:500])
+            self._ended.failed.append(self._failure(item, fault, started))
 
     def _failure(self, item: SourceItem, error: ItemError, started: int) -> ItemFailure:
         if error.retry_after_s and item.host:
-            self._gate.pause(item.host, min(error.retry_after_s, self._settings.backoff_cap_s))
+            self._gate.pause(item.host, min(error.retry_after_s, LONGEST_ASKED_WAIT_S))
         elif isinstance(error, TooManyRequestsError):
             self._gate.pause(item.host, min(self._settings.backoff_s, self._settings.backoff_cap_s))
         return ItemFailure(
