@@ -44,12 +44,19 @@ def clean_field(value: object) -> str:
     """
     if value is None:
         return ""
+    if isinstance(value, str) and len(value) <= MAX_FIELD_CHARS and _is_plain(value):
+        return value.strip()
     text = _UNSAFE.sub(" ", str(value)[: 4 * MAX_FIELD_CHARS]).strip()
     text = text.replace("<", "\u2039").replace(">", "\u203a")[:MAX_FIELD_CHARS].rstrip()
     if text.isascii():
         return text
     # JSON can spell half a surrogate pair, which is no text and cannot be stored.
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _is_plain(text: str) -> bool:
+    """Tell quickly whether nothing in the text needs to be replaced: most values of most manifests."""
+    return text.isascii() and text.isprintable() and not ("  " in text or "<" in text or ">" in text)
 
 
 def real_title(record: Mapping[str, Any]) -> str | None:
@@ -62,10 +69,8 @@ def real_title(record: Mapping[str, Any]) -> str | None:
         title = clean_field(record.get(field))
         if not title or title.casefold() in _PLACEHOLDERS or _IMAGE_SUFFIX.search(title):
             continue
-        if title == clean_field(record.get("cote")):
-            continue
         words = [word for word in _SEPARATORS.split(title) if word.isalpha()]
-        if any(_says_something(word) for word in words):
+        if any(_says_something(word) for word in words) and title != clean_field(record.get("cote")):
             return title
     return None
 
