@@ -70,8 +70,7 @@ class ArchiveServer:
         class Handler(_Handler):
             archive = owner
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:
@@ -98,6 +97,13 @@ class ArchiveServer:
             edge = max(64, int((size / 3) ** 0.5))
             return _saved(scene.draw(edge, edge), "TIFF"), "image/tiff"
         return _jpeg(scene, size), "image/jpeg"
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Stay quiet: a client that hangs up is part of the rehearsal."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
