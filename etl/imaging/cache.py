@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from etl.errors import DiskFullError, StateError
@@ -97,14 +97,24 @@ class ImageCache:
                 self._move(part, target)
         return target
 
-    def sweep_parts(self) -> int:
-        """Remove what crashed processes left unfinished and return how many files that were.
+    def part_of(self, url: str) -> Path:
+        """Return the path of the unfinished file of one source: always the same, so that it can be resumed."""
+        with disk_errors(self._parts):
+            self._parts.mkdir(parents=True, exist_ok=True)
+        return self._parts / f"{hashlib.sha256(url.encode()).hexdigest()}.part"
+
+    def is_part(self, path: Path) -> bool:
+        """Tell whether a file is an unfinished one."""
+        return path.parent == self._parts
+
+    def sweep_parts(self, keep: Callable[[Path], bool] = lambda _: False) -> int:
+        """Remove what earlier processes left unfinished, but for what to ``keep``; return how many files that were.
 
         Only for the holder of the state lock, before it starts decoders or downloads.
         """
         if not self._parts.is_dir():
             return 0
-        leftovers = list(self._parts.iterdir())
+        leftovers = [path for path in self._parts.iterdir() if not keep(path)]
         with disk_errors(self._parts):
             for leftover in leftovers:
                 leftover.unlink(missing_ok=True)

@@ -8,36 +8,30 @@ drips bytes would never be ended; a watchdog over the whole exchange does that.
 import asyncio
 import importlib.metadata
 import logging
-import socket
-import ssl
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
-import httpcore
 import httpx
 
 from etl.config import Settings, redact_url
 from etl.errors import (
     BodyTooLargeError,
-    BrokenConnectionError,
     ConfigError,
-    ConnectError,
-    DnsError,
     EtlError,
     FetchError,
     FetchTimeoutError,
     InvalidUrlError,
     ProtocolError,
-    TlsError,
     TooManyRedirectsError,
-    TransientFetchError,
     TruncatedBodyError,
 )
+from etl.net import resume
 from etl.net.answers import is_compressed, status_error
+from etl.net.foreign import fetch_error, one_line
 from etl.net.lanes import CONNECTIONS, Lanes
 from etl.net.local import host_of
 from etl.net.part import Download, PartWriter
@@ -57,9 +51,6 @@ POOL_TIMEOUT_S = 60.0
 """Never reached, since a lane carries one request at a time; bounds the damage if it should be."""
 
 _LIMITS = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_S)
-
-MAX_SHOWN_URL = 500
-"""Characters of a URL in an error message."""
 
 # httpx logs every URL, with its secrets, at INFO; httpcore the raw requests at DEBUG.
 for _name in ("httpx", "httpcore"):
@@ -126,26 +117,30 @@ class Downloader:
         await self._lanes.aclose()
 
     async def download(self, url: str, part: Path, *, etag: str | None = None) -> Download:
-        """Stream ``url`` into ``part``, which is overwritten; neither fsynced nor renamed.
+        """Stream ``url`` into ``part``; neither fsynced nor renamed.
+
+        A part that an earlier attempt left is resumed where the server allows it, else overwritten.
 
         With ``etag``, the server may answer 304 instead: nothing is written and `Download.not_modified` is true.
         Pass it only while the bytes that it stands for are in the cache.
 
         Raises a `FetchError` of the fitting class, whose ``http_status`` is the last status seen; `DiskFullError`
-        or `StateError` when ``part`` cannot be written.  After a `TransientFetchError`, ``part`` holds what came
-        so far; after any other it is gone.
+        or `StateError` when ``part`` cannot be written.  After a `TransientFetchError` or a cancellation, ``part``
+        holds what came so far; after any other error it is gone.
         """
         url = url.strip()
         attempt = _Attempt(url=url, current=url)
         try:
             async with self._lanes.lane(host_of(url)) as client:
-                return await self._fetch(client, attempt, part, etag)
+                download = await self._fetch(client, attempt, part, etag)
+            resume.forget(part, note_only=True)
+            return download
         except FetchError as error:
             if not error.retryable:
-                _unlink_file(part)
+                resume.forget(part)
             raise _located(error, attempt) from error
         except EtlError:
-            _unlink_file(part)
+            resume.forget(part)
             raise
         except Exception as error:  # Everything foreign gets a class; its cause stays attached.
             raise _located(fetch_error(error), attempt) from error
@@ -155,10 +150,13 @@ class Downloader:
         answer_s = settings.connect_timeout_s + settings.read_timeout_s
         try:
             async with asyncio.timeout(None) as watchdog:
-                response = await self._open(client, attempt, etag, watchdog, answer_s)
+                rest = resume.rest_of(part) if etag is None else None
+                response = await self._open(client, attempt, _asking(etag, rest), watchdog, answer_s)
                 try:
                     if response.status_code == 304 and etag is not None:
                         return _result(response, None)
+                    if rest is not None and response.status_code in (206, 416):
+                        return await self._receive(attempt, response, part, watchdog, rest)
                     if response.status_code not in _SUCCESS:
                         headers = response.headers
                         raise status_error(response.status_code, headers.get("retry-after"), headers.get("date"))
@@ -172,11 +170,15 @@ class Downloader:
             raise FetchTimeoutError(slow) from error
 
     async def _open(
-        self, client: httpx.AsyncClient, attempt: _Attempt, etag: str | None, watchdog: asyncio.Timeout, answer_s: float
+        self,
+        client: httpx.AsyncClient,
+        attempt: _Attempt,
+        headers: dict[str, str],
+        watchdog: asyncio.Timeout,
+        answer_s: float,
     ) -> httpx.Response:
         """Return the first answer that is no redirect, its body unread.  Each hop has ``answer_s`` seconds."""
         loop = asyncio.get_running_loop()
-        headers = {} if etag is None else {"If-None-Match": etag}
         request = client.build_request("GET", attempt.url, headers=headers)
         for _ in range(MAX_REDIRECTS + 1):
             _check_scheme(request.url)
@@ -192,27 +194,52 @@ class Downloader:
         raise TooManyRedirectsError(f"more than {MAX_REDIRECTS} redirects")
 
     async def _receive(
-        self, attempt: _Attempt, response: httpx.Response, part: Path, watchdog: asyncio.Timeout
+        self,
+        attempt: _Attempt,
+        response: httpx.Response,
+        part: Path,
+        watchdog: asyncio.Timeout,
+        rest: resume.Rest | None = None,
     ) -> Download:
         settings = self._settings
+        if rest is None:
+            resume.take_note(part, response.headers)
+        elif response.status_code == 416 or not rest.fits(response.headers.get("content-range", "")):
+            resume.forget(part)
+            raise ProtocolError(f"asked for the rest from byte {rest.received}, the server sent another range")
         length = response.headers.get("content-length", "")
         if length.isdecimal() and int(length) > settings.max_bytes:
             raise BodyTooLargeError(f"{length} bytes announced, the limit is {settings.max_bytes}")
         loop = asyncio.get_running_loop()
         begun = loop.time()
         writer = PartWriter(
-            part, max_bytes=settings.max_bytes, compressed=is_compressed(response.headers.get("content-encoding"))
+            part,
+            max_bytes=settings.max_bytes,
+            compressed=is_compressed(response.headers.get("content-encoding")),
+            resumed_at=rest.received if rest else 0,
         )
         attempt.writer = writer
+        if rest is not None:
+            await asyncio.to_thread(writer.hash_earlier)
         with writer:
             # httpx declares less than it returns: only a generator can be closed before its end.
             async with aclosing(cast(AsyncGenerator[bytes, None], response.aiter_raw())) as chunks:
+                earlier = writer.received
                 watchdog.reschedule(_deadline(settings, begun, 0))
                 async for chunk in chunks:
                     writer.write(chunk)
-                    watchdog.reschedule(_deadline(settings, begun, writer.received))
+                    watchdog.reschedule(_deadline(settings, begun, writer.received - earlier))
             writer.finish()
+        if rest is not None and writer.size != rest.total:
+            raise TruncatedBodyError(f"{writer.size} bytes of {rest.total} after resuming at {rest.received}")
         return _result(response, writer)
+
+
+def _asking(etag: str | None, rest: resume.Rest | None) -> dict[str, str]:
+    """Return the headers that ask for a newer version, for the rest of a part, or for the whole file."""
+    if etag is not None:
+        return {"If-None-Match": etag}
+    return rest.headers if rest is not None else {}
 
 
 def _deadline(settings: Settings, begun: float, received: int) -> float | None:
@@ -257,69 +284,11 @@ def _check_scheme(url: httpx.URL) -> None:
         raise InvalidUrlError(f"there is no port {url.port}")
 
 
-# First match wins, so the narrower class stands before the wider one.
-_FOREIGN: tuple[tuple[tuple[type[Exception], ...], type[FetchError], str], ...] = (
-    ((httpx.ConnectTimeout, httpcore.ConnectTimeout), FetchTimeoutError, "no connection in time"),
-    ((httpx.TimeoutException, httpcore.TimeoutException, TimeoutError), FetchTimeoutError, "no data in time"),
-    ((httpx.ProxyError, httpcore.ProxyError), ConnectError, "the proxy refused"),
-    ((httpx.ConnectError, httpcore.ConnectError, ConnectionRefusedError), ConnectError, "no connection"),
-    ((httpx.NetworkError, httpcore.NetworkError, ConnectionError), BrokenConnectionError, "the connection broke"),
-    ((httpx.UnsupportedProtocol, httpcore.UnsupportedProtocol), InvalidUrlError, "neither http nor https"),
-    ((httpx.ProtocolError, httpcore.ProtocolError, httpx.DecodingError), ProtocolError, "the answer breaks HTTP"),
-    ((httpx.TransportError,), BrokenConnectionError, "the exchange failed"),
-    ((httpx.TooManyRedirects,), TooManyRedirectsError, "too many redirects"),
-    ((httpx.InvalidURL, UnicodeError), InvalidUrlError, "malformed URL"),
-    ((socket.gaierror,), DnsError, "the name cannot be resolved"),
-    ((ssl.SSLError,), TlsError, "TLS failed"),
-    ((OSError,), ConnectError, "no connection"),
-    ((Exception,), TransientFetchError, "unexpected failure"),
-)
-
-
-def fetch_error(error: Exception) -> FetchError:
-    """Return the `FetchError` that stands for an exception of httpx, httpcore, ssl or the system."""
-    tls = next((each for each in _causes(error) if isinstance(each, ssl.SSLError)), None)
-    # A connection that just ends during the handshake says nothing about the certificate, and may work next time.
-    if tls and isinstance(error, httpx.ConnectError) and not isinstance(tls, ssl.SSLEOFError | ssl.SSLSyscallError):
-        reason = getattr(tls, "verify_message", "") or tls.reason or str(tls)
-        return TlsError(f"TLS failed: {_line(reason)}")
-    text = str(error)
-    if isinstance(error, httpx.RemoteProtocolError):
-        if "peer closed connection" in text:
-            return TruncatedBodyError(_line(text))
-        if "disconnected" in text:
-            return BrokenConnectionError("the server closed the connection without an answer")
-    cls, phrase = next((cls, phrase) for kinds, cls, phrase in _FOREIGN if isinstance(error, kinds))
-    if cls is TransientFetchError:
-        phrase = f"{phrase} ({type(error).__name__})"
-    return cls(f"{phrase}: {_line(text)}" if text else phrase)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in seen:
-        seen.append(cause)
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
 def _located(error: FetchError, attempt: _Attempt) -> FetchError:
     located = type(error)(f"{error}: {attempt.where()}", retry_after_s=error.retry_after_s)
     located.http_status = attempt.status
     return located
 
 
-def _line(text: str) -> str:
-    """Make foreign text one printable line of bounded length."""
-    shown = "".join(char if char.isprintable() else " " for char in text)
-    return shown if len(shown) <= MAX_SHOWN_URL else shown[:MAX_SHOWN_URL] + "..."
-
-
 def _shown(url: str) -> str:
-    return _line(redact_url(url))
-
-
-def _unlink_file(part: Path) -> None:
-    if part.is_file():
-        part.unlink(missing_ok=True)
+    return one_line(redact_url(url))

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from etl.clock import now_ms
 from etl.config import Settings
@@ -21,10 +22,12 @@ from etl.errors import (
     InternalError,
     ItemError,
     TooManyRequestsError,
+    TransientFetchError,
 )
 from etl.imaging.cache import ImageCache
 from etl.imaging.pool import DecoderPool
 from etl.models import DecodedImage, FetchedImage, ItemFailure, SourceItem, StageSummary
+from etl.net import resume
 from etl.net.client import Downloader
 from etl.net.local import is_local, local_path, read_local
 from etl.net.part import Download
@@ -39,6 +42,12 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.2
 """Seconds between two looks at the queue while nothing ends."""
+
+PROGRESS = 256 * 1024
+"""Bytes that a connection must have brought before it broke for its file to be resumed at once, free of charge."""
+
+RESUME_PAUSE_S = 0.5
+"""Seconds before a broken connection is made anew."""
 
 DECODE_AHEAD = 4
 """Downloaded pictures that may wait for each decoder; bounds the disk that parts take."""
@@ -58,7 +67,7 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow) -> StageSummar
             f"{settings.longest_edge}; give --longest-edge {edges[0]} or another --state directory"
         )
     cache = ImageCache.of_state(store.directory)
-    cache.sweep_parts()
+    cache.sweep_parts(keep=resume.is_resumable)
     processes = settings.decoders or os.cpu_count() or 1
     with DecoderPool(
         cache.root, processes=processes, memory_bytes=settings.decoder_memory, longest_edge=settings.longest_edge,
@@ -72,7 +81,7 @@ class _Ended:
     """What has ended since the last commit."""
 
     fetched: list[FetchedImage] = field(default_factory=list)
-    failed: list[ItemFailure] = field(default_factory=list)
+    failed: list[tuple[ItemFailure, SourceItem]] = field(default_factory=list)
 
 
 class _Fetch:
@@ -168,7 +177,10 @@ class _Fetch:
         if ended.fetched:
             self._done += self._queue.commit(ended.fetched, self._flow.recipe)
         if ended.failed:
-            dead = self._queue.fail(ended.failed)
+            dead = self._queue.fail([failure for failure, _ in ended.failed])
+            for (_, item), gone in zip(ended.failed, dead, strict=True):
+                if gone:
+                    resume.forget(self._cache.part_of(item.url))
             self._dead += sum(dead)
             self._retried += len(dead) - sum(dead)
 
@@ -178,6 +190,7 @@ class _Fetch:
             task.cancel()
         await asyncio.gather(*self._in_flight, return_exceptions=True)
         self._commit()
+        self._cache.sweep_parts(keep=resume.is_resumable)
         return self._queue.release_all()
 
     async def _fetch(self, downloader: Downloader, item: SourceItem) -> None:
@@ -187,14 +200,14 @@ class _Fetch:
             fetched = await self._one(downloader, item, started)
             self._ended.fetched.append(fetched)
         except ItemError as error:
-            self._ended.failed.append(self._failure(item, error, started))
+            self._ended.failed.append((self._failure(item, error, started), item))
         except EtlError:
             raise
         except Exception as error:
             # A fault of ours must not end a night's run; it is logged whole and tried again.
             log.exception("unexpected error while fetching %s", item.id)
             fault = InternalError(f"{type(error).__name__}: {error}"[:500])
-            self._ended.failed.append(self._failure(item, fault, started))
+            self._ended.failed.append((self._failure(item, fault, started), item))
 
     def _failure(self, item: SourceItem, error: ItemError, started: int) -> ItemFailure:
         if error.retry_after_s and item.host:
@@ -212,16 +225,39 @@ class _Fetch:
                 download = await asyncio.to_thread(read_local, item.url, max_bytes=self._settings.max_bytes)
             decoded = await self._decoders.decode(local_path(item.url))
             return _fetched(item, download, decoded, started, kept=False)
-        part = self._cache.new_part()
+        part = self._cache.part_of(item.url)
+        async with self._gate.slot(item.host):
+            download = await self._download(downloader, item.url, part)
         try:
-            async with self._gate.slot(item.host):
-                download = await downloader.download(item.url, part)
             decoded = await self._decoders.decode(part)
             if self._settings.keep_originals:
                 await asyncio.to_thread(self._cache.keep_original, part, download.sha256)
             return _fetched(item, download, decoded, started, kept=self._settings.keep_originals)
         finally:
-            part.unlink(missing_ok=True)
+            resume.forget(part)
+
+    async def _download(self, downloader: Downloader, url: str, part: Path) -> Download:
+        """Download one URL; a connection that breaks after bringing something costs no attempt.
+
+        What a failed attempt leaves is kept, so the next one goes on from there.
+        """
+        while True:
+            before = _size(part)
+            try:
+                return await downloader.download(url, part)
+            except TransientFetchError as error:
+                rest = resume.rest_of(part)
+                if rest is None or rest.received < before + PROGRESS or self._flow.stopping:
+                    raise
+                log.info("resuming at byte %d of %d: %s", rest.received, rest.total, error)
+            await asyncio.sleep(RESUME_PAUSE_S)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _fetched(item: SourceItem, download: Download, decoded: DecodedImage, started: int, *, kept: bool) -> FetchedImage:

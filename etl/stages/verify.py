@@ -64,7 +64,10 @@ def verify(store: Store, *, delete_orphans: bool = False) -> VerifySummary:
                 lost.append(image)
                 damaged += 1
     requeued = store.requeue_missing_images(lost)
-    orphans = [path for path in cache.root.rglob("*") if path.is_file() and path not in known]
+    # Unfinished downloads are no orphans: the next fetch resumes or removes them.
+    orphans = [
+        path for path in cache.root.rglob("*") if path.is_file() and path not in known and not cache.is_part(path)
+    ]
     if delete_orphans:
         for path in orphans:
             path.unlink(missing_ok=True)

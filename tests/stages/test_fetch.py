@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import signal
 import threading
 import time
@@ -34,6 +35,8 @@ from etl.errors import ConfigError, DiskFullError
 from etl.models import Stage, StageSummary
 from etl.stages import fetch as fetch_module
 from etl.stages import flow as flow_module
+from etl.stages.fetch import fetch
+from etl.stages.flow import Flow
 from etl.state.store import Store
 
 MakeBench = Callable[..., Workbench]
@@ -401,3 +404,76 @@ def test_sources_that_a_dead_run_held_are_fetched_again(server: FaultServer, ben
     assert bench.fetch() == StageSummary(done=2)
     assert bench.rows("SELECT DISTINCT attempts FROM sources") == [(1,)]
     assert bench.rows("SELECT state FROM runs ORDER BY id") == [("done",), ("crashed",), ("done",)]
+
+
+def test_a_connection_that_keeps_breaking_costs_no_attempt_while_it_brings_something(
+    bench: Workbench, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty breaks in one large file are resumed, each from its byte, and charged as one attempt."""
+    monkeypatch.setattr(fetch_module, "RESUME_PAUSE_S", 0.01)
+    body = encoded(Image.effect_noise((2400, 2400), 60), "TIFF")
+    piece = len(body) // 20
+    sent: list[tuple[int, int]] = []
+
+    def breaking(exchange: Exchange) -> None:
+        asked = re.fullmatch(r"bytes=(\d+)-", exchange.handler.headers.get("Range", ""))
+        start = int(asked[1]) if asked else 0
+        end = min(start + piece, len(body))
+        sent.append((start, end))
+        head = {"Content-Length": str(len(body) - start), "ETag": '"one"'}
+        ranged = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
+        exchange.head(206 if asked else 200, head | (ranged if asked else {}))
+        exchange.send(body[start:end])
+        exchange.close()
+
+    url = server.add("/large.tif", body, "image/tiff")
+    server.fail("/large.tif", breaking)
+    bench.ingest(url)
+    summary = bench.fetch()
+    assert (summary.done, summary.dead) == (1, 0)
+    assert [start for start, _ in sent[1:]] == [end for _, end in sent[:-1]], "each resumption is where the last ended"
+    assert sent[-1][1] == len(body)
+    assert len(sent) >= 20
+    assert bench.rows("SELECT status, attempts FROM sources") == [("done", 1)]
+    assert not bench.files("parts")
+
+
+def test_a_download_that_was_stopped_is_resumed_by_the_next_run(bench: Workbench, server: FaultServer) -> None:
+    """What a stopped run had of a file is there for the next one, which asks for the rest alone."""
+    body = encoded(Image.effect_noise((1000, 1000), 60), "TIFF")
+    held = threading.Event()
+
+    def half(exchange: Exchange) -> None:
+        exchange.head(200, {"Content-Length": str(len(body)), "ETag": '"one"'})
+        exchange.send(body[: len(body) // 2])
+        held.set()
+        exchange.closing.wait(30)
+
+    def rest(exchange: Exchange) -> None:
+        start = len(body) // 2
+        assert exchange.handler.headers["Range"] == f"bytes={start}-"
+        exchange.head(
+            206,
+            {
+                "Content-Length": str(len(body) - start),
+                "Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}",
+                "ETag": '"one"',
+            },
+        )
+        exchange.send(body[start:])
+
+    url = server.add("/large.tif", body, "image/tiff")
+    server.fail("/large.tif", half)
+    bench.ingest(url)
+    flow = Flow()
+    with Store.open(bench.settings) as store, store.run((Stage.FETCH,)) as run:
+        stage = threading.Thread(target=fetch, args=(store, run, bench.settings, flow))
+        stage.start()
+        assert held.wait(10)
+        wait_for(lambda: any(path.stat().st_size > 0 for path in bench.files("parts")), 10)
+        flow._stop_at = -1000.0  # the grace period is over at once
+        stage.join(10)
+        assert not stage.is_alive()
+    server.fail("/large.tif", rest)
+    assert bench.fetch().done == 1
+    assert server.requests["/large.tif"] == 2

@@ -1,0 +1,77 @@
+"""What the exceptions of httpx, httpcore, ssl and the system mean: each gets a class of our own."""
+
+import socket
+import ssl
+from collections.abc import Iterator
+
+import httpcore
+import httpx
+
+from etl.errors import (
+    BrokenConnectionError,
+    ConnectError,
+    DnsError,
+    FetchError,
+    FetchTimeoutError,
+    InvalidUrlError,
+    ProtocolError,
+    TlsError,
+    TooManyRedirectsError,
+    TransientFetchError,
+    TruncatedBodyError,
+)
+
+MAX_SHOWN = 500
+"""Characters of a URL in an error message."""
+
+# First match wins, so the narrower class stands before the wider one.
+_FOREIGN: tuple[tuple[tuple[type[Exception], ...], type[FetchError], str], ...] = (
+    ((httpx.ConnectTimeout, httpcore.ConnectTimeout), FetchTimeoutError, "no connection in time"),
+    ((httpx.TimeoutException, httpcore.TimeoutException, TimeoutError), FetchTimeoutError, "no data in time"),
+    ((httpx.ProxyError, httpcore.ProxyError), ConnectError, "the proxy refused"),
+    ((httpx.ConnectError, httpcore.ConnectError, ConnectionRefusedError), ConnectError, "no connection"),
+    ((httpx.NetworkError, httpcore.NetworkError, ConnectionError), BrokenConnectionError, "the connection broke"),
+    ((httpx.UnsupportedProtocol, httpcore.UnsupportedProtocol), InvalidUrlError, "neither http nor https"),
+    ((httpx.ProtocolError, httpcore.ProtocolError, httpx.DecodingError), ProtocolError, "the answer breaks HTTP"),
+    ((httpx.TransportError,), BrokenConnectionError, "the exchange failed"),
+    ((httpx.TooManyRedirects,), TooManyRedirectsError, "too many redirects"),
+    ((httpx.InvalidURL, UnicodeError), InvalidUrlError, "malformed URL"),
+    ((socket.gaierror,), DnsError, "the name cannot be resolved"),
+    ((ssl.SSLError,), TlsError, "TLS failed"),
+    ((OSError,), ConnectError, "no connection"),
+    ((Exception,), TransientFetchError, "unexpected failure"),
+)
+
+
+def fetch_error(error: Exception) -> FetchError:
+    """Return the `FetchError` that stands for an exception of httpx, httpcore, ssl or the system."""
+    tls = next((each for each in _causes(error) if isinstance(each, ssl.SSLError)), None)
+    # A connection that just ends during the handshake says nothing about the certificate, and may work next time.
+    if tls and isinstance(error, httpx.ConnectError) and not isinstance(tls, ssl.SSLEOFError | ssl.SSLSyscallError):
+        reason = getattr(tls, "verify_message", "") or tls.reason or str(tls)
+        return TlsError(f"TLS failed: {one_line(reason)}")
+    text = str(error)
+    if isinstance(error, httpx.RemoteProtocolError):
+        if "peer closed connection" in text:
+            return TruncatedBodyError(one_line(text))
+        if "disconnected" in text:
+            return BrokenConnectionError("the server closed the connection without an answer")
+    cls, phrase = next((cls, phrase) for kinds, cls, phrase in _FOREIGN if isinstance(error, kinds))
+    if cls is TransientFetchError:
+        phrase = f"{phrase} ({type(error).__name__})"
+    return cls(f"{phrase}: {one_line(text)}" if text else phrase)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def one_line(text: str) -> str:
+    """Make foreign text one printable line of bounded length."""
+    shown = "".join(char if char.isprintable() else " " for char in text)
+    return shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + "..."

@@ -1,0 +1,104 @@
+"""Going on with a broken download where it stopped, instead of from its beginning.
+
+Beside an unfinished part lies a small note of what the server said about the whole file.  The next attempt asks for
+the rest with ``Range`` and ``If-Range`` (RFC 9110, 13.1.5 and 14.2): a server whose file has changed sends it whole.
+A note counts only since the machine was started: after a power cut a part may have the right length and hold zeros.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+NOTE_SUFFIX = ".note"
+
+SMALLEST = 64 * 1024
+"""Bytes of a file below which a note is not worth its own write."""
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What is still to come of a file.
+
+    Attributes:
+        validator: strong ETag or Last-Modified of the version that the part belongs to.
+        total: bytes of the whole file.
+        received: bytes that the part holds.
+    """
+
+    validator: str
+    total: int
+    received: int
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The request headers that ask for the rest."""
+        return {"Range": f"bytes={self.received}-", "If-Range": self.validator}
+
+    def fits(self, content_range: str) -> bool:
+        """Tell whether a 206 answer's ``Content-Range`` is exactly what was asked for."""
+        match = _CONTENT_RANGE.fullmatch(content_range.strip())
+        wanted = (self.received, self.total - 1, self.total)
+        return match is not None and tuple(map(int, match.groups())) == wanted
+
+
+def take_note(part: Path, headers: Mapping[str, str]) -> None:
+    """Note the version of a file whose body begins to come; nothing is noted where it could not be resumed."""
+    validator = _validator(headers)
+    length = headers.get("content-length", "")
+    whole = not headers.get("content-encoding") and headers.get("accept-ranges", "").strip().lower() != "none"
+    # A note is a convenience: where it cannot be written, the part's own writer finds out what is wrong.
+    with suppress(OSError):
+        _note(part).unlink(missing_ok=True)
+        if validator and whole and length.isdecimal() and int(length) >= SMALLEST:
+            note = {"validator": validator, "total": int(length), "boot": _boot()}
+            _note(part).write_text(json.dumps(note), encoding="utf-8")
+
+
+def rest_of(part: Path) -> Rest | None:
+    """Return what is still to come of the file that ``part`` begins; ``None`` where it must begin anew."""
+    try:
+        note = json.loads(_note(part).read_text(encoding="utf-8"))
+        received = part.stat().st_size
+        if note["boot"] == _boot() and 0 < received < note["total"]:
+            return Rest(note["validator"], note["total"], received)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # No part, no note, or a note that was itself cut off: all mean the same.
+    return None
+
+
+def is_resumable(path: Path) -> bool:
+    """Tell whether a file among the parts is a part that can be resumed, or the note of one."""
+    part = path.with_suffix("") if path.suffix == NOTE_SUFFIX else path
+    return rest_of(part) is not None
+
+
+def forget(part: Path, *, note_only: bool = False) -> None:
+    """Remove a part and its note, or the note of a finished part alone."""
+    _note(part).unlink(missing_ok=True)
+    if not note_only and part.is_file():
+        part.unlink(missing_ok=True)
+
+
+def _note(part: Path) -> Path:
+    return part.with_name(part.name + NOTE_SUFFIX)
+
+
+def _validator(headers: Mapping[str, str]) -> str | None:
+    etag = headers.get("etag", "").strip()
+    # A weak ETag promises the same meaning, not the same bytes.
+    if etag.startswith('"'):
+        return etag
+    return headers.get("last-modified") or None
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return f"process {os.getpid()}"

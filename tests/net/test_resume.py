@@ -1,0 +1,192 @@
+"""Going on with a broken download: asked for right, checked, and never trusted too far."""
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.fault_server import Behaviour, Exchange, FaultServer, ok, status
+
+from etl.config import Settings
+from etl.errors import ClientStatusError, EtlError, ProtocolError, TransientFetchError
+from etl.net import resume
+from etl.net.client import Download, Downloader
+
+BODY = random.Random(4).randbytes(400_000)
+HALF = len(BODY) // 2
+ETAG = f'"{hashlib.sha256(BODY).hexdigest()[:16]}"'
+
+
+def break_at(end: int, **headers: str) -> Behaviour:
+    """Announce the whole body and reset the connection behind byte ``end``."""
+
+    def behave(exchange: Exchange) -> None:
+        length = str(len(exchange.resource.body))
+        exchange.head(200, {"Content-Length": length, "ETag": exchange.resource.etag} | headers)
+        exchange.send(exchange.resource.body[:end])
+        exchange.close()
+
+    return behave
+
+
+def ranged(exchange: Exchange, *, shift: int = 0, cut: int | None = None) -> None:
+    """Answer a range whose ``If-Range`` fits with 206, everything else with the whole body."""
+    asked, body = exchange.handler.headers, exchange.resource.body
+    match = re.fullmatch(r"bytes=(\d+)-", asked.get("Range", ""))
+    if match is None or asked.get("If-Range") != exchange.resource.etag:
+        return ok(exchange)
+    start = int(match[1]) + shift
+    rest = body[start:]
+    exchange.head(
+        206, {"Content-Length": str(len(rest)), "Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
+    )
+    exchange.send(rest if cut is None else rest[:cut])
+    exchange.close()
+    return None
+
+
+Get = Callable[[], Download | EtlError]
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> Path:
+    return tmp_path / "a.part"
+
+
+@pytest.fixture
+def get(server: FaultServer, settings: Settings, part: Path) -> Get:
+    """Return a function that downloads /a once and returns the result or the error."""
+    server.add("/a", BODY)
+
+    async def go() -> Download | EtlError:
+        async with asyncio.timeout(8), Downloader(dataclasses.replace(settings, max_bytes=10**6)) as downloader:
+            try:
+                return await downloader.download(server.url("/a"), part)
+            except EtlError as error:
+                return error
+
+    return lambda: asyncio.run(go())
+
+
+def test_only_the_rest_is_asked_for_and_the_whole_is_hashed(server: FaultServer, part: Path, get: Get) -> None:
+    """After a break the next attempt gets the missing bytes alone; hash, size and file are the whole file's."""
+    server.fail("/a", break_at(HALF), times=1)
+    server.fail("/a", break_at(HALF), times=1)
+    assert isinstance(get(), TransientFetchError)
+    assert part.stat().st_size == HALF
+    server.fail("/a", ranged)
+    download = get()
+    assert isinstance(download, Download)
+    assert (download.size, download.sha256) == (len(BODY), hashlib.sha256(BODY).hexdigest())
+    assert part.read_bytes() == BODY
+    last = server.log[-1].headers
+    assert (last["Range"], last["If-Range"]) == (f"bytes={HALF}-", ETAG)
+    assert [path.name for path in part.parent.iterdir()] == ["a.part"]
+
+
+def test_a_file_that_has_changed_is_taken_whole(server: FaultServer, part: Path, get: Get) -> None:
+    """When the server's file is another by now, its new version is downloaded from the start."""
+    server.fail("/a", break_at(HALF), times=1)
+    assert isinstance(get(), TransientFetchError)
+    new = BODY[::-1]
+    server.heal()
+    server.add("/a", new)
+    server.fail("/a", ranged)
+    download = get()
+    assert isinstance(download, Download)
+    assert download.sha256 == hashlib.sha256(new).hexdigest()
+    assert part.read_bytes() == new
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [lambda exchange: ranged(exchange, shift=-10), lambda exchange: ranged(exchange, shift=10), status(416)],
+    ids=["earlier", "later", "416"],
+)
+def test_another_range_than_asked_for_is_refused(
+    server: FaultServer, part: Path, get: Get, behaviour: Behaviour
+) -> None:
+    """A 206 for other bytes, or a 416, ends the attempt; the next one begins anew and succeeds."""
+    server.fail("/a", break_at(HALF), times=1)
+    assert isinstance(get(), TransientFetchError)
+    server.fail("/a", behaviour, times=1)
+    refused = get()
+    assert isinstance(refused, ProtocolError)
+    assert refused.retryable
+    assert not part.exists()
+    server.heal()
+    assert isinstance(get(), Download)
+    assert part.read_bytes() == BODY
+
+
+def test_a_rest_that_breaks_again_goes_on_from_there(server: FaultServer, part: Path, get: Get) -> None:
+    """Each break keeps what came; the third attempt asks behind the second's bytes."""
+    server.fail("/a", break_at(HALF), times=1)
+    assert isinstance(get(), TransientFetchError)
+    server.fail("/a", lambda exchange: ranged(exchange, cut=70_000), times=1)
+    assert isinstance(get(), TransientFetchError)
+    assert part.stat().st_size == HALF + 70_000
+    server.fail("/a", ranged)
+    assert isinstance(get(), Download)
+    assert part.read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"ETag": 'W/"weak"'}, {"ETag": ""}, {"Accept-Ranges": "none"}],
+    ids=["weak validator", "no validator", "no ranges"],
+)
+def test_what_cannot_be_resumed_begins_anew(server: FaultServer, part: Path, get: Get, headers: dict[str, str]) -> None:
+    """Without a strong validator, or where ranges are refused, the whole file is asked for again."""
+    server.fail("/a", break_at(HALF, **headers), times=1)
+    assert isinstance(get(), TransientFetchError)
+    assert resume.rest_of(part) is None
+    server.fail("/a", ranged)
+    assert isinstance(get(), Download)
+    assert "Range" not in server.log[-1].headers
+    assert part.read_bytes() == BODY
+
+
+def test_a_part_from_before_a_restart_of_the_machine_is_not_trusted(server: FaultServer, part: Path, get: Get) -> None:
+    """After a power cut a part may hold zeros where bytes were: it is downloaded anew."""
+    server.fail("/a", break_at(HALF), times=1)
+    assert isinstance(get(), TransientFetchError)
+    note = part.with_name("a.part.note")
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"boot": "another"}))
+    part.write_bytes(bytes(HALF))
+    server.fail("/a", ranged)
+    assert isinstance(get(), Download)
+    assert part.read_bytes() == BODY
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"validator": 1}'], ids=["empty", "cut", "list", "incomplete"])
+def test_a_damaged_note_counts_as_none(part: Path, text: str) -> None:
+    """Whatever is wrong with a note, the part just begins anew."""
+    part.write_bytes(b"x" * 10)
+    part.with_name("a.part.note").write_text(text)
+    assert resume.rest_of(part) is None
+
+
+def test_a_final_error_leaves_nothing(server: FaultServer, part: Path, get: Get) -> None:
+    """Once the file is gone from the server, its part and its note are gone too."""
+    server.fail("/a", break_at(HALF), times=1)
+    assert isinstance(get(), TransientFetchError)
+    server.fail("/a", status(404))
+    assert isinstance(get(), EtlError)
+    assert list(part.parent.iterdir()) == []
+
+
+def test_a_range_that_nobody_asked_for_is_an_error(server: FaultServer, get: Get) -> None:
+    """A 206 in answer to a whole request is no success."""
+
+    def unasked(exchange: Exchange) -> None:
+        exchange.head(206, {"Content-Length": "3", "Content-Range": f"bytes 0-2/{len(BODY)}"})
+        exchange.send(b"abc")
+
+    server.fail("/a", unasked)
+    assert isinstance(get(), ClientStatusError)
