@@ -6,6 +6,7 @@ so a crash leaves at most an orphan file, never a row without its file.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 from dataclasses import dataclass, field
@@ -104,6 +105,7 @@ class _Fetch:
         self._gate = HostGate(settings.concurrency, settings.per_host)
         self._in_flight: dict[asyncio.Task[None], SourceItem] = {}
         self._limit = settings.concurrency + DECODE_AHEAD * processes
+        self._changed = asyncio.Event()
         self._ended = _Ended()
         self._last_host = ""
         self._done = self._retried = self._dead = 0
@@ -128,9 +130,12 @@ class _Fetch:
             await self._look()
 
     async def _look(self) -> None:
-        """Wait until something ends, then commit all that has."""
+        """Wait until a slot becomes free or something ends, then commit all that has ended."""
         if self._in_flight:
-            ended, _ = await asyncio.wait(self._in_flight, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), LOOK_S)
+            self._changed.clear()
+            ended = [task for task in self._in_flight if task.done()]
             for task in ended:
                 del self._in_flight[task]
             # All are asked, and before the commit that may fail: asyncio logs an error that nobody asked for.
@@ -149,7 +154,9 @@ class _Fetch:
             room = min(self._gate.free(host), self._limit - len(self._in_flight))
             if room > 0:
                 for item in self._queue.claim(host, room):
-                    self._in_flight[asyncio.create_task(self._fetch(downloader, item))] = item
+                    task = asyncio.create_task(self._fetch(downloader, item))
+                    task.add_done_callback(lambda _: self._changed.set())
+                    self._in_flight[task] = item
                 # The new tasks take their slots before the next host is looked at.
                 await asyncio.sleep(0)
             self._last_host = host
@@ -228,6 +235,8 @@ class _Fetch:
         part = self._cache.part_of(item.url)
         async with self._gate.slot(item.host):
             download = await self._download(downloader, item.url, part)
+        # Another download can start while this one is decoded.
+        self._changed.set()
         try:
             decoded = await self._decoders.decode(part)
             if self._settings.keep_originals:
