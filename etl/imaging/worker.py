@@ -71,7 +71,8 @@ def main(config_json: str) -> None:
     os.nice(NICENESS)
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     cache = ImageCache(Path(config.cache_root))
-    with Connection(config.fd) as connection:
+    # A pool that is gone, by a SIGKILL in the middle of a picture, leaves nobody to answer and nothing to say.
+    with Connection(config.fd) as connection, contextlib.suppress(BrokenPipeError, ConnectionResetError):
         threading.Thread(target=_receive, args=(connection, requests), daemon=True).start()
         _limit_memory(config.memory_bytes)
         connection.send_bytes(READY)
