@@ -30,6 +30,9 @@ class Settings:
         state: the state directory: database, image cache, logs.
         concurrency: downloads at once, over all hosts (at most 32: httpx slows down beyond that).
         per_host: downloads at once from one host.
+        host_rate: requests per second to one host at most; 0 means no limit but what the host itself makes necessary.
+        host_patience_s: seconds for which a host may fail every request before what is left of it is given up.
+        respect_robots: obey each host's robots.txt.
         connect_timeout_s: seconds to connect.
         read_timeout_s: seconds without a byte before a download is given up.
         min_rate: bytes per second that a download must reach on average; with the size it gives the deadline.
@@ -40,11 +43,15 @@ class Settings:
         backoff_cap_s: longest wait between attempts that we choose ourselves, in seconds.
         contact: address put into the User-Agent, so that a host's operator can reach you.
         allow_host: hosts that may be dialled although their address is private or loopback.
+        rewrite_url: REGEX=REPLACEMENT, where else a picture may lie, made from its URL; can be given more than once.
+        mirror_template: where else a picture may lie, made from its record: https://store.example/{field}.
+        prefer_mirror: ask the mirrors before the URL of the record.
         longest_edge: longest edge of the working copies, in pixels.
         keep_originals: keep the original bytes in the cache beside the working copy.
         decoders: decoder processes; 0 means one for each core.
         decoder_memory: address space of one decoder process, in bytes.
         min_free: bytes of disk that fetch leaves free.
+        max_cache_size: bytes that the image cache may take; 0 means no limit.
         model: Hugging Face id, local directory, or ``demo``.
         revision: branch, tag or commit of the model; the resolved commit goes into the recipe.
         dtype: ``auto`` (float16 on a GPU, float32 on a CPU), ``float32``, ``float16`` or ``bfloat16``.
@@ -58,6 +65,9 @@ class Settings:
     state: Path = Path("state")
     concurrency: int = 16
     per_host: int = 4
+    host_rate: float = 0.0
+    host_patience_s: float = 1800.0
+    respect_robots: bool = False
     connect_timeout_s: float = 15.0
     read_timeout_s: float = 60.0
     min_rate: int = 4096
@@ -68,11 +78,15 @@ class Settings:
     backoff_cap_s: float = 600.0
     contact: str = ""
     allow_host: tuple[str, ...] = ()
+    rewrite_url: tuple[str, ...] = ()
+    mirror_template: str = ""
+    prefer_mirror: bool = False
     longest_edge: int = 1024
     keep_originals: bool = False
     decoders: int = 0
     decoder_memory: int = 4 * 1024**3
     min_free: int = 256 * 1024 * 1024
+    max_cache_size: int = 0
     model: str = DEFAULT_MODEL
     revision: str = "main"
     dtype: str = "auto"
@@ -102,6 +116,8 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 _LIMITS: dict[str, tuple[float, float]] = {
     "concurrency": (1, 32),
     "per_host": (1, 32),
+    "host_rate": (0, 1000),
+    "host_patience_s": (1, 7 * 86400),
     "connect_timeout_s": (0.05, 3600),
     "read_timeout_s": (0.05, 3600),
     "min_rate": (0, 1e12),
@@ -114,6 +130,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "decoders": (0, 256),
     "decoder_memory": (256 * 1024**2, 1e12),
     "min_free": (0, 1e15),
+    "max_cache_size": (0, 1e15),
     "batch_size": (1, 4096),
     "max_new_tokens": (1, 4096),
     "max_aspect": (1, 1000),

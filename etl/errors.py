@@ -208,6 +208,18 @@ class ClientStatusError(FetchError):
     slug = "http_4xx"
 
 
+class RobotsError(FetchError):
+    """The host's robots.txt forbids it, and ``respect_robots`` is set."""
+
+    slug = "robots"
+
+
+class HostDownError(FetchError):
+    """The host failed every request for longer than ``host_patience_s``; this source was not tried any more."""
+
+    slug = "host_down"
+
+
 class InvalidUrlError(FetchError):
     """The URL cannot be requested: malformed, or neither http, https nor a local path."""
 

@@ -63,6 +63,15 @@ class FinishReason(StrEnum):
     LENGTH = "length"
 
 
+class HostState(StrEnum):
+    """How fetch treats a host: at full speed, slower, not before an instant, or as dead until a trial succeeds."""
+
+    OPEN = "open"
+    SLOWED = "slowed"
+    PAUSED = "paused"
+    PARKED = "parked"
+
+
 @dataclass(frozen=True, slots=True)
 class SourceItem:
     """A claimed source.
@@ -284,6 +293,36 @@ class RunInfo:
     host: str
     pid: int
     message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostInfo:
+    """One row of ``hosts``: how a host fares.
+
+    Attributes:
+        host: its name in lower case.
+        state: how it is treated now.
+        reason: why it is not open, for people.
+        until: when a pause or parking ends, Unix milliseconds.
+        allowed: requests that may run at once.
+        in_flight: requests that run.
+        done, failed: pictures fetched, and failed attempts, over all runs.
+        bytes: received from it, over all runs.
+        busy_ms: time with at least one request under way, over all runs; gives the rates seen so far.
+        updated_at: when this was written, Unix milliseconds.
+    """
+
+    host: str
+    state: HostState = HostState.OPEN
+    reason: str | None = None
+    until: int | None = None
+    allowed: int = 0
+    in_flight: int = 0
+    done: int = 0
+    failed: int = 0
+    bytes: int = 0
+    busy_ms: int = 0
+    updated_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)

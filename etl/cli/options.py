@@ -19,9 +19,10 @@ import typer
 from etl.config import Settings, load_settings
 
 FETCH_SETTINGS = (
-    "concurrency", "per_host", "connect_timeout_s", "read_timeout_s", "min_rate", "max_bytes", "max_pixels",
-    "max_attempts", "backoff_s", "backoff_cap_s", "contact", "allow_host", "longest_edge", "keep_originals", "decoders",
-    "decoder_memory", "min_free", "interval_s",
+    "concurrency", "per_host", "host_rate", "host_patience_s", "respect_robots", "connect_timeout_s", "read_timeout_s",
+    "min_rate", "max_bytes", "max_pixels", "max_attempts", "backoff_s", "backoff_cap_s", "contact", "allow_host",
+    "rewrite_url", "mirror_template", "prefer_mirror", "longest_edge", "keep_originals", "decoders", "decoder_memory",
+    "min_free", "max_cache_size", "interval_s",
 )  # fmt: skip
 CAPTION_SETTINGS = (
     "model", "revision", "dtype", "device", "batch_size", "max_new_tokens", "max_aspect", "max_attempts", "interval_s",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DATABASE_NAME = "state.db"
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Number of migrations; stored as ``user_version`` so that an older program can refuse a newer database."""
 
 PAGE_SIZE = 16384

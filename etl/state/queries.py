@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from etl.clock import now_ms
-from etl.models import Failure, FailureFilter, Progress, RunInfo, RunState, Stage
+from etl.models import Failure, FailureFilter, HostInfo, HostState, Progress, RunInfo, RunState, Stage
 from etl.state.database import DATABASE_NAME, check_version, open_reader, translate_errors
 from etl.state.failures import CURRENT, FAILURES, failure_condition
 from etl.state.lock import is_locked
@@ -267,6 +267,16 @@ class Reader:
         ):
             yield from rows
             after = rows[-1][0]
+
+    def hosts(self) -> list[HostInfo]:
+        """Return how each host fares, in alphabetical order; nothing for a state that no newer version has written."""
+        if self.rows("PRAGMA user_version")[0][0] < 2:
+            return []
+        rows = self.rows(
+            "SELECT host, state, reason, until, allowed, in_flight, done, failed, bytes, busy_ms, updated_at "
+            "FROM hosts ORDER BY host"
+        )
+        return [HostInfo(row[0], HostState(row[1]), *row[2:]) for row in rows]
 
     def recipes(self) -> list[RecipeRow]:
         """Return all recipes, oldest first."""

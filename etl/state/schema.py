@@ -298,6 +298,30 @@ def _initial(db: Database) -> None:
         db.conn.execute(statement)
 
 
+_HOSTS = """
+CREATE TABLE hosts (
+  host TEXT PRIMARY KEY,
+  state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'slowed', 'paused', 'parked')),
+  reason TEXT,
+  until INTEGER,
+  allowed INTEGER NOT NULL DEFAULT 0,
+  in_flight INTEGER NOT NULL DEFAULT 0,
+  done INTEGER NOT NULL DEFAULT 0,
+  failed INTEGER NOT NULL DEFAULT 0,
+  bytes INTEGER NOT NULL DEFAULT 0,
+  busy_ms INTEGER NOT NULL DEFAULT 0,
+  run INTEGER REFERENCES runs (id),
+  updated_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+
+
+@migrations(name="0002_hosts_and_mirrors")
+def _hosts_and_mirrors(db: Database) -> None:
+    db.conn.execute("ALTER TABLE sources ADD COLUMN mirror TEXT")
+    db.conn.execute(_HOSTS)
+
+
 def migrate(db: Database) -> None:
     """Bring the database up to date; the caller holds the writer lock.
 

@@ -24,6 +24,7 @@ from etl.state import captions as caption_queue
 from etl.state import retry, schema
 from etl.state.captions import CaptionQueue
 from etl.state.database import DATABASE_NAME, Connection
+from etl.state.hosts import HostLog
 from etl.state.lock import StateLock
 from etl.state.records import ManifestWriter
 from etl.state.sources import SourceQueue
@@ -89,6 +90,10 @@ class Store:
     def sources(self, run: int) -> SourceQueue:
         """Return the fetch queue, leased to ``run``."""
         return SourceQueue(self._connection, run, **self._patience())
+
+    def hosts(self, run: int) -> HostLog:
+        """Return the log of how hosts fare, written by ``run``."""
+        return HostLog(self._connection, run)
 
     def captions(self, run: int, recipe: int) -> CaptionQueue:
         """Return the caption queue of one recipe, leased to ``run``."""

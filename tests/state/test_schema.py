@@ -4,11 +4,15 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from sqlite_utils import Database
 from support.states import assert_sound, fetch_all, put_sources, settings_for
 
+from etl.clock import now_ms
 from etl.errors import StateNewerError
+from etl.models import HostInfo, HostState, Stage
 from etl.state.database import DATABASE_NAME, SCHEMA_VERSION
 from etl.state.queries import Reader
+from etl.state.schema import migrations
 from etl.state.store import Store
 
 
@@ -57,6 +61,27 @@ def test_half_a_migration_is_rolled_back(state: Path) -> None:
     assert _sql(state, "SELECT name FROM sqlite_master WHERE name IN ('runs', 'records')") == []
     _sql(state, "DROP TABLE gpu_samples")
     Store.open(settings_for(state)).close()
+    assert_sound(state)
+
+
+def test_first_released_schema_is_migrated(state: Path) -> None:
+    """A database of version 1 can be read as it is, and is brought up to date by the first writer, nothing lost."""
+    state.mkdir()
+    old = Database(state / DATABASE_NAME)
+    migrations.apply(old, stop_before="0002_hosts_and_mirrors")
+    old.close()
+    _sql(state, "INSERT INTO sources (url, host) VALUES ('http://a.example/1.jpg', 'a.example')")
+    _sql(state, "PRAGMA user_version = 1")
+    with Reader(state) as reader:
+        assert reader.hosts() == []
+        assert reader.progress().sources["ready"] == 1
+    with Store.open(settings_for(state)) as store, store.run((Stage.FETCH,)) as run:
+        store.hosts(run).record([HostInfo("a.example", HostState.PARKED, "dead", now_ms() + 60_000, done=2)])
+        store.hosts(run).record([HostInfo("a.example", HostState.PARKED, "dead", now_ms() + 60_000, done=3)])
+        assert store.sources(run).claim("a.example", 5)[0].url == "http://a.example/1.jpg"
+        assert list(store.hosts(run).pauses()) == ["a.example"]
+    with Reader(state) as reader:
+        assert [(one.host, one.state, one.done) for one in reader.hosts()] == [("a.example", HostState.PARKED, 5)]
     assert_sound(state)
 
 
