@@ -2,12 +2,12 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etl.demo.formats import FORMATS
+from etl.demo.formats import FORMATS, PictureFormat
 from etl.demo.scenes import DRAWN_SIZES, LARGE_SIZES, random_record, random_scene
 from etl.demo.server import DemoServer
 
@@ -46,13 +46,15 @@ class DemoRecord:
     heals: bool = False
 
 
-def build_archive(server: DemoServer, pictures: int, seed: int = SEED) -> list[DemoRecord]:
-    """Draw at least four pictures, give them to the server and return their records.
+def build_archive(
+    server: DemoServer, pictures: int, seed: int = SEED, formats: Sequence[PictureFormat] = FORMATS
+) -> list[DemoRecord]:
+    """Draw at least four pictures, in each format in turn, give them to the server and return their records.
 
     One more record shares the URL of the first picture; two more have none: a 404, and HTML with status 200.
     """
     rng = random.Random(seed)
-    records = list(_drawn(server, pictures, rng))
+    records = list(_drawn(server, pictures, rng, formats))
     first = records[0]
     shared = random_record(rng) | {"name": "Parc La Fontaine, the same picture once more"}
     records.insert(1, _record(server, "scene-0001-again", first.path, first.format, shared, caption=first.caption))
@@ -62,10 +64,12 @@ def build_archive(server: DemoServer, pictures: int, seed: int = SEED) -> list[D
     return records
 
 
-def _drawn(server: DemoServer, pictures: int, rng: random.Random) -> Iterator[DemoRecord]:
+def _drawn(
+    server: DemoServer, pictures: int, rng: random.Random, formats: Sequence[PictureFormat]
+) -> Iterator[DemoRecord]:
     for number in range(pictures):
         scene = random_scene(rng)
-        kind = FORMATS[number % len(FORMATS)]
+        kind = formats[number % len(formats)]
         size = rng.choice(LARGE_SIZES if number % _LARGE_EVERY == 3 else DRAWN_SIZES)
         key = f"scene-{number + 1:04}"
         path = f"/{key}{kind.suffix}"

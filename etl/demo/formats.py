@@ -59,4 +59,16 @@ FORMATS = (
         "image/png",
         lambda picture: _saved(picture.convert("P", palette=Image.Palette.ADAPTIVE), "PNG"),
     ),
+    PictureFormat(
+        "TIFF JPEG", ".tif", "image/tiff", lambda picture: _saved(picture, "TIFF", compression="jpeg", quality=92)
+    ),
+    PictureFormat(
+        "TIFF CMYK Deflate",
+        ".tif",
+        "image/tiff",
+        lambda picture: _saved(picture.convert("CMYK"), "TIFF", compression="tiff_adobe_deflate"),
+    ),
+    PictureFormat("JPEG 2000", ".jp2", "image/jp2", lambda picture: _saved(picture, "JPEG2000")),
+    PictureFormat("GIF", ".gif", "image/gif", lambda picture: _saved(picture, "GIF")),
+    PictureFormat("BMP", ".bmp", "image/bmp", lambda picture: _saved(picture, "BMP")),
 )

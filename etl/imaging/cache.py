@@ -5,6 +5,7 @@
     parts/                    unfinished files; swept at start
 
 The names come from hashes alone: nothing that a manifest or a server says ends up in a path.
+A walk over the cache goes from shard to shard, the two digits that hashes begin with, and holds one in memory.
 """
 
 import contextlib
@@ -14,13 +15,44 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from etl.errors import DiskFullError, StateError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_SHARDS = tuple(f"{number:02x}" for number in range(256))
+
+
+@dataclass(frozen=True, slots=True)
+class CachedFile:
+    """A file below the cache's root.
+
+    Attributes:
+        size: bytes.
+        written_ns: when it was last written to, Unix nanoseconds.
+    """
+
+    path: Path
+    size: int
+    written_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The finished files of one kind whose hashes begin with the same two digits.
+
+    Attributes:
+        name: the two digits.
+        files: by hash, the files that are where they ought to be.
+        strays: whatever else lies in the directory.
+    """
+
+    name: str
+    files: dict[str, CachedFile] = field(default_factory=dict)
+    strays: list[CachedFile] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -120,6 +152,40 @@ class ImageCache:
                 leftover.unlink(missing_ok=True)
         return len(leftovers)
 
+    def working_shards(self) -> Iterator[Shard]:
+        """Yield all 256 shards of working copies, in order; a shard that has no directory is empty."""
+        return _shards(self.root / "working", ".jpg")
+
+    def original_shards(self) -> Iterator[Shard]:
+        """Yield all 256 shards of originals, in order; a shard that has no directory is empty."""
+        return _shards(self.root / "original", "")
+
+    def parts(self) -> list[CachedFile]:
+        """Return the unfinished files, and what is noted of them."""
+        return [file for entry in _entries(self._parts) if (file := _file(entry)) is not None]
+
+    def strays(self) -> Iterator[CachedFile]:
+        """Yield the files that lie neither in a shard nor among the parts."""
+        for entry in _entries(self.root):
+            if entry.name in ("working", "original") and entry.is_dir():
+                # A directory of a shard may lie on another disk; any other link is only a name to be removed.
+                yield from _below(e for e in _entries(Path(entry.path)) if e.name not in _SHARDS or not e.is_dir())
+            elif Path(entry.path) != self._parts:
+                yield from _below([entry])
+
+    def remove(self, path: Path) -> int | None:
+        """Remove a file; return the bytes that it took, or ``None`` where there was none.
+
+        Raises `StateError` when it cannot be removed.
+        """
+        with disk_errors(path):
+            try:
+                size = path.lstat().st_size
+                path.unlink()
+            except FileNotFoundError:
+                return None
+        return size
+
     def free_bytes(self) -> int:
         """Return the bytes that can still be written on the cache's disk."""
         existing = self.root.absolute()
@@ -140,6 +206,48 @@ def _checked(sha256: str) -> str:
     if not _SHA256.fullmatch(sha256):
         raise ValueError(f"not a SHA-256 in hex: {sha256!r}")
     return sha256
+
+
+def _shards(directory: Path, suffix: str) -> Iterator[Shard]:
+    for name in _SHARDS:
+        shard = Shard(name)
+        for entry in _entries(directory / name):
+            sha256 = entry.name.removesuffix(suffix)
+            rightly = entry.name == sha256 + suffix and sha256.startswith(name) and _SHA256.fullmatch(sha256)
+            if not (rightly and entry.is_file(follow_symlinks=False)):
+                shard.strays.extend(_below([entry]))
+            elif (file := _file(entry)) is not None:
+                shard.files[sha256] = file
+        yield shard
+
+
+def _below(entries: Iterable["os.DirEntry[str]"]) -> Iterator[CachedFile]:
+    """Yield the files among the entries and below them; a link is a file, wherever it leads."""
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _below(_entries(Path(entry.path)))
+        elif (file := _file(entry)) is not None:
+            yield file
+
+
+def _entries(directory: Path) -> list["os.DirEntry[str]"]:
+    """Return what is in a directory; nothing where there is none."""
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StateError(f"cannot read {directory}: {error.strerror or error}") from error
+
+
+def _file(entry: "os.DirEntry[str]") -> CachedFile | None:
+    """Return the file as it is now; ``None`` when it has gone meanwhile."""
+    try:
+        stat = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return CachedFile(Path(entry.path), stat.st_size, stat.st_mtime_ns)
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -24,15 +24,16 @@ _SRGB_NAMES = ("sRGB IEC61966", "sRGB built-in")
 """What the profiles of cameras and of Little CMS call sRGB; a conversion to itself would double the work."""
 
 
-def reducible(image: Image.Image) -> Image.Image:
+def reducible(image: Image.Image, floor: float | None = None) -> Image.Image:
     """Return the loaded picture in a mode whose pixels can be averaged.
 
-    Wide gray ends as ``I`` or ``F`` (see `stretch`); palettes, bilevel pictures and colour keys are resolved.
+    Wide gray ends as ``I`` or ``F`` (see `stretch`); palettes, bilevel pictures and colour keys are resolved.  What is
+    not finite in an ``F`` picture becomes ``floor``, or else the picture's lowest finite value.
     """
     if image.mode.startswith("I;16"):
         return image.convert("I")
     if image.mode == "F":
-        return _finite(image)
+        return _filled(image, floor)
     if image.mode == "I":
         return image
     if image.has_transparency_data:
@@ -95,22 +96,34 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _finite(image: Image.Image) -> Image.Image:
-    """Return the ``F`` picture with NaN and infinities replaced by its lowest finite value."""
-    # x - x is NaN exactly where x is not finite, and NaN differs from itself.
-    marks = ImageMath.lambda_eval(lambda args: (args["x"] - args["x"]) == (args["x"] - args["x"]), x=image)
-    mask = marks.convert("L").point(lambda value: 255 if value else 0)
-    if mask.getextrema() == (255, 255):
-        return image
+def lowest_finite(image: Image.Image) -> float | None:
+    """Return the lowest value of an ``F`` picture that is neither NaN nor infinite, or ``None``."""
+    mask = _finite(image)
     if mask.getextrema() == (0, 0):
-        return Image.new("F", image.size, 0.0)
+        return None
     ceiling = Image.new("F", image.size, _FLOAT32_MAX)
     ceiling.paste(image, mask=mask)
     low = ceiling.getextrema()[0]
     assert isinstance(low, float)
-    floor = Image.new("F", image.size, low)
-    floor.paste(image, mask=mask)
-    return floor
+    return low
+
+
+def _filled(image: Image.Image, floor: float | None) -> Image.Image:
+    mask = _finite(image)
+    if mask.getextrema() == (255, 255):
+        return image
+    if floor is None:
+        floor = lowest_finite(image) or 0.0
+    filled = Image.new("F", image.size, floor)
+    filled.paste(image, mask=mask)
+    return filled
+
+
+def _finite(image: Image.Image) -> Image.Image:
+    """Return a mask of the ``F`` picture's finite values."""
+    # x - x is NaN exactly where x is not finite, and NaN differs from itself.
+    marks: Image.Image = ImageMath.lambda_eval(lambda args: (args["x"] - args["x"]) == (args["x"] - args["x"]), x=image)
+    return marks.convert("L").point(lambda value: 255 if value else 0)
 
 
 def _through_profile(image: Image.Image, icc_profile: bytes) -> Image.Image | None:

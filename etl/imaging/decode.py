@@ -32,8 +32,9 @@ from etl.errors import (
     LocalFileError,
     NotAnImageError,
 )
-from etl.imaging import colour
+from etl.imaging import bands, colour, tiff
 from etl.imaging.cache import ImageCache
+from etl.imaging.resize import shrink
 from etl.imaging.sniff import HEAD_BYTES, describe, picture_format
 from etl.models import DecodedImage, WorkingCopy
 
@@ -55,13 +56,12 @@ _FORMATS = tuple(str(cls.format) for cls in _MIME)
 """All that Pillow may try.  The plugins are imported by name, or else Pillow would load its fifty others too."""
 
 _PDF_MIME = "application/pdf"
+_PDF_TAIL_BYTES = 1024
+"""Where Acrobat looks for the end marker (ISO 32000-1, note 18 of annex H)."""
 
 _ORIENTATION = 0x0112
 _PHOTOMETRIC = 262
 _MIN_IS_WHITE = 0
-
-# Pillow knows big-endian 16-bit gray, but not where 0 means white; the tones are inverted below.
-TiffImagePlugin.OPEN_INFO.setdefault((b"MM", _MIN_IS_WHITE, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,15 @@ def _decode_picture(path: Path, longest_edge: int) -> Picture:
         if isinstance(image, JpegImagePlugin.JpegImageFile):
             # Scaling in the DCT costs a third; thumbnail() would not do it at 3000 -> 1024.
             image.draft(image.mode, _fit(image.size, longest_edge, floor=True))
-        image.load()
-        orientation = _orientation(image)
-        small = _reduce(colour.reducible(image), longest_edge)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            tiff.mend_byte_order(image)
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and bands.wants_pieces(image):
+            factor = max(1, max(image.size) // longest_edge)
+            small, orientation = bands.reduced(image, factor, _orientation(image)), 1
+        else:
+            image.load()
+            orientation = _orientation(image)
+            small = _reduce(colour.reducible(image), longest_edge)
         if small.mode in ("I", "F"):
             small = colour.stretch(small, min_is_white=_is_min_is_white(image))
     rgb = colour.to_rgb(_resize(colour.opaque(small), longest_edge), icc_profile)
@@ -164,6 +170,9 @@ def _decode_pdf(path: Path, longest_edge: int) -> Picture:
 
     document = pypdfium2.PdfDocument(path)
     with contextlib.closing(document):
+        # PDFium mends the table that is the end of each file: a page cut short would come out white.
+        if not pypdfium2.raw.FPDF_DocumentHasValidCrossReferenceTable(document) and not _has_pdf_end(path):
+            raise CorruptImageError("the PDF is cut short")
         if len(document) == 0:
             raise CorruptImageError("the PDF has no pages")
         page = document[0]
@@ -177,6 +186,13 @@ def _decode_pdf(path: Path, longest_edge: int) -> Picture:
     # The renderer rounds up.
     image = _resize(image, longest_edge)
     return Picture(image, _PDF_MIME, *image.size)
+
+
+def _has_pdf_end(path: Path) -> bool:
+    """Tell whether the file ends with a PDF's last line, give or take what viewers put up with."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _PDF_TAIL_BYTES))
+        return b"%%EOF" in file.read()
 
 
 def _orientation(image: Image.Image) -> int:
@@ -213,7 +229,7 @@ def _reduce(image: Image.Image, longest_edge: int) -> Image.Image:
 
 def _resize(image: Image.Image, longest_edge: int) -> Image.Image:
     size = _fit(image.size, longest_edge)
-    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
+    return image if size == image.size else shrink(image, size)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from PIL import Image, ImageChops, ImageStat
 
 from etl.demo.formats import FORMATS, PictureFormat
 from etl.demo.scenes import Scene, Shape
+from etl.imaging import decode as decoder
 from etl.imaging.decode import decode
 
 SCENE = Scene("white", (Shape("large", "red", "square", "top left"), Shape("small", "blue", "circle", "top right")), 1)
@@ -33,8 +34,13 @@ def test_every_format_shows_the_scene_when_decoded_by_the_pipeline(kind: Picture
     assert _difference(picture.image.resize(drawn.size), drawn) < 4
 
 
+def test_every_accepted_type_takes_part() -> None:
+    """The demo serves each type of picture that the pipeline accepts."""
+    assert {kind.mime for kind in FORMATS} == {*decoder._MIME.values(), "application/pdf"}
+
+
 def test_formats_are_what_their_names_say() -> None:
-    """CMYK, palette, LZW and the orientation tag are really in the files."""
+    """CMYK, palette, compression and the orientation tag are really in the files."""
     drawn = SCENE.draw(240, 180)
     with Image.open(io.BytesIO(_by_name("CMYK JPEG").encode(drawn))) as image:
         assert image.mode == "CMYK"
@@ -42,6 +48,10 @@ def test_formats_are_what_their_names_say() -> None:
         assert image.mode == "P"
     with Image.open(io.BytesIO(_by_name("TIFF LZW").encode(drawn))) as image:
         assert image.info["compression"] == "tiff_lzw"
+    with Image.open(io.BytesIO(_by_name("TIFF CMYK Deflate").encode(drawn))) as image:
+        assert (image.mode, image.info["compression"]) == ("CMYK", "tiff_adobe_deflate")
+    with Image.open(io.BytesIO(_by_name("TIFF JPEG").encode(drawn))) as image:
+        assert image.info["compression"] == "jpeg"
     assert _by_name("PDF").encode(drawn).startswith(b"%PDF-")
 
 

@@ -71,6 +71,49 @@ def test_parts_are_unique_and_swept(tmp_path: Path) -> None:
     assert files(cache.root) == [f"working/{SHA[:2]}/{SHA}.jpg"]
 
 
+def test_shards_hold_what_is_where_it_ought_to_be(tmp_path: Path) -> None:
+    """A walk finds each finished file in its shard, with its size; the wrong shard or name makes a stray."""
+    cache = ImageCache(tmp_path)
+    cache.put_working(DATA)
+    part = cache.new_part()
+    part.write_bytes(b"half")
+    kept = cache.new_part()
+    kept.write_bytes(DATA)
+    cache.keep_original(kept, SHA)
+    wrong = tmp_path / "working" / ("00" if SHA[:2] != "00" else "01") / f"{SHA}.jpg"
+    strays = [cache.working_path(SHA).with_suffix(""), wrong, tmp_path / "working" / "x.jpg", tmp_path / "a" / "b"]
+    for stray in strays:
+        stray.parent.mkdir(exist_ok=True)
+        stray.write_bytes(b"stray")
+    shards = list(cache.working_shards())
+    assert [shard.name for shard in shards] == [f"{n:02x}" for n in range(256)]
+    found = {sha256: file for shard in shards for sha256, file in shard.files.items()}
+    assert {sha256: (file.path, file.size) for sha256, file in found.items()} == {
+        SHA: (cache.working_path(SHA), len(DATA))
+    }
+    assert [sha256 for shard in cache.original_shards() for sha256 in shard.files] == [SHA]
+    assert [file.path for file in cache.parts()] == [part]
+    outside = [file for shard in shards for file in shard.strays] + list(cache.strays())
+    assert {file.path for file in outside} == set(strays)
+
+
+def test_a_walk_over_a_cache_that_does_not_exist_finds_nothing(tmp_path: Path) -> None:
+    """No directory need have been made."""
+    cache = ImageCache(tmp_path / "images")
+    assert not any(shard.files or shard.strays for shard in (*cache.working_shards(), *cache.original_shards()))
+    assert (cache.parts(), list(cache.strays())) == ([], [])
+
+
+def test_removing_tells_what_it_freed(tmp_path: Path) -> None:
+    """The bytes of the file, and nothing for one that is not there; what cannot be removed is a `StateError`."""
+    cache = ImageCache(tmp_path)
+    path = cache.working_path(cache.put_working(DATA))
+    assert cache.remove(path) == len(DATA)
+    assert cache.remove(path) is None
+    with pytest.raises(StateError, match="working"):
+        cache.remove(path.parent)
+
+
 @pytest.mark.parametrize("name", ["", "../../etc/passwd", SHA[:-1], SHA.upper(), SHA + "\n", "g" * 64])
 def test_only_hashes_become_file_names(tmp_path: Path, name: str) -> None:
     """Nothing but 64 lower-case hex digits is accepted where a hash is asked for."""

@@ -405,21 +405,58 @@ def test_an_empty_pdf_page_is_white_and_an_empty_document_corrupt(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("suffix", "options"),
+    ("suffix", "mode", "options"),
     [
-        ("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}),
-        ("WEBP", {}), ("GIF", {}), ("BMP", {}), ("JPEG2000", {}),
+        ("JPEG", "RGB", {}), ("JPEG", "RGB", {"progressive": True}), ("JPEG", "L", {}), ("JPEG", "CMYK", {}),
+        ("PNG", "RGB", {}), ("PNG", "P", {}), ("PNG", "I;16", {}), ("WEBP", "RGB", {}),
+        ("WEBP", "RGB", {"lossless": True}),
+        ("TIFF", "RGB", {}), ("TIFF", "RGB", {"compression": "tiff_lzw"}), ("TIFF", "RGB", {"compression": "packbits"}),
+        ("TIFF", "RGB", {"compression": "tiff_adobe_deflate"}), ("TIFF", "RGB", {"compression": "jpeg"}),
+        ("TIFF", "1", {"compression": "group4"}), ("GIF", "P", {}), ("BMP", "RGB", {}), ("JPEG2000", "RGB", {}),
+        ("JPEG2000", "RGB", {"irreversible": True, "quality_layers": [40, 20]}), ("PDF", "RGB", {}), ("PDF", "1", {}),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.95])
-def test_cut_files_are_corrupt(tmp_path: Path, suffix: str, options: dict[str, Any], share: float) -> None:
-    """A file that ends too early never passes as a picture."""
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.95, 0.998])
+def test_cut_files_are_corrupt(tmp_path: Path, suffix: str, mode: str, options: dict[str, Any], share: float) -> None:
+    """A file that ends before its last pixel never passes as a picture, in any format."""
     buffer = io.BytesIO()
-    Image.effect_noise((300, 200), 80).convert("RGB").save(buffer, suffix, **options)
+    Image.effect_noise((300, 200), 80).convert("L" if mode == "I;16" else "RGB").convert(mode).save(
+        buffer, suffix, **options
+    )
     data = buffer.getvalue()
     (tmp_path / "a").write_bytes(data[: max(24, int(len(data) * share))])
     with pytest.raises(CorruptImageError):
         run(tmp_path / "a")
+
+
+def _pdf_with_early_trailer(jpeg: bytes) -> bytes:
+    """A PDF that can be opened from its first half, as those for fast web view can, with its picture at the end."""
+    objects = [
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 200]/Resources<</XObject<</I 5 0 R>>>>/Contents 4 0 R>>",
+        b"<</Length 26>>stream\nq 300 0 0 200 0 0 cm /I Do Q\nendstream",
+    ]
+    trailer = b"trailer<</Size 6/Root 1 0 R>>\nstartxref\n0\n%%EOF\n"
+    picture = (
+        b"<</Type/XObject/Subtype/Image/Width 300/Height 200/ColorSpace/DeviceRGB/BitsPerComponent 8"
+        b"/Filter/DCTDecode/Length %d>>stream\n%s\nendstream" % (len(jpeg), jpeg)
+    )
+    bodies = [b"%d 0 obj\n%s\nendobj\n" % (number, body) for number, body in enumerate([*objects, picture], 1)]
+    return b"%PDF-1.4\n" + b"".join(bodies[:-1]) + trailer + bodies[-1] + trailer
+
+
+def test_a_cut_pdf_that_still_opens_is_corrupt(tmp_path: Path) -> None:
+    """Where the renderer would show a white page for a picture that never came, the file is corrupt."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (300, 200), RED).save(buffer, "JPEG", quality=95)
+    data = _pdf_with_early_trailer(buffer.getvalue() + bytes(2000))
+    (tmp_path / "a").write_bytes(data)
+    assert_halves(run(tmp_path / "a"), RED, RED)
+    for length in (len(data) - 60, len(data) - 2500):
+        (tmp_path / "a").write_bytes(data[:length])
+        with pytest.raises(CorruptImageError, match="cut short"):
+            run(tmp_path / "a")
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def make_endless(tmp_path: Path) -> Path:
         form = b"<</Type/XObject/Subtype/Form/BBox[0 0 9 9]/Resources<</XObject<</F %d 0 R>>>>/Length %d>>"
         objects.append(form % (number, len(body)) + b"stream\n" + body + b"\nendstream")
     numbered = b"".join(b"%d 0 obj\n%s\nendobj\n" % pair for pair in enumerate(objects, 1))
-    (tmp_path / "endless.pdf").write_bytes(b"%PDF-1.7\n" + numbered + b"trailer<</Root 1 0 R>>\n")
+    (tmp_path / "endless.pdf").write_bytes(b"%PDF-1.7\n" + numbered + b"trailer<</Root 1 0 R>>\n%%EOF\n")
     return tmp_path / "endless.pdf"
 
 
