@@ -8,16 +8,15 @@ drips bytes would never be ended; a watchdog over the whole exchange does that.
 import asyncio
 import importlib.metadata
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
 import httpx
 
-from etl.config import Settings, redact_url
+from etl.config import Settings
 from etl.errors import (
     BodyTooLargeError,
     ConfigError,
@@ -31,13 +30,14 @@ from etl.errors import (
 )
 from etl.net import resume
 from etl.net.answers import is_compressed, status_error
-from etl.net.foreign import fetch_error, one_line
+from etl.net.attempt import Attempt, Validators
+from etl.net.foreign import fetch_error
 from etl.net.lanes import CONNECTIONS, Lanes
 from etl.net.local import host_of
 from etl.net.part import Download, PartWriter
-from etl.net.transport import GuardedTransport, Routes, proxy_transports
+from etl.net.transport import GuardedTransport, Routes, holds_unread, proxy_transports
 
-__all__ = ["MAX_REDIRECTS", "Download", "Downloader", "fetch_error"]
+__all__ = ["MAX_REDIRECTS", "Download", "Downloader", "Validators", "fetch_error"]
 
 MAX_REDIRECTS = 5
 
@@ -46,6 +46,9 @@ _SUCCESS = (200, 203)
 
 KEEPALIVE_S = 120.0
 """Seconds that an idle connection is kept: longer than the usual politeness delay, or each request reconnects."""
+
+SIDE_LANES = 4
+"""Requests at once for small texts beside the downloads."""
 
 POOL_TIMEOUT_S = 60.0
 """Never reached, since a lane carries one request at a time; bounds the damage if it should be."""
@@ -57,40 +60,26 @@ for _name in ("httpx", "httpcore"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 
-@dataclass
-class _Attempt:
-    """How far one download has come, for its error message."""
-
-    url: str
-    current: str
-    status: int | None = None
-    writer: PartWriter | None = None
-
-    @property
-    def received(self) -> int:
-        return self.writer.received if self.writer else 0
-
-    def where(self) -> str:
-        shown = _shown(self.url)
-        return shown if self.current == self.url else f"{shown} (redirected to {_shown(self.current)})"
-
-
 class Downloader:
     """Streams URLs to files; an async context manager, for one event loop.
 
     Attributes:
         proxied: whether the environment names a proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY; NO_PROXY excepts hosts).
             The proxy resolves and dials for us, so the guard against private addresses does not apply there.
+        may_follow: awaited with every URL that a download is redirected to; it may raise a `FetchError`.
 
     Raises `ConfigError` when the proxy or the contact address cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
+        self.may_follow: Callable[[str], Awaitable[None]] | None = None
         self._settings = settings
         self._context = httpx.create_ssl_context()
         self._user_agent = _user_agent(settings.contact)
         self.proxied = bool(proxy_transports(self._context, _LIMITS))
-        self._lanes = Lanes(self._client, settings.concurrency)
+        self._lanes = Lanes(self._client, settings.concurrency, holds_unread)
+        # Of their own: what `may_follow` reads must not wait for a lane that waits for it.
+        self._side_lanes = Lanes(self._client, SIDE_LANES, holds_unread)
 
     def _client(self) -> httpx.AsyncClient:
         settings = self._settings
@@ -115,74 +104,101 @@ class Downloader:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._lanes.aclose()
+        await self._side_lanes.aclose()
 
-    async def download(self, url: str, part: Path, *, etag: str | None = None) -> Download:
+    async def read(self, url: str, *, max_bytes: int) -> bytes:
+        """Return the beginning of a small text, at most ``max_bytes`` of it; redirects are always followed.
+
+        Raises a `FetchError` as `download` does.
+        """
+        attempt = Attempt.of(url)
+        with attempt.errors():
+            async with self._side_lanes.lane(host_of(url)) as client, self._watchdog(attempt) as watchdog:
+                response = await self._open(client, attempt, {}, watchdog)
+                try:
+                    _check_status(response)
+                    text = b""
+                    async with _chunks(response) as chunks:
+                        async for chunk in chunks:
+                            text += chunk
+                            if len(text) >= max_bytes:
+                                break
+                    return text[:max_bytes]
+                finally:
+                    await response.aclose()
+
+    async def download(self, url: str, part: Path, *, validators: Validators | None = None) -> Download:
         """Stream ``url`` into ``part``; neither fsynced nor renamed.
 
         A part that an earlier attempt left is resumed where the server allows it, else overwritten.
 
-        With ``etag``, the server may answer 304 instead: nothing is written and `Download.not_modified` is true.
-        Pass it only while the bytes that it stands for are in the cache.
+        With ``validators``, the server may answer 304 instead: nothing is written and `Download.not_modified` is true.
+        Pass them only while the bytes that they stand for are in the cache.
 
         Raises a `FetchError` of the fitting class, whose ``http_status`` is the last status seen; `DiskFullError`
         or `StateError` when ``part`` cannot be written.  After a `TransientFetchError` or a cancellation, ``part``
         holds what came so far; after any other error it is gone.
         """
         url = url.strip()
-        attempt = _Attempt(url=url, current=url)
-        try:
-            async with self._lanes.lane(host_of(url)) as client:
-                download = await self._fetch(client, attempt, part, etag)
-            resume.forget(part, note_only=True)
-            return download
-        except FetchError as error:
-            if not error.retryable:
-                resume.forget(part)
-            raise _located(error, attempt) from error
-        except EtlError:
-            resume.forget(part)
-            raise
-        except Exception as error:  # Everything foreign gets a class; its cause stays attached.
-            raise _located(fetch_error(error), attempt) from error
+        attempt = Attempt.of(url)
+        with attempt.errors():
+            try:
+                async with self._lanes.lane(host_of(url)) as client:
+                    download = await self._fetch(client, attempt, part, validators)
+                resume.forget(part, note_only=True)
+                return download
+            except EtlError as error:
+                if not (isinstance(error, FetchError) and error.retryable):
+                    resume.forget(part)
+                raise
 
-    async def _fetch(self, client: httpx.AsyncClient, attempt: _Attempt, part: Path, etag: str | None) -> Download:
-        settings = self._settings
-        answer_s = settings.connect_timeout_s + settings.read_timeout_s
+    async def _fetch(
+        self, client: httpx.AsyncClient, attempt: Attempt, part: Path, validators: Validators | None
+    ) -> Download:
+        async with self._watchdog(attempt) as watchdog:
+            rest = resume.rest_of(part)
+            asking = rest.headers if rest else validators.headers if validators else {}
+            response = await self._open(client, attempt, asking, watchdog, self.may_follow)
+            try:
+                if response.status_code == 304 and rest is None and validators is not None:
+                    return _result(response, None)
+                if rest is not None and response.status_code in (206, 416):
+                    return await self._receive(attempt, response, part, watchdog, rest)
+                _check_status(response)
+                return await self._receive(attempt, response, part, watchdog)
+            finally:
+                await response.aclose()
+
+    @property
+    def _answer_s(self) -> float:
+        return self._settings.connect_timeout_s + self._settings.read_timeout_s
+
+    @asynccontextmanager
+    async def _watchdog(self, attempt: Attempt) -> AsyncIterator[asyncio.Timeout]:
+        """End the block at the time to which its steps set the watchdog, with the error that this means."""
         try:
             async with asyncio.timeout(None) as watchdog:
-                rest = resume.rest_of(part) if etag is None else None
-                response = await self._open(client, attempt, _asking(etag, rest), watchdog, answer_s)
-                try:
-                    if response.status_code == 304 and etag is not None:
-                        return _result(response, None)
-                    if rest is not None and response.status_code in (206, 416):
-                        return await self._receive(attempt, response, part, watchdog, rest)
-                    if response.status_code not in _SUCCESS:
-                        headers = response.headers
-                        raise status_error(response.status_code, headers.get("retry-after"), headers.get("date"))
-                    return await self._receive(attempt, response, part, watchdog)
-                finally:
-                    await response.aclose()
+                yield watchdog
         except TimeoutError as error:
             if attempt.writer is None:
-                raise FetchTimeoutError(f"no answer within {answer_s:g} s") from error
-            slow = f"slower than {settings.min_rate} bytes/s, given up after {attempt.received} bytes"
+                raise FetchTimeoutError(f"no answer within {self._answer_s:g} s") from error
+            slow = f"slower than {self._settings.min_rate} bytes/s, given up after {attempt.received} bytes"
             raise FetchTimeoutError(slow) from error
 
     async def _open(
         self,
         client: httpx.AsyncClient,
-        attempt: _Attempt,
+        attempt: Attempt,
         headers: dict[str, str],
         watchdog: asyncio.Timeout,
-        answer_s: float,
+        may_follow: Callable[[str], Awaitable[None]] | None = None,
     ) -> httpx.Response:
-        """Return the first answer that is no redirect, its body unread.  Each hop has ``answer_s`` seconds."""
+        """Return the first answer that is no redirect, its body unread.  Each hop has `_answer_s` seconds."""
         loop = asyncio.get_running_loop()
         request = client.build_request("GET", attempt.url, headers=headers)
         for _ in range(MAX_REDIRECTS + 1):
             _check_scheme(request.url)
-            watchdog.reschedule(loop.time() + answer_s)
+            watchdog.reschedule(loop.time() + self._answer_s)
             response = await client.send(request, stream=True)
             attempt.status = response.status_code
             if response.next_request is None:
@@ -191,11 +207,14 @@ class Downloader:
             await response.aclose()
             request = response.next_request
             attempt.current = str(request.url)
+            if may_follow is not None:
+                watchdog.reschedule(None)
+                await may_follow(attempt.current)
         raise TooManyRedirectsError(f"more than {MAX_REDIRECTS} redirects")
 
     async def _receive(
         self,
-        attempt: _Attempt,
+        attempt: Attempt,
         response: httpx.Response,
         part: Path,
         watchdog: asyncio.Timeout,
@@ -204,9 +223,9 @@ class Downloader:
         settings = self._settings
         if rest is None:
             resume.take_note(part, response.headers)
-        elif response.status_code == 416 or not rest.fits(response.headers.get("content-range", "")):
+        elif response.status_code == 416 or not rest.fits(response.headers):
             resume.forget(part)
-            raise ProtocolError(f"asked for the rest from byte {rest.received}, the server sent another range")
+            raise ProtocolError(f"asked for the rest from byte {rest.received}, the server sent something else")
         length = response.headers.get("content-length", "")
         if length.isdecimal() and int(length) > settings.max_bytes:
             raise BodyTooLargeError(f"{length} bytes announced, the limit is {settings.max_bytes}")
@@ -222,8 +241,7 @@ class Downloader:
         if rest is not None:
             await asyncio.to_thread(writer.hash_earlier)
         with writer:
-            # httpx declares less than it returns: only a generator can be closed before its end.
-            async with aclosing(cast(AsyncGenerator[bytes, None], response.aiter_raw())) as chunks:
+            async with _chunks(response) as chunks:
                 earlier = writer.received
                 watchdog.reschedule(_deadline(settings, begun, 0))
                 async for chunk in chunks:
@@ -235,11 +253,16 @@ class Downloader:
         return _result(response, writer)
 
 
-def _asking(etag: str | None, rest: resume.Rest | None) -> dict[str, str]:
-    """Return the headers that ask for a newer version, for the rest of a part, or for the whole file."""
-    if etag is not None:
-        return {"If-None-Match": etag}
-    return rest.headers if rest is not None else {}
+def _check_status(response: httpx.Response) -> None:
+    """Raise the error that an answer without the whole file stands for."""
+    if response.status_code not in _SUCCESS:
+        headers = response.headers
+        raise status_error(response.status_code, headers.get("retry-after"), headers.get("date"))
+
+
+def _chunks(response: httpx.Response) -> aclosing[AsyncGenerator[bytes, None]]:
+    # httpx declares less than it returns: only a generator can be closed before its end.
+    return aclosing(cast(AsyncGenerator[bytes, None], response.aiter_raw()))
 
 
 def _deadline(settings: Settings, begun: float, received: int) -> float | None:
@@ -282,13 +305,3 @@ def _check_scheme(url: httpx.URL) -> None:
         raise InvalidUrlError("the URL has no host")
     if url.port is not None and not 0 < url.port < 65536:
         raise InvalidUrlError(f"there is no port {url.port}")
-
-
-def _located(error: FetchError, attempt: _Attempt) -> FetchError:
-    located = type(error)(f"{error}: {attempt.where()}", retry_after_s=error.retry_after_s)
-    located.http_status = attempt.status
-    return located
-
-
-def _shown(url: str) -> str:
-    return one_line(redact_url(url))

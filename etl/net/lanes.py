@@ -25,8 +25,15 @@ class Lanes:
     A client that served a host before is preferred for that host, so its connection is used again.
     """
 
-    def __init__(self, make: Callable[[], httpx.AsyncClient], count: int) -> None:
+    def __init__(
+        self,
+        make: Callable[[], httpx.AsyncClient],
+        count: int,
+        is_spoilt: Callable[[httpx.AsyncClient], bool] = lambda _: False,
+    ) -> None:
+        """``is_spoilt`` tells after a request that ended cleanly whether its client must not be used again."""
         self._make = make
+        self._is_spoilt = is_spoilt
         self._slots = asyncio.Semaphore(count)
         self._idle: list[tuple[str, httpx.AsyncClient]] = []
         self._closing: set[asyncio.Task[None]] = set()
@@ -45,7 +52,7 @@ class Lanes:
                 clean = not isinstance(error, FetchTimeoutError)
                 raise
             finally:
-                if clean:
+                if clean and not self._is_spoilt(client):
                     self._idle.append((host, client))
                 else:
                     self._discard(client)

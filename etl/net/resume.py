@@ -40,11 +40,16 @@ class Rest:
         """The request headers that ask for the rest."""
         return {"Range": f"bytes={self.received}-", "If-Range": self.validator}
 
-    def fits(self, content_range: str) -> bool:
-        """Tell whether a 206 answer's ``Content-Range`` is exactly what was asked for."""
-        match = _CONTENT_RANGE.fullmatch(content_range.strip())
+    def fits(self, headers: Mapping[str, str]) -> bool:
+        """Tell whether a 206 answer is exactly the rest that was asked for, and of the same version.
+
+        Servers that do not know ``If-Range`` send the rest of whatever the file is by now.
+        """
+        match = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
         wanted = (self.received, self.total - 1, self.total)
-        return match is not None and tuple(map(int, match.groups())) == wanted
+        name = "etag" if self.validator.startswith('"') else "last-modified"
+        same = headers.get(name, self.validator).strip() == self.validator
+        return same and match is not None and tuple(map(int, match.groups())) == wanted
 
 
 def take_note(part: Path, headers: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ A client with a transport of its own ignores the environment's proxies, so they 
 
 import ssl
 import urllib.request
+from typing import Any
 
 import httpcore
 import httpx
@@ -41,9 +42,32 @@ class Routes(httpx.AsyncBaseTransport):
             transport = self._direct
         return await transport.handle_async_request(request)
 
+    @property
+    def transports(self) -> set[httpx.AsyncBaseTransport]:
+        """All there are."""
+        return {self._direct, *self._proxies.values()}
+
     async def aclose(self) -> None:
-        for transport in {self._direct, *self._proxies.values()}:
+        for transport in self.transports:
             await transport.aclose()
+
+
+def holds_unread(client: httpx.AsyncClient) -> bool:
+    """Tell whether a connection of the client has received more than the answers that were read from it.
+
+    A server may send more than it announced; what follows an answer would be taken for the next one's beginning, and
+    so for another picture.  httpcore keeps that in its HTTP/1.1 state, below one or two wrappers, and tells nobody.
+    """
+    routes = client._transport
+    assert isinstance(routes, Routes)
+    for transport in routes.transports:
+        for connection in transport._pool.connections if isinstance(transport, httpx.AsyncHTTPTransport) else ():
+            inner: Any = connection
+            while (inner := getattr(inner, "_connection", None)) is not None:
+                state = getattr(inner, "_h11_state", None)
+                if state is not None and state.trailing_data[0]:
+                    return True
+    return False
 
 
 def proxy_transports(context: ssl.SSLContext, limits: httpx.Limits) -> dict[str, httpx.AsyncHTTPTransport]:

@@ -9,7 +9,7 @@ import pytest
 from support.fault_server import FaultServer
 
 from etl.config import Settings
-from etl.net.client import Download, Downloader
+from etl.net.client import Download, Downloader, Validators
 
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -44,7 +44,9 @@ def fetch(settings: Settings, tmp_path: Path) -> Callable[..., Download]:
         async def go() -> Download:
             # A download that its own limits do not end fails its test here instead of hanging it.
             async with asyncio.timeout(8), Downloader(dataclasses.replace(settings, **changes)) as downloader:
-                return await downloader.download(url, part or tmp_path / "a.part", etag=etag)
+                return await downloader.download(
+                    url, part or tmp_path / "a.part", validators=Validators(etag, None) if etag else None
+                )
 
         return asyncio.run(go())
 

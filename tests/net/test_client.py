@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import gzip
 import hashlib
 import inspect
 import random
@@ -17,7 +16,8 @@ import httpcore
 import httpx
 import pytest
 from support import fault_server as faults
-from support.fault_server import Behaviour, FaultServer
+from support.fault_cases import CASES, PICTURE, Case, furnish
+from support.fault_server import FaultServer
 
 from etl import errors
 from etl.config import Settings
@@ -122,66 +122,44 @@ def test_a_redirect_body_is_not_read(server: FaultServer, fetch: Fetch) -> None:
     assert fetch(server.fail("/a", endless_redirect)).size == len(BODY)
 
 
-def _endless_gzip_header(exchange: faults.Exchange) -> None:
-    exchange.head(200, {"Content-Encoding": "gzip"})
-    exchange.send(b"\x1f\x8b\x08\x08\0\0\0\0\0\3")  # flag 8: a file name follows, up to a zero byte
-    while True:
-        exchange.send(b"a" * 65536)
-
-
-FAULTS: list[tuple[str, Behaviour, str]] = [
-    ("404", faults.status(404), "http_404"),
-    ("410", faults.status(410), "http_404"),
-    ("401", faults.status(401), "http_403"),
-    ("403", faults.status(403), "http_403"),
-    ("408", faults.status(408), "http_5xx"),
-    ("418", faults.status(418), "http_4xx"),
-    ("204", faults.status(204), "http_4xx"),
-    ("206", faults.status(206), "http_4xx"),
-    ("304 unasked", faults.status(304), "http_4xx"),
-    ("429", faults.status(429), "http_429"),
-    ("500", faults.status(500), "http_5xx"),
-    ("503", faults.status(503), "http_5xx"),
-    ("reset mid-body", faults.reset_mid_body, "reset"),
-    ("reset at once", faults.reset_at_once, "reset"),
-    ("disconnect", faults.disconnect, "reset"),
-    ("truncated", faults.truncated, "truncated"),
-    ("chunked cut", faults.chunked_cut, "truncated"),
-    ("drip", faults.drip(100), "timeout"),
-    ("drip in the headers", faults.drip_head, "timeout"),
-    ("hang", faults.hang, "timeout"),
-    ("garbage", faults.garbage, "protocol"),
-    ("endless", faults.endless, "too_large"),
-    ("too large by its length", faults.announce(500_001), "too_large"),
-    ("absurd length", faults.announce(10**18), "too_large"),
-    ("length of 31 digits", faults.announce(10**30), "protocol"),
-    ("negative length", faults.announce(-1), "protocol"),
-    ("gzip bomb", faults.encoded(gzip.compress(bytes(50_000_000)), "gzip"), "too_large"),
-    ("gzip header without end", _endless_gzip_header, "too_large"),
-    ("gzip cut", faults.encoded(gzip.compress(BODY)[:-5000], "gzip"), "truncated"),
-    ("gzip broken", faults.encoded(b"not gzip at all", "gzip"), "protocol"),
-    ("brotli", faults.encoded(BODY, "br"), "protocol"),
-    ("redirect loop", faults.redirect("/fault"), "redirects"),
-    ("redirect to metadata", faults.redirect("http://169.254.169.254/latest/"), "blocked_address"),
-    ("redirect to another loopback", faults.redirect("http://127.0.0.2:1/"), "blocked_address"),
-    ("redirect to file", faults.redirect("file:///etc/passwd"), "invalid_url"),
-    ("redirect to nonsense", faults.redirect("http://[::bad/"), "protocol"),
-    ("redirect to nowhere", faults.redirect(""), "redirects"),
-]
-
-
-@pytest.mark.parametrize(("behaviour", "slug"), [pytest.param(*case[1:], id=case[0]) for case in FAULTS])
-def test_each_fault_has_its_class(server: FaultServer, fetch: Fetch, behaviour: Behaviour, slug: str) -> None:
-    """Each way of misbehaving ends soon, in its own class, with one line that names the URL."""
-    server.add("/fault", BODY)
-    url = server.fail("/fault", behaviour)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_each_behaviour_has_its_consequence(server: FaultServer, fetch: Fetch, tmp_path: Path, case: Case) -> None:
+    """Each way of misbehaving ends soon, after the requests that it takes, in its own class with one line."""
+    furnish(server)
+    server.add("/fault", PICTURE)
+    url = server.fail("/fault", case.behaviour)
     began = time.monotonic()
-    with pytest.raises(FetchError) as caught:
-        fetch(url)
-    assert caught.value.slug == slug
-    assert url in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert time.monotonic() - began < 3
+    if case.slug is None:
+        assert fetch(url).size == (tmp_path / "a.part").stat().st_size
+    else:
+        with pytest.raises(FetchError) as caught:
+            fetch(url)
+        assert (caught.value.slug, caught.value.retryable) == (case.slug, case.retryable)
+        assert caught.value.retry_after_s == (None if case.wait_s is None else pytest.approx(case.wait_s, abs=1.5))
+        assert url in str(caught.value)
+        assert str(caught.value).isprintable()
+    assert time.monotonic() - began < 4
+    assert server.requests.total() == case.requests
+
+
+def test_bytes_behind_an_answer_do_not_become_the_next_one(
+    server: FaultServer, settings: Settings, tmp_path: Path
+) -> None:
+    """A body that is longer than announced does not pass for the answer to the next request."""
+    forged = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged"
+
+    def longer(exchange: faults.Exchange) -> None:
+        exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nshort" + forged)
+
+    server.fail("/short", longer)
+    server.add("/good", BODY)
+
+    async def go() -> Download:
+        async with Downloader(settings) as downloader:
+            await downloader.download(server.url("/short"), tmp_path / "short.part")
+            return await downloader.download(server.url("/good"), tmp_path / "good.part")
+
+    assert asyncio.run(go()).size == len(BODY)
 
 
 @pytest.mark.parametrize(
@@ -272,22 +250,85 @@ def test_an_unwritable_part_is_the_state_s_fault(server: FaultServer, fetch: Fet
         fetch(server.add("/a.jpg", BODY), part=tmp_path / "missing" / "a.part")
 
 
+class Certificates:
+    """Self-signed certificates, made on demand: ``{name}.pem`` with the key, ``{name}.pem.crt`` without."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def make(self, name: str, address: str = "127.0.0.1", until: str = "20990101000000Z") -> str:
+        """Return the path of a certificate for an address that ends at an instant (``YYYYMMDDHHMMSSZ``)."""
+        folder = self._directory / name
+        folder.mkdir()
+        pem, request = folder / f"{name}.pem", folder / "request"
+        config = folder / "config"
+        config.write_text(
+            "[ca]\ndefault_ca=own\n[own]\ndatabase=index\nrand_serial=yes\ndefault_md=sha256\npolicy=any\n"
+            f"new_certs_dir=.\nunique_subject=no\nx509_extensions=names\n[any]\ncommonName=supplied\n"
+            f"[names]\nsubjectAltName=IP:{address}\n"
+        )
+        (folder / "index").touch()
+        self._openssl(
+            folder, "req", "-new", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={address}", "-keyout", pem,
+            "-out", request,
+        )  # fmt: skip
+        self._openssl(
+            folder, "ca", "-batch", "-notext", "-config", config, "-selfsign", "-keyfile", pem, "-in", request,
+            "-out", f"{pem}.crt", "-startdate", "20200101000000Z", "-enddate", until,
+        )  # fmt: skip
+        pem.write_text(pem.read_text() + Path(f"{pem}.crt").read_text())
+        return str(pem)
+
+    @staticmethod
+    def _openssl(folder: Path, *arguments: object) -> None:
+        subprocess.run(["openssl", *map(str, arguments)], cwd=folder, check=True, capture_output=True)
+
+
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A self-signed certificate for 127.0.0.1, with its key in the same file."""
-    pem = tmp_path_factory.mktemp("tls") / "server.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(pem), "-out", f"{pem}.crt"]
-    subprocess.run(command, check=True, capture_output=True)
-    pem.write_text(pem.read_text() + Path(f"{pem}.crt").read_text())
-    return str(pem)
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def certificate(certificates: Certificates) -> str:
+    """A self-signed certificate for 127.0.0.1."""
+    return certificates.make("good")
 
 
 def test_an_untrusted_certificate_is_final(certificate: str, fetch: Fetch) -> None:
-    """A self-signed certificate is a TLS error that says so and is not retried."""
+    """A self-signed certificate is a TLS error that says so and is not retried; no request is sent."""
     with FaultServer(tls=certificate) as server, pytest.raises(errors.TlsError, match="self-signed") as caught:
         fetch(server.add("/a.jpg", BODY))
     assert not caught.value.retryable
+    assert (server.connections, server.requests.total()) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "until", "reason"),
+    [
+        ("expired", "127.0.0.1", "20210101000000Z", "expired"),
+        ("foreign", "127.0.0.9", "20990101000000Z", "mismatch"),
+    ],
+)
+def test_a_trusted_certificate_that_is_not_valid_is_final(
+    certificates: Certificates, fetch: Fetch, monkeypatch: pytest.MonkeyPatch, name: str, address: str, until: str,
+    reason: str,
+) -> None:  # fmt: skip
+    """Expired, or another host's: a TLS error that says so, after one connection and no request."""
+    pem = certificates.make(name, address, until)
+    monkeypatch.setenv("SSL_CERT_FILE", f"{pem}.crt")
+    with FaultServer(tls=pem) as server, pytest.raises(errors.TlsError, match=reason) as caught:
+        fetch(server.add("/a.jpg", BODY))
+    assert not caught.value.retryable
+    assert (server.connections, server.requests.total()) == (1, 0)
+
+
+def test_http_to_a_tls_port_is_a_broken_connection(certificate: str, fetch: Fetch) -> None:
+    """A server that only speaks TLS breaks a plain request off, once for each attempt."""
+    with FaultServer(tls=certificate) as server, pytest.raises(errors.BrokenConnectionError) as caught:
+        fetch(server.add("/a.jpg", BODY).replace("https:", "http:"))
+    assert caught.value.retryable
+    assert (server.connections, server.requests.total()) == (1, 0)
 
 
 def test_a_trusted_certificate_works_through_the_guard(

@@ -6,7 +6,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import pytest
+from support.virtual_time import run_in_virtual_time
 
+from etl.errors import ConnectError, DnsError, FetchError, FetchTimeoutError, TooManyRequestsError
+from etl.models import HostState
+from etl.net.breaker import Request
 from etl.net.politeness import HostGate
 
 
@@ -57,6 +61,114 @@ def test_limits_hold_under_random_load_and_cancellation() -> None:
         assert gate.free("") == 5
 
     _run(scenario)
+
+
+class _Watched:
+    """A gate under random load, and what must hold at every start."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.clock = asyncio.get_running_loop().time
+        self.intervals = {f"h{n}": self.rng.choice([0.2, 3.0]) for n in range(4)}
+        self.gate = HostGate(9, 4, rate=5, pause_s=3, patience_s=1e6, clock=self.clock)
+        for host, seconds in self.intervals.items():
+            self.gate.set_interval(host, seconds)
+        self.last_start: dict[str, float] = {}
+        self.active = Counter[str]()
+        self.trials: dict[str, Request] = {}
+        self.seen = Counter[str]()
+
+    async def ask(self, host: str, source: int) -> None:
+        async with self.gate.slot(host, source) as request:
+            self.check_start(request)
+            try:
+                await asyncio.sleep(self.rng.expovariate(0.5))
+                self.end(request)
+            finally:
+                self.active[host] -= 1
+                if self.trials.get(host) is request:
+                    del self.trials[host]
+
+    def check_start(self, request: Request) -> None:
+        host, now = request.host, self.clock()
+        self.active[host] += 1
+        assert self.active.total() <= 9
+        assert self.gate.paused_until(host) is None
+        assert now - self.last_start.get(host, 0) >= self.intervals[host] - 1e-9
+        self.last_start[host] = now
+        (info,) = (each for each in self.gate.hosts() if each.host == host)
+        assert info.in_flight == self.active[host]
+        assert request.trial == self.gate.parked(host)
+        if request.trial:
+            assert host not in self.trials
+            assert info.until is None
+            self.trials[host] = request
+            self.seen["trial"] += 1
+        else:
+            assert self.active[host] <= info.allowed <= 4
+            self.seen[f"allowed {info.allowed}"] += 1
+
+    def end(self, request: Request) -> None:
+        # The first host is healthy, the last one mostly dead.
+        if self.rng.random() > int(request.host[1:]) / 3.2:
+            self.gate.succeeded(request, 1)
+            return
+        busy = TooManyRequestsError("429", retry_after_s=self.rng.choice([None, 5.0]))
+        raise self.rng.choice([ConnectError("refused"), FetchTimeoutError("slow"), DnsError("no name"), busy])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_politeness_holds_under_random_load(seed: int) -> None:
+    """However requests come, fail and are cancelled: no start above a limit, in a pause, while parked except for one
+    trial, or sooner than the interval after the one before; and in the end every slot is free."""
+
+    async def scenario() -> None:
+        watched = _Watched(seed)
+        rng, gate = watched.rng, watched.gate
+        tasks = []
+        for source in range(1500):
+            tasks.append(asyncio.create_task(watched.ask(f"h{rng.randrange(4)}", source)))
+            if rng.random() < 0.2:
+                rng.choice(tasks).cancel()
+            if rng.random() < 0.01:
+                gate.pause(f"h{rng.randrange(4)}", rng.random() * 20)
+            await asyncio.sleep(rng.expovariate(2))
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            assert result is None or isinstance(result, asyncio.CancelledError | FetchError), result
+        assert {"trial", "allowed 1", "allowed 2", "allowed 4"} <= watched.seen.keys()
+        assert gate.free("") == 9
+        for host in watched.intervals:
+            gate.set_interval(host, 0)
+            for _ in range(20):
+                await _succeed(gate, host)
+        await asyncio.sleep(1)
+        # Healed: of four free slots, three can be used within the next half second at 5 starts per second.
+        assert [gate.free(host) for host in watched.intervals] == [3, 3, 3, 3]
+
+    run_in_virtual_time(scenario, limit_s=1e8)
+
+
+async def _succeed(gate: HostGate, host: str) -> None:
+    async with gate.slot(host) as request:
+        gate.succeeded(request)
+
+
+def test_cancelled_waiters_leave_nothing_behind() -> None:
+    """Waiters that are cancelled while their host pauses, or is parked, do not count as waiting any more."""
+
+    async def scenario() -> None:
+        gate = HostGate(4, 2, clock=asyncio.get_running_loop().time)
+        gate.pause("a", 10)
+        gate.restore("b", HostState.PARKED, 10, None)
+        waiting = [asyncio.create_task(_succeed(gate, host)) for host in "aaabbb"]
+        await asyncio.sleep(5)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        await asyncio.sleep(6)
+        assert [gate.free(host) for host in ("a", "b", "")] == [2, 1, 4]
+
+    run_in_virtual_time(scenario)
 
 
 def test_a_request_cancelled_as_its_slot_comes_gives_it_on() -> None:

@@ -5,12 +5,12 @@ import dataclasses
 import hashlib
 import json
 import random
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.fault_server import Behaviour, Exchange, FaultServer, ok, status
+from support.fault_cases import RESTS, Case
+from support.fault_server import Behaviour, Exchange, FaultServer, ranged, status
 
 from etl.config import Settings
 from etl.errors import ClientStatusError, EtlError, ProtocolError, TransientFetchError
@@ -32,22 +32,6 @@ def break_at(end: int, **headers: str) -> Behaviour:
         exchange.close()
 
     return behave
-
-
-def ranged(exchange: Exchange, *, shift: int = 0, cut: int | None = None) -> None:
-    """Answer a range whose ``If-Range`` fits with 206, everything else with the whole body."""
-    asked, body = exchange.handler.headers, exchange.resource.body
-    match = re.fullmatch(r"bytes=(\d+)-", asked.get("Range", ""))
-    if match is None or asked.get("If-Range") != exchange.resource.etag:
-        return ok(exchange)
-    start = int(match[1]) + shift
-    rest = body[start:]
-    exchange.head(
-        206, {"Content-Length": str(len(rest)), "Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
-    )
-    exchange.send(rest if cut is None else rest[:cut])
-    exchange.close()
-    return None
 
 
 Get = Callable[[], Download | EtlError]
@@ -103,22 +87,41 @@ def test_a_file_that_has_changed_is_taken_whole(server: FaultServer, part: Path,
     assert part.read_bytes() == new
 
 
-@pytest.mark.parametrize(
-    "behaviour",
-    [lambda exchange: ranged(exchange, shift=-10), lambda exchange: ranged(exchange, shift=10), status(416)],
-    ids=["earlier", "later", "416"],
-)
-def test_another_range_than_asked_for_is_refused(
-    server: FaultServer, part: Path, get: Get, behaviour: Behaviour
+@pytest.mark.parametrize("case", RESTS, ids=lambda case: case.name)
+def test_each_answer_to_a_request_for_the_rest_has_its_consequence(
+    server: FaultServer, part: Path, get: Get, case: Case
 ) -> None:
-    """A 206 for other bytes, or a 416, ends the attempt; the next one begins anew and succeeds."""
+    """What is not the rest that was asked for ends the attempt and the part; the next attempt succeeds anyway."""
     server.fail("/a", break_at(HALF), times=1)
     assert isinstance(get(), TransientFetchError)
-    server.fail("/a", behaviour, times=1)
-    refused = get()
-    assert isinstance(refused, ProtocolError)
-    assert refused.retryable
-    assert not part.exists()
+    server.fail("/a", case.behaviour, times=1)
+    second = get()
+    assert server.log[-1].headers["Range"] == f"bytes={HALF}-"
+    if case.slug is None:
+        assert isinstance(second, Download)
+    else:
+        assert isinstance(second, TransientFetchError)
+        assert second.slug == case.slug
+        assert part.exists() == (case.slug == "truncated")
+        server.fail("/a", ranged)
+        assert isinstance(get(), Download)
+    assert part.read_bytes() == BODY
+    assert [path.name for path in part.parent.iterdir()] == ["a.part"]
+
+
+def test_a_rest_of_another_version_is_refused(server: FaultServer, part: Path, get: Get) -> None:
+    """A server that ignores If-Range and sends the rest of its new file gives itself away by the ETag."""
+
+    def heedless(exchange: Exchange) -> None:
+        body = exchange.resource.body[::-1]
+        span = f"bytes {HALF}-{len(body) - 1}/{len(body)}"
+        exchange.head(206, {"Content-Length": str(len(body) - HALF), "Content-Range": span, "ETag": '"another"'})
+        exchange.send(body[HALF:])
+
+    server.fail("/a", break_at(HALF), times=1)
+    assert isinstance(get(), TransientFetchError)
+    server.fail("/a", heedless, times=1)
+    assert isinstance(get(), ProtocolError)
     server.heal()
     assert isinstance(get(), Download)
     assert part.read_bytes() == BODY

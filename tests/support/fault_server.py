@@ -14,6 +14,7 @@ counted unquoted (``/a b.TIF``); a query counts as part of the path only where a
 import email.utils
 import gzip
 import hashlib
+import re
 import socket
 import ssl
 import struct
@@ -72,6 +73,13 @@ class Exchange:
         """Send raw bytes."""
         self.handler.wfile.write(data)
 
+    @property
+    def asked_from(self) -> int:
+        """First byte of the range that was asked for of this version of the resource; 0 when all of it was."""
+        headers = self.handler.headers
+        match = re.fullmatch(r"bytes=(\d+)-", headers.get("Range", ""))
+        return int(match[1]) if match and headers.get("If-Range") == self.resource.etag else 0
+
     def close(self, *, reset: bool = False) -> None:
         """End the connection after this answer, with RST instead of FIN if asked."""
         self.handler.close_connection = True
@@ -95,6 +103,23 @@ def ok(exchange: Exchange) -> None:
     head = {"Content-Type": resource.content_type, "Content-Length": length}
     exchange.head(200, head | {"ETag": resource.etag, "Last-Modified": modified})
     exchange.send(resource.body)
+
+
+def ranged(exchange: Exchange, *, shift: int = 0, cut: int | None = None) -> None:
+    """Answer a range whose ``If-Range`` fits with 206, everything else as `ok` does.
+
+    With ``shift`` the range begins so many bytes off; with ``cut`` the connection ends after so many bytes of it.
+    """
+    body = exchange.resource.body
+    if not exchange.asked_from:
+        return ok(exchange)
+    start = exchange.asked_from + shift
+    rest = body[start:]
+    span = f"bytes {start}-{len(body) - 1}/{len(body)}"
+    exchange.head(206, {"Content-Length": str(len(rest)), "Content-Range": span, "ETag": exchange.resource.etag})
+    exchange.send(rest if cut is None else rest[:cut])
+    exchange.close()
+    return None
 
 
 def status(code: int, *, retry_after: str | None = None) -> Behaviour:
@@ -247,6 +272,7 @@ class FaultServer:
     Attributes:
         requests: number of requests by path, failed ones included.
         log: every request in the order of arrival.
+        connections: number of connections, those whose TLS handshake failed included.
         base: ``http://127.0.0.1:port``.
         port: the port.
     """
@@ -254,12 +280,13 @@ class FaultServer:
     def __init__(self, *, tls: str | None = None) -> None:
         self.requests: Counter[str] = Counter()
         self.log: list[Request] = []
+        self.connections = 0
         self._resources: dict[str, Resource] = {}
         self._faults: dict[str, tuple[Behaviour, int | None]] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._server = _Server(("127.0.0.1", 0), self, tls)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self.port: int = self._server.server_address[1]
         self.base = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
 
@@ -336,6 +363,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], owner: FaultServer, tls: str | None) -> None:
         self.owner = owner
         self._open: set[socket.socket] = set()
+        self._counting = threading.Lock()
         self._context: ssl.SSLContext | None = None
         if tls:
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -343,6 +371,8 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
+        with self._counting:
+            self.owner.connections += 1
         if self._context:
             request.settimeout(5)
             request = self._context.wrap_socket(request, server_side=True)

@@ -1,0 +1,70 @@
+"""One attempt to get a URL: what it asks for, how far it came, and the error that it ends with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from etl.config import redact_url
+from etl.errors import EtlError, FetchError
+from etl.net.foreign import fetch_error, one_line
+from etl.net.part import PartWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Validators:
+    """What tells the version of a file that is in the cache from a newer one (RFC 9110, 13.1)."""
+
+    etag: str | None
+    last_modified: str | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The request headers that ask for the file only if it has changed."""
+        named = {"If-None-Match": self.etag, "If-Modified-Since": self.last_modified}
+        return {name: value for name, value in named.items() if value}
+
+
+@dataclass
+class Attempt:
+    """How far one request has come.
+
+    Attributes:
+        url, current: as it was asked for, and after redirects.
+        status: the last HTTP status seen.
+        writer: takes the body, once there is one.
+    """
+
+    url: str
+    current: str
+    status: int | None = None
+    writer: PartWriter | None = None
+
+    @classmethod
+    def of(cls, url: str) -> "Attempt":
+        """Return the attempt at a URL that has not begun."""
+        return cls(url, url)
+
+    @property
+    def received(self) -> int:
+        """Bytes of the body so far."""
+        return self.writer.received if self.writer else 0
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Give every exception of the block its class, the URL and the last status; errors of the run pass."""
+        try:
+            yield
+        except FetchError as error:
+            raise self._located(error) from error
+        except EtlError:
+            raise
+        except Exception as error:  # Everything foreign gets a class; its cause stays attached.
+            raise self._located(fetch_error(error)) from error
+
+    def _located(self, error: FetchError) -> FetchError:
+        shown = one_line(redact_url(self.url))
+        if self.current != self.url:
+            shown += f" (redirected to {one_line(redact_url(self.current))})"
+        located = type(error)(f"{error}: {shown}", retry_after_s=error.retry_after_s)
+        located.http_status = self.status
+        return located

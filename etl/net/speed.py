@@ -1,0 +1,56 @@
+"""How fast a host may be asked, found by trying: additive increase, multiplicative decrease."""
+
+SHORTEST_DELAY_S = 0.5
+LONGEST_DELAY_S = 30.0
+"""Between two starts to a host for which even one request at a time is too much."""
+
+
+class Speed:
+    """How many requests at once, and how far apart: halved by overload, raised step by step by successes.
+
+    Attributes:
+        allowed: requests that may run at once.
+        delay_s: least seconds between two starts; 0 unless one request at a time was too much already.
+    """
+
+    def __init__(self, most: int, longest_delay_s: float = LONGEST_DELAY_S) -> None:
+        self.allowed = most
+        self.delay_s = 0.0
+        self._most = most
+        self._longest_delay_s = min(longest_delay_s, LONGEST_DELAY_S)
+        self._cut_after = 0
+        self._successes = 0
+
+    @property
+    def slowed(self) -> bool:
+        return self.allowed < self._most or self.delay_s > 0
+
+    def overload(self, number: int, latest: int) -> bool:
+        """Slow down, unless request ``number`` started before the last cut; ``latest`` is the newest one's number."""
+        if number <= self._cut_after:
+            return False
+        self._cut_after = max(latest, number)
+        self._successes = 0
+        if self.allowed > 1:
+            self.allowed //= 2
+        else:
+            self.delay_s = min(max(SHORTEST_DELAY_S, 2 * self.delay_s), self._longest_delay_s)
+        return True
+
+    def success(self, number: int) -> None:
+        """Speed up after a request that started at the present speed."""
+        if number <= self._cut_after:
+            return
+        if self.delay_s:
+            self.delay_s = self.delay_s / 2 if self.delay_s > SHORTEST_DELAY_S else 0.0
+            return
+        self._successes += 1
+        if self._successes >= self.allowed:
+            self._successes = 0
+            self.allowed = min(self.allowed + 1, self._most)
+
+    def begin_anew(self, latest: int) -> None:
+        """Allow one request at a time; it grows from there."""
+        self.allowed = 1
+        self._successes = 0
+        self._cut_after = latest
