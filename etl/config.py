@@ -66,7 +66,7 @@ class Settings:
     concurrency: int = 16
     per_host: int = 4
     host_rate: float = 0.0
-    host_patience_s: float = 1800.0
+    host_patience_s: float = 900.0
     respect_robots: bool = False
     connect_timeout_s: float = 15.0
     read_timeout_s: float = 60.0

@@ -81,14 +81,19 @@ class SourceItem:
         url: http(s) URL, or a local path.
         host: host name in lower case; empty for a local path.
         attempts: attempts charged so far, this one not counted.
-        etag: validator of the cached version, when there is one.
+        image: row in ``images`` of the version that the cache holds, when it does.
+        etag, last_modified: what the server said of that version.
+        mirror: where that version came from, when that was not ``url``.
     """
 
     id: int
     url: str
     host: str
     attempts: int = 0
+    image: int | None = None
     etag: str | None = None
+    last_modified: str | None = None
+    mirror: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,7 @@ class FetchedImage:
         original_kept: whether the original lies in the cache too.
         http_status, etag, last_modified, final_url: as the server said; ``None`` for local files.
         started_at: when the attempt began, Unix milliseconds.
+        mirror: where it came from, when that was not the source's own URL.
     """
 
     source: SourceItem
@@ -143,6 +149,30 @@ class FetchedImage:
     etag: str | None = None
     last_modified: str | None = None
     final_url: str | None = None
+    mirror: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownImage:
+    """A source whose bytes are an image that the cache holds already; ready to commit.
+
+    Its server has said so, or they hashed to the same; nothing had to be decoded.
+
+    Attributes:
+        source: the claimed source.
+        image: row in ``images``.
+        http_status, etag, last_modified, final_url, mirror, started_at: as for `FetchedImage`; ``None`` keeps what is
+            known.
+    """
+
+    source: SourceItem
+    image: int
+    started_at: int
+    http_status: int | None = None
+    etag: str | None = None
+    last_modified: str | None = None
+    final_url: str | None = None
+    mirror: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +356,22 @@ class HostInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class HostProgress:
+    """How one host fares.
+
+    Attributes:
+        info: as fetch last wrote it.
+        pending: sources of the host that are still to be fetched.
+        items_per_s, bytes_per_s: over the last 60 seconds.
+    """
+
+    info: HostInfo
+    pending: int
+    items_per_s: float = 0.0
+    bytes_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class GpuSample:
     """Load of one GPU at one instant; ``None`` where the driver does not tell.
 
@@ -354,6 +400,10 @@ class Progress:
         bytes_fetched: bytes of the distinct originals fetched so far.
         fetched_per_s, captioned_per_s, bytes_per_s: over the last 60 seconds.
         run: the latest run, when there was one.
+        at: the instant, Unix milliseconds.
+        hosts: the busiest hosts and those in trouble, where they were asked for (`etl.state.outlook`).
+        fetch_errors: sources that failed or wait for another attempt, by error class; as ``hosts``.
+        fetch_seconds: until the slowest host is done; ``None`` while its rate is not known; as ``hosts``.
     """
 
     records: dict[str, int]
@@ -365,4 +415,7 @@ class Progress:
     captioned_per_s: float = 0.0
     bytes_per_s: float = 0.0
     run: RunInfo | None = None
-    at: int = field(default=0)
+    at: int = 0
+    hosts: tuple[HostProgress, ...] = ()
+    fetch_errors: dict[str, int] = field(default_factory=dict)
+    fetch_seconds: float | None = None

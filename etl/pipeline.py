@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from etl.captioning.backends import check_model, open_captioner
 from etl.config import Settings
@@ -12,8 +13,12 @@ from etl.stages.export import ExportOptions, export
 from etl.stages.flow import Flow
 from etl.stages.ingest import IngestOptions, ingest, reselect
 from etl.stages.manifest import Manifest
+from etl.state.outlook import Outlook
 from etl.state.queries import Reader
 from etl.state.store import Store
+
+if TYPE_CHECKING:
+    from etl.stages.foresight import Foresight
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Plan:
         manifest: what to ingest first.
         options: how to read it.
         reselect: apply ``options.selection`` to the manifests that the state holds already.
+        refresh: ask again for the sources that were fetched before.
         output: where to export at the end.
         export: what the export holds.
     """
@@ -34,6 +40,7 @@ class Plan:
     manifest: str | None = None
     options: IngestOptions = field(default_factory=IngestOptions)
     reselect: bool = False
+    refresh: bool = False
     output: str | None = None
     export: ExportOptions = field(default_factory=ExportOptions)
 
@@ -127,24 +134,32 @@ def run_pipeline(settings: Settings, plan: Plan, on_progress: Callable[[Progress
             state = RunState.PARTIAL
         store.end_run(run, state)
         with Reader(store.directory) as reader:
-            progress = reader.progress()
+            progress = Outlook(reader).progress()
         return Report(state, signal, result.summaries, progress, failed, ingested, exported)
 
 
 def _stages(settings: Settings, plan: Plan) -> dict[Stage, StageFunction]:
     stages: dict[Stage, StageFunction] = {}
     if plan.fetch:
-        stages[Stage.FETCH] = lambda store, run, flow: _fetch(store, run, settings, flow)
+        stages[Stage.FETCH] = lambda store, run, flow: _fetch(store, run, settings, flow, plan.refresh)
     if plan.caption:
         stages[Stage.CAPTION] = lambda store, run, flow: _caption(store, run, settings, flow)
     return stages
 
 
-def _fetch(store: Store, run: int, settings: Settings, flow: Flow) -> StageSummary:
+def foresee_fetch(settings: Settings, *, refresh: bool) -> "Foresight":
+    """Return what a fetch would do; also beside a live run."""
+    from etl.stages.foresight import foresee
+
+    with Reader(settings.state) as reader:
+        return foresee(reader, settings, refresh=refresh)
+
+
+def _fetch(store: Store, run: int, settings: Settings, flow: Flow, refresh: bool) -> StageSummary:
     # Imported here: captioning alone needs no HTTP client.
     from etl.stages.fetch import fetch
 
-    return fetch(store, run, settings, flow)
+    return fetch(store, run, settings, flow, refresh=refresh)
 
 
 def _caption(store: Store, run: int, settings: Settings, flow: Flow) -> StageSummary:

@@ -20,6 +20,7 @@ from etl.gpu import GpuSampler
 from etl.models import FailureFilter, Progress, RunState, Stage, StageSummary
 from etl.stages.flow import GRACE_S, Flow
 from etl.state import control
+from etl.state.outlook import Outlook
 from etl.state.queries import Reader
 from etl.state.store import Command, Store
 
@@ -92,8 +93,9 @@ def run_stages(
         for worker in workers:
             worker.thread.start()
         try:
-            _supervise(store, run, flow, workers, caught, reader, on_progress)
-            on_progress(reader.progress())
+            outlook = Outlook(reader)
+            _supervise(store, run, flow, workers, caught, outlook, on_progress)
+            on_progress(outlook.progress())
         except BaseException:
             flow.stop()
             for worker in workers:
@@ -108,7 +110,7 @@ def _supervise(
     flow: Flow,
     workers: Sequence[_Worker],
     caught: list[int],
-    reader: Reader,
+    outlook: Outlook,
     on_progress: Callable[[Progress], None],
 ) -> None:
     beat, stop_seen = 0.0, None
@@ -127,7 +129,7 @@ def _supervise(
             store.heartbeat(run, _state(flow))
             for command in store.open_commands():
                 store.acknowledge(command, run, _obey(store, command, flow))
-            on_progress(reader.progress())
+            on_progress(outlook.progress())
         time.sleep(TICK_S)
 
 

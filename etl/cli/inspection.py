@@ -10,6 +10,7 @@ from etl.clock import iso_utc
 from etl.config import redact_url
 from etl.errors import UsageError
 from etl.models import Failure, FailureFilter, Stage
+from etl.state.outlook import Outlook
 from etl.state.queries import Reader
 from etl.text import clean
 
@@ -26,7 +27,7 @@ def register(app: typer.Typer) -> None:
     def status(context: Context) -> None:
         """Show where everything stands."""
         with Reader(context.settings.state) as reader:
-            progress, recipes = reader.progress(), reader.recipes()
+            progress, recipes = Outlook(reader).progress(), reader.recipes()
         if context.json:
             render.answer(render.progress_json(progress))
             return

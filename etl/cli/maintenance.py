@@ -1,16 +1,21 @@
-"""Commands around the work: verify, doctor, dashboard, demo."""
+"""Commands around the work: verify, gc, doctor, dashboard, demo."""
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from etl.cli import render
 from etl.cli.options import Context, command
+from etl.cli.units import size
 from etl.errors import EtlError
 from etl.text import clean
+
+if TYPE_CHECKING:
+    from etl.stages.gc import GcSummary
 
 
 def register(app: typer.Typer) -> None:
@@ -22,13 +27,14 @@ def register(app: typer.Typer) -> None:
         delete_orphans: Annotated[
             bool, typer.Option("--delete-orphans", help="Delete cached files that no image owns.")
         ] = False,
+        quick: Annotated[bool, typer.Option("--quick", help="Compare sizes alone, without reading the files.")] = False,
     ) -> None:
         """Check database and image cache against each other; put lost pictures back into the fetch queue."""
         from etl.stages.verify import verify as check
         from etl.state.store import Store
 
         with Store.open(context.settings, create=False) as store:
-            result = check(store, delete_orphans=delete_orphans)
+            result = check(store, delete_orphans=delete_orphans, quick=quick)
         if context.json:
             render.answer(render.summary_json(result))
         else:
@@ -36,6 +42,27 @@ def register(app: typer.Typer) -> None:
                 render.note(context, clean(line))
         if result.problems:
             raise typer.Exit(1)
+
+    @command(app, "max_cache_size", name="gc")
+    def collect(
+        context: Context,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count, remove nothing.")] = False,
+        captioned: Annotated[
+            bool, typer.Option("--captioned", help="Also all pictures that have their captions.")
+        ] = False,
+        originals: Annotated[bool, typer.Option("--originals", help="Also all originals that were kept.")] = False,
+    ) -> None:
+        """Remove from the image cache what nothing needs; what is needed again is fetched again."""
+        from etl.stages.gc import gc
+        from etl.state.store import Store
+
+        with Store.open(context.settings, create=False) as store:
+            result = gc(store, captioned=captioned, originals=originals, dry_run=dry_run)
+        if context.json:
+            render.answer(render.summary_json(result))
+        else:
+            for line in _collected(result):
+                render.note(context, line)
 
     @command(app)
     def doctor(context: Context) -> None:
@@ -75,3 +102,21 @@ def register(app: typer.Typer) -> None:
 
         if not run_demo(context.settings, directory, pictures, write=lambda line: render.note(context, line)):
             raise EtlError("the demo did not end as it should; see above")
+
+
+def _collected(summary: "GcSummary") -> Iterator[str]:
+    """Yield what a collection removed."""
+    for name, what in (
+        ("orphans", "files that no image owns"),
+        ("parts", "unfinished files"),
+        ("unneeded", "working copies that no record needs"),
+        ("originals", "originals"),
+        ("captioned", "working copies with their captions"),
+    ):
+        removed = getattr(summary, name)
+        if removed.files or name in ("orphans", "parts", "unneeded"):
+            yield f"{name:<9} {removed.files:,} {what}, {size(removed.bytes)}"
+    limit = f" of {size(summary.limit)} allowed" if summary.limit else ""
+    yield f"cache     {size(summary.cache_bytes)}{limit}" + ("; nothing was removed" if summary.dry_run else "")
+    if 0 < summary.limit < summary.cache_bytes:
+        yield "          what is left is still to be captioned, or may still be resumed"

@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from etl.cli.options import Context
+from etl.cli.outlook import errors_text, host_json, host_line, is_news
+from etl.cli.units import duration, size
 from etl.clock import iso_utc, now_ms
 from etl.config import redact_url
 from etl.models import (
@@ -20,7 +20,6 @@ from etl.models import (
     RecordState,
     RunInfo,
     RunState,
-    Stage,
 )
 from etl.text import clean
 
@@ -67,6 +66,9 @@ def progress_json(progress: Progress) -> dict[str, Any]:
             "captioned_per_s": round(progress.captioned_per_s, 3),
             "bytes_per_s": round(progress.bytes_per_s),
         },
+        "hosts": [host_json(host) for host in progress.hosts],
+        "fetch_errors": progress.fetch_errors,
+        "fetch_seconds": None if progress.fetch_seconds is None else round(progress.fetch_seconds),
     }
 
 
@@ -95,6 +97,9 @@ def status_lines(progress: Progress) -> Iterator[str]:
         yield f"{stage:<9} {counts or 'none yet'}"
     if progress.bytes_fetched:
         yield f"fetched   {size(progress.bytes_fetched)}"
+    yield from (f"host      {host_line(host)}" for host in progress.hosts if is_news(host))
+    if progress.fetch_errors:
+        yield f"errors    {errors_text(progress)}"
     run = value["run"]
     if progress.run is None:
         yield "run       none yet"
@@ -104,24 +109,6 @@ def status_lines(progress: Progress) -> Iterator[str]:
             f"last heartbeat {duration(run['heartbeat_age_s'])} ago"
             + (f"; {clean(run['message'])}" if run["message"] else "")
         )
-
-
-def size(number: float) -> str:
-    """Return bytes as a short text, in powers of 1024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as a short text."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
 
 
 def ingested(context: Context, summary: IngestSummary) -> None:
@@ -193,91 +180,6 @@ def report(context: Context, done: "Report") -> None:
         note(context, "some records failed: `etl failures` lists them, `etl retry-failed` tries them again")
 
 
-@contextmanager
-def ingest_progress(context: Context) -> Iterator[Callable[[int], None]]:
-    """Yield a function that shows how many records were read."""
-    last = time.monotonic()
-
-    def show(rows: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= min(context.settings.interval_s, 5.0):
-            last = time.monotonic()
-            note(context, f"ingest: {rows:,} records")
-
-    yield show
-
-
-@contextmanager
-def progress(context: Context) -> Iterator[Callable[[Progress], None]]:
-    """Yield a function that shows progress: bars on a terminal, one plain line per interval elsewhere."""
-    if context.quiet:
-        yield lambda _: None
-    elif sys.stderr.isatty():
-        with _bars() as show:
-            yield show
-    else:
-        yield _plain_lines(context)
-
-
-def _plain_lines(context: Context) -> Callable[[Progress], None]:
-    last = time.monotonic()
-
-    def show(now: Progress) -> None:
-        nonlocal last
-        if time.monotonic() - last >= context.settings.interval_s:
-            last = time.monotonic()
-            note(context, progress_line(now))
-
-    return show
-
-
-def progress_line(now: Progress) -> str:
-    """Return the counts and rates as one plain line."""
-    parts = []
-    for stage, counts, rate in (
-        (Stage.FETCH, now.sources, now.fetched_per_s),
-        (Stage.CAPTION, now.captions, now.captioned_per_s),
-    ):
-        done, total = counts.get(QueueStatus.DONE, 0), wanted(counts)
-        parts.append(
-            f"{stage} {done:,}/{total:,} ({counts.get(QueueStatus.DEAD, 0):,} failed, "
-            f"{counts.get(QueueStatus.RETRY, 0):,} waiting) {rate:.1f}/s"
-        )
-    return "; ".join(parts)
-
-
-def wanted(counts: dict[str, int]) -> int:
-    """Return how many items of a queue some record needs."""
-    return sum(n for status, n in counts.items() if status != QueueStatus.CANCELLED)
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[Progress], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rest]}"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Bars(*columns, console=Console(stderr=True), transient=False) as bars:
-        tasks = {stage: bars.add_task(stage, total=None, rest="") for stage in (Stage.FETCH, Stage.CAPTION)}
-
-        def show(now: Progress) -> None:
-            selected = now.records.get(RecordState.ACTIVE, 0)
-            for stage, counts, rate in (
-                (Stage.FETCH, now.sources, now.fetched_per_s),
-                (Stage.CAPTION, now.captions, now.captioned_per_s),
-            ):
-                failed, waiting = counts.get(QueueStatus.DEAD, 0), counts.get(QueueStatus.RETRY, 0)
-                rest = f"{rate:5.1f}/s  {failed:,} failed  {waiting:,} waiting"
-                total = wanted(counts) or (selected if stage is Stage.CAPTION else None)
-                bars.update(tasks[stage], total=total, completed=counts.get(QueueStatus.DONE, 0), rest=rest)
-
-        yield show
-
-
 def story_lines(story: dict[str, Any]) -> Iterator[str]:
     """Yield what ``etl why`` says to people about one record."""
     record, source, image = story["record"], story["source"], story["image"]
@@ -288,6 +190,8 @@ def story_lines(story: dict[str, Any]) -> Iterator[str]:
         yield f"prompt    {clean(record['prompt'])}"
     if source:
         yield f"source    {clean(redact_url(source['url']))}: {source['status']}" + _why_failed(source)
+        if source.get("mirror"):
+            yield f"mirror    {clean(redact_url(source['mirror']))}: the picture came from here"
     if image:
         yield (
             f"image     {image['mime']}, {image['width']}x{image['height']}, {size(image['bytes'])}, {image['state']}; "

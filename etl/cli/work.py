@@ -8,6 +8,8 @@ import typer
 
 from etl.cli import render
 from etl.cli.options import CAPTION_SETTINGS, FETCH_SETTINGS, Context, command
+from etl.cli.outlook import foresight_lines
+from etl.cli.progress import ingest_progress, progress
 from etl.errors import ConfigError
 
 FAILED_RECORDS = 3
@@ -60,17 +62,33 @@ def register(app: typer.Typer) -> None:
         options = _ingest_options(only_synthetic, limit, offset, id_field, image_field, prompt_template, strict)
         from etl.pipeline import ingest_manifest
 
-        with render.ingest_progress(context) as on_batch:
+        with ingest_progress(context) as on_batch:
             summary, signal = ingest_manifest(context.settings, manifest, options, on_batch)
         render.ingested(context, summary)
         _leave(signal, failed=summary.invalid > 0)
 
     @command(app, *FETCH_SETTINGS)
-    def fetch(context: Context) -> None:
+    def fetch(
+        context: Context,
+        refresh: Annotated[
+            bool, typer.Option("--refresh", help="Ask again for what was fetched; unchanged pictures are kept.")
+        ] = False,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Only say how much there is to fetch, how long and how large.")
+        ] = False,
+    ) -> None:
         """Download and decode every source that is still due."""
-        from etl.pipeline import Plan, run_pipeline
+        from etl.pipeline import Plan, foresee_fetch, run_pipeline
 
-        _work(context, run_pipeline, Plan(fetch=True))
+        if not dry_run:
+            _work(context, run_pipeline, Plan(fetch=True, refresh=refresh))
+            return
+        foresight = foresee_fetch(context.settings, refresh=refresh)
+        if context.json:
+            render.answer(foresight.to_json())
+            return
+        for line in foresight_lines(foresight, refresh=refresh):
+            print(line)
 
     @command(app, *CAPTION_SETTINGS)
     def caption(context: Context) -> None:
@@ -144,7 +162,7 @@ def _ingest_options(
 
 
 def _work(context: Context, run_pipeline: Any, plan: Any) -> None:
-    with render.progress(context) as on_progress:
+    with progress(context) as on_progress:
         report = run_pipeline(context.settings, plan, on_progress)
     render.report(context, report)
     _leave(report.signal, failed=report.failed > 0)

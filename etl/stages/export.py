@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, cast
 from backports import zstd
 
 from etl.clock import iso_utc
+from etl.config import redact_url
 from etl.errors import ConfigError, DiskFullError, EtlError
 from etl.models import ExportSummary, RecordOutcome, RecordState
 from etl.state.queries import ExportRow, Reader, RecipeRow
@@ -126,6 +127,7 @@ def _added(row: ExportRow, outcome: str, recipe: RecipeRow | None, options: Expo
         added[PROVENANCE] = {
             "recipe": recipe.sha256, "finish_reason": row.finish_reason, "tokens": row.tokens,
             "flags": row.flags.split(",") if row.flags else [], "image_sha256": row.image_sha256,
+            "mirror": redact_url(row.mirror) if row.mirror else None,
         }  # fmt: skip
     return added
 

@@ -51,6 +51,11 @@ class Flow:
         self._paused.clear()
 
     @property
+    def model_is_loading(self) -> bool:
+        """Whether this run will caption, but does not know by which recipe yet."""
+        return self.recipe is None and self.is_active(Stage.CAPTION)
+
+    @property
     def stopping(self) -> bool:
         """Whether no more work may be claimed, for good."""
         return self._stop_at is not None

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from etl.clock import now_ms
 from etl.models import CaptionItem, CaptionResult, Stage
 from etl.state.database import Connection
+from etl.state.images import wake_evicted
 from etl.state.work_queue import ALONE_AFTER_CRASHES, WAKE_CANCELLED, WorkQueue
 
 _POSSIBLE = (
@@ -28,7 +29,8 @@ class CaptionQueue(WorkQueue):
     def enqueue_possible(self) -> int:
         """Queue a caption for every active record whose image is here; cancel those that no record needs.
 
-        Returns the number of captions that are new or wanted again.
+        The sources of evicted images that need one go back into the fetch queue.  Returns the number of captions that
+        are new or wanted again.
         """
         with self._connection.transaction() as db:
             # One after the other, each with the partial index of its statuses.
@@ -39,6 +41,7 @@ class CaptionQueue(WorkQueue):
                     "WHERE s.image = captions.image AND r.state = 'active' AND r.prompt = captions.prompt)",
                     (self.recipe,),
                 )
+            wake_evicted(db)
             # WHERE true: without it SQLite reads ON CONFLICT as a join constraint.
             return db.conn.execute(
                 f"INSERT INTO captions (image, prompt, recipe) SELECT image, prompt, ? FROM ({_POSSIBLE}) WHERE true "
@@ -110,7 +113,10 @@ class CaptionQueue(WorkQueue):
 
 
 def use_recipe(connection: Connection, *, sha256: str, model: str, revision: str, spec: str) -> int:
-    """Make a recipe the current one, so that outcomes and counts speak of it; return its id."""
+    """Make a recipe the current one, so that outcomes and counts speak of it; return its id.
+
+    Images that were evicted because they had their captions under another recipe will be fetched again.
+    """
     with connection.transaction() as db:
         db.conn.execute(
             "INSERT INTO recipes (sha256, model, revision, spec, created_at) VALUES (?, ?, ?, ?, ?) "
@@ -124,4 +130,5 @@ def use_recipe(connection: Connection, *, sha256: str, model: str, revision: str
                 "UPDATE records SET outcome = (SELECT outcome FROM record_outcomes v WHERE v.record = records.id) "
                 "WHERE state = 'active'"
             )
+            wake_evicted(db)
         return int(recipe)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 DATABASE_NAME = "state.db"
 
+HOSTS_VERSION = 2
+"""The first version of the schema that knows hosts and mirrors.  A reader must do with an older one."""
+
 SCHEMA_VERSION = 2
 """Number of migrations; stored as ``user_version`` so that an older program can refuse a newer database."""
 
@@ -106,14 +109,18 @@ def open_reader(state: Path) -> sqlite3.Connection:
         return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
 
 
-def check_version(connection: sqlite3.Connection) -> None:
-    """Raise `StateNewerError` when the database was written by a newer version than this one."""
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+def check_version(connection: sqlite3.Connection) -> int:
+    """Return the version of the schema.
+
+    Raises `StateNewerError` when the database was written by a newer version than this one.
+    """
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if version > SCHEMA_VERSION:
         raise StateNewerError(
             f"the state database has schema {version}, this program knows up to {SCHEMA_VERSION}; "
             "upgrade caption-etl, or use another --state directory"
         )
+    return version
 
 
 @contextmanager

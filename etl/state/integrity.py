@@ -33,8 +33,3 @@ def problems(reader: Reader) -> Iterator[str]:
         )[0][0]
     if stale:
         yield f"{stale} records with an outcome that their source and caption do not bear out"
-
-
-def kept_originals(reader: Reader) -> set[str]:
-    """Return the hashes of the originals that should be in the cache."""
-    return {row[0] for row in reader.rows("SELECT sha256 FROM images WHERE original_kept = 1")}

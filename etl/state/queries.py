@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any
 
 from etl.clock import now_ms
-from etl.models import Failure, FailureFilter, HostInfo, HostState, Progress, RunInfo, RunState, Stage
-from etl.state.database import DATABASE_NAME, check_version, open_reader, translate_errors
+from etl.models import Failure, FailureFilter, Progress, RunInfo, RunState, Stage
+from etl.state.database import DATABASE_NAME, HOSTS_VERSION, check_version, open_reader, translate_errors
 from etl.state.failures import CURRENT, FAILURES, failure_condition
 from etl.state.lock import is_locked
 
@@ -44,6 +44,7 @@ class ExportRow:
     tokens: int | None
     flags: str | None
     image_sha256: str | None
+    mirror: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,11 @@ class RecipeRow:
 
 
 class Reader:
-    """Read-only access to one state directory; use as a context manager."""
+    """Read-only access to one state directory; use as a context manager.
+
+    Attributes:
+        version: of the schema when it was opened; readers do not migrate.
+    """
 
     def __init__(self, state: Path) -> None:
         self.state = state
@@ -67,7 +72,7 @@ class Reader:
         self._db = open_reader(state)
         try:
             with translate_errors(self._path):
-                check_version(self._db)
+                self.version = check_version(self._db)
         except BaseException:
             self._db.close()
             raise
@@ -257,27 +262,6 @@ class Reader:
         """Return the different limits that the present working copies were made with."""
         return [row[0] for row in self.rows("SELECT DISTINCT longest_edge FROM images WHERE state = 'present'")]
 
-    def working_copies(self) -> Iterator[tuple[int, str, int]]:
-        """Yield ``(image, sha256, bytes)`` of every working copy that should be in the cache."""
-        after = 0
-        while rows := self.rows(
-            "SELECT id, working_sha256, working_bytes FROM images WHERE state = 'present' AND id > ? "
-            "ORDER BY id LIMIT ?",
-            (after, PAGE),
-        ):
-            yield from rows
-            after = rows[-1][0]
-
-    def hosts(self) -> list[HostInfo]:
-        """Return how each host fares, in alphabetical order; nothing for a state that no newer version has written."""
-        if self.rows("PRAGMA user_version")[0][0] < 2:
-            return []
-        rows = self.rows(
-            "SELECT host, state, reason, until, allowed, in_flight, done, failed, bytes, busy_ms, updated_at "
-            "FROM hosts ORDER BY host"
-        )
-        return [HostInfo(row[0], HostState(row[1]), *row[2:]) for row in rows]
-
     def recipes(self) -> list[RecipeRow]:
         """Return all recipes, oldest first."""
         rows = self.rows("SELECT id, sha256, model, revision, spec, current FROM recipes ORDER BY id")
@@ -305,7 +289,8 @@ class Reader:
     def export_rows(self, manifest: int, recipe: int | None) -> Iterator[ExportRow]:
         """Yield the records of one manifest in its order, removed ones left out, joined with one recipe's captions."""
         after = (0, 0)
-        while rows := self.rows(_EXPORT, (recipe, manifest, *after, PAGE)):
+        sql = _EXPORT.format(mirror="s.mirror" if self.version >= HOSTS_VERSION else "NULL")
+        while rows := self.rows(sql, (recipe, manifest, *after, PAGE)):
             for row in rows:
                 yield ExportRow(*row)
             after = rows[-1][:2]
@@ -317,7 +302,7 @@ SELECT r.position, r.id, r.key, r.state,
        WHEN s.status = 'dead' OR c.status = 'dead' THEN 'failed' ELSE 'pending' END,
   l.line, CASE WHEN c.status = 'dead' THEN c.error_class WHEN s.status = 'dead' THEN s.error_class
                ELSE r.error_class END,
-  c.text, c.done_at, c.finish_reason, c.tokens, c.flags, i.sha256
+  c.text, c.done_at, c.finish_reason, c.tokens, c.flags, i.sha256, {mirror}
 FROM records r
 JOIN record_lines l ON l.record = r.id
 LEFT JOIN sources s ON s.id = r.source

@@ -15,6 +15,7 @@ from sqlite_utils import Database
 from etl.errors import DuplicateKeyError
 from etl.models import RecordState
 from etl.state.database import Connection
+from etl.state.images import wake_evicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,8 @@ class ManifestWriter:
                 ).rowcount
             if not first or db.conn.execute("SELECT 1 FROM manifests WHERE id <> ?", (manifest.id,)).fetchone():
                 _align_sources(db)
+            # Also in a first generation, of which a part may have been captioned before the rest was read.
+            wake_evicted(db)
             db.conn.execute(
                 "UPDATE manifests SET complete = 1, bytes = offset, sha256 = offset_sha256, lines = ?, rows = ? "
                 "WHERE id = ?",
@@ -167,6 +170,7 @@ class ManifestWriter:
             )
             db.conn.execute("UPDATE manifests SET spec = ? WHERE id = ?", (spec, manifest))
             _align_sources(db)
+            wake_evicted(db)
 
 
 def _align_sources(db: Database) -> None:

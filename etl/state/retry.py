@@ -2,6 +2,7 @@
 
 from etl.models import FailureFilter, Stage
 from etl.state.database import Connection
+from etl.state.images import wake_evicted
 
 _CURRENT = " AND recipe = (SELECT id FROM recipes WHERE current = 1)"
 
@@ -9,8 +10,8 @@ _CURRENT = " AND recipe = (SELECT id FROM recipes WHERE current = 1)"
 def retry_failed(connection: Connection, chosen: FailureFilter, *, dry_run: bool = False) -> dict[str, int]:
     """Put the chosen dead items back to ready with no attempts charged; return how many per stage.
 
-    Captions of an earlier recipe are left alone: nobody would work on them.  History stays in ``attempts``.
-    With ``dry_run`` they are only counted.
+    Captions of an earlier recipe are left alone: nobody would work on them.  One whose picture is not there is
+    cancelled until it has been fetched again.  History stays in ``attempts``.  With ``dry_run`` they are only counted.
     """
     counts: dict[str, int] = {}
     with connection.transaction() as db:
@@ -22,12 +23,20 @@ def retry_failed(connection: Connection, chosen: FailureFilter, *, dry_run: bool
                 sql = f"SELECT count(*) FROM {table} WHERE status = 'dead'{condition}"
                 counts[stage] = int(db.conn.execute(sql, arguments).fetchone()[0])
                 continue
-            counts[stage] = db.conn.execute(
-                f"UPDATE {table} SET status = 'ready', attempts = 0, crashes = 0, not_before = 0, "
-                f"error_class = NULL, error = NULL WHERE status = 'dead'{condition}",
+            revived = db.conn.execute(
+                f"UPDATE {table} SET status = {_REVIVED[table]}, attempts = 0, crashes = 0, not_before = 0, "
+                f"error_class = NULL, error = NULL WHERE status = 'dead'{condition} RETURNING status, image",
                 arguments,
-            ).rowcount
+            ).fetchall()
+            counts[stage] = len(revived)
+            wake_evicted(db, [image for status, image in revived if status == "cancelled"])
     return counts
+
+
+_REVIVED = {
+    "sources": "'ready'",
+    "captions": "CASE (SELECT state FROM images i WHERE i.id = image) WHEN 'present' THEN 'ready' ELSE 'cancelled' END",
+}
 
 
 _KEY = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlite_utils import Database
 
 from etl.clock import now_ms
-from etl.models import FetchedImage, ItemFailure, SourceItem, Stage
+from etl.models import FetchedImage, ItemFailure, KnownImage, SourceItem, Stage
 from etl.state.work_queue import WAKE_CANCELLED, WorkQueue
 
 
@@ -48,12 +48,68 @@ class SourceQueue(WorkQueue):
             rows = db.conn.execute(
                 "UPDATE sources SET status = 'running', lease_run = ? WHERE id IN ("
                 "SELECT id FROM sources WHERE status IN ('ready', 'retry') AND host = ? AND not_before <= ? "
-                "ORDER BY not_before, id LIMIT ?) RETURNING id, url, host, attempts, etag",
+                "ORDER BY not_before, id LIMIT ?) "
+                "RETURNING id, url, host, attempts, image, etag, last_modified, mirror",
                 (self._run, host, now_ms(), limit),
             ).fetchall()
-        return [SourceItem(*row) for row in sorted(rows)]
+            # Nearly all are new; only of those that were fetched before must it be known what the cache still holds.
+            return [SourceItem(*row) if _is_present(db, row[4]) else SourceItem(*row[:4]) for row in sorted(rows)]
 
-    def commit(self, fetched: Sequence[FetchedImage], recipe: int | None = None) -> int:
+    def postpone(self, source: int, until_ms: int) -> None:
+        """Put a claimed source back until an instant, Unix milliseconds, without charging an attempt."""
+        with self._connection.transaction() as db:
+            db.conn.execute(
+                "UPDATE sources SET status = CASE WHEN attempts > 0 THEN 'retry' ELSE 'ready' END, lease_run = NULL, "
+                "not_before = ? WHERE id = ? AND status = 'running' AND lease_run = ?",
+                (until_ms, source, self._run),
+            )
+
+    def line(self, source: int) -> bytes | None:
+        """Return the manifest line of the first active record that needs the source."""
+        rows = self._connection.rows(
+            "SELECT l.line FROM records r JOIN record_lines l ON l.record = r.id "
+            "WHERE r.source = ? AND r.state = 'active' ORDER BY r.id LIMIT 1",
+            (source,),
+        )
+        return bytes(rows[0][0]) if rows else None
+
+    def captions_are_waiting(self) -> bool:
+        """Tell whether any picture is still to be captioned or in work."""
+        rows = self._connection.rows(
+            "SELECT EXISTS (SELECT 1 FROM captions WHERE status IN ('ready', 'retry')) "
+            "OR EXISTS (SELECT 1 FROM captions WHERE status = 'running')"
+        )
+        return bool(rows[0][0])
+
+    def known_image(self, sha256: str, *, with_original: bool) -> tuple[int, str] | None:
+        """Return ``(image, hash of its working copy)`` for bytes that are an image of the cache already."""
+        rows = self._connection.rows(
+            "SELECT id, working_sha256 FROM images WHERE sha256 = ? AND state = 'present' AND original_kept >= ?",
+            (sha256, int(with_original)),
+        )
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    def refresh(self) -> int:
+        """Put every fetched source that a record needs back into the queue; return how many that were.
+
+        They keep their images and what the server said of them, so unchanged ones cost one request each.
+        """
+        with self._connection.transaction() as db:
+            return db.conn.execute(
+                "UPDATE sources SET status = 'ready', attempts = 0, crashes = 0, not_before = 0 WHERE status = 'done' "
+                "AND EXISTS (SELECT 1 FROM records r WHERE r.source = sources.id AND r.state = 'active')"
+            ).rowcount
+
+    def give_up(self, host: str, slug: str, message: str) -> int:
+        """Make every source of the host that is not in flight dead; return how many that were."""
+        with self._connection.transaction() as db:
+            return db.conn.execute(
+                "UPDATE sources SET status = 'dead', error_class = ?, error = ? "
+                "WHERE status IN ('ready', 'retry') AND host = ?",
+                (slug, message, host),
+            ).rowcount
+
+    def commit(self, fetched: Sequence[FetchedImage | KnownImage], recipe: int | None = None) -> int:
         """Commit fetched images in one transaction; return how many were still held by this run.
 
         Identical bytes under two URLs become one image.  With a ``recipe`` the captions that have become
@@ -62,20 +118,22 @@ class SourceQueue(WorkQueue):
         with self._connection.transaction() as db:
             return sum(self._commit_one(db, image, recipe) for image in fetched)
 
-    def _commit_one(self, db: Database, fetched: FetchedImage, recipe: int | None) -> bool:
+    def _commit_one(self, db: Database, fetched: FetchedImage | KnownImage, recipe: int | None) -> bool:
         source, now = fetched.source, now_ms()
         held = db.conn.execute(
             "SELECT 1 FROM sources WHERE id = ? AND status = 'running' AND lease_run = ?", (source.id, self._run)
         ).fetchone()
         if held is None:
             return False
-        image = _store_image(db, fetched)
-        db.conn.execute(
-            "UPDATE sources SET status = 'done', image = ?, attempts = attempts + 1, lease_run = NULL, done_at = ?, "
-            "error_class = NULL, error = NULL, http_status = ?, etag = ?, last_modified = ?, final_url = ? "
-            "WHERE id = ?",
-            (image, now, fetched.http_status, fetched.etag, fetched.last_modified, fetched.final_url, source.id),
-        )
+        if isinstance(fetched, FetchedImage):
+            image = _store_image(db, fetched)
+        elif _is_present(db, fetched.image):
+            image = fetched.image
+        else:
+            # Evicted since it was looked for: it must be fetched after all, whatever validators say.
+            db.conn.execute("UPDATE sources SET status = 'ready', lease_run = NULL WHERE id = ?", (source.id,))
+            return False
+        self._finish(db, fetched, image, now)
         self._log_attempt(db, source.id, fetched.started_at, now, None, None)
         if recipe is not None:
             db.conn.execute(
@@ -86,6 +144,22 @@ class SourceQueue(WorkQueue):
             )
         return True
 
+    @staticmethod
+    def _finish(db: Database, fetched: FetchedImage | KnownImage, image: int, now: int) -> None:
+        # What a 304 leaves unsaid stays as it was, the time of the last change included: no bytes came.
+        confirmed = isinstance(fetched, KnownImage) and fetched.image == fetched.source.image
+        db.conn.execute(
+            "UPDATE sources SET status = 'done', image = ?, attempts = attempts + 1, lease_run = NULL, "
+            "done_at = CASE WHEN ? THEN coalesce(done_at, ?) ELSE ? END, error_class = NULL, error = NULL, "
+            "http_status = ?, etag = coalesce(?, CASE WHEN ? THEN etag END), "
+            "last_modified = coalesce(?, CASE WHEN ? THEN last_modified END), "
+            "final_url = coalesce(?, CASE WHEN ? THEN final_url END), mirror = ? WHERE id = ?",
+            (
+                image, confirmed, now, now, fetched.http_status, fetched.etag, confirmed, fetched.last_modified,
+                confirmed, fetched.final_url, confirmed, fetched.mirror, fetched.source.id,
+            ),
+        )  # fmt: skip
+
     def _fail_one(self, db: Database, failure: ItemFailure) -> bool:
         if failure.http_status is not None:
             # First, while the lease still tells whether the failure counts.
@@ -94,6 +168,12 @@ class SourceQueue(WorkQueue):
                 (failure.http_status, failure.id, self._run),
             )
         return super()._fail_one(db, failure)
+
+
+def _is_present(db: Database, image: int | None) -> bool:
+    """Tell whether the cache holds the working copy of the image."""
+    row = db.conn.execute("SELECT 1 FROM images WHERE id = ? AND state = 'present'", (image,)).fetchone()
+    return image is not None and row is not None
 
 
 def _store_image(db: Database, fetched: FetchedImage) -> int:

@@ -18,13 +18,13 @@ from typing import Any
 from etl import __version__
 from etl.clock import now_ms
 from etl.config import Settings
-from etl.errors import WorkingCopyError
 from etl.models import ExportSummary, FailureFilter, GpuSample, RunState, Stage
 from etl.state import captions as caption_queue
 from etl.state import retry, schema
 from etl.state.captions import CaptionQueue
 from etl.state.database import DATABASE_NAME, Connection
 from etl.state.hosts import HostLog
+from etl.state.images import Images
 from etl.state.lock import StateLock
 from etl.state.records import ManifestWriter
 from etl.state.sources import SourceQueue
@@ -98,6 +98,10 @@ class Store:
     def captions(self, run: int, recipe: int) -> CaptionQueue:
         """Return the caption queue of one recipe, leased to ``run``."""
         return CaptionQueue(self._connection, run, recipe, **self._patience())
+
+    def images(self) -> Images:
+        """Return the writer of what the cache holds of each image."""
+        return Images(self._connection)
 
     def _patience(self) -> dict[str, Any]:
         settings = self.settings
@@ -200,25 +204,6 @@ class Store:
     def requeue_missing_images(self, images: Sequence[int]) -> int:
         """Mark images whose working copy is gone or damaged, and put their sources back into the fetch queue.
 
-        Captions that exist stay, and a source that no record needs waits until one does.  Captions that need
-        the picture, or failed for want of it, are cancelled until it is back.  Returns the number of sources
-        that will be fetched again.
+        Returns the number of sources that will be fetched again.
         """
-        with self._connection.transaction() as db:
-            requeued = 0
-            for image in images:
-                db.conn.execute("UPDATE images SET state = 'missing' WHERE id = ?", (image,))
-                # Ready, they would be claimed, and fail, before the picture has come.
-                db.conn.execute(
-                    "UPDATE captions SET status = 'cancelled', attempts = 0, not_before = 0 WHERE image = ? "
-                    "AND (status IN ('ready', 'retry') OR status = 'dead' AND error_class = ?)",
-                    (image, WorkingCopyError.slug),
-                )
-                rows = db.conn.execute(
-                    "UPDATE sources SET status = CASE WHEN EXISTS (SELECT 1 FROM records r WHERE r.source = sources.id "
-                    "AND r.state = 'active') THEN 'ready' ELSE 'cancelled' END, attempts = 0, crashes = 0, "
-                    "not_before = 0, done_at = NULL WHERE image = ? AND status = 'done' RETURNING status",
-                    (image,),
-                ).fetchall()
-                requeued += sum(status == "ready" for (status,) in rows)
-        return requeued
+        return self.images().requeue_missing(images)

@@ -170,13 +170,13 @@ def test_lone_surrogates_stay_escapes(made: MadeState) -> None:
 
 
 def test_provenance(made: MadeState) -> None:
-    """``--provenance`` adds one object with recipe, finish reason, tokens, flags and the picture's hash."""
+    """``--provenance`` adds one object with recipe, finish reason, tokens, flags, the picture's hash and its mirror."""
     made.ingest(pictures("a", "b"))
     made.finish({"a": "Two words"}, dead_sources={"b": "dns"}, flags=("repetition", "short"))
     records = read(made.export(provenance=True)[0])
     assert records[0]["vlm_provenance"] == {
         "recipe": RECIPE, "finish_reason": "stop", "tokens": 2, "flags": ["repetition", "short"],
-        "image_sha256": hashlib.sha256(b"http://archive.example/a.jpg").hexdigest(),
+        "image_sha256": hashlib.sha256(b"http://archive.example/a.jpg").hexdigest(), "mirror": None,
     }  # fmt: skip
     assert "vlm_provenance" not in records[1]
 

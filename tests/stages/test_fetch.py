@@ -34,6 +34,7 @@ from support.workbench import Workbench, encoded, scenes, wait_for
 from etl.errors import ConfigError, DiskFullError
 from etl.models import Stage, StageSummary
 from etl.stages import fetch as fetch_module
+from etl.stages import fetch_source as fetch_source_module
 from etl.stages import flow as flow_module
 from etl.stages.fetch import fetch
 from etl.stages.flow import Flow
@@ -150,7 +151,7 @@ def test_a_passing_fault_is_forgotten_but_for_its_history(server: FaultServer, b
 def test_waits_between_attempts_grow(server: FaultServer, bench: Workbench) -> None:
     """The wait doubles from attempt to attempt, with jitter of at most one half."""
     bench.ingest(server.fail("/a.jpg", status(500)))
-    bench.fetch(backoff_s=0.2)
+    bench.fetch(backoff_s=0.2, backoff_cap_s=5.0)
     first, second, third = (request.at for request in server.log)
     assert 0.1 <= second - first < 0.6
     assert 0.2 <= third - second < 0.9
@@ -307,14 +308,14 @@ def test_a_fault_of_our_own_does_not_end_the_run(
     """An exception that nobody foresaw is logged, retried and in the end final for its source alone."""
     first, second = add_pictures(server, "/a.jpg", "/b.jpg")
     bench.ingest(first, second)
-    right = fetch_module._fetched
+    right = fetch_source_module._fetched
 
     def faulty(item, *rest, **more):  # type: ignore[no-untyped-def]
         if item.url == first:
             raise ZeroDivisionError("nobody foresaw this")
         return right(item, *rest, **more)
 
-    monkeypatch.setattr(fetch_module, "_fetched", faulty)
+    monkeypatch.setattr(fetch_source_module, "_fetched", faulty)
     assert bench.fetch() == StageSummary(done=1, retried=2, dead=1)
     found = bench.rows("SELECT error_class, error, attempts FROM sources WHERE status = 'dead'")
     assert found == [("internal", "ZeroDivisionError: nobody foresaw this", 3)]
@@ -410,7 +411,7 @@ def test_a_connection_that_keeps_breaking_costs_no_attempt_while_it_brings_somet
     bench: Workbench, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twenty breaks in one large file are resumed, each from its byte, and charged as one attempt."""
-    monkeypatch.setattr(fetch_module, "RESUME_PAUSE_S", 0.01)
+    monkeypatch.setattr(fetch_source_module, "RESUME_PAUSE_S", 0.01)
     body = encoded(Image.effect_noise((2400, 2400), 60), "TIFF")
     piece = len(body) // 20
     sent: list[tuple[int, int]] = []

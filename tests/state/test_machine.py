@@ -17,6 +17,7 @@ from etl.captioning.prompts import PromptTemplate
 from etl.clock import now_ms
 from etl.models import CaptionItem, FailureFilter, SourceItem, Stage
 from etl.stages.ingest import IngestOptions, Selection, reselect
+from etl.state.images import Grounds
 from etl.state.store import Store
 
 PICTURES = [f"http://{host}.example/{n}.jpg" for host in "ab" for n in range(3)]
@@ -154,6 +155,15 @@ class StateMachine(RuleBasedStateMachine):
         present = self._rows("SELECT id FROM images WHERE state = 'present' ORDER BY id LIMIT 1")
         self._store.requeue_missing_images([image for (image,) in present])
 
+    @rule(grounds=st.sampled_from([Grounds.UNNEEDED, Grounds.CAPTIONED]))
+    def evict(self, grounds: Grounds) -> None:
+        """Make room beside whatever is held; what may go goes, and what else is asked for does not."""
+        images = self._store.images()
+        candidates = images.candidates(grounds, 0, 100)
+        images.evict(grounds, [one.image for one in candidates])
+        left = {one.image for one in images.candidates(grounds, 0, 100)}
+        assert left == {one.image for one in candidates if not one.may_go}
+
     @rule(name=st.sampled_from(["one", "two"]))
     def change_recipe(self, name: str) -> None:
         self.release()
@@ -174,6 +184,14 @@ class StateMachine(RuleBasedStateMachine):
             assert not self._rows(f"SELECT 1 FROM {table} WHERE status <> 'running' AND lease_run IS NOT NULL")
 
     @invariant()
+    def no_caption_waits_for_an_evicted_picture(self) -> None:
+        """It would be claimed and fail; it is cancelled until the picture is back."""
+        assert not self._rows(
+            "SELECT 1 FROM captions c JOIN images i ON i.id = c.image WHERE i.state = 'evicted' "
+            "AND c.status IN ('ready', 'retry', 'running')"
+        )
+
+    @invariant()
     def captions_stay_what_they_were(self) -> None:
         assert dict(self._rows("SELECT id, text FROM captions WHERE status = 'done'")) == self._texts
 
@@ -182,8 +200,10 @@ class StateMachine(RuleBasedStateMachine):
         """Every record to be captioned has its source in a state from which something will still come, or has come."""
         stuck = self._rows(
             "SELECT r.key, s.status, i.state FROM records r JOIN sources s ON s.id = r.source "
-            "LEFT JOIN images i ON i.id = s.image WHERE r.state = 'active' "
-            "AND (s.status = 'cancelled' OR s.status = 'done' AND i.state <> 'present')"
+            "LEFT JOIN images i ON i.id = s.image LEFT JOIN captions c ON c.image = i.id AND c.prompt = r.prompt "
+            "AND c.recipe = (SELECT id FROM recipes WHERE current = 1) "
+            "WHERE r.state = 'active' AND (s.status = 'cancelled' OR s.status = 'done' AND i.state <> 'present' "
+            "AND NOT (i.state = 'evicted' AND coalesce(c.status, '') IN ('done', 'dead')))"
         )
         assert stuck == []
         unneeded = self._rows(

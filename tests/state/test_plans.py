@@ -15,6 +15,7 @@ from support.states import captioned, failed, fetched, put_records, use_recipe
 from etl.clock import now_ms
 from etl.models import FailureFilter, Stage
 from etl.state.captions import CaptionQueue
+from etl.state.images import Grounds, originals_of, working_copies_of
 from etl.state.queries import Reader
 from etl.state.sources import SourceQueue
 from etl.state.store import Store
@@ -80,6 +81,12 @@ def full(store: Store) -> Iterator[_State]:
     store._connection.db.conn = state.recorder._connection
 
 
+def _evict(state: _State, grounds: Grounds) -> None:
+    images = state.store.images()
+    images.evict(grounds, [one.image for one in images.candidates(grounds, 0, 5)])
+    images.owned(["ab"])
+
+
 WORK: dict[str, tuple[Callable[[_State], object], str]] = {
     "claim of sources": (lambda s: s.sources.claim("h0.example", 4), "sources_ready"),
     "hosts with due work": (lambda s: s.sources.ready_hosts(), "sources_ready"),
@@ -106,6 +113,9 @@ WORK: dict[str, tuple[Callable[[_State], object], str]] = {
     "pages of an export": (lambda s: list(s.reader.export_rows(1, s.recipe)), "records_in_order"),
     "story": (lambda s: s.reader.story("3"), "attempts_by_item"),
     "commit of a picture": (lambda s: s.sources.commit([fetched(s.item)], s.recipe), "records_by_source"),
+    "making room": (lambda s: [_evict(s, grounds) for grounds in Grounds], "sources_by_image"),
+    "working copies of a shard": (lambda s: working_copies_of(s.reader, "ab"), "images_by_working_copy"),
+    "originals of a shard": (lambda s: originals_of(s.reader, "ab"), "sqlite_autoindex_images_1"),
     "failed attempt": (lambda s: s.sources.fail([failed(s.item.id)]), "attempts_by_item"),
 }
 

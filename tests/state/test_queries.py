@@ -182,19 +182,6 @@ def test_lines_and_export_rows_come_in_order(store: Store, state: Path, monkeypa
             assert len(list(reader.lines(manifest))) == len(expected)
 
 
-def test_working_copies_are_those_that_should_be_there(
-    store: Store, state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only present working copies are listed, with their size, over any number of pages."""
-    put_sources(store, *(f"http://a.example/{n}.jpg" for n in range(5)))
-    fetch_all(store)
-    store.requeue_missing_images([2])
-    monkeypatch.setattr(queries, "PAGE", 2)
-    with Reader(state) as reader:
-        assert [(image, size) for image, _, size in reader.working_copies()] == [(n, 10) for n in (1, 3, 4, 5)]
-        assert reader.longest_edges() == [1024]
-
-
 def test_recipes_tell_which_is_current(store: Store, state: Path) -> None:
     """All recipes are listed, oldest first, and exactly one is the current."""
     for name in ("one", "two", "one"):

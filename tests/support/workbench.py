@@ -19,12 +19,13 @@ from etl.captioning.captioner import Captioner, never
 from etl.captioning.recipe import Recipe
 from etl.config import Settings
 from etl.demo.scenes import Scene, random_scene
-from etl.models import CaptionItem, CaptionResult, FinishReason, ItemFailure, Stage, StageSummary
+from etl.models import CaptionItem, CaptionResult, FailureFilter, FinishReason, ItemFailure, Stage, StageSummary
 from etl.stages.caption import caption
 from etl.stages.fetch import fetch
 from etl.stages.flow import Flow
 from etl.stages.ingest import IngestOptions, ingest
 from etl.stages.manifest import Manifest
+from etl.state.queries import Reader
 from etl.state.store import Store
 
 
@@ -76,7 +77,7 @@ class Workbench:
         self._directory = directory
         values: dict[str, Any] = {
             "state": directory / "state", "allow_host": ("127.0.0.1",), "decoders": 1, "min_free": 0,
-            "max_attempts": 3, "backoff_s": 0.02, "backoff_cap_s": 5.0, "connect_timeout_s": 1.0,
+            "max_attempts": 3, "backoff_s": 0.02, "backoff_cap_s": 0.1, "connect_timeout_s": 1.0,
             "read_timeout_s": 5.0, "longest_edge": 256, "batch_size": 4, "model": "demo", "device": "cpu",
             "max_new_tokens": 64,
         }  # fmt: skip
@@ -94,11 +95,28 @@ class Workbench:
         with Store.open(self.settings) as store, store.run((Stage.INGEST,)):
             ingest(store, Manifest(str(path)), options or IngestOptions())
 
-    def fetch(self, flow: Flow | None = None, **changes: Any) -> StageSummary:
+    def fetch(self, flow: Flow | None = None, *, refresh: bool = False, **changes: Any) -> StageSummary:
         """Fetch until nothing is left, or as the flow says; ``changes`` are settings."""
         settings = dataclasses.replace(self.settings, **changes)
         with Store.open(settings) as store, store.run((Stage.FETCH,)) as run:
-            return fetch(store, run, settings, flow or Flow())
+            return fetch(store, run, settings, flow or Flow(), refresh=refresh)
+
+    def retry(self) -> dict[str, int]:
+        """Give everything that is dead another chance."""
+        with Store.open(self.settings) as store:
+            return store.retry_failed(FailureFilter())
+
+    def story(self, key: str) -> dict[str, Any]:
+        """Return all that is known of one record."""
+        with Reader(self.state) as reader:
+            found = reader.story(key)
+        assert found is not None
+        return found
+
+    def execute(self, sql: str) -> None:
+        """Change the database behind the program's back, as a crash or an earlier version may have left it."""
+        with Store.open(self.settings) as store, store._connection.transaction() as db:
+            db.conn.execute(sql)
 
     def caption(
         self, captioner: Captioner, flow: Flow | None = None, *, more_coming: Callable[[], bool] = never
@@ -121,6 +139,10 @@ class Workbench:
     def rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
         """Ask the state's database."""
         return query(self.state, sql, *arguments)
+
+    def wait_until(self, sql: str) -> None:
+        """Wait until a question to the state's database is answered with yes."""
+        wait_for(lambda: self.rows(sql)[0][0])
 
     def counts(self, table: str) -> dict[str, int]:
         """Return the number of items by status."""

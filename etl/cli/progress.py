@@ -1,0 +1,120 @@
+"""Live progress on stderr: bars on a terminal, one plain line per interval elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from etl.cli.options import Context
+from etl.cli.outlook import errors_text, host_line, is_news
+from etl.cli.render import note
+from etl.cli.units import duration, size
+from etl.models import Progress, QueueStatus, RecordState, Stage
+from etl.text import clean
+
+
+@contextmanager
+def ingest_progress(context: Context) -> Iterator[Callable[[int], None]]:
+    """Yield a function that shows how many records were read."""
+    last = time.monotonic()
+
+    def show(rows: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= min(context.settings.interval_s, 5.0):
+            last = time.monotonic()
+            note(context, f"ingest: {rows:,} records")
+
+    yield show
+
+
+@contextmanager
+def progress(context: Context) -> Iterator[Callable[[Progress], None]]:
+    """Yield a function that shows progress: bars on a terminal, one plain line per interval elsewhere."""
+    if context.quiet:
+        yield lambda _: None
+    elif sys.stderr.isatty():
+        with _bars() as show:
+            yield show
+    else:
+        yield _plain_lines(context)
+
+
+def _plain_lines(context: Context) -> Callable[[Progress], None]:
+    last = time.monotonic()
+
+    def show(now: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= context.settings.interval_s:
+            last = time.monotonic()
+            note(context, progress_line(now))
+
+    return show
+
+
+def progress_line(now: Progress) -> str:
+    """Return the counts and rates as one plain line."""
+    parts = []
+    for stage, counts, rate in (
+        (Stage.FETCH, now.sources, now.fetched_per_s),
+        (Stage.CAPTION, now.captions, now.captioned_per_s),
+    ):
+        done, total = counts.get(QueueStatus.DONE, 0), wanted(counts)
+        parts.append(
+            f"{stage} {done:,}/{total:,} ({counts.get(QueueStatus.DEAD, 0):,} failed, "
+            f"{counts.get(QueueStatus.RETRY, 0):,} waiting) {rate:.1f}/s"
+        )
+    if now.bytes_per_s:
+        parts[0] += f" {size(now.bytes_per_s)}/s"
+    if now.fetch_seconds:
+        parts[0] += f", {duration(now.fetch_seconds)} left"
+    if now.fetch_errors:
+        parts.append(f"errors: {errors_text(now)}")
+    parts += [f"host {host_line(host)}" for host in now.hosts if is_news(host)]
+    return "; ".join(parts)
+
+
+def wanted(counts: dict[str, int]) -> int:
+    """Return how many items of a queue some record needs."""
+    return sum(n for status, n in counts.items() if status != QueueStatus.CANCELLED)
+
+
+_STAGES = (Stage.FETCH, Stage.CAPTION)
+
+HOST_WIDTH = 24
+"""Characters of a host's name beside its bar; two bars and their numbers fit into 80 columns."""
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[Progress], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rest]}"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Bars(*columns, console=Console(stderr=True), transient=False) as bars:
+        tasks: dict[str, Any] = {stage: bars.add_task(stage, total=None, rest="") for stage in _STAGES}
+
+        def show(now: Progress) -> None:
+            selected = now.records.get(RecordState.ACTIVE, 0)
+            for stage, counts, rate in (
+                (Stage.FETCH, now.sources, now.fetched_per_s),
+                (Stage.CAPTION, now.captions, now.captioned_per_s),
+            ):
+                failed, waiting = counts.get(QueueStatus.DEAD, 0), counts.get(QueueStatus.RETRY, 0)
+                rest = f"{rate:5.1f}/s  {failed:,} failed  {waiting:,} waiting"
+                total = wanted(counts) or (selected if stage is Stage.CAPTION else None)
+                bars.update(tasks[stage], total=total, completed=counts.get(QueueStatus.DONE, 0), rest=rest)
+            for host in now.hosts:
+                name = host.info.host
+                if name not in tasks and is_news(host):
+                    tasks[name] = bars.add_task(clean(name)[:HOST_WIDTH], total=None, rest="")
+                if name in tasks:
+                    rest = host_line(host).removeprefix(clean(name)).strip()
+                    done = host.info.done
+                    bars.update(tasks[name], total=done + host.pending, completed=done, rest=rest)
+
+        yield show

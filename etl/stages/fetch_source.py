@@ -1,0 +1,215 @@
+"""One source becomes an image: asked for at its own address or at a mirror, politely, resumed, decoded."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from etl.clock import now_ms
+from etl.config import Settings
+from etl.errors import FetchError, HostDownError, ItemError, TransientFetchError
+from etl.imaging.cache import ImageCache
+from etl.imaging.pool import DecoderPool
+from etl.models import DecodedImage, FetchedImage, KnownImage, SourceItem
+from etl.net import resume
+from etl.net.client import Downloader, Validators
+from etl.net.local import is_local, local_path, read_local
+from etl.net.mirrors import Address, Mirrors
+from etl.net.part import Download
+from etl.net.politeness import HostGate
+from etl.state.sources import SourceQueue
+
+log = logging.getLogger(__name__)
+
+PROGRESS = 256 * 1024
+"""Bytes that a connection must have brought before it broke for its file to be resumed at once, free of charge."""
+
+RESUME_PAUSE_S = 0.5
+"""Seconds before a broken connection is made anew."""
+
+
+class HostsBlockedError(Exception):
+    """Every host that has the picture is paused or parked; ``until_ms`` is when the first of them may be asked."""
+
+    def __init__(self, until_ms: int) -> None:
+        super().__init__("every host that has the picture is paused or parked")
+        self.until_ms = until_ms
+
+
+@dataclass(frozen=True)
+class SourceFetcher:
+    """Fetches sources, many at once; all state lies in its parts.
+
+    Attributes:
+        settings: of the run.
+        queue: asked which images are there already, and for the records that mirrors are made from.
+        gate: lets requests to a host begin.
+        downloader, decoders, cache, mirrors: do the work.
+        robots: awaited with the URL before it is asked for; raises a `FetchError` where that is not allowed.
+        on_downloaded: called when a download has ended and another may begin, while its picture is decoded.
+        is_stopping: whether broken downloads are no longer to be resumed.
+    """
+
+    settings: Settings
+    queue: SourceQueue
+    gate: HostGate
+    downloader: Downloader
+    decoders: DecoderPool
+    cache: ImageCache
+    mirrors: Mirrors
+    robots: Callable[[str], Awaitable[None]] | None
+    on_downloaded: Callable[[], None]
+    is_stopping: Callable[[], bool]
+
+    async def fetch(self, item: SourceItem) -> FetchedImage | KnownImage:
+        """Get one source from the first address that gives a picture.
+
+        Raises the `ItemError` of the first address whose failure may pass, else of the first one, and, where there
+        are mirrors, `HostsBlockedError` when no host may be asked now.
+        """
+        started = now_ms()
+        errors: list[ItemError] = []
+        for address in self._open_addresses(item):
+            try:
+                return await self._from(address, item, started)
+            except ItemError as error:
+                errors.append(error)
+        raise _combined(errors)
+
+    def forget(self, item: SourceItem) -> None:
+        """Remove what unfinished downloads of the source have left."""
+        for address in self._addresses(item):
+            if address.host:
+                resume.forget(self.cache.part_of(address.url))
+
+    def _addresses(self, item: SourceItem) -> list[Address]:
+        if not self.mirrors:
+            return [Address(item.url, item.host, is_mirror=False)]
+        line = self.queue.line(item.id) if self.mirrors.needs_record else None
+        return self.mirrors.addresses(item.url, item.host, line)
+
+    def _open_addresses(self, item: SourceItem) -> list[Address]:
+        addresses = self._addresses(item)
+        if not self.mirrors:
+            # Its slot waits for a pause that began after the source was claimed.
+            return addresses
+        ends = {address: self.gate.blocked_until_ms(address.host) for address in addresses}
+        if found := [address for address, end in ends.items() if end is None]:
+            return found
+        waits = [end for address, end in ends.items() if end is not None and not self.gate.given_up(address.host)]
+        if not waits:
+            raise HostDownError("no host that has the picture gives a sign of life")
+        raise HostsBlockedError(min(waits))
+
+    async def _from(self, address: Address, item: SourceItem, started: int) -> FetchedImage | KnownImage:
+        if is_local(address.url):
+            return await self._from_file(address, item, started)
+        part = self.cache.part_of(address.url)
+        download = await self._politely(address, part, _validators(item, address))
+        # Another download can start while this one is decoded.
+        self.on_downloaded()
+        if download.not_modified and item.image is not None:
+            return _known(item, address, download, item.image, started)
+        try:
+            keep = self.settings.keep_originals
+            image = self._known_image(download.sha256, with_original=keep)
+            if image is not None:
+                return _known(item, address, download, image, started)
+            decoded = await self.decoders.decode(part)
+            if keep:
+                await asyncio.to_thread(self.cache.keep_original, part, download.sha256)
+            return _fetched(item, address, download, decoded, started, kept=keep)
+        finally:
+            resume.forget(part)
+
+    async def _from_file(self, address: Address, item: SourceItem, started: int) -> FetchedImage | KnownImage:
+        async with self.gate.slot(""):
+            download = await asyncio.to_thread(read_local, address.url, max_bytes=self.settings.max_bytes)
+        image = self._known_image(download.sha256, with_original=False)
+        if image is not None:
+            return _known(item, address, download, image, started)
+        decoded = await self.decoders.decode(local_path(address.url))
+        return _fetched(item, address, download, decoded, started, kept=False)
+
+    def _known_image(self, sha256: str, *, with_original: bool) -> int | None:
+        known = self.queue.known_image(sha256, with_original=with_original)
+        if known is None or not self.cache.working_path(known[1]).exists():
+            return None
+        return known[0]
+
+    async def _politely(self, address: Address, part: Path, validators: Validators | None) -> Download:
+        """Download one URL; a connection that breaks after bringing something costs no attempt.
+
+        What a failed attempt leaves is kept, so the next one goes on from there.  Each request waits for a slot of
+        its own, as the host may have asked for a pause meanwhile.
+        """
+        await self._ask_leave(address)
+        while True:
+            before = _size(part)
+            async with self.gate.slot(address.host, address.url) as request:
+                try:
+                    download = await self.downloader.download(address.url, part, validators=validators)
+                    self.gate.succeeded(request, download.size)
+                    return download
+                except TransientFetchError as error:
+                    rest = resume.rest_of(part)
+                    if rest is None or rest.received < before + PROGRESS or self.is_stopping():
+                        raise
+                    log.info("resuming at byte %d of %d: %s", rest.received, rest.total, error)
+            await asyncio.sleep(RESUME_PAUSE_S)
+
+    async def _ask_leave(self, address: Address) -> None:
+        """Raise `RobotsError` for what may not be asked for, before it takes a slot and its interval."""
+        if self.robots is None:
+            return
+        try:
+            await self.robots(address.url)
+        except TransientFetchError:
+            # A host that does not give its robots.txt is in the same trouble as one that gives no pictures.
+            async with self.gate.slot(address.host, address.url):
+                raise
+
+
+def _validators(item: SourceItem, address: Address) -> Validators | None:
+    """Return what the server that gave the cached version said of it; another server's validators mean nothing."""
+    if item.image is None or address.url != (item.mirror or item.url) or not (item.etag or item.last_modified):
+        return None
+    return Validators(item.etag, item.last_modified)
+
+
+def _combined(errors: list[ItemError]) -> ItemError:
+    chosen = next((error for error in errors if error.retryable), errors[0])
+    if len(errors) == 1:
+        return chosen
+    combined = type(chosen)("; mirror: ".join(map(str, errors)), retry_after_s=chosen.retry_after_s)
+    if isinstance(chosen, FetchError) and isinstance(combined, FetchError):
+        combined.http_status = chosen.http_status
+    return combined
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _fetched(
+    item: SourceItem, address: Address, download: Download, decoded: DecodedImage, started: int, *, kept: bool
+) -> FetchedImage:
+    return FetchedImage(
+        item, download.sha256, download.size, decoded, kept, started, download.http_status, download.etag,
+        download.last_modified, download.final_url, _mirror(address),
+    )  # fmt: skip
+
+
+def _known(item: SourceItem, address: Address, download: Download, image: int, started: int) -> KnownImage:
+    return KnownImage(
+        item, image, started, download.http_status, download.etag, download.last_modified, download.final_url,
+        _mirror(address),
+    )  # fmt: skip
+
+
+def _mirror(address: Address) -> str | None:
+    return address.url if address.is_mirror else None

@@ -1,0 +1,205 @@
+"""The images of the cache: what is still needed of them, evicting what is not, and bringing it back.
+
+An image is ``present``, ``missing`` (its working copy is lost) or ``evicted`` (removed on purpose to make room).
+The sources of an evicted image stay ``done``: they become ready again only when a record needs a caption that is
+not there, see `wake_evicted`.  Here only rows are changed.  Whoever removes the files does it after the commit, so a
+crash leaves a file without a row, never a row without its file.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+from sqlite_utils import Database
+
+from etl.errors import WorkingCopyError
+from etl.state.database import Connection
+from etl.state.queries import Reader
+
+
+class Grounds(StrEnum):
+    """Why a finished file of the cache may go, in the order in which room is made."""
+
+    ORIGINAL = "original"
+    """The model never looks at it."""
+    UNNEEDED = "unneeded"
+    """A working copy that no active record needs."""
+    CAPTIONED = "captioned"
+    """A working copy whose captions under the current recipe are all done."""
+
+
+class Candidate(NamedTuple):
+    """A file that is there, and whether it may go; ``sha256`` is its name."""
+
+    image: int
+    sha256: str
+    may_go: bool
+
+
+class Expected(NamedTuple):
+    """A file that should be there: its name, its bytes, and whose it is."""
+
+    sha256: str
+    size: int
+    image: int
+
+
+_CURRENT = "(SELECT id FROM recipes WHERE current = 1)"
+_NEEDED = "SELECT 1 FROM sources s JOIN records r ON r.source = s.id WHERE s.image = images.id AND r.state = 'active'"
+_UNCAPTIONED = (
+    "NOT EXISTS (SELECT 1 FROM captions c WHERE c.image = images.id AND c.prompt = r.prompt "
+    f"AND c.recipe = {_CURRENT} AND c.status = 'done')"
+)
+_UNHELD = "NOT EXISTS (SELECT 1 FROM captions c WHERE c.image = images.id AND +c.status = 'running')"
+_MAY_GO = {
+    Grounds.ORIGINAL: "true",
+    Grounds.UNNEEDED: f"NOT EXISTS ({_NEEDED}) AND {_UNHELD}",
+    Grounds.CAPTIONED: f"NOT EXISTS ({_NEEDED} AND {_UNCAPTIONED}) AND {_UNHELD}",
+}
+
+
+_AMONG = "IN (SELECT value FROM json_each(?))"
+_ANEW = "attempts = 0, crashes = 0, not_before = 0, done_at = NULL, error_class = NULL, error = NULL"
+
+
+class Images:
+    """The writer of what the cache holds of each image."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def candidates(self, grounds: Grounds, after: int, limit: int) -> list[Candidate]:
+        """Return the next ``limit`` files that the grounds may concern, behind image ``after``, oldest first."""
+        name, there = "working_sha256", "state = 'present'"
+        if grounds is Grounds.ORIGINAL:
+            name, there = "sha256", "original_kept = 1"
+        rows = self._connection.rows(
+            f"SELECT id, {name}, {_MAY_GO[grounds]} FROM images WHERE {there} AND id > ? ORDER BY id LIMIT ?",
+            (after, limit),
+        )
+        return [Candidate(image, sha256, bool(may_go)) for image, sha256, may_go in rows]
+
+    def shared(self) -> dict[str, int]:
+        """Return the working copies that several present images share, and how many these are."""
+        rows = self._connection.rows(
+            "SELECT working_sha256, count(*) FROM images WHERE state = 'present' GROUP BY working_sha256 "
+            "HAVING count(*) > 1"
+        )
+        return dict(rows)
+
+    def evict(self, grounds: Grounds, images: Sequence[int]) -> list[str]:
+        """Note that files are gone, where the grounds still hold; return the names of those to be removed now.
+
+        A working copy that another present image shares is not among them.  Captions that wait for the picture are
+        cancelled until it is back, so that none is claimed without it.
+        """
+        with self._connection.transaction() as db:
+            if grounds is Grounds.ORIGINAL:
+                return self._drop_originals(db, images)
+            evicted = db.conn.execute(
+                f"UPDATE images SET state = 'evicted' WHERE id {_AMONG} AND state = 'present' "
+                f"AND {_MAY_GO[grounds]} RETURNING id, working_sha256",
+                (json.dumps(images),),
+            ).fetchall()
+            _cancel_captions(db, [image for image, _ in evicted])
+            names = {sha256 for _, sha256 in evicted}
+            return sorted(names - _owned_working_copies(db, names))
+
+    def drop_originals(self, images: Sequence[int]) -> list[str]:
+        """Note that originals are gone; return their names."""
+        with self._connection.transaction() as db:
+            return self._drop_originals(db, images)
+
+    def _drop_originals(self, db: Database, images: Sequence[int]) -> list[str]:
+        rows = db.conn.execute(
+            f"UPDATE images SET original_kept = 0 WHERE id {_AMONG} AND original_kept = 1 RETURNING sha256",
+            (json.dumps(images),),
+        ).fetchall()
+        return [sha256 for (sha256,) in rows]
+
+    def owned(self, names: Sequence[str]) -> tuple[set[str], set[str]]:
+        """Return which of these hashes name a working copy, and which an original, that should be in the cache."""
+        with self._connection.transaction() as db:
+            originals = db.conn.execute(
+                f"SELECT sha256 FROM images WHERE sha256 {_AMONG} AND original_kept = 1", (json.dumps(names),)
+            ).fetchall()
+            return _owned_working_copies(db, names), {sha256 for (sha256,) in originals}
+
+    def requeue_missing(self, images: Sequence[int]) -> int:
+        """Mark images whose working copy is gone or damaged, and put their sources back into the fetch queue.
+
+        Captions that exist stay, and a source that no record needs waits until one does.  Captions that need
+        the picture, or failed for want of it, are cancelled until it is back.  Returns the number of sources
+        that will be fetched again.
+        """
+        with self._connection.transaction() as db:
+            _cancel_captions(db, images)
+            db.conn.execute(f"UPDATE images SET state = 'missing' WHERE id {_AMONG}", (json.dumps(images),))
+            rows = db.conn.execute(
+                "UPDATE sources SET status = CASE WHEN EXISTS (SELECT 1 FROM records r WHERE r.source = sources.id "
+                f"AND r.state = 'active') THEN 'ready' ELSE 'cancelled' END, {_ANEW} "
+                f"WHERE image {_AMONG} AND status = 'done' RETURNING status",
+                (json.dumps(images),),
+            ).fetchall()
+        return sum(status == "ready" for (status,) in rows)
+
+
+def wake_evicted(db: Database, images: Sequence[int] | None = None) -> int:
+    """Put the sources of evicted images that a record needs a caption of back into the fetch queue.
+
+    Needed is what an active record has neither a caption nor a failed one of under the current recipe.  Looks at
+    these ``images``, or at all.  Returns the number of sources.
+    """
+    among = "" if images is None else f" AND id {_AMONG}"
+    return db.conn.execute(
+        f"UPDATE sources SET status = 'ready', {_ANEW} "
+        f"WHERE image IN (SELECT id FROM images WHERE state = 'evicted'{among}) AND status = 'done' "
+        "AND EXISTS (SELECT 1 FROM records r WHERE r.source = sources.id AND r.state = 'active' AND NOT EXISTS ("
+        "SELECT 1 FROM captions c WHERE c.image = sources.image AND c.prompt = r.prompt "
+        f"AND c.recipe = {_CURRENT} AND c.status IN ('done', 'dead')))",
+        () if images is None else (json.dumps(images),),
+    ).rowcount
+
+
+def _cancel_captions(db: Database, images: Sequence[int]) -> None:
+    # Ready, they would be claimed, and fail, before the picture has come.
+    db.conn.execute(
+        f"UPDATE captions SET status = 'cancelled', attempts = 0, not_before = 0 WHERE image {_AMONG} "
+        "AND (status IN ('ready', 'retry') OR status = 'dead' AND error_class = ?)",
+        (json.dumps(images), WorkingCopyError.slug),
+    )
+
+
+def _owned_working_copies(db: Database, names: Collection[str]) -> set[str]:
+    rows = db.conn.execute(
+        f"SELECT working_sha256 FROM images WHERE working_sha256 {_AMONG} AND state = 'present'",
+        (json.dumps(list(names)),),
+    ).fetchall()
+    return {sha256 for (sha256,) in rows}
+
+
+# What should be in the cache, read shard by shard: the files whose hashes begin with the same two digits.
+
+
+def working_copies_of(reader: Reader, shard: str) -> list[Expected]:
+    """Return the working copies that should be in one shard; one that several images share comes several times."""
+    return _expected(reader, "working_sha256", "working_bytes", "state = 'present'", shard)
+
+
+def originals_of(reader: Reader, shard: str) -> list[Expected]:
+    """Return the kept originals that should be in one shard."""
+    return _expected(reader, "sha256", "bytes", "original_kept = 1", shard)
+
+
+def _expected(reader: Reader, name: str, size: str, there: str, shard: str) -> list[Expected]:
+    # "g" follows the last digit: a range of the index, which LIKE would not use.
+    rows = reader.rows(
+        f"SELECT {name}, {size}, id FROM images WHERE {name} >= ? AND {name} < ? AND {there}", (shard, f"{shard}g")
+    )
+    return [Expected(*row) for row in rows]
+
+
+def evicted(reader: Reader) -> int:
+    """Return how many images are evicted."""
+    return int(reader.rows("SELECT count(*) FROM images WHERE state = 'evicted'")[0][0])
