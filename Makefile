@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 .PHONY: help setup demo test lint format bench soak constraints clean
 
 help:  ## Show the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## Make the virtual environment
 
@@ -51,3 +51,8 @@ clean:  ## Remove the virtual environment and caches
 rehearsal: $(READY)  ## Run the archive's manifest against stand-ins for its hosts: make rehearsal MANIFEST=file
 	@test -n "$(MANIFEST)" || { echo "usage: make rehearsal MANIFEST=manifest.jsonl.gz"; exit 2; }
 	$(BIN)/python -m benchmarks.archive_rehearsal $(MANIFEST)
+
+.PHONY: rehearsal-small
+rehearsal-small: $(READY)  ## Fetch all of the archive's manifest as small pictures, a tenth of them faulty: MANIFEST=file
+	@test -n "$(MANIFEST)" || { echo "usage: make rehearsal-small MANIFEST=manifest.jsonl.gz"; exit 2; }
+	$(BIN)/python -m benchmarks.archive_rehearsal $(MANIFEST) --small

@@ -1,10 +1,11 @@
 """Rehearse the first user's job: the real manifest against stand-ins for its two hosts.
 
-    python -m benchmarks.archive_rehearsal MANIFEST [--limit 300] [--state DIR] [--json]
+    python -m benchmarks.archive_rehearsal MANIFEST [--small] [--limit 300] [--state DIR] [--json]
 
 Runs the real program in processes of its own: ingest, a run in which a fixed share of the files fails, then,
 with the hosts healed, retry-failed and a second run.  Checks after each step what must hold, and that every
-caption is the sentence that belongs to its picture.
+caption is the sentence that belongs to its picture.  With ``--small``, all of the manifest is fetched instead, as
+small pictures (`benchmarks.small_rehearsal`).
 """
 
 import argparse
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import small_rehearsal
 from benchmarks.archive_server import ArchiveServer, behaviour_of, scene_of
 
 PDF_RECORD = 13_987
@@ -128,16 +130,21 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", type=Path)
-    parser.add_argument("--limit", type=int, default=300)
+    parser.add_argument("--limit", type=int, help="records; 300 of them, or all with --small")
+    parser.add_argument("--small", action="store_true", help="fetch all of it, as small pictures; no captions")
     parser.add_argument("--state", type=Path, help="keep the state here")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as scratch:
-        figures = rehearse(options.manifest, options.limit, options.state or Path(scratch) / "state")
+        state = options.state or Path(scratch) / "state"
+        if options.small:
+            figures = small_rehearsal.rehearse(options.manifest, options.limit, state)
+        else:
+            figures = rehearse(options.manifest, options.limit or 300, state)
     if options.json:
         print(json.dumps(figures))
         return
-    for command, code, seconds in figures.pop("steps"):
+    for command, code, seconds in figures.pop("steps", ()):
         print(f"{seconds:8.2f} s  exit {code}  {command}")
     for name, value in figures.items():
         print(f"{name:18} {dict(value) if isinstance(value, dict) else value}")

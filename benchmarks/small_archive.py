@@ -1,0 +1,330 @@
+"""A loopback stand-in for picture hosts that counts everything: small pictures, a tenth of the URLs faulty.
+
+It is reached directly or as an HTTP proxy.  Every URL gets a drawn picture of its own, of the kind that its suffix
+says; how it is treated is fixed by a hash of its path.  It notes, by its own clock, what a polite and thrifty client
+is known by: who asked when, how much was sent, how many requests of one host were open, who was asked to wait.
+"""
+
+import hashlib
+import http.server
+import io
+import random
+import re
+import select
+import socket
+import struct
+import threading
+import time
+import urllib.parse
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from etl.demo.scenes import random_scene
+
+FAULTS = (
+    (15, "missing"),  # 404 until healed
+    (10, "forbidden"),  # 403 until healed
+    (20, "html"),  # a page with status 200 until healed
+    (20, "cut"),  # half of the picture as a whole answer until healed
+    (5, "unavailable once"),  # one 503 with Retry-After: 1
+    (5, "busy once"),  # one 429 with Retry-After: 1
+    (10, "reset once"),  # one connection reset in the middle of the body
+    (10, "reset twice"),
+    (5, "silent once"),  # one request without an answer
+)
+"""``(per mille of the URLs, behaviour)``; the rest is served at once."""
+
+PERMANENT = {"missing": "http_404", "forbidden": "http_403", "html": "not_an_image", "cut": "corrupt_image"}
+"""What must become of the behaviours that no further attempt cures."""
+
+LATENCY_S = 0.005
+"""Seconds before each answer."""
+
+SILENCE_S = 1.5
+"""Seconds for which an unanswered request counts as open: less than the client's patience."""
+
+LARGE = 160_000
+"""Bytes of a picture whose connection is reset: large enough to be resumed."""
+
+_PAGE = b"<!DOCTYPE html><html><body>Service en maintenance</body></html>"
+
+
+def behaviour_of(url: str) -> str:
+    """Return how the server treats this URL, by its path alone: a host's port may change."""
+    path = urllib.parse.urlsplit(url).path
+    bucket = int(hashlib.sha256(path.encode()).hexdigest()[:8], 16) % 1000
+    for share, name in FAULTS:
+        if bucket < share:
+            return name
+        bucket -= share
+    return "ok"
+
+
+def picture_of(url: str) -> tuple[bytes, str]:
+    """Return a picture that no other URL has, and its media type."""
+    scene, large = random_scene(random.Random(url)), behaviour_of(url).startswith("reset")
+    suffix = url.lower().rpartition(".")[2]
+    buffer = io.BytesIO()
+    if suffix == "pdf":
+        scene.draw(128, 128).save(buffer, "PDF", title=url)
+        return buffer.getvalue(), "application/pdf"
+    if suffix in ("tif", "tiff"):
+        edge = 232 if large else 56
+        named = ImageFileDirectory_v2()
+        named[270] = url  # ImageDescription
+        scene.draw(edge, edge).save(buffer, "TIFF", tiffinfo=named)
+        return buffer.getvalue(), "image/tiff"
+    scene.draw(128, 128).save(buffer, "JPEG", quality=85, comment=url)
+    body = buffer.getvalue()
+    if large:
+        # Comment segments behind the first marker; each holds at most 65,533 bytes.
+        filling = b"\xff\xfe" + struct.pack(">H", 55_002) + bytes(55_000)
+        body = body[:2] + filling * (LARGE // len(filling) + 1) + body[2:]
+    return body, "image/jpeg"
+
+
+@dataclass
+class Visit:
+    """One request.
+
+    Attributes:
+        number: how many requests of this URL came before, plus 1.
+        at: when it came, by the server's monotonic clock, in seconds.
+        start: first byte that was asked for.
+        sent: bytes of the body that were sent.
+        whole: whether the picture was sent to its end.
+    """
+
+    url: str
+    host: str
+    number: int
+    at: float
+    start: int = 0
+    sent: int = 0
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A host's wish to be left alone from one instant to another."""
+
+    host: str
+    at: float
+    until: float
+
+
+@dataclass
+class Notes:
+    """What was seen since the beginning.
+
+    Attributes:
+        visits: all requests in the order in which they came.
+        refusals: answers with ``Retry-After``.
+        peak: most requests that were open at once, by host.
+        connections: number of connections.
+    """
+
+    visits: list[Visit] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    peak: Counter[str] = field(default_factory=Counter)
+    connections: int = 0
+
+
+class SmallArchive:
+    """The stand-in; a context manager.
+
+    Attributes:
+        url: what HTTP_PROXY must say, or ``http://127.0.0.1:port`` as the beginning of URLs.
+        port: the port.
+        notes: what was seen.
+    """
+
+    def __init__(self) -> None:
+        self.notes = Notes()
+        self._healed = False
+        self._lock = threading.Lock()
+        self._seen: Counter[str] = Counter()
+        self._open: Counter[str] = Counter()
+        owner = self
+
+        class Handler(_Handler):
+            archive = owner
+
+        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.end_connections()
+        self._server.server_close()
+
+    def heal(self) -> None:
+        """From now on every picture is served."""
+        self._healed = True
+
+    def arrive(self, url: str, at: float) -> tuple[Visit, str]:
+        """Note a request; return it and how to treat it."""
+        host = urllib.parse.urlsplit(url).hostname or ""
+        name = behaviour_of(url)
+        with self._lock:
+            self._seen[url] += 1
+            visit = Visit(url, host, self._seen[url], at)
+            self.notes.visits.append(visit)
+            self._open[host] += 1
+            self.notes.peak[host] = max(self.notes.peak[host], self._open[host])
+        times = {"once": 1, "twice": 2}.get(name.rpartition(" ")[2])
+        over = self._healed or (times is not None and visit.number > times)
+        return visit, "ok" if over else name
+
+    def leave(self, visit: Visit) -> None:
+        """Note that a request is about to get its last byte."""
+        with self._lock:
+            self._open[visit.host] -= 1
+
+    def refuse(self, visit: Visit, seconds: float) -> None:
+        """Note that the host wants no request for so many seconds."""
+        now = time.monotonic()
+        with self._lock:
+            self.notes.refusals.append(Refusal(visit.host, now, now + seconds))
+
+    def connected(self) -> None:
+        """Note a connection."""
+        with self._lock:
+            self.notes.connections += 1
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    # Threads are joined on close; a burst of connections waits in the queue instead of being dropped.
+    daemon_threads = False
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], handler: type["_Handler"]) -> None:
+        self._connections: set[socket.socket] = set()
+        super().__init__(address, handler)
+
+    def process_request(self, request: object, client_address: object) -> None:
+        assert isinstance(request, socket.socket)
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: object) -> None:
+        assert isinstance(request, socket.socket)
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def end_connections(self) -> None:
+        """Wake the threads that wait for the next request of a kept connection."""
+        for each in list(self._connections):
+            try:
+                each.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue  # already closed by its own thread
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Stay quiet: a client that hangs up is part of the rehearsal."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    archive: SmallArchive
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        super().setup()
+        self.archive.connected()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the base class's name
+        pass
+
+    def do_GET(self) -> None:
+        at = time.monotonic()
+        path = urllib.parse.unquote(self.path)
+        url = path if "://" in path else f"http://{self.headers['Host']}{path}"
+        visit, behaviour = self.archive.arrive(url, at)
+        time.sleep(LATENCY_S)
+        match behaviour:
+            case "missing":
+                self._answer(visit, 404, b"not here", "text/plain")
+            case "forbidden":
+                self._answer(visit, 403, b"not for you", "text/plain")
+            case "html":
+                self._answer(visit, 200, _PAGE, "text/html")
+            case "unavailable once":
+                self._answer(visit, 503, b"busy", "text/plain", {"Retry-After": "1"})
+            case "busy once":
+                self._answer(visit, 429, b"too many", "text/plain", {"Retry-After": "1"})
+            case "silent once":
+                self._say_nothing(visit)
+            case _:
+                self._picture(visit, behaviour)
+
+    def _answer(
+        self, visit: Visit, status: int, body: bytes, kind: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self._head(status, {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})})
+        if headers and "Retry-After" in headers:
+            self.archive.refuse(visit, float(headers["Retry-After"]))
+        self._body(visit, body)
+
+    def _picture(self, visit: Visit, behaviour: str) -> None:
+        body, kind = picture_of(visit.url)
+        if behaviour == "cut":
+            return self._answer(visit, 200, body[: len(body) // 2], kind)
+        etag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        head = {"Content-Type": kind, "ETag": etag}
+        if asked and self.headers.get("If-Range") == etag:
+            visit.start = int(asked[1])
+            head["Content-Range"] = f"bytes {visit.start}-{len(body) - 1}/{len(body)}"
+        rest = body[visit.start :]
+        self._head(206 if visit.start else 200, {**head, "Content-Length": str(len(rest))})
+        if behaviour.startswith("reset"):
+            return self._reset(visit, rest[: len(rest) // 2])
+        self._body(visit, rest)
+        visit.whole = True
+        return None
+
+    def _head(self, status: int, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _body(self, visit: Visit, body: bytes) -> None:
+        # Without its last byte no client can think this request ended and begin another one.
+        self.wfile.write(body[:-1])
+        self.archive.leave(visit)
+        self.wfile.write(body[-1:])
+        visit.sent = len(body)
+
+    def _reset(self, visit: Visit, body: bytes) -> None:
+        self.wfile.write(body)
+        visit.sent = len(body)
+        # Let the bytes arrive: RST would discard what the client has not read yet.
+        time.sleep(0.1)
+        self.archive.leave(visit)
+        # A linger time of 0 makes close() send RST.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.connection.close()
+
+    def _say_nothing(self, visit: Visit) -> None:
+        time.sleep(SILENCE_S)
+        self.archive.leave(visit)
+        # Until the client hangs up.
+        select.select([self.connection], [], [], 60)
+        self.close_connection = True
