@@ -92,4 +92,4 @@ def test_the_archive_is_a_manifest_like_a_real_one(server: DemoServer, tmp_path:
     assert answers["gone"][0] == 404
     assert answers["viewer"][0] == 200 and answers["viewer"][1]["Content-Type"].startswith("text/html")
     assert all(status == 200 for key, (status, *_rest) in answers.items() if key != "gone")
-    assert len({record.format for record in records if record.caption}) == 9
+    assert len({record.format for record in records if record.caption}) == 12
