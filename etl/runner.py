@@ -130,7 +130,8 @@ def _supervise(
             for command in store.open_commands():
                 store.acknowledge(command, run, _obey(store, command, flow))
             on_progress(outlook.progress())
-        time.sleep(TICK_S)
+        # A stage that ends is noticed at once.
+        next((worker.thread for worker in workers if worker.thread.is_alive()), workers[0].thread).join(TICK_S)
 
 
 def _state(flow: Flow) -> RunState:

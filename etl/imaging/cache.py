@@ -84,6 +84,19 @@ class ImageCache:
         """Return the cache of a state directory."""
         return cls(state / "images")
 
+    def prepare(self) -> None:
+        """Make the directories of the working copies and originals, durably, so that no file need wait for its own.
+
+        Raises `DiskFullError` and `StateError` as `put_working` does.
+        """
+        with disk_errors(self.root):
+            for kind in ("working", "original"):
+                for shard in range(256):
+                    (self.root / kind / f"{shard:02x}").mkdir(parents=True, exist_ok=True)
+                _fsync(self.root / kind)
+            _fsync(self.root)
+            _fsync(self.root.parent)
+
     def working_path(self, sha256: str) -> Path:
         """Return where the working copy with this hash lies, or would lie; ValueError for anything but a hash."""
         return self.root / "working" / _checked(sha256)[:2] / f"{sha256}.jpg"
@@ -196,9 +209,11 @@ class ImageCache:
     def _move(self, part: Path, target: Path) -> None:
         """Make the content durable before the name, and the name before anybody relies on it."""
         _fsync(part)
+        prepared = target.parent.is_dir()
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
-        for directory in (target.parent, target.parent.parent, self.root):
+        # Directories that are there were made by `prepare`, which has seen to it that they last.
+        for directory in (target.parent,) if prepared else (target.parent, target.parent.parent, self.root):
             _fsync(directory)
 
 

@@ -222,6 +222,7 @@ class Downloader:
     ) -> Download:
         settings = self._settings
         if rest is None:
+            resume.forget(part)
             resume.take_note(part, response.headers)
         elif response.status_code == 416 or not rest.fits(response.headers):
             resume.forget(part)

@@ -8,8 +8,10 @@ TLS is not affected, because the HTTP library takes the server name from the URL
 import asyncio
 import ipaddress
 import socket
+import ssl
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import httpcore
 
@@ -66,6 +68,10 @@ def _embedded_ipv4(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address
     if address in _NAT64 or (number >> 32) & 0xFFFFFFFF in _ISATAP:
         found.append(ipaddress.IPv4Address(number & 0xFFFFFFFF))
     return [each for each in found if each is not None]
+
+
+READ_BYTES = 256 * 1024
+"""What asyncio takes from a socket at most at once (``_SelectorSocketTransport.max_size``)."""
 
 
 class AllowList:
@@ -131,7 +137,8 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
             # A share of the time that is left, so that a first address that never answers leaves some to the next.
             share = None if deadline is None else max(0.0, deadline - time.monotonic()) / (len(addresses) - index)
             try:
-                return await self._inner.connect_tcp(str(address), port, share, local_address, socket_options)
+                stream = await self._inner.connect_tcp(str(address), port, share, local_address, socket_options)
+                return _LargeReads(stream)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         raise failure
@@ -167,3 +174,30 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         except OSError as error:
             raise DnsError(f"the name {host} cannot be resolved ({error.strerror or error})") from error
         return list(dict.fromkeys(ipaddress.ip_address(info[4][0]) for info in found))
+
+
+class _LargeReads(httpcore.AsyncNetworkStream):
+    """A stream that reads as much at once as the event loop has taken from the socket.
+
+    httpcore asks for 64 kB at a time; each time costs its parser and the event loop as much as the bytes themselves.
+    """
+
+    def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
+        self._inner = inner
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return await self._inner.read(max(max_bytes, READ_BYTES), timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._inner.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        return _LargeReads(await self._inner.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)

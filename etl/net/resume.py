@@ -53,13 +53,15 @@ class Rest:
 
 
 def take_note(part: Path, headers: Mapping[str, str]) -> None:
-    """Note the version of a file whose body begins to come; nothing is noted where it could not be resumed."""
+    """Note the version of a file whose body begins to come; nothing is noted where it could not be resumed.
+
+    There must be no part yet: one of an older version would be taken for this one's beginning.
+    """
     validator = _validator(headers)
     length = headers.get("content-length", "")
     whole = not headers.get("content-encoding") and headers.get("accept-ranges", "").strip().lower() != "none"
     # A note is a convenience: where it cannot be written, the part's own writer finds out what is wrong.
     with suppress(OSError):
-        _note(part).unlink(missing_ok=True)
         if validator and whole and length.isdecimal() and int(length) >= SMALLEST:
             note = {"validator": validator, "total": int(length), "boot": _boot()}
             _note(part).write_text(json.dumps(note), encoding="utf-8")
@@ -86,6 +88,7 @@ def is_resumable(path: Path) -> bool:
 def forget(part: Path, *, note_only: bool = False) -> None:
     """Remove a part and its note, or the note of a finished part alone."""
     _note(part).unlink(missing_ok=True)
+    # Never a device or a directory that somebody named as the part.
     if not note_only and part.is_file():
         part.unlink(missing_ok=True)
 

@@ -76,6 +76,7 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bo
         )
     mirrors = Mirrors(settings.rewrite_url, settings.mirror_template, prefer=settings.prefer_mirror)
     cache = ImageCache.of_state(store.directory)
+    cache.prepare()
     cache.sweep_parts(keep=resume.is_resumable)
     queue = store.sources(run)
     if refresh:
