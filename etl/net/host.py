@@ -77,6 +77,10 @@ class Host:
         return self._breaker.parked_until is not None
 
     @property
+    def allowed(self) -> int:
+        return self._speed.allowed
+
+    @property
     def given_up(self) -> bool:
         return self._breaker.given_up
 
@@ -145,7 +149,7 @@ class Host:
         """Note a failure, and what it says about the host."""
         self._failed += 1
         cause = _cause(error)
-        if is_overload(error) and self._speed.overload(request.number, self._latest):
+        if is_overload(error) and self._speed.overload(request.number, self._latest, asked=_is_asked(error)):
             self._why_slowed = cause
         sign = sign_of(error)
         if sign is Sign.ALIVE:
@@ -242,6 +246,11 @@ class Host:
         if delay := max(self._speed.delay_s, self.interval_s):
             reasons.append(f"{delay:g} s between requests")
         return (HostState.SLOWED, "; ".join(reasons), None) if reasons else (HostState.OPEN, None, None)
+
+
+def _is_asked(error: ItemError) -> bool:
+    """Whether the host said in words that it wants fewer requests."""
+    return isinstance(error, TooManyRequestsError) or bool(error.retry_after_s)
 
 
 def _cause(error: ItemError) -> str:

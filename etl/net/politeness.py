@@ -17,10 +17,19 @@ AHEAD_S = 0.5
 """`HostGate.free` looks so far ahead, or a host with a delay between starts would get one request per look at it."""
 
 
+class NotNowError(Exception):
+    """The host may not be asked now; ``until_ms`` is when it may, Unix milliseconds."""
+
+    def __init__(self, until_ms: int) -> None:
+        super().__init__(f"the host may not be asked before {until_ms}")
+        self.until_ms = until_ms
+
+
 @dataclass(eq=False, slots=True)
 class _Waiter:
     host: str
     source: Hashable
+    patient: bool
     granted: asyncio.Future[Request]
 
 
@@ -70,9 +79,25 @@ class HostGate:
         self._numbers = itertools.count(1)
         self._waiting: dict[_Waiter, None] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._waiting)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing new may start; who waits without patience is turned away."""
+        return self._closed
+
+    @closed.setter
+    def closed(self, closed: bool) -> None:
+        self._closed = closed
+        self._turn_away_impatient()
 
     @asynccontextmanager
-    async def slot(self, host: str, source: Hashable = None) -> AsyncIterator[Request]:
+    async def slot(self, host: str, source: Hashable = None, *, patient: bool = True) -> AsyncIterator[Request]:
         """Hold one slot for ``host`` inside the block; waits for it first.
 
         Report how the request ended with `succeeded` or `failed` inside the block; what ends without a report, such
@@ -80,9 +105,10 @@ class HostGate:
         that leaves the block counts as reported with `failed`.  A task that holds a slot must not ask for another:
         the host may have no second one.
 
-        Raises `HostDownError` when the host is given up while this waits.
+        Raises `HostDownError` when the host is given up while this waits, and, unless ``patient``, `NotNowError` when
+        it is paused or parked, or the gate closed.
         """
-        request = await self._acquire(host, source)
+        request = await self._acquire(host, source, patient)
         try:
             yield request
         except ItemError as error:
@@ -105,12 +131,14 @@ class HostGate:
             host.failed(request, error, self._clock())
             if host.given_up:
                 self._turn_away(host)
+            self._turn_away_impatient()
             self._start_waiting()
 
     def pause(self, host: str, seconds: float, reason: str = "asked to wait") -> None:
         """Start no request to ``host`` for so many seconds; running ones go on, and a longer pause stays."""
         if host:
             self._host(host).pause(seconds, reason, self._clock())
+            self._turn_away_impatient()
 
     def restore(self, host: str, state: HostState, seconds: float, reason: str | None) -> None:
         """Pause or park ``host`` for the seconds that an earlier run left over; other states leave nothing behind."""
@@ -138,6 +166,13 @@ class HostGate:
             return total
         known = self._hosts.get(host) or self._new(host)
         return max(0, min(total, known.startable(self._clock(), AHEAD_S) - known.waiting))
+
+    def ahead(self, host: str) -> int:
+        """How many further requests may wait, so that a slot that becomes free is taken at once; 0 while blocked."""
+        if host == "":
+            return max(0, self._total - len(self._waiting))
+        known = self._hosts.get(host) or self._new(host)
+        return 0 if known.blocked_until(self._clock()) is not None else max(0, known.allowed - known.waiting)
 
     def paused_until(self, host: str) -> float | None:
         """The instant, on the gate's clock, at which the host's pause ends; ``None`` when it is not paused."""
@@ -180,12 +215,14 @@ class HostGate:
         request.reported = True
         return first
 
-    async def _acquire(self, host: str, source: Hashable) -> Request:
+    async def _acquire(self, host: str, source: Hashable, patient: bool) -> Request:
         granted: asyncio.Future[Request] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(host, source, granted)
+        waiter = _Waiter(host, source, patient, granted)
         self._waiting[waiter] = None
         if host:
             self._host(host).waiting += 1
+        if not patient:
+            self._turn_away_impatient()
         self._start_waiting()
         try:
             return await granted
@@ -229,6 +266,14 @@ class HostGate:
         self._leave(waiter)
         self._active += 1
         waiter.granted.set_result(request)
+
+    def _turn_away_impatient(self) -> None:
+        """End the waiting of those who would rather come again, where it may be long."""
+        for waiter in [each for each in self._waiting if not (each.patient or each.granted.done())]:
+            until = now_ms() if self._closed else self.blocked_until_ms(waiter.host)
+            if until is not None:
+                self._leave(waiter)
+                waiter.granted.set_exception(NotNowError(until))
 
     def _turn_away(self, host: Host) -> None:
         """End the waiting for a host that is given up."""

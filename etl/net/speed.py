@@ -5,6 +5,15 @@ LONGEST_DELAY_S = 30.0
 """Between two starts to a host for which even one request at a time is too much."""
 
 
+TOLERATED = 2.0
+RECOVERY = 0.1
+"""Strain that a host shows before it is slowed down: 1 for each trouble, less `RECOVERY` for each success between.
+
+Two failures in a row are a sign; one in fifty is how old servers are, and halving for it would halve the speed for
+good.
+"""
+
+
 class Speed:
     """How many requests at once, and how far apart: halved by overload, raised step by step by successes.
 
@@ -20,15 +29,23 @@ class Speed:
         self._longest_delay_s = min(longest_delay_s, LONGEST_DELAY_S)
         self._cut_after = 0
         self._successes = 0
+        self._strain = 0.0
 
     @property
     def slowed(self) -> bool:
         return self.allowed < self._most or self.delay_s > 0
 
-    def overload(self, number: int, latest: int) -> bool:
-        """Slow down, unless request ``number`` started before the last cut; ``latest`` is the newest one's number."""
+    def overload(self, number: int, latest: int, *, asked: bool = True) -> bool:
+        """Slow down, unless request ``number`` started before the last cut; ``latest`` is the newest one's number.
+
+        Not ``asked`` for by the host in words, it must come more than once in a while.
+        """
         if number <= self._cut_after:
             return False
+        self._strain += 1
+        if not asked and self._strain < TOLERATED and not self.delay_s:
+            return False
+        self._strain = 0.0
         self._cut_after = max(latest, number)
         self._successes = 0
         if self.allowed > 1:
@@ -41,6 +58,7 @@ class Speed:
         """Speed up after a request that started at the present speed."""
         if number <= self._cut_after:
             return
+        self._strain = max(0.0, self._strain - RECOVERY)
         if self.delay_s:
             self.delay_s = self.delay_s / 2 if self.delay_s > SHORTEST_DELAY_S else 0.0
             return

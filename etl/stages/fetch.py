@@ -31,10 +31,10 @@ from etl.net import resume
 from etl.net.client import Downloader
 from etl.net.local import host_of
 from etl.net.mirrors import Mirrors
-from etl.net.politeness import HostGate
+from etl.net.politeness import HostGate, NotNowError
 from etl.net.robots import MAX_BYTES as ROBOTS_BYTES
 from etl.net.robots import Robots
-from etl.stages.fetch_source import HostsBlockedError, SourceFetcher
+from etl.stages.fetch_source import SourceFetcher
 from etl.stages.flow import Flow
 from etl.stages.room import Room
 from etl.state.hosts import HostLog
@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.2
 """Seconds between two looks at the queue while nothing ends."""
+
+COMMIT_S = 0.05
+"""Seconds between two commits, each of which waits for the disk and lets no download go on meanwhile."""
 
 DECODE_AHEAD = 4
 """Downloaded pictures that may wait for each decoder; bounds the disk that parts take."""
@@ -134,7 +137,7 @@ class _Fetch:
         self._changed = asyncio.Event()
         self._ended = _Ended()
         self._last_host = ""
-        self._report_at = 0.0
+        self._report_at = self._commit_at = 0.0
         self._done = self._retried = self._dead = 0
 
     async def run(self) -> StageSummary:
@@ -168,7 +171,9 @@ class _Fetch:
     async def _loop(self, fetcher: SourceFetcher) -> None:
         while not self._flow.should_abandon():
             self._report_hosts()
-            if self._flow.claiming and self._room.may_grow(busy=bool(self._in_flight)):
+            claiming = self._flow.claiming and self._room.may_grow(busy=bool(self._in_flight))
+            self._gate.closed = not claiming
+            if claiming:
                 await self._claim(fetcher)
             if not self._in_flight and (self._flow.stopping or await self._rest()):
                 return
@@ -179,6 +184,7 @@ class _Fetch:
         if self._in_flight:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), LOOK_S)
+            await asyncio.sleep(max(0.0, self._commit_at - time.monotonic()))
             self._changed.clear()
             ended = [task for task in self._in_flight if task.done()]
             for task in ended:
@@ -186,25 +192,44 @@ class _Fetch:
             # All are asked, and before the commit that may fail: asyncio logs an error that nobody asked for.
             errors = [error for task in ended if (error := task.exception()) is not None]
             self._commit(fetcher)
+            self._commit_at = time.monotonic() + COMMIT_S
             if errors:
                 raise errors[0]
 
     async def _claim(self, fetcher: SourceFetcher) -> None:
-        """Claim as much as can start now, host after host, beginning behind the last one served."""
+        """Claim what can start now, host after host, beginning behind the last one served, and then some more.
+
+        What is claimed ahead waits at the gate, where it takes a slot in the moment in which one becomes free.
+        """
         hosts = self._queue.ready_hosts(after=self._last_host)
         if not hosts and self._last_host:
             hosts = self._queue.ready_hosts()
             self._last_host = ""
+        more = []
         for host in hosts:
-            room = min(self._room_for(host), self._limit - len(self._in_flight))
-            if room > 0:
-                for item in self._queue.claim(host, room):
-                    task = asyncio.create_task(self._fetch(fetcher, item))
-                    task.add_done_callback(lambda _: self._changed.set())
-                    self._in_flight[task] = item
-                # The new tasks take their slots before the next host is looked at.
-                await asyncio.sleep(0)
+            room = min(self._room_for(host), self._room_in_all)
+            if room <= 0 or await self._start(fetcher, host, room) == room:
+                more.append(host)
             self._last_host = host
+        for host in more:
+            room = min(self._gate.ahead(host), self._settings.concurrency - self._gate.waiting)
+            if room > 0 and self._room_in_all > 0:
+                await self._start(fetcher, host, room)
+
+    @property
+    def _room_in_all(self) -> int:
+        return self._limit - (len(self._in_flight) - self._gate.waiting)
+
+    async def _start(self, fetcher: SourceFetcher, host: str, most: int) -> int:
+        """Claim and start up to so many sources of a host; return how many there were."""
+        items = self._queue.claim(host, most)
+        for item in items:
+            task = asyncio.create_task(self._fetch(fetcher, item))
+            task.add_done_callback(lambda _: self._changed.set())
+            self._in_flight[task] = item
+        # The new tasks take their slots before the next host is looked at.
+        await asyncio.sleep(0)
+        return len(items)
 
     def _room_for(self, host: str) -> int:
         if self._mirrors and self._gate.blocked_until_ms(host) is not None:
@@ -265,7 +290,7 @@ class _Fetch:
             # Two steps: `_ended` is replaced at every commit, also while this waits.
             fetched = await fetcher.fetch(item)
             self._ended.fetched.append(fetched)
-        except HostsBlockedError as blocked:
+        except NotNowError as blocked:
             self._queue.postpone(item.id, blocked.until_ms)
         except ItemError as error:
             self._ended.failed.append((_failure(item, error, started), item))

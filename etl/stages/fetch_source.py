@@ -17,7 +17,7 @@ from etl.net.client import Downloader, Validators
 from etl.net.local import is_local, local_path, read_local
 from etl.net.mirrors import Address, Mirrors
 from etl.net.part import Download
-from etl.net.politeness import HostGate
+from etl.net.politeness import HostGate, NotNowError
 from etl.state.sources import SourceQueue
 
 log = logging.getLogger(__name__)
@@ -27,14 +27,6 @@ PROGRESS = 256 * 1024
 
 RESUME_PAUSE_S = 0.5
 """Seconds before a broken connection is made anew."""
-
-
-class HostsBlockedError(Exception):
-    """Every host that has the picture is paused or parked; ``until_ms`` is when the first of them may be asked."""
-
-    def __init__(self, until_ms: int) -> None:
-        super().__init__("every host that has the picture is paused or parked")
-        self.until_ms = until_ms
 
 
 @dataclass(frozen=True)
@@ -65,16 +57,21 @@ class SourceFetcher:
     async def fetch(self, item: SourceItem) -> FetchedImage | KnownImage:
         """Get one source from the first address that gives a picture.
 
-        Raises the `ItemError` of the first address whose failure may pass, else of the first one, and, where there
-        are mirrors, `HostsBlockedError` when no host may be asked now.
+        Raises the `ItemError` of the first address whose failure may pass, else of the first one, and `NotNowError`
+        when no host that has it may be asked now.
         """
         started = now_ms()
         errors: list[ItemError] = []
+        not_now: NotNowError | None = None
         for address in self._open_addresses(item):
             try:
                 return await self._from(address, item, started)
+            except NotNowError as error:
+                not_now = error
             except ItemError as error:
                 errors.append(error)
+        if not_now is not None and not any(error.retryable for error in errors):
+            raise not_now
         raise _combined(errors)
 
     def forget(self, item: SourceItem) -> None:
@@ -92,7 +89,6 @@ class SourceFetcher:
     def _open_addresses(self, item: SourceItem) -> list[Address]:
         addresses = self._addresses(item)
         if not self.mirrors:
-            # Its slot waits for a pause that began after the source was claimed.
             return addresses
         ends = {address: self.gate.blocked_until_ms(address.host) for address in addresses}
         if found := [address for address, end in ends.items() if end is None]:
@@ -100,7 +96,7 @@ class SourceFetcher:
         waits = [end for address, end in ends.items() if end is not None and not self.gate.given_up(address.host)]
         if not waits:
             raise HostDownError("no host that has the picture gives a sign of life")
-        raise HostsBlockedError(min(waits))
+        raise NotNowError(min(waits))
 
     async def _from(self, address: Address, item: SourceItem, started: int) -> FetchedImage | KnownImage:
         if is_local(address.url):
@@ -124,7 +120,7 @@ class SourceFetcher:
             resume.forget(part)
 
     async def _from_file(self, address: Address, item: SourceItem, started: int) -> FetchedImage | KnownImage:
-        async with self.gate.slot(""):
+        async with self.gate.slot("", patient=False):
             download = await asyncio.to_thread(read_local, address.url, max_bytes=self.settings.max_bytes)
         image = self._known_image(download.sha256, with_original=False)
         if image is not None:
@@ -147,7 +143,7 @@ class SourceFetcher:
         await self._ask_leave(address)
         while True:
             before = _size(part)
-            async with self.gate.slot(address.host, address.url) as request:
+            async with self.gate.slot(address.host, address.url, patient=False) as request:
                 try:
                     download = await self.downloader.download(address.url, part, validators=validators)
                     self.gate.succeeded(request, download.size)

@@ -9,7 +9,7 @@ import pytest
 from support.virtual_time import run_in_virtual_time
 
 from etl.errors import ConnectError, DnsError, FetchError, FetchTimeoutError, TooManyRequestsError
-from etl.models import HostState
+from etl.models import HostInfo, HostState
 from etl.net.breaker import Request
 from etl.net.politeness import HostGate
 
@@ -74,6 +74,7 @@ class _Watched:
         for host, seconds in self.intervals.items():
             self.gate.set_interval(host, seconds)
         self.last_start: dict[str, float] = {}
+        self.infos: dict[str, HostInfo] = {}
         self.active = Counter[str]()
         self.trials: dict[str, Request] = {}
         self.seen = Counter[str]()
@@ -96,7 +97,8 @@ class _Watched:
         assert self.gate.paused_until(host) is None
         assert now - self.last_start.get(host, 0) >= self.intervals[host] - 1e-9
         self.last_start[host] = now
-        (info,) = (each for each in self.gate.hosts() if each.host == host)
+        self.infos |= {each.host: each for each in self.gate.hosts()}
+        info = self.infos[host]
         assert info.in_flight == self.active[host]
         assert request.trial == self.gate.parked(host)
         if request.trial:
@@ -135,7 +137,7 @@ def test_politeness_holds_under_random_load(seed: int) -> None:
             await asyncio.sleep(rng.expovariate(2))
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             assert result is None or isinstance(result, asyncio.CancelledError | FetchError), result
-        assert {"trial", "allowed 1", "allowed 2", "allowed 4"} <= watched.seen.keys()
+        assert {"trial", "allowed 1", "allowed 4"} <= watched.seen.keys()
         assert gate.free("") == 9
         for host in watched.intervals:
             gate.set_interval(host, 0)
