@@ -76,6 +76,28 @@ class DecoderPool:
     ) -> None:
         self.close()
 
+    def start(self, processes: int) -> None:
+        """Let so many processes start now, beside the caller, instead of at their first pictures."""
+        for _ in range(processes):
+            self._threads.submit(self._start_one)
+
+    def _start_one(self) -> None:
+        # What goes wrong here goes wrong again at the first picture, where there is somebody to be told.
+        with contextlib.suppress(EtlError):
+            decoder = self._new_decoder()
+            with self._lock:
+                self._idle.append(decoder)
+
+    def _new_decoder(self) -> "_Decoder":
+        """Start a process and wait until it is ready."""
+        with self._lock:
+            if self._closed:
+                raise EtlError(_CLOSED)
+            self._all.add(decoder := _Decoder(self._config))
+        with self._dropped_on_error(decoder):
+            decoder.wait_until_ready()
+        return decoder
+
     async def decode(self, path: Path) -> DecodedImage:
         """Decode the file into the cache.
 
@@ -118,17 +140,12 @@ class DecoderPool:
             with self._lock:
                 if self._closed:
                     raise EtlError(_CLOSED)
-                is_new = not self._idle
-                if is_new:
-                    self._all.add(decoder := _Decoder(self._config))
-                else:
-                    decoder = self._idle.pop()
+                idle = self._idle.pop() if self._idle else None
+            decoder = idle or self._new_decoder()
             with self._dropped_on_error(decoder):
-                if is_new:
-                    decoder.wait_until_ready()
                 if decoder.takes(path, self._timeout_s):
                     return decoder
-                if is_new:
+                if idle is None:
                     raise EtlError(f"a decoder process ended right after its start: {decoder.how_it_ended()}")
             self._drop(decoder)
 

@@ -89,6 +89,8 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bo
         cache.root, processes=processes, memory_bytes=settings.decoder_memory, longest_edge=settings.longest_edge,
         max_pixels=settings.max_pixels,
     ) as decoders:  # fmt: skip
+        # While this process prepares itself; what it asks for first comes within hundredths of a second.
+        decoders.start(min(processes, queue.due()))
         stage = _Fetch(
             queue, store.hosts(run), settings, flow, cache, decoders, processes, mirrors,
             Room(store, cache, queue, settings, flow),
@@ -182,10 +184,10 @@ class _Fetch:
     async def _look(self, fetcher: SourceFetcher) -> None:
         """Wait until a slot becomes free or something ends, then commit all that has ended."""
         if self._in_flight:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), LOOK_S)
-            await asyncio.sleep(max(0.0, self._commit_at - time.monotonic()))
-            self._changed.clear()
+            await self._wait(LOOK_S)
+            # While others wait at the gate, no slot stays empty for want of a claim.
+            while self._gate.waiting and (left := self._commit_at - time.monotonic()) > 0:
+                await self._wait(left)
             ended = [task for task in self._in_flight if task.done()]
             for task in ended:
                 del self._in_flight[task]
@@ -195,6 +197,12 @@ class _Fetch:
             self._commit_at = time.monotonic() + COMMIT_S
             if errors:
                 raise errors[0]
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait until something has changed, at most so long."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), seconds)
+        self._changed.clear()
 
     async def _claim(self, fetcher: SourceFetcher) -> None:
         """Claim what can start now, host after host, beginning behind the last one served, and then some more.

@@ -42,6 +42,11 @@ class SourceQueue(WorkQueue):
         )
         return rows[0][0] is not None and rows[0][0] <= now_ms()
 
+    def due(self) -> int:
+        """Return how many sources could be claimed now; counted no further than 256."""
+        sql = "SELECT count(*) FROM (SELECT 1 FROM sources WHERE status IN ('ready', 'retry') LIMIT 256)"
+        return int(self._connection.rows(sql)[0][0])
+
     def claim(self, host: str, limit: int) -> list[SourceItem]:
         """Lease up to ``limit`` due sources of one host, oldest first."""
         with self._connection.transaction() as db:
