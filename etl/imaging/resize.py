@@ -23,7 +23,8 @@ def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Return the picture with ``size`` pixels, width first."""
     if fast is None or image.mode not in _FAST_MODES:
         return image.resize(size, Image.Resampling.LANCZOS)
-    target = Image.new(image.mode, size)
+    # Every pixel is written below, so none need be cleared before.
+    target = Image.new(image.mode, size, None)
     lanczos = fast.ResizeAlg.convolution(fast.FilterType.lanczos3)
     _resizer().resize_pil(image, target, fast.ResizeOptions(lanczos, use_alpha=False))
     return target
