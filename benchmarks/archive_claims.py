@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from benchmarks.small_archive import PERMANENT, Notes, Visit, behaviour_of, picture_of
 
-ON_ITS_WAY_S = 0.05
-"""A request that comes so soon after a refusal was sent before the client could read it."""
+ON_ITS_WAY_S = 0.1
+"""A request that comes so soon after a refusal was sent before the client, busy on the same cores, had read it."""
 
 EARLY_S = 0.05
 """Tolerance at the end of a wait."""

@@ -275,10 +275,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer(
         self, visit: Visit, status: int, body: bytes, kind: str, headers: Mapping[str, str] | None = None
     ) -> None:
+        refused = status >= 400
+        if refused:
+            # Its status is the end of it: no client need read what follows before it begins another request.
+            self.archive.leave(visit)
         self._head(status, {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})})
         if headers and "Retry-After" in headers:
             self.archive.refuse(visit, float(headers["Retry-After"]))
-        self._body(visit, body)
+        self._body(visit, body, left=refused)
 
     def _picture(self, visit: Visit, behaviour: str) -> None:
         body, kind = picture_of(visit.url)
@@ -304,10 +308,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def _body(self, visit: Visit, body: bytes) -> None:
+    def _body(self, visit: Visit, body: bytes, *, left: bool = False) -> None:
         # Without its last byte no client can think this request ended and begin another one.
         self.wfile.write(body[:-1])
-        self.archive.leave(visit)
+        if not left:
+            self.archive.leave(visit)
         self.wfile.write(body[-1:])
         visit.sent = len(body)
 

@@ -19,6 +19,10 @@ CONNECTIONS = 2
 """Of one client: the request's, and that of a redirect to another host."""
 
 
+CLOSE_S = 0.5
+"""Longest wait for a client that is thrown away; closing takes a turn of the event loop, or a TLS goodbye."""
+
+
 class Lanes:
     """Up to ``count`` clients, made when they are needed; for one event loop.
 
@@ -55,7 +59,8 @@ class Lanes:
                 if clean and not self._is_spoilt(client):
                     self._idle.append((host, client))
                 else:
-                    self._discard(client)
+                    # The caller's slot for the host is free only when the host can know it: when this one is closed.
+                    await asyncio.wait([self._discard(client)], timeout=CLOSE_S)
 
     def _take(self, host: str) -> httpx.AsyncClient:
         for index in range(len(self._idle) - 1, -1, -1):
@@ -64,11 +69,12 @@ class Lanes:
         # Another host's: its idle connection makes room for the new one.
         return self._idle.pop(0)[1] if self._idle else self._make()
 
-    def _discard(self, client: httpx.AsyncClient) -> None:
+    def _discard(self, client: httpx.AsyncClient) -> asyncio.Task[None]:
         """Close a client beside the caller, who may be in the middle of a cancellation."""
         task = asyncio.get_running_loop().create_task(_close(client))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+        return task
 
     async def aclose(self) -> None:
         """Close all clients."""
