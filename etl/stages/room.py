@@ -36,8 +36,10 @@ class Room:
         if self._limit.make_room(captioned=not self._flow.model_is_loading):
             return True
         waiting = self._flow.is_active(Stage.CAPTION) and self._queue.captions_are_waiting()
-        if busy or waiting or self._flow.model_is_loading or self._limit.make_room(thorough=True):
+        if busy or waiting or self._flow.model_is_loading or not self._queue.due():
             return False
+        if self._limit.make_room(thorough=True):
+            return True
         raise DiskFullError(
             f"the image cache has reached max_cache_size = {self._settings.max_cache_size // MIB} MiB, and every "
             "picture in it is still needed; caption them (`etl run` does both), or raise max_cache_size, and run again"
