@@ -8,6 +8,7 @@ from etl.captioning.backends import check_model, open_captioner
 from etl.config import Settings
 from etl.errors import StateLockedError
 from etl.models import ExportSummary, IngestSummary, Progress, RecordOutcome, RecordState, RunState, Stage, StageSummary
+from etl.net.mirrors import Mirrors
 from etl.runner import RunResult, StageFunction, run_stages, watch_signals
 from etl.stages.export import ExportOptions, export
 from etl.stages.flow import Flow
@@ -105,12 +106,16 @@ def export_manifest(settings: Settings, target: str, options: ExportOptions) -> 
 def run_pipeline(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]) -> Report:
     """Run the stages of a plan over one state directory.
 
-    Raises `ModelError` before anything begins when the model cannot be found, else the errors of `Store.open` and
+    Raises, before anything begins, `ModelError` when the model cannot be found and `ConfigError` for a mirror that is
+    wrongly given, else the errors of `Store.open` and
     of the stages.
     """
     manifest = Manifest(plan.manifest) if plan.manifest is not None else None
     if plan.caption:
         check_model(settings)
+    if plan.fetch:
+        # Refused before anything begins, so that no run is on record for it.
+        Mirrors.of(settings)
     with (
         Store.open(settings, create=manifest is not None) as store,
         store.run(plan.stages) as run,

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
+from etl.config import Settings
 from etl.errors import ConfigError, InvalidUrlError
 from etl.net.local import host_of, is_local
 
@@ -57,6 +58,11 @@ class Mirrors:
             )
         if prefer and not self:
             raise ConfigError("prefer_mirror is set, but neither rewrite_url nor mirror_template")
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Mirrors":
+        """Return the mirrors that the settings name."""
+        return cls(settings.rewrite_url, settings.mirror_template, prefer=settings.prefer_mirror)
 
     def __bool__(self) -> bool:
         """Whether any mirror is configured."""

@@ -77,7 +77,7 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bo
             f"the working copies in {store.directory} have a longest edge of {edges[0]} pixels, not "
             f"{settings.longest_edge}; give --longest-edge {edges[0]} or another --state directory"
         )
-    mirrors = Mirrors(settings.rewrite_url, settings.mirror_template, prefer=settings.prefer_mirror)
+    mirrors = Mirrors.of(settings)
     cache = ImageCache.of_state(store.directory)
     cache.prepare()
     cache.sweep_parts(keep=resume.is_resumable)

@@ -12,6 +12,7 @@ from typing import Any
 from etl.config import Settings
 from etl.imaging.cache import ImageCache
 from etl.models import HostInfo, HostState
+from etl.net.mirrors import Mirrors
 from etl.stages.fetch import DECODE_AHEAD
 from etl.state import outlook
 from etl.state.queries import Reader
@@ -107,10 +108,14 @@ class _Sum:
 
 
 def foresee(reader: Reader, settings: Settings, *, refresh: bool = False) -> Foresight:
-    """Return what ``etl fetch`` would do now, with ``refresh`` or without; nothing is changed and nobody is asked."""
+    """Return what ``etl fetch`` would do now, with ``refresh`` or without; nothing is changed and nobody is asked.
+
+    Pictures count for the host that is asked first.  Raises `ConfigError` for a mirror that is wrongly given.
+    """
+    mirrors = Mirrors.of(settings)
     sums: dict[str, _Sum] = defaultdict(_Sum)
     for _, lines in groupby(outlook.open_sources(reader, fetched_too=refresh), key=itemgetter(0)):
-        _add(sums, list(lines))
+        _add(sums, list(lines), mirrors)
     seen = {info.host: info for info in outlook.hosts(reader)}
     hosts = [_host(name, one, seen.get(name, HostInfo(name))) for name, one in sums.items()]
     times = [host.seconds for host in hosts]
@@ -123,9 +128,9 @@ def foresee(reader: Reader, settings: Settings, *, refresh: bool = False) -> For
     )
 
 
-def _add(sums: dict[str, _Sum], lines: list[tuple[int, str, bool, bytes]]) -> None:
-    _, host, tried, _ = lines[0]
-    one = sums[host]
+def _add(sums: dict[str, _Sum], lines: list[tuple[int, str, str, bool, bytes]], mirrors: Mirrors) -> None:
+    _, url, host, tried, line = lines[0]
+    one = sums[mirrors.addresses(url, host, line)[0].host]
     one.sources += 1
     one.retries += tried
     size = next((size for *_, line in lines if (size := _size(line)) is not None), None)

@@ -80,20 +80,20 @@ def pending_by_host(reader: Reader) -> dict[str, int]:
     return dict(reader.rows("SELECT host, count(*) FROM sources WHERE status IN ('ready', 'retry') GROUP BY host"))
 
 
-def open_sources(reader: Reader, *, fetched_too: bool = False) -> Iterator[tuple[int, str, bool, bytes]]:
-    """Yield ``(source, host, was tried before, line)`` for each line of an active record whose source is due.
+def open_sources(reader: Reader, *, fetched_too: bool = False) -> Iterator[tuple[int, str, str, bool, bytes]]:
+    """Yield ``(source, url, host, was tried before, line)`` for each line of an active record whose source is due.
 
     Lines of one source follow each other.  With ``fetched_too``, sources that are done count as due.
     """
     wanted = "'ready', 'retry', 'done'" if fetched_too else "'ready', 'retry'"
     after = (0, 0)
     while rows := reader.rows(
-        "SELECT s.id, r.id, s.host, s.attempts > 0 AND s.status <> 'done', l.line FROM sources s "
+        "SELECT s.id, r.id, s.url, s.host, s.attempts > 0 AND s.status <> 'done', l.line FROM sources s "
         "JOIN records r ON r.source = s.id AND r.state = 'active' JOIN record_lines l ON l.record = r.id "
         f"WHERE s.status IN ({wanted}) AND s.id >= ? AND (s.id, r.id) > (?, ?) ORDER BY s.id, r.id LIMIT ?",
         (after[0], *after, PAGE),
     ):
-        yield from ((source, host, bool(tried), line) for source, _, host, tried, line in rows)
+        yield from ((source, url, host, bool(tried), line) for source, _, url, host, tried, line in rows)
         after = rows[-1][:2]
 
 

@@ -77,6 +77,13 @@ def test_the_slowest_host_decides_the_time(bench: Workbench) -> None:
     assert foreseen(bench).seconds == pytest.approx(120)
 
 
+def test_preferred_mirrors_are_the_hosts_that_are_asked(make_bench: MakeBench) -> None:
+    """With prefer_mirror pictures count for the mirror, where their record names one; else for their own host."""
+    bench = make_bench(mirror_template="http://store.test/{file}", prefer_mirror=True)
+    bench.ingest(record(1, file="a.jpg"), record(2), record(3, file="b.jpg"))
+    assert [(host.host, host.sources) for host in foreseen(bench).hosts] == [("store.test", 2), ("one.test", 1)]
+
+
 def test_a_glance_at_a_host_gives_no_rate(bench: Workbench) -> None:
     """A host that was at work for less than five seconds has no rate yet."""
     bench.ingest(record(1))
