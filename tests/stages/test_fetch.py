@@ -271,7 +271,9 @@ def decoders() -> list[int]:
         with contextlib.suppress(OSError, IndexError):
             parent = int(stat.read_text().rpartition(")")[2].split()[1])
             pages = int((stat.parent / "statm").read_text().split()[1])
-            if parent == os.getpid() and pages * os.sysconf("SC_PAGESIZE") > 110 * 1024**2:
+            # A child that has just been forked is as large as this process; only its command tells.
+            is_decoder = b"etl.imaging.worker" in (stat.parent / "cmdline").read_bytes()
+            if parent == os.getpid() and is_decoder and pages * os.sysconf("SC_PAGESIZE") > 110 * 1024**2:
                 found.append(int(stat.parent.name))
     return found
 
