@@ -39,7 +39,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("looked-at")
     (folder / "manifest.jsonl").write_text('{"id":"a","url":"http://archive.example/a.jpg"}\n')
     found = imported("ingest", "manifest.jsonl", cwd=folder)
-    assert not {"torch", "transformers", "httpx", "textual", "PIL", "tui"} & set(found)
+    assert not {"torch", "transformers", "httpx", "numpy", "textual", "PIL", "tui"} & set(found)
     assert "sqlite_utils" in found, "the probe sees what is imported"
     return folder
 
@@ -59,7 +59,12 @@ def test_looking_is_light(state: Path, command: str) -> None:
 def test_export_needs_no_model(state: Path) -> None:
     """Export, which a machine without a GPU does, imports neither model nor network."""
     found = imported("export", "out.jsonl", cwd=state)
-    assert not {"torch", "transformers", "httpx", "textual", "tui"} & set(found)
+    assert not {"torch", "transformers", "httpx", "numpy", "textual", "tui"} & set(found)
+
+
+def test_foresight_needs_no_network(state: Path) -> None:
+    """What a fetch would do is told without an HTTP client."""
+    assert not {"torch", "httpx", "numpy", "sqlite_utils"} & set(imported("fetch", "--dry-run", cwd=state))
 
 
 def test_the_program_never_imports_the_dashboard(tmp_path: Path) -> None:

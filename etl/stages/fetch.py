@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from etl.clock import now_ms
 from etl.config import Settings
@@ -28,13 +29,9 @@ from etl.imaging.cache import ImageCache
 from etl.imaging.pool import DecoderPool
 from etl.models import FetchedImage, ItemFailure, KnownImage, SourceItem, StageSummary
 from etl.net import resume
-from etl.net.client import Downloader
 from etl.net.local import host_of
 from etl.net.mirrors import Mirrors
 from etl.net.politeness import HostGate, NotNowError
-from etl.net.robots import MAX_BYTES as ROBOTS_BYTES
-from etl.net.robots import Robots
-from etl.stages.fetch_source import SourceFetcher
 from etl.stages.flow import Flow
 from etl.stages.room import Room
 from etl.state.hosts import HostLog
@@ -42,6 +39,10 @@ from etl.state.queries import Reader
 from etl.state.sources import SourceQueue
 from etl.state.store import Store
 from etl.state.work_queue import LONGEST_ASKED_WAIT_S
+
+if TYPE_CHECKING:
+    from etl.net.client import Downloader
+    from etl.stages.fetch_source import SourceFetcher
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,10 @@ class _Fetch:
         self._done = self._retried = self._dead = 0
 
     async def run(self) -> StageSummary:
+        # Only now: the HTTP client takes a tenth of a second to import, in which the decoders start.
+        from etl.net.client import Downloader
+        from etl.stages.fetch_source import SourceFetcher
+
         for host, info in self._host_log.pauses().items():
             left = ((info.until or 0) - now_ms()) / 1000
             self._gate.restore(host, info.state, min(left, LONGEST_ASKED_WAIT_S), info.reason)
@@ -161,8 +166,10 @@ class _Fetch:
                 released = await self._give_back(fetcher)
         return StageSummary(self._done, self._retried, self._dead, released)
 
-    def _robots_of(self, downloader: Downloader) -> Callable[[str], Awaitable[None]]:
-        robots = Robots(lambda url: downloader.read(url, max_bytes=ROBOTS_BYTES))
+    def _robots_of(self, downloader: "Downloader") -> Callable[[str], Awaitable[None]]:
+        from etl.net.robots import MAX_BYTES, Robots
+
+        robots = Robots(lambda url: downloader.read(url, max_bytes=MAX_BYTES))
 
         async def ask(url: str) -> None:
             await robots.check(url)
@@ -170,7 +177,7 @@ class _Fetch:
 
         return ask
 
-    async def _loop(self, fetcher: SourceFetcher) -> None:
+    async def _loop(self, fetcher: "SourceFetcher") -> None:
         while not self._flow.should_abandon():
             self._report_hosts()
             claiming = self._flow.claiming and self._room.may_grow(busy=bool(self._in_flight))
@@ -181,7 +188,7 @@ class _Fetch:
                 return
             await self._look(fetcher)
 
-    async def _look(self, fetcher: SourceFetcher) -> None:
+    async def _look(self, fetcher: "SourceFetcher") -> None:
         """Wait until a slot becomes free or something ends, then commit all that has ended."""
         if self._in_flight:
             await self._wait(LOOK_S)
@@ -204,7 +211,7 @@ class _Fetch:
             await asyncio.wait_for(self._changed.wait(), seconds)
         self._changed.clear()
 
-    async def _claim(self, fetcher: SourceFetcher) -> None:
+    async def _claim(self, fetcher: "SourceFetcher") -> None:
         """Claim what can start now, host after host, beginning behind the last one served, and then some more.
 
         What is claimed ahead waits at the gate, where it takes a slot in the moment in which one becomes free.
@@ -228,7 +235,7 @@ class _Fetch:
     def _room_in_all(self) -> int:
         return self._limit - (len(self._in_flight) - self._gate.waiting)
 
-    async def _start(self, fetcher: SourceFetcher, host: str, most: int) -> int:
+    async def _start(self, fetcher: "SourceFetcher", host: str, most: int) -> int:
         """Claim and start up to so many sources of a host; return how many there were."""
         items = self._queue.claim(host, most)
         for item in items:
@@ -269,7 +276,7 @@ class _Fetch:
                 message = f"{info.host} gives no sign of life: {info.reason}"
                 self._dead += self._queue.give_up(info.host, HostDownError.slug, message)
 
-    def _commit(self, fetcher: SourceFetcher) -> None:
+    def _commit(self, fetcher: "SourceFetcher") -> None:
         ended, self._ended = self._ended, _Ended()
         if ended.fetched:
             self._done += self._room.commit(ended.fetched)
@@ -281,7 +288,7 @@ class _Fetch:
             self._dead += sum(dead)
             self._retried += len(dead) - sum(dead)
 
-    async def _give_back(self, fetcher: SourceFetcher) -> int:
+    async def _give_back(self, fetcher: "SourceFetcher") -> int:
         """Cancel what is still in flight, commit what has ended, and release the rest."""
         for task in self._in_flight:
             task.cancel()
@@ -292,7 +299,7 @@ class _Fetch:
         self._cache.sweep_parts(keep=resume.is_resumable)
         return self._queue.release_all()
 
-    async def _fetch(self, fetcher: SourceFetcher, item: SourceItem) -> None:
+    async def _fetch(self, fetcher: "SourceFetcher", item: SourceItem) -> None:
         started = now_ms()
         try:
             # Two steps: `_ended` is replaced at every commit, also while this waits.

@@ -11,11 +11,10 @@ from collections.abc import Collection, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from sqlite_utils import Database
-
 from etl.errors import WorkingCopyError
 from etl.state.database import Connection
 from etl.state.queries import Reader
+from etl.state.sqlite import Database
 
 
 class Grounds(StrEnum):

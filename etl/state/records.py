@@ -10,12 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sqlite_utils import Database
-
 from etl.errors import DuplicateKeyError
 from etl.models import RecordState
 from etl.state.database import Connection
 from etl.state.images import wake_evicted
+from etl.state.sqlite import Database
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,9 @@ Statuses are words (`etl.models`), times Unix milliseconds, hashes lower-case he
 
 from collections.abc import Iterable
 
-from sqlite_utils import Database, Migrations
-
 from etl.models import QueueStatus, RecordOutcome, RecordState
 from etl.state.database import SCHEMA_VERSION, check_version
+from etl.state.sqlite import Database, Migrations
 
 migrations = Migrations("etl")
 

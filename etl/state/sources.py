@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from sqlite_utils import Database
-
 from etl.clock import now_ms
 from etl.models import FetchedImage, ItemFailure, KnownImage, SourceItem, Stage
+from etl.state.sqlite import Database
 from etl.state.work_queue import WAKE_CANCELLED, WorkQueue
 
 

@@ -12,11 +12,10 @@ its lease changes nothing.
 import random
 from collections.abc import Iterable, Sequence
 
-from sqlite_utils import Database
-
 from etl.clock import now_ms
 from etl.models import ItemFailure, Stage
 from etl.state.database import Connection
+from etl.state.sqlite import Database
 
 ALONE_AFTER_CRASHES = 3
 """A caption whose process died this often is tried alone, so that it cannot take its batch with it."""
