@@ -71,7 +71,11 @@ def foresight_lines(foresight: "Foresight", *, refresh: bool) -> Iterator[str]:
     if foresight.seconds is not None:
         yield f"time      about {duration(foresight.seconds)}, at the rates seen so far"
     else:
-        yield "time      not known: no rate has been seen yet; fetch for a minute, stop, and ask again"
+        rest = [host for host in foresight.hosts if host.seconds is None]
+        known = max((host.seconds for host in foresight.hosts if host.seconds), default=None)
+        begun = "" if known is None else f"about {duration(known)} for the others; "
+        names = ", ".join(clean(host.host) for host in rest[:SHOWN_ERRORS])
+        yield f"time      {begun}not known for {names}: fetch for a minute, stop, and ask again"
     fits = "" if foresight.disk_bytes <= foresight.disk_free else ": NOT ENOUGH"
     yield f"disk      {size(foresight.disk_bytes)} needed at most, {size(foresight.disk_free)} free{fits}"
 

@@ -1,5 +1,6 @@
 """Live progress on stderr: bars on a terminal, one plain line per interval elsewhere."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -86,6 +87,19 @@ HOST_WIDTH = 24
 
 
 @contextmanager
+def _log_above_bars() -> Iterator[None]:
+    """Let log lines go through what the bars have put in the place of stderr, instead of across the bars."""
+    handlers = [each for each in logging.getLogger().handlers if isinstance(each, logging.StreamHandler)]
+    before = [(handler, handler.setStream(sys.stderr)) for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, stream in before:
+            if stream is not None:
+                handler.setStream(stream)
+
+
+@contextmanager
 def _bars() -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -95,7 +109,7 @@ def _bars() -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rest]}"),
         TimeRemainingColumn(),
     )  # fmt: skip
-    with Bars(*columns, console=Console(stderr=True), transient=False) as bars:
+    with Bars(*columns, console=Console(stderr=True), transient=False) as bars, _log_above_bars():
         tasks: dict[str, Any] = {stage: bars.add_task(stage, total=None, rest="") for stage in _STAGES}
 
         def show(now: Progress) -> None:
