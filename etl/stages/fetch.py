@@ -27,7 +27,7 @@ from etl.errors import (
 )
 from etl.imaging.cache import ImageCache
 from etl.imaging.pool import DecoderPool
-from etl.models import FetchedImage, ItemFailure, KnownImage, SourceItem, StageSummary
+from etl.models import FetchedImage, HostState, ItemFailure, KnownImage, SourceItem, StageSummary
 from etl.net import resume
 from etl.net.local import host_of
 from etl.net.mirrors import Mirrors
@@ -105,6 +105,7 @@ class _Ended:
 
     fetched: list[FetchedImage | KnownImage] = field(default_factory=list)
     failed: list[tuple[ItemFailure, SourceItem]] = field(default_factory=list)
+    not_now: list[tuple[int, int]] = field(default_factory=list)
 
 
 class _Fetch:
@@ -149,7 +150,8 @@ class _Fetch:
         from etl.stages.fetch_source import SourceFetcher
 
         for host, info in self._host_log.pauses().items():
-            left = ((info.until or 0) - now_ms()) / 1000
+            # What the host asked for is kept; whether it is still dead, whoever starts a run wants to know at once.
+            left = ((info.until or 0) - now_ms()) / 1000 if info.state is HostState.PAUSED else 0.0
             self._gate.restore(host, info.state, min(left, LONGEST_ASKED_WAIT_S), info.reason)
         async with Downloader(self._settings) as downloader:
             if downloader.proxied:
@@ -280,6 +282,8 @@ class _Fetch:
         ended, self._ended = self._ended, _Ended()
         if ended.fetched:
             self._done += self._room.commit(ended.fetched)
+        if ended.not_now:
+            self._queue.postpone(ended.not_now)
         if ended.failed:
             dead = self._queue.fail([failure for failure, _ in ended.failed])
             for (_, item), gone in zip(ended.failed, dead, strict=True):
@@ -306,7 +310,7 @@ class _Fetch:
             fetched = await fetcher.fetch(item)
             self._ended.fetched.append(fetched)
         except NotNowError as blocked:
-            self._queue.postpone(item.id, blocked.until_ms)
+            self._ended.not_now.append((item.id, blocked.until_ms))
         except ItemError as error:
             self._ended.failed.append((_failure(item, error, started), item))
         except EtlError:

@@ -1,6 +1,6 @@
 """The fetch queue: claiming sources, committing what was fetched."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from etl.clock import now_ms
 from etl.models import FetchedImage, ItemFailure, KnownImage, SourceItem, Stage
@@ -59,13 +59,13 @@ class SourceQueue(WorkQueue):
             # Nearly all are new; only of those that were fetched before must it be known what the cache still holds.
             return [SourceItem(*row) if _is_present(db, row[4]) else SourceItem(*row[:4]) for row in sorted(rows)]
 
-    def postpone(self, source: int, until_ms: int) -> None:
-        """Put a claimed source back until an instant, Unix milliseconds, without charging an attempt."""
+    def postpone(self, items: Iterable[tuple[int, int]]) -> None:
+        """Put claimed sources back, each until an instant, Unix milliseconds, without charging an attempt."""
         with self._connection.transaction() as db:
-            db.conn.execute(
+            db.conn.executemany(
                 "UPDATE sources SET status = CASE WHEN attempts > 0 THEN 'retry' ELSE 'ready' END, lease_run = NULL, "
                 "not_before = ? WHERE id = ? AND status = 'running' AND lease_run = ?",
-                (until_ms, source, self._run),
+                [(until_ms, source, self._run) for source, until_ms in items],
             )
 
     def line(self, source: int) -> bytes | None:

@@ -73,6 +73,17 @@ def test_an_hour_of_patience_is_kept_by_the_next_run(server: FaultServer, make_b
     assert until > now_ms() + 3_500_000
 
 
+def test_a_host_that_was_dead_is_tried_at_once_by_the_next_run(server: FaultServer, make_bench: MakeBench) -> None:
+    """Whoever starts a run after repairing the network waits for no parking; one trial opens the host."""
+    bench = make_bench(per_host=4)
+    bench.ingest(*add(server, "back.test", 6))
+    with Store.open(bench.settings) as store, store.run((Stage.FETCH,)) as run:
+        parked = HostInfo("back.test", HostState.PARKED, "8 sources failed in a row", now_ms() + 600_000)
+        store.hosts(run).record([parked])
+    assert bench.fetch() == StageSummary(done=6)
+    assert bench.rows("SELECT state FROM hosts") == [("slowed",)]
+
+
 def test_a_rate_is_kept(server: FaultServer, make_bench: MakeBench) -> None:
     """With host_rate requests to one host start so far apart, however many may run at once."""
     urls = add(server, "slow.test", 6)
