@@ -158,6 +158,22 @@ def test_refresh_asks_the_mirror_that_gave_the_picture(server: FaultServer, make
     assert sources(bench) == [("done", None, "http://store.test/a.jpg")]
 
 
+def test_another_server_s_validators_are_not_sent(server: FaultServer, make_bench: MakeBench) -> None:
+    """What the mirror said of its file means nothing to the primary, which is asked without conditions."""
+    server.fail("http://slow.test/a.jpg", status(404), times=1)
+    add(server, "http://store.test/a.jpg")
+    server.add("http://slow.test/a.jpg", scenes(1)[0][1])
+    bench = make_bench(rewrite_url=(TO_STORE,))
+    bench.ingest("http://slow.test/a.jpg")
+    bench.fetch()
+    server.log.clear()
+    assert bench.fetch(refresh=True) == StageSummary(done=1)
+    [request] = server.log
+    assert request.target == "http://slow.test/a.jpg"
+    assert "If-None-Match" not in request.headers
+    assert sources(bench) == [("done", None, None)]
+
+
 def test_a_mirror_that_cannot_be_is_refused_before_any_request(server: FaultServer, make_bench: MakeBench) -> None:
     """A broken pattern ends the stage with what is wrong, and nothing was asked."""
     bench = make_bench(rewrite_url=("(=x",))
