@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from etl.clock import now_ms
 from etl.errors import FetchError, ItemError, ServerError, TooManyRequestsError
 from etl.models import HostInfo, HostState
-from etl.net.breaker import ROW, Breaker, Request
+from etl.net.breaker import NEVER, ROW, Breaker, Request
 from etl.net.signs import Sign, is_overload, sign_of
 from etl.net.speed import Speed
 
 log = logging.getLogger(__name__)
-
-NEVER = -math.inf
 
 
 TRIAL_S = 1.0
