@@ -184,12 +184,14 @@ class CaptionItem:
         working_sha256: names the working copy in the cache.
         prompt: the instruction text, without the model's chat wrapping.
         crashes: how often the process died while this item was in flight.
+        repetition_penalty: where it is to be decoded otherwise than the recipe says; ``None`` for as the recipe says.
     """
 
     id: int
     working_sha256: str
     prompt: str
     crashes: int = 0
+    repetition_penalty: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,6 +389,26 @@ class GpuSample:
     memory_used: int | None
     memory_total: int | None
     power_w: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSample:
+    """How busy the caption engine of one worker is at one instant.
+
+    Attributes:
+        worker: 0, or the number of the worker where there is one for each GPU.
+        slots: captions that it can write at once; the batch size where the engine knows no slots.
+        in_use: captions that it is writing.
+        waiting: pictures that are prepared and wait for a slot.
+        captions, tokens: finished since the worker began; they start again at 0 with a new run or worker.
+    """
+
+    worker: int
+    slots: int
+    in_use: int
+    waiting: int
+    captions: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from etl.net.foreign import fetch_error
 from etl.net.lanes import CONNECTIONS, Lanes
 from etl.net.local import host_of
 from etl.net.part import Download, PartWriter
-from etl.net.transport import GuardedTransport, Routes, holds_unread, proxy_transports
+from etl.net.transport import GuardedTransport, Routes, holds_unread, proxy_transports, send
 
 __all__ = ["MAX_REDIRECTS", "Download", "Downloader", "Validators", "fetch_error"]
 
@@ -199,7 +199,7 @@ class Downloader:
         for _ in range(MAX_REDIRECTS + 1):
             _check_scheme(request.url)
             watchdog.reschedule(loop.time() + self._answer_s)
-            response = await client.send(request, stream=True)
+            response = await send(client, request)
             attempt.status = response.status_code
             if response.next_request is None:
                 return response

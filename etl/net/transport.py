@@ -70,6 +70,29 @@ def holds_unread(client: httpx.AsyncClient) -> bool:
     return False
 
 
+async def send(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+    """Send a GET and return its answer, the body unread; what an idle connection has lost is sent once more.
+
+    A server may close a kept connection in the very moment in which it is used again, and often the request never
+    reached it; so it goes out anew over a new connection (RFC 9112, 9.3.1), which is nobody's failure.
+    """
+    dialled = False
+
+    async def trace(event: str, _info: dict[str, Any]) -> None:
+        nonlocal dialled
+        dialled = dialled or event == "connection.connect_tcp.started"
+
+    request.extensions["trace"] = trace
+    try:
+        return await client.send(request, stream=True)
+    except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+        # Bytes that are no HTTP are an answer too.
+        unanswered = isinstance(error, httpx.NetworkError) or "without sending a response" in str(error)
+        if dialled or not unanswered:
+            raise
+    return await client.send(request, stream=True)
+
+
 def proxy_transports(context: ssl.SSLContext, limits: httpx.Limits) -> dict[str, httpx.AsyncHTTPTransport]:
     """Return a transport for each scheme that has a proxy in the environment."""
     found = urllib.request.getproxies()

@@ -19,7 +19,10 @@ DATABASE_NAME = "state.db"
 HOSTS_VERSION = 2
 """The first version of the schema that knows hosts and mirrors.  A reader must do with an older one."""
 
-SCHEMA_VERSION = 2
+ENGINE_VERSION = 3
+"""The first version that knows samples of the caption engine, and captions that were made again."""
+
+SCHEMA_VERSION = 3
 """Number of migrations; stored as ``user_version`` so that an older program can refuse a newer database."""
 
 PAGE_SIZE = 16384

@@ -321,6 +321,43 @@ def _hosts_and_mirrors(db: Database) -> None:
     db.conn.execute(_HOSTS)
 
 
+_CAPTIONS_AGAIN = """
+ALTER TABLE captions ADD COLUMN repetition_penalty REAL;
+
+CREATE TABLE earlier_captions (
+  id INTEGER PRIMARY KEY,
+  caption INTEGER NOT NULL REFERENCES captions (id),
+  text TEXT NOT NULL,
+  finish_reason TEXT,
+  tokens INTEGER,
+  flags TEXT NOT NULL,
+  repetition_penalty REAL,
+  run INTEGER REFERENCES runs (id),
+  done_at INTEGER
+) STRICT;
+CREATE INDEX earlier_captions_by_caption ON earlier_captions (caption);
+CREATE INDEX captions_flagged ON captions (recipe, id) WHERE flags <> '';
+
+CREATE TABLE engine_samples (
+  id INTEGER PRIMARY KEY,
+  run INTEGER NOT NULL REFERENCES runs (id),
+  at INTEGER NOT NULL,
+  worker INTEGER NOT NULL,
+  slots INTEGER NOT NULL,
+  in_use INTEGER NOT NULL,
+  waiting INTEGER NOT NULL,
+  captions INTEGER NOT NULL,
+  tokens INTEGER NOT NULL
+) STRICT
+"""
+
+
+@migrations(name="0003_captions_again_and_engine_samples")
+def _captions_again(db: Database) -> None:
+    for statement in _CAPTIONS_AGAIN.split(";"):
+        db.conn.execute(statement)
+
+
 def migrate(db: Database) -> None:
     """Bring the database up to date; the caller holds the writer lock.
 

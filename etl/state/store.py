@@ -18,7 +18,7 @@ from typing import Any
 from etl import __version__
 from etl.clock import now_ms
 from etl.config import Settings
-from etl.models import ExportSummary, FailureFilter, GpuSample, RunState, Stage
+from etl.models import EngineSample, ExportSummary, FailureFilter, GpuSample, RunState, Stage
 from etl.state import captions as caption_queue
 from etl.state import retry, schema
 from etl.state.captions import CaptionQueue
@@ -190,6 +190,18 @@ class Store:
                 (
                     run, now_ms(), sample.gpu, sample.load_percent, sample.memory_used, sample.memory_total,
                     sample.power_w,
+                ),
+            )  # fmt: skip
+
+    def record_engine(self, run: int, sample: EngineSample) -> None:
+        """Record how busy the caption engine of one worker is."""
+        with self._connection.transaction() as db:
+            db.conn.execute(
+                "INSERT INTO engine_samples (run, at, worker, slots, in_use, waiting, captions, tokens) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    run, now_ms(), sample.worker, sample.slots, sample.in_use, sample.waiting, sample.captions,
+                    sample.tokens,
                 ),
             )  # fmt: skip
 

@@ -386,6 +386,28 @@ def test_connections_are_reused(server: FaultServer, settings: Settings, tmp_pat
     assert asyncio.run(go()) == 1
 
 
+def test_a_request_that_an_idle_connection_lost_is_sent_again(
+    server: FaultServer, settings: Settings, tmp_path: Path
+) -> None:
+    """A kept connection that the server closes as it is used costs nothing; a new one that breaks is a failure."""
+    server.add("/a.jpg", BODY)
+    for name, behaviour in {"/reset": faults.reset_if_kept, "/closed": faults.close_if_kept}.items():
+        server.add(name, BODY)
+        server.fail(name, behaviour)
+    server.fail("/always", faults.reset_at_once)
+
+    async def go() -> list[Download]:
+        async with Downloader(settings) as downloader:
+            names = ("/a.jpg", "/reset", "/a.jpg", "/closed", "/a.jpg")
+            done = [await downloader.download(server.url(name), tmp_path / "a.part") for name in names]
+            with pytest.raises(errors.BrokenConnectionError):
+                await downloader.download(server.url("/always"), tmp_path / "a.part")
+            return done
+
+    assert [each.size for each in asyncio.run(go())] == [len(BODY)] * 5
+    assert server.requests == {"/a.jpg": 3, "/reset": 2, "/closed": 2, "/always": 2}
+
+
 def test_the_environment_s_proxy_is_used(
     server: FaultServer, fetch: Fetch, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,6 +176,20 @@ def disconnect(exchange: Exchange) -> None:
     exchange.close()
 
 
+def reset_if_kept(exchange: Exchange) -> None:
+    """Reset a connection that was used before, without an answer; serve the resource on a new one."""
+    if exchange.handler.answered > 1:
+        return reset_at_once(exchange)
+    return ok(exchange)
+
+
+def close_if_kept(exchange: Exchange) -> None:
+    """Close a connection that was used before, without an answer; serve the resource on a new one."""
+    if exchange.handler.answered > 1:
+        return disconnect(exchange)
+    return ok(exchange)
+
+
 def no_length(exchange: Exchange) -> None:
     """Send the body without Content-Length; the end of the connection ends it."""
     exchange.head(200, {"Content-Type": exchange.resource.content_type, "Connection": "close"})
@@ -400,8 +414,11 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
     reset = False
+    answered = 0
+    """Requests that came over this connection."""
 
     def do_GET(self) -> None:
+        self.answered += 1
         self.server.owner.answer(self)
 
     do_HEAD = do_GET
