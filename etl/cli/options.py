@@ -26,6 +26,7 @@ FETCH_SETTINGS = (
 )  # fmt: skip
 CAPTION_SETTINGS = (
     "model", "revision", "dtype", "device", "batch_size", "max_new_tokens", "max_aspect", "max_attempts", "interval_s",
+    "gpu_price",
 )  # fmt: skip
 
 
@@ -111,7 +112,12 @@ def _context(values: dict[str, Any], fields: tuple[str, ...]) -> Context:
 
 def _configure_logging(verbose: int, quiet: bool) -> None:
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    if logging.getLogger().handlers:
+        return
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    # The handler's own level too: runs log more than that, into the log of the state.
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(level)
 
 
 def _parameter(field: str) -> inspect.Parameter:
