@@ -45,10 +45,11 @@ def records_by_key(reader: Reader, text: str) -> list[FoundRecord]:
     return [_found(row) for row in rows]
 
 
-def records_by_text(reader: Reader, text: str, after: int = 0) -> tuple[list[FoundRecord], int | None]:
-    """Return those of the next records that hold the text in key, line or caption, and where to go on.
+def records_by_text(reader: Reader, text: str, after: int = 0) -> tuple[list[FoundRecord], int | None, int]:
+    """Return those of the next records that hold the text in key, line or caption, whatever the case.
 
-    ``after`` is the row that was looked at last; ``None`` comes back when there are no more.
+    ``after`` is the row that was looked at last.  With them come the next such row, ``None`` when there are no more,
+    and the number of rows that were looked at.
     """
     rows = reader.rows(
         "SELECT r.id, r.key, r.state, r.outcome, l.line, c.text FROM records r "
@@ -58,16 +59,24 @@ def records_by_text(reader: Reader, text: str, after: int = 0) -> tuple[list[Fou
         f"WHERE r.id > ? ORDER BY r.id LIMIT {LOOKED_AT_ONCE}",
         (after,),
     )
-    # Lines may write a letter itself or as a JSON escape.
-    wanted = {text.casefold(), json.dumps(text)[1:-1].casefold()}
-    found = [_found(row[:5]) for row in rows if _holds(row, wanted)]
-    return found, rows[-1][0] if len(rows) == LOOKED_AT_ONCE else None
+    found = [_found(row[:5]) for row in rows if _holds(row, text.casefold())]
+    return found, rows[-1][0] if len(rows) == LOOKED_AT_ONCE else None, len(rows)
 
 
-def _holds(row: tuple[object, ...], wanted: set[str]) -> bool:
+def _holds(row: tuple[object, ...], wanted: str) -> bool:
     _, key, _, _, line, caption = row
-    texts = (str(key), bytes(line).decode("utf-8", "replace") if isinstance(line, bytes) else "", str(caption or ""))
-    return any(each in text.casefold() for text in texts for each in wanted)
+    return any(wanted in text.casefold() for text in (str(key), _text_of(line), str(caption or "")))
+
+
+def _text_of(line: object) -> str:
+    text = bytes(line).decode("utf-8", "replace") if isinstance(line, bytes) else ""
+    if "\\u" not in text:
+        return text
+    # Letters as JSON escapes have no other case.
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _found(row: tuple[object, ...]) -> FoundRecord:
