@@ -1,4 +1,4 @@
-"""``python -m tui --state DIR [--readonly] [--ascii] [--gpu-price PRICE] [--config FILE]``."""
+"""``python -m tui``: what `etl dashboard` starts."""
 
 import argparse
 import os
@@ -15,17 +15,23 @@ from tui import settings
 def main(arguments: list[str] | None = None) -> int:
     """Show the dashboard until the user quits; return the exit code."""
     chosen = _parser().parse_args(arguments)
+    try:
+        if chosen.web:
+            return _serve(chosen)
+        return _show(chosen)
+    except EtlError as error:
+        print(f"error: {clean(str(error))}", file=sys.stderr)
+        return error.exit_code
+
+
+def _show(chosen: argparse.Namespace) -> int:
     # A browser's end of `etl dashboard --web` is no terminal, and Textual is told by this variable.
     if not (sys.stdin.isatty() and sys.stderr.isatty()) and "TEXTUAL_DRIVER" not in os.environ:
         # Textual draws on stderr; into a file or a pipe it would draw for nobody and never end.
         print("the dashboard needs a terminal on stdin and stderr; for scripts there is `etl status`", file=sys.stderr)
         return 2
-    try:
-        flags = {"state": chosen.state, "gpu_price": chosen.gpu_price}
-        resolved, own = load_settings(flags, file=chosen.config), settings.load(chosen.config)
-    except EtlError as error:
-        print(f"error: {clean(str(error))}", file=sys.stderr)
-        return error.exit_code
+    flags = {"state": chosen.state, "gpu_price": chosen.gpu_price}
+    resolved, own = load_settings(flags, file=chosen.config), settings.load(chosen.config)
     from tui.app import Dashboard
 
     app = Dashboard(
@@ -33,6 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     app.run()
     return app.return_code or 0
+
+
+def _serve(chosen: argparse.Namespace) -> int:
+    """Serve the same dashboard to browsers of this machine."""
+    from tui.web import serve
+
+    given = (("--state", chosen.state), ("--config", chosen.config), ("--gpu-price", chosen.gpu_price))
+    flags = [word for flag, value in given if value is not None for word in (flag, str(value))]
+    flags += ["--readonly"] * chosen.readonly + ["--ascii"] * chosen.ascii
+    serve([sys.executable, "-m", "tui", *flags], chosen.port)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpu-price", type=float, metavar="PRICE", help="what the machine costs per hour")
     parser.add_argument("--readonly", action="store_true", help="refuse pause, resume, stop and retry")
     parser.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
+    parser.add_argument("--web", action="store_true", help="serve it to a browser on this machine instead")
+    parser.add_argument("--port", type=int, default=8000, help="with --web: the port (default: 8000)")
     parser.add_argument("--version", action="version", version=f"caption-etl {__version__}")
     return parser
 

@@ -38,11 +38,13 @@ class Context:
         settings: resolved from file, environment and flags.
         json: print machine-readable output on stdout, and nothing else there.
         quiet: print no progress and no notes.
+        config: the settings file that was named, if one was.
     """
 
     settings: Settings
     json: bool
     quiet: bool
+    config: Path | None = None
 
 
 _GLOBALS: dict[str, Any] = {
@@ -107,7 +109,7 @@ def _context(values: dict[str, Any], fields: tuple[str, ...]) -> Context:
     flags = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     flags = {name: value for name, value in flags.items() if value != ()}
     assert set(flags) <= {"state", *fields, "allow_host"}
-    return Context(load_settings(flags, file=config), json_output, quiet)
+    return Context(load_settings(flags, file=config), json_output, quiet, config)
 
 
 def _configure_logging(verbose: int, quiet: bool) -> None:

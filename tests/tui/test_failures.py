@@ -17,7 +17,7 @@ def test_from_a_kind_to_a_story_and_back(make_state, size: tuple[int, int]) -> N
 
     async def steps(pilot: Pilot[None]) -> None:
         await pilot.press("f")
-        shown = await until(pilot, "4 failed items", "2 more will be tried again", "the picture is not there")
+        shown = await until(pilot, "4 failed items", "2 more will be tried again", "404 or 410: the picture")
         rows = [line.replace("▌", " ").split()[:3] for line in shown.splitlines()[3:6]]
         assert rows == [["3", "fetch", "http_404"], ["2", "fetch", "timeout"], ["1", "caption", "generation"]]
         await pilot.press("enter")

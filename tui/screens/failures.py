@@ -17,7 +17,7 @@ from tui.snapshot import ClassView, Snapshot
 from tui.theme import ALERT, QUIET, STRONG
 from tui.widgets.rows import Column, Row, Rows
 
-COLUMNS = (Column("items", 9, number=True), Column("stage", 8), Column("error class", 20), Column("what that is"))
+COLUMNS = (Column("items", 8, number=True), Column("stage", 7), Column("error class", 16), Column("what that is"))
 
 MANIFEST = "Its manifest lines are invalid: correct the file and ingest it again."
 BY_ITSELF = "These will be tried again by themselves when their time has come."
@@ -81,7 +81,7 @@ def _key(view: ClassView) -> object:
 
 
 def _row(view: ClassView) -> Row:
-    fate = "" if view.dead else "will be tried again: "
+    fate = "" if view.dead else "tried again: "
     cells = (count(view.items), view.stage, view.error_class, fate + MEANINGS.get(view.error_class, ""))
     return Row(_key(view), cells, (STRONG, "", ALERT if view.dead else "", QUIET))
 
