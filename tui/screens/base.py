@@ -103,10 +103,13 @@ class StateScreen(Screen[None]):
 
     def show_blocked(self, seconds: int) -> None:
         """Say for how long the database has not answered; 0 says nothing."""
-        self.query_one(Title).blocked_s = seconds
+        # A screen that was pushed or popped in this very moment has no title.
+        for title in self.query(Title):
+            title.blocked_s = seconds
         if seconds and self.dashboard.snapshot is None:
             words = f"Reading the state: the database has not answered for {seconds}s; another process may hold it."
-            self.query_one("#problem", Static).update(Content.styled(words, ALERT))
+            for place in self.query("#problem").results(Static):
+                place.update(Content.styled(words, ALERT))
 
     def ask(self, slot: str, question: Callable[[Reader], T], show: Callable[[T], None]) -> None:
         """Ask the state; ``show`` gets the answer, unless the same slot was asked anew meanwhile."""
