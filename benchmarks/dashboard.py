@@ -5,7 +5,7 @@
 Makes the state through the product's own ingest and queues (some minutes; ``--directory`` keeps it for another time),
 then starts the real dashboard in a pseudo-terminal of 80x24 and measures: seconds from its start to its first figures,
 CPU at one look a second beside a run that commits, resident memory, and how much slower a run that commits as fast as
-it can becomes beside it.
+it can becomes beside it: slices of time in which the dashboard works, and in which it is stopped, take turns.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import pty
+import signal
 import statistics
 import struct
 import subprocess
@@ -22,7 +23,7 @@ import tempfile
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ BATCH = 2000
 RUN_BATCH = 16
 """Items of a commit of the run that is measured: what a GPU gives back at once."""
 
+SLICE_S = 3.0
+"""A slice holds three looks of the dashboard, or none: it is stopped for the others."""
+
 CLASSES = ("http_404", "http_404", "http_404", "timeout", "http_5xx", "reset", "not_an_image", "corrupt_image")
 
 
@@ -80,7 +84,7 @@ def caption_some(store: Store, run: int, recipe: int, count: int) -> int:
 
 
 def make_state(directory: Path, records: int, failures: int) -> Settings:
-    """Make the state: so many records, so many dead sources, two thirds of the rest fetched and captioned."""
+    """Make the state: so many records, so many dead sources, a quarter of the rest fetched and captioned."""
     settings = Settings(state=directory / "state")
     if (settings.state / "state.db").exists():
         return settings
@@ -97,7 +101,7 @@ def make_state(directory: Path, records: int, failures: int) -> Settings:
                 dead += len(items)
             sources = records * 2 // 3 - failures
             done = 0
-            while done < sources * 2 // 3:
+            while done < sources // 4:
                 done += store.sources(run).commit([fetched(item) for item in claimed(store, run, BATCH)], recipe)
                 caption_some(store, run, recipe, BATCH * 9 // 10)
     return settings
@@ -184,17 +188,25 @@ def be_steady(settings: Settings, per_s: int) -> None:
             time.sleep(max(0.0, 1.0 - (time.monotonic() - began)))
 
 
-def be_fast(settings: Settings, items: int) -> float:
-    """Fetch and caption so many items as fast as the state takes them; return the seconds."""
-    recipe = _recipe(settings)
+def items_per_slice(settings: Settings, toggle: Callable[[bool], None], slices: int) -> dict[bool, list[int]]:
+    """Fetch and caption as fast as the state takes it; return the items of each slice of `SLICE_S` seconds.
+
+    ``toggle`` is told before each slice whether the dashboard is to be at work in it.
+    """
+    recipe, counts = _recipe(settings), {True: list[int](), False: list[int]()}
     with Store.open(settings) as store, store.run((Stage.FETCH, Stage.CAPTION)) as run:
-        began = time.monotonic()
-        for number in range(items // RUN_BATCH):
-            store.sources(run).commit([fetched(item) for item in claimed(store, run, RUN_BATCH)], recipe)
-            caption_some(store, run, recipe, RUN_BATCH)
-            if number % 50 == 0:
-                store.heartbeat(run, RunState.RUNNING)
-        return time.monotonic() - began
+        # Two with it between two without it, and the other way round: a machine that slows down meanwhile cancels out.
+        for number in range(-2, slices):
+            watched = number % 4 in (1, 2)
+            toggle(watched)
+            store.heartbeat(run, RunState.RUNNING)
+            items, end = 0, time.monotonic() + SLICE_S
+            while time.monotonic() < end:
+                items += store.sources(run).commit([fetched(item) for item in claimed(store, run, RUN_BATCH)], recipe)
+                caption_some(store, run, recipe, RUN_BATCH)
+            if number >= 0:
+                counts[watched].append(items)
+    return counts
 
 
 def _recipe(settings: Settings) -> int:
@@ -202,12 +214,12 @@ def _recipe(settings: Settings) -> int:
         return reader.recipes()[-1].id
 
 
-def measure(settings: Settings, *, watch_s: float, pairs: int, items: int) -> dict[str, Any]:
+def measure(settings: Settings, *, watch_s: float, slices: int) -> dict[str, Any]:
     """Return all figures."""
     return {
-        "first_paint_s": _first_paint(settings, pairs),
+        "first_paint_s": _first_paint(settings, 7),
         **_watched(settings, watch_s),
-        "writer": _slowdown(settings, pairs, items),
+        "writer": _slowdown(settings, slices),
     }
 
 
@@ -235,27 +247,20 @@ def _watched(settings: Settings, watch_s: float) -> dict[str, Any]:
         }
 
 
-def _slowdown(settings: Settings, pairs: int, items: int) -> dict[str, Any]:
-    alone, beside = [], []
-    be_fast(settings, items // 4)
-    for number in range(pairs):
-        # In turn, and each first as often as the other: the machine has other work too.
-        for watched in (number % 2 == 0, number % 2 == 1):
-            with Terminal(dashboard(settings.state)) if watched else contextlib.nullcontext() as terminal:
-                if isinstance(terminal, Terminal):
-                    terminal.seconds_until(b"1.00M")
-                # What the run before left to be written must not be waited for in this one.
-                os.sync()
-                time.sleep(3.0)
-                (beside if watched else alone).append(be_fast(settings, items))
-    slower = [100 * (b / a - 1) for a, b in zip(alone, beside, strict=True)]
+def _slowdown(settings: Settings, slices: int) -> dict[str, Any]:
+    with Terminal(dashboard(settings.state)) as terminal:
+        terminal.seconds_until(b"1.00M")
+
+        def toggle(watched: bool) -> None:
+            terminal.process.send_signal(signal.SIGCONT if watched else signal.SIGSTOP)
+
+        counts = items_per_slice(settings, toggle, slices)
+    slower = [100 * (1 - beside / alone) for alone, beside in zip(counts[False], counts[True], strict=True)]
     return {
-        "items": items,
-        "alone_s": [round(each, 2) for each in alone],
-        "beside_s": [round(each, 2) for each in beside],
-        "slower_percent": [round(each, 1) for each in slower],
+        "items_alone": counts[False],
+        "items_beside": counts[True],
         "median_slower_percent": round(statistics.median(slower), 1),
-        "median_of_times_percent": round(100 * (statistics.median(beside) / statistics.median(alone) - 1), 1),
+        "slower_in_sum_percent": round(100 * (1 - sum(counts[True]) / sum(counts[False])), 1),
     }
 
 
@@ -265,8 +270,7 @@ def main() -> None:
     parser.add_argument("--failures", type=int, default=200_000)
     parser.add_argument("--directory", type=Path, help="keep the state here (default: a temporary directory)")
     parser.add_argument("--watch-s", type=float, default=30.0, help="seconds over which CPU is measured")
-    parser.add_argument("--pairs", type=int, default=5, help="runs alone and beside the dashboard")
-    parser.add_argument("--items", type=int, default=4000, help="items of each of these runs")
+    parser.add_argument("--slices", type=int, default=40, help="slices of time alone and beside it, a multiple of four")
     parser.add_argument("--steady", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.steady:
@@ -278,7 +282,7 @@ def main() -> None:
         print(f"the state is ready after {time.monotonic() - began:.0f} s", flush=True)
         # The plots and rates must not count what was made a moment ago as the work of this minute.
         time.sleep(61 if time.monotonic() - began > 1 else 0)
-        figures = measure(settings, watch_s=arguments.watch_s, pairs=arguments.pairs, items=arguments.items)
+        figures = measure(settings, watch_s=arguments.watch_s, slices=arguments.slices)
     print(json.dumps(figures, indent=2))
 
 

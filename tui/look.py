@@ -78,9 +78,16 @@ class _Plot:
         self._table = table
         self._counts: dict[int, int] = {}
         self._counted_to = 0
+        self._first_look = True
 
     def look(self, reader: Reader, now: int) -> tuple[int, ...]:
-        """Return the spans that are over, from the first on in which anything was done."""
+        """Return the spans that are over, from the first on in which anything was done.
+
+        The first look returns none: counting ten minutes of a fast run takes a moment, and the figures must not wait.
+        """
+        if self._first_look:
+            self._first_look = False
+            return ()
         present = now // SPAN_MS
         since = max(self._counted_to, present - SPANS)
         if present > self._counted_to:

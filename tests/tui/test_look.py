@@ -62,6 +62,7 @@ def test_a_plot_counts_what_was_done(make_state) -> None:
             db.conn.execute("UPDATE sources SET done_at = ? WHERE id = ?", (at - ago * 1000 + 5000, source))
     look = Look()
     with Reader(state.path) as reader:
+        assert look.at(reader).fetch.plot == (), "the first figures do not wait for it"
         first = look.at(reader).fetch.plot
         assert sum(first) >= 3 and first[0] > 0 and len(first) <= 5
         assert look.at(reader).fetch.plot == first

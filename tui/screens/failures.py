@@ -7,9 +7,8 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from etl.errors import EtlError, item_error_classes
-from etl.models import FailureFilter, Stage
 from etl.text import clean
-from tui.choice import Choice
+from tui.choice import Choice, choice_of
 from tui.format import count, plural
 from tui.screens.base import StateScreen
 from tui.screens.items import ItemsScreen
@@ -18,9 +17,6 @@ from tui.theme import ALERT, QUIET, STRONG
 from tui.widgets.rows import Column, Row, Rows
 
 COLUMNS = (Column("items", 8, number=True), Column("stage", 7), Column("error class", 16), Column("what that is"))
-
-MANIFEST = "Its manifest lines are invalid: correct the file and ingest it again."
-BY_ITSELF = "These will be tried again by themselves when their time has come."
 
 
 class FailuresScreen(StateScreen):
@@ -64,16 +60,6 @@ class FailuresScreen(StateScreen):
     def copied(self) -> str:
         view = self._marked()
         return clean(view.error_class) if view else ""
-
-
-def choice_of(view: ClassView) -> Choice:
-    """Return what a retry of a whole class means."""
-    what = f"{view.stage} items with {clean(view.error_class, 40)}"
-    if view.stage == Stage.INGEST:
-        return Choice(problem=MANIFEST)
-    if not view.dead:
-        return Choice(problem=BY_ITSELF)
-    return Choice(FailureFilter(Stage(view.stage), view.error_class), view.items, what)
 
 
 def _key(view: ClassView) -> object:

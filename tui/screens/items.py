@@ -1,7 +1,9 @@
 """The items that failed in one way, a page at a time, with the words of the marked one below."""
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
+from textual.binding import BindingType
 from textual.content import Content
 from textual.events import Resize
 from textual.widget import Widget
@@ -11,7 +13,7 @@ from etl.config import redact_url
 from etl.models import Failure, FailureFilter, Stage
 from etl.state.failure_pages import PAGE, failure_page
 from etl.text import clean
-from tui.choice import Choice
+from tui.choice import Choice, choice_of
 from tui.format import count, folded, plural
 from tui.keys import bindings
 from tui.screens.base import StateScreen
@@ -32,7 +34,7 @@ class ItemsScreen(StateScreen):
     """At most `PAGE` rows; read again when the number of items changes."""
 
     tab = "failures"
-    BINDINGS = [*bindings("items")]  # noqa: RUF012 (Textual's own type)
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("items")]
 
     def __init__(self, view: ClassView) -> None:
         super().__init__()
@@ -125,9 +127,6 @@ class ItemsScreen(StateScreen):
         if failure is None:
             return Choice(problem="Nothing is marked.")
         if view.stage == Stage.INGEST or not view.dead:
-            # The words are the same as for the whole class.
-            from tui.screens.failures import choice_of
-
             return choice_of(view)
         if not failure.key:
             return Choice(problem="No active record needs this item any more.")

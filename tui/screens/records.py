@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Iterable
+from typing import ClassVar
 
+from textual.binding import BindingType
 from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
@@ -32,7 +34,7 @@ class RecordsScreen(StateScreen):
     """The first records, or those that were looked for."""
 
     tab = "records"
-    BINDINGS = [*bindings("records")]  # noqa: RUF012 (Textual's own type)
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("records")]
 
     def __init__(self) -> None:
         super().__init__()

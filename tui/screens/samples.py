@@ -3,7 +3,9 @@
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import ClassVar
 
+from textual.binding import BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.events import Resize
@@ -42,7 +44,7 @@ class SamplesScreen(StateScreen):
     """One caption with its picture; `etl.state.samples` finds the next one."""
 
     tab = "samples"
-    BINDINGS = [*bindings("samples")]  # noqa: RUF012 (Textual's own type)
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("samples")]
 
     def __init__(self) -> None:
         super().__init__()
