@@ -70,9 +70,9 @@ class OverviewScreen(StateScreen):
             middle = max(sum(lines) + airy, classes_lines)
             heights = (*lines, classes_lines, max(0, room - middle))
         else:
-            lines = allot((fetch, caption, classes, log), room)
-            middle = sum(lines[:3]) + 2 * airy
-            heights = (*lines[:3], max(0, room - sum(lines[:3])))
+            *lines, _, classes_lines = allot((fetch, caption, log, classes), room)
+            middle = sum(lines) + classes_lines + 2 * airy
+            heights = (*lines, classes_lines, max(0, room - sum(lines) - classes_lines))
         for kind, lines_of in zip((FetchPanel, CaptionPanel, ClassesPanel, LogPanel), heights, strict=True):
             self._panels[kind].styles.height = lines_of
         self.query_one("#middle").styles.height = middle
@@ -82,7 +82,7 @@ def allot(wanted: Sequence[tuple[int, int]], room: int) -> list[int]:
     """Return how many lines each part gets: its fewest, then one after the other one more, up to its most."""
     given = [fewest for fewest, _ in wanted]
     while sum(given) < room and any(lines < most for lines, (_, most) in zip(given, wanted, strict=True)):
-        # From the last on: failures and the log change most.
+        # From the last on, which is the one that says most with one line more.
         for number in reversed(range(len(wanted))):
             if sum(given) < room and given[number] < wanted[number][1]:
                 given[number] += 1
