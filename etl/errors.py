@@ -10,6 +10,7 @@
     |   |-- StateNewerError       2: the database was written by a newer version
     |   `-- StateLockedError      4: another run holds it
     |-- DiskFullError             5: no space left; everything committed so far is safe
+    |-- ChildEndedError           1: a child process is gone; who uses it starts another or fails the item
     `-- ItemError                 one record, source or caption failed; the run goes on
         |-- InternalError         a fault of ours
         |-- InvalidRecordError    the manifest line cannot become a record
@@ -74,6 +75,10 @@ class DiskFullError(EtlError):
     """The disk, a quota or a limit is full; the run can go on once there is room."""
 
     exit_code = 5
+
+
+class ChildEndedError(EtlError):
+    """A child process is gone; its user starts another, or fails the item that it was given."""
 
 
 class ItemError(EtlError):
