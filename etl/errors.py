@@ -5,6 +5,7 @@
     |   |-- ConfigError           a setting, template or flag is wrong
     |   |-- ManifestError         the manifest file itself cannot be read (missing, empty, cut short)
     |   `-- ModelError            the model cannot be found, loaded or driven
+    |       `-- UnsupportedProcessorError    its pictures must go through the processor itself
     |-- StateError                1: the state directory cannot be used
     |   |-- StateMissingError     2: there is no state database here
     |   |-- StateNewerError       2: the database was written by a newer version
@@ -47,6 +48,10 @@ class ManifestError(UsageError):
 
 class ModelError(UsageError):
     """The model is unknown, incomplete, unsafe or of a kind that cannot caption pictures."""
+
+
+class UnsupportedProcessorError(ModelError):
+    """The model's image processor does what `etl.captioning.pixels` cannot; the message says what."""
 
 
 class StateError(EtlError):
@@ -313,6 +318,12 @@ class WorkingCopyError(CaptionError):
     """The cached picture is missing or unreadable; `etl verify` puts it back into the fetch queue."""
 
     slug = "working_copy"
+
+
+class FeederCrashedError(CaptionError):
+    """The process that prepares pictures for the model died in the middle of this one, twice."""
+
+    slug = "feeder_crashed"
 
 
 class GenerationError(CaptionError):

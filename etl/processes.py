@@ -59,7 +59,10 @@ class ChildProcess:
         env: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
-        self._connection, theirs = Pipe()
+        try:
+            self._connection, theirs = Pipe()
+        except OSError as error:
+            raise EtlError(f"a {name} cannot be started: {error}") from error
         with theirs:
             arguments = [json.dumps(sys.path), entry, str(theirs.fileno()), json.dumps(config)]
             # Until the child ignores them, it inherits this mask: a Ctrl-C must not print tracebacks of its start.
