@@ -64,9 +64,7 @@ def texts(bench: Workbench) -> dict[str, str]:
 @pytest.fixture
 def demo(bench: Workbench) -> Iterator[Captioner]:
     """Return the demo model over the bench's cache, on the CPU."""
-    captioner = open_captioner(
-        bench.settings, ImageCache.of_state(bench.state).working_path, bench.settings.longest_edge
-    )
+    captioner = open_captioner(bench.settings, ImageCache.of_state(bench.state), bench.settings.longest_edge)
     yield captioner
     captioner.close()
 
