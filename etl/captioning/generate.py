@@ -1,5 +1,6 @@
 """Captions in batches through transformers' own `generate()`: the fallback engine, and the oracle of the others."""
 
+import copy
 import gc
 import itertools
 import logging
@@ -17,7 +18,7 @@ from etl.captioning.captioner import never
 from etl.captioning.checkpoint import one_line
 from etl.captioning.detokenize import Detokenizer
 from etl.captioning.faults import BATCH_FAULTS, failure, is_out_of_memory
-from etl.captioning.guards import HALF, FiniteGuard, StopSignal, single_precision
+from etl.captioning.guards import HALF, FiniteGuard, StopSignal, single_precision, without_padding
 from etl.captioning.loading import LoadedModel
 from etl.captioning.preprocess import PromptEncoder, crop_aspect, open_working_copy
 from etl.captioning.quality import RECOMPUTED
@@ -34,7 +35,7 @@ ENGINE = "generate"
 
 @dataclass(frozen=True)
 class _Batch:
-    """Prepared items.  ``inputs`` is ``None`` when the processor failed on them, for the reason in ``fault``."""
+    """Prepared items of one penalty.  ``inputs`` is ``None`` when the processor failed on them, see ``fault``."""
 
     items: list[CaptionItem]
     started_at: int
@@ -114,18 +115,27 @@ class GenerateCaptioner:
         self, items: Iterable[CaptionItem | None], *, should_stop: Callable[[], bool] = never
     ) -> Iterator[CaptionResult | ItemFailure]:
         """Yield one outcome per item, a batch at a time; see `etl.captioning.captioner.Captioner`."""
-        source = _until_none(items)
+        batches = self._batches(_until_none(items))
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare") as pool:
-            following = self._prepare_next(pool, source, should_stop)
+            following = self._prepare_next(pool, batches, should_stop)
             while following is not None:
                 batch = following.result()
-                following = self._prepare_next(pool, source, should_stop)
+                following = self._prepare_next(pool, batches, should_stop)
                 yield from self._run(batch, should_stop)
 
+    def _batches(self, items: Iterable[CaptionItem]) -> Iterator[list[CaptionItem]]:
+        """Yield the items in batches of one repetition penalty each, pulled no further than one full batch."""
+        source = iter(items)
+        while pulled := list(itertools.islice(source, self._batch_size)):
+            alike: dict[float | None, list[CaptionItem]] = {}
+            for item in pulled:
+                alike.setdefault(item.repetition_penalty, []).append(item)
+            yield from alike.values()
+
     def _prepare_next(
-        self, pool: ThreadPoolExecutor, source: Iterator[CaptionItem], should_stop: Callable[[], bool]
+        self, pool: ThreadPoolExecutor, batches: Iterator[list[CaptionItem]], should_stop: Callable[[], bool]
     ) -> "Future[_Batch] | None":
-        items = [] if should_stop() else list(itertools.islice(source, self._batch_size))
+        items = [] if should_stop() else next(batches, [])
         return pool.submit(self._prepare, items) if items else None
 
     def _prepare(self, items: list[CaptionItem]) -> _Batch:
@@ -166,7 +176,7 @@ class GenerateCaptioner:
             yield from self._run_parts(batch.items, self._batch_size, should_stop)
             return
         self._in_use = len(batch.items)
-        outcome = self._attempt(batch.inputs, should_stop) if batch.inputs else _Fault(batch.fault, False)
+        outcome = self._attempt(batch, should_stop) if batch.inputs else _Fault(batch.fault, False)
         self._in_use = 0
         if isinstance(outcome, _Fault):
             yield from self._recover(batch, outcome, should_stop)
@@ -205,27 +215,32 @@ class GenerateCaptioner:
                 log.warning("out of memory with %d pictures; going on with %d at a time", len(batch.items), size)
         yield from self._run_parts(batch.items, size, should_stop)
 
-    def _attempt(self, inputs: dict[str, Any], should_stop: Callable[[], bool]) -> list[_Output] | _Fault:
+    def _attempt(self, batch: _Batch, should_stop: Callable[[], bool]) -> list[_Output] | _Fault:
         """Generate for one batch.  Raises `ModelError` when the device cannot be used any more."""
         try:
-            return self._generate(inputs, should_stop)
+            return self._generate(batch, should_stop)
         except torch.AcceleratorError as error:
             raise ModelError(f"the GPU failed and must be started afresh: {one_line(error)}; run again") from error
         except BATCH_FAULTS as error:
             return _Fault(one_line(error), is_out_of_memory(error))
 
-    def _generate(self, inputs: dict[str, Any], should_stop: Callable[[], bool]) -> list[_Output]:
+    def _generate(self, batch: _Batch, should_stop: Callable[[], bool]) -> list[_Output]:
         device, dtype = self._loaded.device, self._model.dtype
         moved = {
             name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
-            for name, value in inputs.items()
+            for name, value in (batch.inputs or {}).items()
         }
         length = moved["input_ids"].shape[1]
+        config, penalty = self._generation, batch.items[0].repetition_penalty
+        if penalty is not None:
+            config = copy.copy(config)
+            config.repetition_penalty = penalty
+            moved["input_ids"] = without_padding(moved["input_ids"], moved["attention_mask"])
         guard = FiniteGuard(self._loaded.eos, length, device)
         with torch.inference_mode():
             rows = self._model.generate(
                 **moved,
-                generation_config=self._generation,
+                generation_config=config,
                 logits_processor=LogitsProcessorList([guard]),
                 stopping_criteria=StoppingCriteriaList([StopSignal(should_stop)]),
             )
@@ -255,7 +270,7 @@ class GenerateCaptioner:
             outcome: list[_Output] | _Fault = _Fault("the model's output is not a number", False)
             if self._loaded.dtype in HALF and batch.inputs:
                 with single_precision(self._model):
-                    outcome = self._attempt(batch.inputs, should_stop)
+                    outcome = self._attempt(batch, should_stop)
                 if isinstance(outcome, list) and not outcome[0].finite:
                     outcome = _Fault("the model's output is not a number, in float32 neither", False)
             if isinstance(outcome, _Fault):

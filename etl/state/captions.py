@@ -80,8 +80,9 @@ class CaptionQueue(WorkQueue):
             if not claimed:
                 return []
             rows = db.conn.execute(
-                "SELECT c.id, i.working_sha256, p.text, c.crashes FROM captions c JOIN images i ON i.id = c.image "
-                f"JOIN prompts p ON p.id = c.prompt WHERE c.id IN ({','.join('?' * len(claimed))}) ORDER BY c.id",
+                "SELECT c.id, i.working_sha256, p.text, c.crashes, c.repetition_penalty FROM captions c "
+                "JOIN images i ON i.id = c.image JOIN prompts p ON p.id = c.prompt "
+                f"WHERE c.id IN ({','.join('?' * len(claimed))}) ORDER BY c.id",
                 claimed,
             ).fetchall()
         return [CaptionItem(*row) for row in rows]

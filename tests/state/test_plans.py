@@ -4,6 +4,7 @@ A partial index is used only where SQLite can prove its predicate from the state
 asked for the text as it was prepared, with its parameters left to be bound.
 """
 
+import dataclasses
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -13,9 +14,10 @@ import pytest
 from support.states import captioned, failed, fetched, put_records, use_recipe
 
 from etl.clock import now_ms
-from etl.models import FailureFilter, Stage
+from etl.models import FailureFilter, QualityFlag, Stage
 from etl.state.captions import CaptionQueue
 from etl.state.images import Grounds, originals_of, working_copies_of
+from etl.state.outlook import flag_counts
 from etl.state.queries import Reader
 from etl.state.sources import SourceQueue
 from etl.state.store import Store
@@ -57,7 +59,8 @@ class _State:
         self.sources.commit([fetched(item) for item in items[:12]], self.recipe)
         self.sources.fail([failed(item.id, retryable=item.id % 2 == 0) for item in items[12:]])
         claimed = self.captions.claim(8)
-        self.captions.commit([captioned(item) for item in claimed[:3]], now_ms())
+        done = [dataclasses.replace(captioned(item), flags=("repetition",)) for item in claimed[:3]]
+        self.captions.commit(done, now_ms())
         self.captions.fail([failed(item.id, retryable=item.id % 2 == 0) for item in claimed[3:]])
         self.item = self.sources.claim("h1.example", 1)[0]
         self.recorder = _Recorder(store._connection.db.conn)
@@ -101,6 +104,15 @@ WORK: dict[str, tuple[Callable[[_State], object], str]] = {
     "retry": (lambda s: s.store.retry_failed(FailureFilter()), "sources_dead"),
     "retry by class": (lambda s: s.store.retry_failed(FailureFilter(error_class="timeout")), "captions_dead"),
     "retry by key": (lambda s: s.store.retry_failed(FailureFilter(key="1")), "sqlite_autoindex_records_1"),
+    "captions again": (
+        lambda s: s.store.caption_again(FailureFilter(flag=QualityFlag.REPETITION)),
+        "captions_flagged",
+    ),
+    "caption again by key": (
+        lambda s: s.store.caption_again(FailureFilter(flag=QualityFlag.REPETITION, key="1")),
+        "sqlite_autoindex_records_1",
+    ),
+    "count of flags": (lambda s: flag_counts(s.reader), "captions_flagged"),
     "count to retry": (lambda s: s.store.retry_failed(FailureFilter(), dry_run=True), "sources_dead"),
     "failures": (lambda s: list(s.reader.failures()), "sources_dead"),
     "failures of ingest": (lambda s: list(s.reader.failures(FailureFilter(stage=Stage.INGEST))), "records_invalid"),
