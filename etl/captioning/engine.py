@@ -124,12 +124,18 @@ class SlotEngine:
                 self._attend_by(ATTENTION)
                 if device.type == "cuda":
                     self._capture()
+                    self._wait_for_device()
         except BaseException:
             self.close()
             raise
 
     def _attend_by(self, name: str) -> None:
         self._model.set_attn_implementation({"text_config": name})
+
+    def _wait_for_device(self) -> None:
+        """Let both streams come to rest: what one of them does now must be seen by the other."""
+        if self._prefilling is not None:
+            torch.cuda.synchronize(self._device)
 
     @property
     def in_use(self) -> int:
@@ -151,14 +157,15 @@ class SlotEngine:
         self._entering.clear()
         with torch.inference_mode():
             self._state.live.zero_()
+        # A step under way still writes into these slots; the next prefill, on its own stream, would not wait for it.
+        self._wait_for_device()
 
     def close(self) -> None:
         """Give back memory and model; unfinished captions are lost.  May be called twice."""
         if self._closed:
             return
         self._closed = True
-        if self._prefilling is not None:
-            torch.cuda.synchronize(self._device)
+        self._wait_for_device()
         self._attend_by(self._attention)
         self._occupied.clear()
         self._entering.clear()

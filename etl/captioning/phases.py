@@ -13,6 +13,10 @@ PHASES = ("feed", "vision", "prefill", "decode")
 """Waiting for pictures; the vision tower; the prompt's first pass; the tokens after the first."""
 
 
+MOST_OPEN = 200
+"""Blocks whose end on the GPU may be unknown before it is asked for; each holds two events of the driver."""
+
+
 class PhaseClock:
     """Adds up seconds by phase: on a GPU those of its streams, elsewhere the host's.
 
@@ -39,6 +43,8 @@ class PhaseClock:
             yield
         finally:
             self._open.append((phase, begin, mark(timed=True)))
+            if len(self._open) >= MOST_OPEN:
+                self.seconds()
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of what has ended by now."""
