@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from etl.captioning.loading import LoadedModel
+from etl.captioning.slot_cache import kv_shape
 from etl.captioning.slot_state import Shape
-from etl.captioning.slots import kv_shape
 from etl.config import Settings
 
 log = logging.getLogger(__name__)

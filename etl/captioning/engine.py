@@ -5,8 +5,8 @@ a fixed number of slots.  Pictures and prompts are prefilled in small groups int
 fixed shape, which on CUDA is replayed as a graph, adds a token to every slot.  A slot whose caption has ended is given
 to the next one at once.
 
-The modules are transformers' own, called with a cache (`etl.captioning.slots`) whose rows have lengths of their own.
-Padding is on the right and exact: no causal query sees what lies to its right.
+The modules are transformers' own, called with a cache (`etl.captioning.slot_cache`) whose rows have lengths of their
+own.  Padding is on the right and exact: no causal query sees what lies to its right.
 
 The host never waits for a step that it has just started.  On CUDA it reads the state of one turn (``poll`` steps)
 while the next is running, and prefills run beside the decoding on a stream of their own, whose captions join in once
@@ -23,8 +23,8 @@ from etl.captioning.cuda import is_past, mark, new_stream, to_device
 from etl.captioning.loading import LoadedModel
 from etl.captioning.normalise import Normaliser
 from etl.captioning.phases import PhaseClock
+from etl.captioning.slot_cache import ATTENTION, Placement, slot_cache
 from etl.captioning.slot_state import Request, Shape, SlotState
-from etl.captioning.slots import ATTENTION, Placement, slot_cache
 
 PAD_TO = 16
 """Prefills are padded to a multiple of so many tokens: few shapes are faster than tight ones."""

@@ -12,8 +12,8 @@ from captioning.test_generate import hooked
 
 from etl.captioning import capacity
 from etl.captioning.loading import LoadedModel, load
+from etl.captioning.slot_cache import slot_cache
 from etl.captioning.slot_state import Request, Shape
-from etl.captioning.slots import slot_cache
 from etl.errors import ModelError
 from etl.models import CaptionItem, CaptionResult, ItemFailure
 
