@@ -30,7 +30,7 @@ _DEATHS = 2
 """So many processes may die on a picture before it is a failure."""
 
 _FALSE_STARTS = 3
-"""So many processes in a row may end before they were ready."""
+"""So often in a row each process may end before it is ready; the kernel may take all at once when memory is short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +130,14 @@ class _Worker(ChildProcess):
 
     def __init__(self, plan: PixelPlan, start_timeout_s: float) -> None:
         super().__init__("etl.captioning.feeder_worker:main", plan.to_json(), name="feeder process")
-        self.ready = False
+        self.ready = self.deaf = False
         self.jobs: deque[Job] = deque()
         self.deadline: float | None = time.monotonic() + start_timeout_s
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether to send it another job."""
+        return self.ready and not self.deaf and len(self.jobs) < _IN_FLIGHT
 
 
 class ProcessServer:
@@ -201,8 +206,9 @@ class ProcessServer:
 
     def _hand_out(self) -> None:
         """Give each process that is ready something to do, those first that have the least."""
-        while ready := [worker for worker in self._workers if worker.ready and len(worker.jobs) < _IN_FLIGHT]:
-            if not self._todo:
+        while self._todo:
+            ready = [worker for worker in self._workers if worker.takes_more]
+            if not ready:
                 return
             job = self._todo.popleft()
             if job.dropped:
@@ -211,8 +217,9 @@ class ProcessServer:
             try:
                 worker.send(json.dumps(str(job.path)).encode())
             except ChildEndedError:
+                # Its end is heard after what it has said before; then another one takes its place.
                 self._todo.appendleft(job)
-                self._replace(worker, worker.how_it_ended())
+                worker.deaf = True
                 continue
             job.started_at = job.started_at or now_ms()
             if not worker.jobs:
@@ -260,7 +267,7 @@ class ProcessServer:
             return
         if not worker.ready:
             self._false_starts += 1
-            if self._false_starts == _FALSE_STARTS:
+            if self._false_starts == _FALSE_STARTS * self._count:
                 raise EtlError(f"a feeder process cannot be started: {how}")
         elif worker.jobs:
             # The others only lay beside the picture in work.

@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from PIL import Image
 from support.watching import children, exists, wait_for
 
 from etl.captioning.feeder import Fed, Feeder
+from etl.captioning.feeder_servers import Job, Outcome, ProcessServer
 from etl.captioning.feeder_worker import NICENESS
 from etl.captioning.pixels import PixelPlan, pixels
 from etl.errors import EtlError, FeederCrashedError, WorkingCopyError
@@ -158,12 +161,13 @@ def test_a_stopped_process_holds_up_nothing_but_its_own(make: Maker, copies: Cop
     before = children(os.getpid())
     feeder = make(2)
     one, _ = started(2, before)
+    wait_for(lambda: [worker.ready for worker in feeder._server._workers] == [True, True])
     os.kill(one, signal.SIGSTOP)
     for number in range(100):
         feeder.submit(copies.item(number))
     first = take(feeder, 98)
     os.kill(one, signal.SIGCONT)
-    rest = take(feeder, 100 - len(first)) if len(first) < 100 else []
+    rest = take(feeder, 100 - len(first))
     assert sorted(fed.item.id for fed in first + rest) == list(range(100))
     for fed in first + rest:
         copies.check(fed)
@@ -190,6 +194,37 @@ def test_a_process_that_is_killed_costs_nothing(make: Maker, copies: Copies, aft
     feeder.submit(copies.item(7))
     (fed,) = take(feeder, 1)
     copies.check(fed)
+
+
+def test_the_only_process_dies_before_its_answers_are_heard(copies: Copies) -> None:
+    """What a process had answered before it died is not done again, and another one does what could not be sent."""
+    before = children(os.getpid())
+    outcomes: list[Outcome] = []
+    held = threading.Event()
+
+    def deliver(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        held.wait(30)
+
+    server = ProcessServer(PLAN, 1, 60, 60, deliver)
+    jobs = [Job(copies.item(number), copies.locate(str(number))) for number in range(5)]
+    for job in jobs:
+        server.submit(job)
+    wait_for(lambda: len(outcomes) == 1)
+    (worker,) = server._workers
+    wait_for(worker.poll)
+    os.kill(worker.pid, signal.SIGKILL)
+    hangup = select.poll()
+    hangup.register(worker, select.POLLHUP)
+    wait_for(lambda: any(events & select.POLLHUP for _, events in hangup.poll(0)))
+    held.set()
+    wait_for(lambda: len(outcomes) == 5)
+    server.close()
+    assert [job.deaths for job in jobs] == [0] * 5
+    for outcome in outcomes:
+        assert isinstance(outcome, tuple)
+        copies.check(outcome[1])
+    assert children(os.getpid()) == before
 
 
 def test_a_picture_that_kills_is_tried_twice(make: Maker, copies: Copies) -> None:
@@ -235,21 +270,35 @@ def test_a_fault_of_ours_is_no_endless_wait(make: Maker, copies: Copies, process
     assert ("exit code 1" if processes else "99 is not a valid Resampling") in str(fed.error)
 
 
-@both
-def test_what_is_discarded_never_comes(make: Maker, copies: Copies, processes: int) -> None:
-    """After discarding, neither what was ready nor what was in work is taken; what is submitted then comes."""
-    feeder = make(processes)
-    for _ in range(20):
-        for number in range(10):
-            feeder.submit(copies.item(number))
-        feeder.take(0)
+def test_what_is_discarded_never_comes(make: Maker, copies: Copies) -> None:
+    """After discarding, nothing that was ready, in work or waiting is taken; only what is submitted then."""
+    feeder = make(1)
+    feeder.submit(copies.item(0))
+    wait_for(lambda: not feeder._done.empty())
+    feeder.submit(copies.hang("in work"))
+    feeder.submit(copies.item(1))
+    with being_read(copies.locate("in work")):
         feeder.discard()
-        assert feeder.pending == 0
-        assert feeder.take(0.01) == []
-    feeder.submit(copies.item(11))
+        assert (feeder.pending, feeder.take(0.01)) == (0, [])
+        feeder.submit(copies.item(11))
+        assert feeder.pending == 1
     (fed,) = take(feeder, 1)
     assert fed.item.id == 11
     copies.check(fed)
+
+
+def test_a_thread_discards_too(make: Maker, copies: Copies) -> None:
+    """Without processes, what was ready or waiting when it was discarded is not taken either."""
+    feeder = make(0)
+    feeder.submit(copies.item(0))
+    wait_for(lambda: not feeder._done.empty())
+    for number in range(100):
+        feeder.submit(copies.item(number))
+    feeder.discard()
+    feeder.submit(copies.item(11))
+    (fed,) = take(feeder, 1)
+    assert fed.item.id == 11
+    assert feeder.take(0.01) == []
 
 
 def test_closing_ends_busy_processes(make: Maker, copies: Copies) -> None:
@@ -267,6 +316,25 @@ def test_closing_ends_busy_processes(make: Maker, copies: Copies) -> None:
     assert (feeder.pending, feeder.take(1)) == (0, [])
     with pytest.raises(EtlError, match="closed"):
         feeder.submit(copies.item(1))
+
+
+def test_closing_ends_a_process_that_stands_still(make: Maker, copies: Copies) -> None:
+    """Closing does not wait for the rest of an answer of which a stopped process has sent a part."""
+    before = children(os.getpid())
+    feeder = make(1, PixelPlan(4000, 4000, 4000, Image.Resampling.NEAREST, 4.0))
+    (pid,) = started(1, before)
+    at_first = resident()
+    feeder.submit(copies.item(1))
+    wait_for(lambda: resident() > at_first + 4_000_000, pause_s=0.0005)
+    os.kill(pid, signal.SIGSTOP)
+    assert feeder.take(0.3) == [], "the answer is on its way"
+    feeder.close()
+    assert not exists(pid)
+
+
+def resident() -> int:
+    """Return this process's memory in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 @dataclass(frozen=True)
