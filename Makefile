@@ -42,7 +42,7 @@ soak: $(READY)  ## Kill runs at random moments, for minutes
 	$(BIN)/python -m pytest -m soak
 
 constraints:  ## Write the exact versions of this environment into constraints.txt
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' | grep -v '^pip==' > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' | grep -vE '^(pip|triton)==' > constraints.txt
 
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

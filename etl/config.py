@@ -6,6 +6,7 @@ One flat, frozen `Settings`.  Every field can be given in all three places under
 
 import dataclasses
 import os
+import re
 import tomllib
 import types
 import typing
@@ -56,8 +57,17 @@ class Settings:
         revision: branch, tag or commit of the model; the resolved commit goes into the recipe.
         dtype: ``auto`` (float16 on a GPU, float32 on a CPU), ``float32``, ``float16`` or ``bfloat16``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
-        batch_size: pictures captioned together; halved when memory runs out.
+        engine: ``slots`` (continuous batching), ``generate`` (transformers' own), or ``auto``: slots where the model
+            allows it.
+        slots: captions written at once by the slot engine; 0 means as many as the memory holds.
+        gpu_memory_fraction: share of a GPU's memory that may be used.
+        gpus: which GPUs to use: ``all``, or numbers such as 0,1; each has a process of its own.
+        feeders: processes that open pictures for each GPU; 0 means as many as it takes.
+        batch_size: pictures captioned together by ``generate``, and captions committed together; halved when memory
+            runs out.
         max_new_tokens: longest caption, in tokens.
+        pad_to_square: pad pictures to a square, as the original LLaVA did, where its Hugging Face version cuts the
+            sides off.
         max_aspect: pictures longer than this ratio are cropped around their centre before the model sees them.
         interval_s: seconds between plain progress lines when there is no terminal.
         gpu_price: what the machine costs per hour, in any money, to tell what the work has cost; 0 means not known.
@@ -92,8 +102,14 @@ class Settings:
     revision: str = "main"
     dtype: str = "auto"
     device: str = "auto"
+    engine: str = "auto"
+    slots: int = 0
+    gpu_memory_fraction: float = 0.92
+    gpus: str = "all"
+    feeders: int = 0
     batch_size: int = 16
     max_new_tokens: int = 200
+    pad_to_square: bool = False
     max_aspect: float = 4.0
     interval_s: float = 30.0
     gpu_price: float = 0.0
@@ -107,11 +123,23 @@ class Settings:
             raise ConfigError("model is empty: give a Hugging Face id, a directory, or 'demo'")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype = {self.dtype!r}: must be one of {', '.join(DTYPES)}")
+        if self.engine not in ENGINES:
+            raise ConfigError(f"engine = {self.engine!r}: must be one of {', '.join(ENGINES)}")
+        if self.gpus != "all" and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", self.gpus):
+            raise ConfigError(f"gpus = {self.gpus!r}: must be 'all' or numbers such as 0,1")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Settings":
+        """Return the settings that `to_json` gave, for another process.  Raises `ConfigError`."""
+        kinds = typing.get_type_hints(cls)
+        return cls(**{name: _convert(name, value, kinds[name], "settings") for name, value in values.items()})
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain values for the run's row, with secrets removed."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
+
+ENGINES = ("auto", "slots", "generate")
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -133,6 +161,9 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "decoder_memory": (256 * 1024**2, 1e12),
     "min_free": (0, 1e15),
     "max_cache_size": (0, 1e15),
+    "slots": (0, 4096),
+    "gpu_memory_fraction": (0.05, 1),
+    "feeders": (0, 64),
     "batch_size": (1, 4096),
     "max_new_tokens": (1, 4096),
     "max_aspect": (1, 1000),

@@ -5,11 +5,13 @@
     |   |-- ConfigError           a setting, template or flag is wrong
     |   |-- ManifestError         the manifest file itself cannot be read (missing, empty, cut short)
     |   `-- ModelError            the model cannot be found, loaded or driven
+    |       `-- UnsupportedProcessorError    its pictures must go through the processor itself
     |-- StateError                1: the state directory cannot be used
     |   |-- StateMissingError     2: there is no state database here
     |   |-- StateNewerError       2: the database was written by a newer version
     |   `-- StateLockedError      4: another run holds it
     |-- DiskFullError             5: no space left; everything committed so far is safe
+    |-- ChildEndedError           1: a child process is gone; who uses it starts another or fails the item
     `-- ItemError                 one record, source or caption failed; the run goes on
         |-- InternalError         a fault of ours
         |-- InvalidRecordError    the manifest line cannot become a record
@@ -48,6 +50,10 @@ class ModelError(UsageError):
     """The model is unknown, incomplete, unsafe or of a kind that cannot caption pictures."""
 
 
+class UnsupportedProcessorError(ModelError):
+    """The model's image processor does what `etl.captioning.pixels` cannot; the message says what."""
+
+
 class StateError(EtlError):
     """The state directory cannot be used."""
 
@@ -74,6 +80,10 @@ class DiskFullError(EtlError):
     """The disk, a quota or a limit is full; the run can go on once there is room."""
 
     exit_code = 5
+
+
+class ChildEndedError(EtlError):
+    """A child process is gone; its user starts another, or fails the item that it was given."""
 
 
 class ItemError(EtlError):
@@ -308,6 +318,12 @@ class WorkingCopyError(CaptionError):
     """The cached picture is missing or unreadable; `etl verify` puts it back into the fetch queue."""
 
     slug = "working_copy"
+
+
+class FeederCrashedError(CaptionError):
+    """The process that prepares pictures for the model died in the middle of this one, twice."""
+
+    slug = "feeder_crashed"
 
 
 class GenerationError(CaptionError):

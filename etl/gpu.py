@@ -12,8 +12,25 @@ from etl.models import GpuSample
 SAMPLE_S = 5
 """Seconds between samples: 1,440 rows in a two-hour run."""
 
+_ANSWER_S = 30
+"""The tool answers in a second, or hangs with a driver that does."""
+
 _QUERY = "index,utilization.gpu,memory.used,memory.total,power.draw"
 _MIB = 1024 * 1024
+
+
+def memory_totals() -> dict[int, int]:
+    """Return the bytes of each GPU's memory by the driver's numbers; empty where the driver's tool cannot tell."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return {}
+    command = [tool, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    samples = [sample for line in answer.stdout.splitlines() if (sample := parse_sample(line))]
+    return {sample.gpu: sample.memory_total for sample in samples if sample.memory_total is not None}
 
 
 class SampleSink(Protocol):

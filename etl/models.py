@@ -63,6 +63,26 @@ class FinishReason(StrEnum):
     LENGTH = "length"
 
 
+class QualityFlag(StrEnum):
+    """What is suspicious about a caption.
+
+    Attributes:
+        ECHO: the text gives the prompt back, or continues the conversation in the user's role.
+        EMPTY: no letters or digits, or hardly any for the tokens that were spent.
+        RECOMPUTED: half precision overflowed on this picture, so its caption was made in float32; set by the backend.
+        REFUSAL: the model speaks of itself, or says that it cannot see or describe the picture.
+        REPETITION: the text goes round in a loop of a word, a phrase or a sentence.
+        TRUNCATED: generation ended at the token limit, so the last sentence is probably cut.
+    """
+
+    ECHO = "echo"
+    EMPTY = "empty"
+    RECOMPUTED = "recomputed"
+    REFUSAL = "refusal"
+    REPETITION = "repetition"
+    TRUNCATED = "truncated"
+
+
 class HostState(StrEnum):
     """How fetch treats a host: at full speed, slower, not before an instant, or as dead until a trial succeeds."""
 
@@ -203,7 +223,7 @@ class CaptionResult:
         text: the caption, stripped.
         tokens: number of generated tokens, the end-of-sequence token included.
         finish_reason: why generation ended.
-        flags: quality flags (`etl.captioning.quality`), sorted.
+        flags: quality flags (`QualityFlag`), sorted.
     """
 
     id: int
@@ -261,12 +281,19 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class FailureFilter:
-    """Which dead items `retry-failed` means; a ``None`` field does not restrict."""
+    """Which dead items `retry-failed` means; a ``None`` field does not restrict.
+
+    Attributes:
+        flag: not dead items are meant, but the finished captions with this quality flag (`etl.state.again`).
+        repetition_penalty: how those are made again; ``None`` for the usual one.
+    """
 
     stage: Stage | None = None
     error_class: str | None = None
     host: str | None = None
     key: str | None = None
+    flag: QualityFlag | None = None
+    repetition_penalty: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,6 +453,7 @@ class Progress:
         hosts: the busiest hosts and those in trouble, where they were asked for (`etl.state.outlook`).
         fetch_errors: sources that failed or wait for another attempt, by error class; as ``hosts``.
         fetch_seconds: until the slowest host is done; ``None`` while its rate is not known; as ``hosts``.
+        flags: finished captions of the current recipe by quality flag; as ``hosts``.
     """
 
     records: dict[str, int]
@@ -441,3 +469,4 @@ class Progress:
     hosts: tuple[HostProgress, ...] = ()
     fetch_errors: dict[str, int] = field(default_factory=dict)
     fetch_seconds: float | None = None
+    flags: dict[str, int] = field(default_factory=dict)

@@ -178,7 +178,7 @@ def _caption(store: Store, run: int, settings: Settings, flow: Flow) -> StageSum
         edges = reader.longest_edges()
     # The copies that are there decide, not the setting: they may have been made on another machine.
     edge = edges[0] if edges else settings.longest_edge
-    captioner = open_captioner(settings, ImageCache.of_state(store.directory).working_path, edge)
+    captioner = open_captioner(settings, ImageCache.of_state(store.directory), edge)
     try:
         return caption(store, run, settings, captioner, flow, more_coming=lambda: flow.is_active(Stage.FETCH))
     finally:

@@ -156,7 +156,10 @@ def _obey(store: Store, command: Command, flow: Flow) -> str:
             flow.stop()
             return "stopping; what is in flight is still finished"
         case control.RETRY:
-            counts = store.retry_failed(FailureFilter(**command.arguments))
+            chosen = FailureFilter(**command.arguments)
+            if chosen.flag is not None:
+                return store.caption_again(chosen).line()
+            counts = store.retry_failed(chosen)
             return ", ".join(f"{stage}: {n} ready again" for stage, n in counts.items())
     return f"unknown command {command.name!r}"
 

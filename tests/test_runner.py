@@ -14,9 +14,13 @@ import psutil
 import pytest
 from support.etl_process import SIGNALS, Program
 from support.fault_server import Behaviour, Exchange, FaultServer, drip, hang, ok, status
+from support.states import use_recipe
 from support.workbench import scenes, wait_for, write_manifest
 
 from etl.captioning.checkpoint import DEMO_CHECKPOINT
+from etl.config import Settings
+from etl.models import CaptionResult, FinishReason, Stage
+from etl.state.store import Store
 
 MakeProgram = Callable[..., Program]
 SLOW = drip(15_000)
@@ -207,6 +211,28 @@ def test_failed_items_are_retried_by_the_live_run(server: FaultServer, make_prog
     assert ended.code == 0
     assert (program.count("sources", "done"), server.requests["/3.jpg"]) == (4, 2)
     assert program.rows("SELECT count(*) FROM attempts WHERE error_class = 'http_404'") == [(1,)]
+
+
+def test_flagged_captions_are_made_again_by_the_live_run(server: FaultServer, make_program: MakeProgram) -> None:
+    """`retry-failed --flag` beside a run is obeyed by it, with the penalty that was asked for."""
+    program = make_program()
+    ingest(program, server, 1)
+    assert program.run("fetch").code == 0
+    with Store.open(Settings(state=program.state)) as store:
+        queue = store.captions(store.begin_run([Stage.CAPTION]), use_recipe(store))
+        queue.enqueue_possible()
+        (item,) = queue.claim(1)
+        queue.commit([CaptionResult(item.id, "so so so", 3, FinishReason.STOP, ("repetition",))], 0)
+    held = Held()
+    ingest(program, server, 2)
+    server.fail("/1.jpg", held)
+    with program.start("fetch") as run:
+        wait_for(lambda: program.count("sources", "running") == 1)
+        answer = program.run("retry-failed", "--flag", "repetition", "--repetition-penalty", "1.5")
+        held.free.set()
+        assert run.wait().code == 0
+    assert (answer.code, answer.stderr) == (0, "caption: 1 will be made again with a repetition penalty of 1.5\n")
+    assert program.rows("SELECT status, repetition_penalty FROM captions") == [("ready", 1.5)]
 
 
 def test_a_second_run_changes_nothing(server: FaultServer, make_program: MakeProgram) -> None:

@@ -1,24 +1,87 @@
 """Choosing the backend that captions."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from etl.captioning.captioner import Captioner
 from etl.config import Settings
+from etl.errors import ModelError, UnsupportedProcessorError
+from etl.imaging.cache import ImageCache
+
+if TYPE_CHECKING:
+    from etl.captioning.loading import LoadedModel
+    from etl.captioning.slot_captioner import SlotCaptioner
+
+log = logging.getLogger(__name__)
 
 
-def open_captioner(settings: Settings, locate: Callable[[str], Path], longest_edge: int) -> Captioner:
-    """Load the model and return its captioner.
+def open_captioner(settings: Settings, cache: ImageCache, longest_edge: int) -> Captioner:
+    """Load the model and return its captioner: in a process for each GPU, or in this one where there is none.
 
-    ``locate`` maps a working copy's hash to its file; ``longest_edge`` is what the copies were made with, in pixels.
+    ``cache`` holds the working copies; ``longest_edge`` is what they were made with, in pixels.
 
     Raises `ModelError` when the model cannot be found, loaded or driven.
     """
+    from etl.captioning.gpus import plan_workers
+
+    if plans := plan_workers(settings):
+        from etl.captioning.gpu_pool import GpuPool
+
+        return GpuPool(settings, plans, cache.root, longest_edge)
+    return open_local(settings, cache.working_path, longest_edge)
+
+
+def open_local(
+    settings: Settings, locate: Callable[[str], Path], longest_edge: int, *, spread: bool = False
+) -> Captioner:
+    """Load the model into this process and return its captioner; raises as `open_captioner`.
+
+    ``locate`` maps a working copy's hash to its file.  With ``spread``, the model's layers are divided among all GPUs.
+    """
     # Seconds and hundreds of megabytes: paid only by who captions.
-    from etl.captioning.generate import GenerateCaptioner
     from etl.captioning.loading import load
 
-    return GenerateCaptioner(load(settings), settings, locate, longest_edge=longest_edge)
+    return choose_engine(load(settings, spread=spread), settings, locate, longest_edge)
+
+
+def choose_engine(
+    loaded: "LoadedModel", settings: Settings, locate: Callable[[str], Path], longest_edge: int
+) -> Captioner:
+    """Return the captioner that ``settings.engine`` names; with ``auto``, slots where they give the model's own words.
+
+    Raises `ModelError` when slots were asked for and cannot be had.
+    """
+    from etl.captioning.generate import GenerateCaptioner
+
+    if settings.engine != "generate":
+        captioner, reason = _slots(loaded, settings, locate, longest_edge)
+        if captioner is not None:
+            return captioner
+        if settings.engine == "slots":
+            raise ModelError(f"the slot engine cannot drive {loaded.name}: {reason}; use --engine auto or generate")
+        log.warning("captioning %s with generate(), not with slots: %s", loaded.name, reason)
+    return GenerateCaptioner(loaded, settings, locate, longest_edge=longest_edge)
+
+
+def _slots(
+    loaded: "LoadedModel", settings: Settings, locate: Callable[[str], Path], longest_edge: int
+) -> "tuple[SlotCaptioner | None, str]":
+    """Return a slot captioner, or why there can be none."""
+    from etl.captioning.slot_captioner import SlotCaptioner
+    from etl.captioning.suitability import differs, why_not
+
+    if (reason := why_not(loaded, loaded.context or 0)) is not None:
+        return None, reason
+    try:
+        captioner = SlotCaptioner(loaded, settings, locate, longest_edge=longest_edge)
+    except UnsupportedProcessorError as error:
+        return None, str(error)
+    if (reason := differs(loaded, settings.max_aspect)) is not None:
+        captioner.close()
+        return None, reason
+    return captioner, ""
 
 
 def check_model(settings: Settings) -> None:

@@ -83,9 +83,7 @@ def find_checkpoint(model: str, revision: str) -> Checkpoint:
 def _snapshot(model: str, revision: str, wanted: Sequence[str]) -> Path:
     """Return the cached or downloaded snapshot: one directory, whose name is the commit."""
     try:
-        path = huggingface_hub.snapshot_download(
-            model, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(_NOT_OURS)
-        )
+        path = _download(model, revision, wanted)
     except hub_errors.GatedRepoError as error:
         raise ModelError(f"{model} is gated: accept its terms on huggingface.co and set HF_TOKEN") from error
     except hub_errors.RepositoryNotFoundError as error:
@@ -102,6 +100,25 @@ def _snapshot(model: str, revision: str, wanted: Sequence[str]) -> Path:
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         raise ModelError(f"{model} could not be fetched: {one_line(error)}; try again") from error
     return Path(path)
+
+
+def _download(model: str, revision: str, wanted: Sequence[str]) -> str:
+    """Return the snapshot; where the hub cannot be reached, the cached one.
+
+    For a branch huggingface_hub looks into its cache by itself; for a commit, which it need not look up, version 1.33
+    asks the hub for the list of files, and fails without it.
+    """
+
+    def get(*, only_cached: bool) -> str:
+        return huggingface_hub.snapshot_download(
+            model, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(_NOT_OURS),
+            local_files_only=only_cached,
+        )  # fmt: skip
+
+    try:
+        return get(only_cached=False)
+    except (hub_errors.OfflineModeIsEnabled, httpx.ConnectError, httpx.TimeoutException):
+        return get(only_cached=True)
 
 
 def one_line(error: BaseException) -> str:

@@ -16,27 +16,26 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from etl.captioning.captioner import never
 from etl.captioning.checkpoint import one_line
-from etl.captioning.guards import HALF, FiniteGuard, StopSignal, single_precision
+from etl.captioning.detokenize import Detokenizer
+from etl.captioning.faults import BATCH_FAULTS, failure, is_out_of_memory
+from etl.captioning.guards import HALF, FiniteGuard, StopSignal, single_precision, without_padding
 from etl.captioning.loading import LoadedModel
 from etl.captioning.preprocess import PromptEncoder, crop_aspect, open_working_copy
-from etl.captioning.quality import RECOMPUTED, quality_flags
+from etl.captioning.quality import RECOMPUTED
 from etl.captioning.recipe import Recipe
 from etl.clock import now_ms
 from etl.config import Settings
 from etl.errors import CaptionError, GenerationError, ModelError
-from etl.models import CaptionItem, CaptionResult, FinishReason, ItemFailure
+from etl.models import CaptionItem, CaptionResult, EngineSample, ItemFailure
 
 log = logging.getLogger(__name__)
 
 ENGINE = "generate"
 
-_BATCH_FAULTS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
-"""What one picture or prompt can raise inside the processor or the model."""
-
 
 @dataclass(frozen=True)
 class _Batch:
-    """Prepared items.  ``inputs`` is ``None`` when the processor failed on them, for the reason in ``fault``."""
+    """Prepared items of one penalty.  ``inputs`` is ``None`` when the processor failed on them, see ``fault``."""
 
     items: list[CaptionItem]
     started_at: int
@@ -90,8 +89,8 @@ class GenerateCaptioner:
         self._encoder = PromptEncoder(loaded.processor, settings.max_new_tokens, loaded.context)
         self._generation = loaded.generation_config(settings.max_new_tokens)
         self._preparing = threading.Lock()
-        # A tokenizer must not decode in one thread while another sets its padding.
-        self._decoder = copy.deepcopy(loaded.processor.tokenizer)
+        self._in_use = self._captions = self._tokens = 0
+        self._detokenizer = Detokenizer(loaded)
 
     @property
     def recipe(self) -> Recipe:
@@ -108,22 +107,35 @@ class GenerateCaptioner:
         self._model = self._loaded = None  # type: ignore[assignment]  # unusable from here on
         self._free_memory()
 
+    def samples(self) -> tuple[EngineSample]:
+        """Return how busy the model is."""
+        return (EngineSample(0, self._batch_size, self._in_use, 0, self._captions, self._tokens),)
+
     def caption(
-        self, items: Iterable[CaptionItem], *, should_stop: Callable[[], bool] = never
+        self, items: Iterable[CaptionItem | None], *, should_stop: Callable[[], bool] = never
     ) -> Iterator[CaptionResult | ItemFailure]:
         """Yield one outcome per item, a batch at a time; see `etl.captioning.captioner.Captioner`."""
-        source = iter(items)
+        batches = self._batches(_until_none(items))
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare") as pool:
-            following = self._prepare_next(pool, source, should_stop)
+            following = self._prepare_next(pool, batches, should_stop)
             while following is not None:
                 batch = following.result()
-                following = self._prepare_next(pool, source, should_stop)
+                following = self._prepare_next(pool, batches, should_stop)
                 yield from self._run(batch, should_stop)
 
+    def _batches(self, items: Iterable[CaptionItem]) -> Iterator[list[CaptionItem]]:
+        """Yield the items in batches of one repetition penalty each, pulled no further than one full batch."""
+        source = iter(items)
+        while pulled := list(itertools.islice(source, self._batch_size)):
+            alike: dict[float | None, list[CaptionItem]] = {}
+            for item in pulled:
+                alike.setdefault(item.repetition_penalty, []).append(item)
+            yield from alike.values()
+
     def _prepare_next(
-        self, pool: ThreadPoolExecutor, source: Iterator[CaptionItem], should_stop: Callable[[], bool]
+        self, pool: ThreadPoolExecutor, batches: Iterator[list[CaptionItem]], should_stop: Callable[[], bool]
     ) -> "Future[_Batch] | None":
-        items = [] if should_stop() else list(itertools.islice(source, self._batch_size))
+        items = [] if should_stop() else next(batches, [])
         return pool.submit(self._prepare, items) if items else None
 
     def _prepare(self, items: list[CaptionItem]) -> _Batch:
@@ -136,7 +148,7 @@ class GenerateCaptioner:
                     text = self._encoder.encode(item.prompt).text
                     picture = crop_aspect(open_working_copy(self._locate(item.working_sha256)), self._max_aspect)
                 except CaptionError as error:
-                    failures.append(_failure(item, error, started_at))
+                    failures.append(failure(item, error, started_at))
                     continue
                 good.append(item)
                 pictures.append(picture)
@@ -152,7 +164,7 @@ class GenerateCaptioner:
                     add_special_tokens=self._encoder.add_special_tokens,
                     return_tensors="pt",
                 )
-            except _BATCH_FAULTS as error:
+            except BATCH_FAULTS as error:
                 return _Batch(good, started_at, failures, fault=one_line(error))
         return _Batch(good, started_at, failures, inputs=dict(inputs))
 
@@ -163,7 +175,9 @@ class GenerateCaptioner:
         if len(batch.items) > self._batch_size:
             yield from self._run_parts(batch.items, self._batch_size, should_stop)
             return
-        outcome = self._attempt(batch.inputs, should_stop) if batch.inputs else _Fault(batch.fault, False)
+        self._in_use = len(batch.items)
+        outcome = self._attempt(batch, should_stop) if batch.inputs else _Fault(batch.fault, False)
+        self._in_use = 0
         if isinstance(outcome, _Fault):
             yield from self._recover(batch, outcome, should_stop)
             return
@@ -174,7 +188,7 @@ class GenerateCaptioner:
             elif result := self._result(item, output):
                 yield result
         if overflowed:
-            yield from self._recompute(overflowed, should_stop)
+            yield from self.recompute(overflowed, should_stop)
 
     def _run_parts(
         self, items: list[CaptionItem], size: int, should_stop: Callable[[], bool]
@@ -191,7 +205,7 @@ class GenerateCaptioner:
         if fault.out_of_memory:
             self._free_memory()
         if len(batch.items) == 1:
-            yield _failure(batch.items[0], GenerationError(fault.message), batch.started_at)
+            yield failure(batch.items[0], GenerationError(fault.message), batch.started_at)
             return
         size = 1
         if fault.out_of_memory:
@@ -201,27 +215,32 @@ class GenerateCaptioner:
                 log.warning("out of memory with %d pictures; going on with %d at a time", len(batch.items), size)
         yield from self._run_parts(batch.items, size, should_stop)
 
-    def _attempt(self, inputs: dict[str, Any], should_stop: Callable[[], bool]) -> list[_Output] | _Fault:
+    def _attempt(self, batch: _Batch, should_stop: Callable[[], bool]) -> list[_Output] | _Fault:
         """Generate for one batch.  Raises `ModelError` when the device cannot be used any more."""
         try:
-            return self._generate(inputs, should_stop)
+            return self._generate(batch, should_stop)
         except torch.AcceleratorError as error:
             raise ModelError(f"the GPU failed and must be started afresh: {one_line(error)}; run again") from error
-        except _BATCH_FAULTS as error:
-            return _Fault(one_line(error), _is_out_of_memory(error))
+        except BATCH_FAULTS as error:
+            return _Fault(one_line(error), is_out_of_memory(error))
 
-    def _generate(self, inputs: dict[str, Any], should_stop: Callable[[], bool]) -> list[_Output]:
+    def _generate(self, batch: _Batch, should_stop: Callable[[], bool]) -> list[_Output]:
         device, dtype = self._loaded.device, self._model.dtype
         moved = {
             name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
-            for name, value in inputs.items()
+            for name, value in (batch.inputs or {}).items()
         }
         length = moved["input_ids"].shape[1]
+        config, penalty = self._generation, batch.items[0].repetition_penalty
+        if penalty is not None:
+            config = copy.copy(config)
+            config.repetition_penalty = penalty
+            moved["input_ids"] = without_padding(moved["input_ids"], moved["attention_mask"])
         guard = FiniteGuard(self._loaded.eos, length, device)
         with torch.inference_mode():
             rows = self._model.generate(
                 **moved,
-                generation_config=self._generation,
+                generation_config=config,
                 logits_processor=LogitsProcessorList([guard]),
                 stopping_criteria=StoppingCriteriaList([StopSignal(should_stop)]),
             )
@@ -232,17 +251,13 @@ class GenerateCaptioner:
 
     def _result(self, item: CaptionItem, output: _Output, extra: tuple[str, ...] = ()) -> CaptionResult | None:
         """Return the finished caption, or ``None`` when generation was stopped in its middle."""
-        ids = output.ids
-        end = next((index for index, token in enumerate(ids) if token in self._loaded.eos), None)
-        if end is None and len(ids) < self._max_new_tokens:
+        if len(output.ids) < self._max_new_tokens and self._detokenizer.ended_at(output.ids) is None:
             return None
-        reason = FinishReason.LENGTH if end is None else FinishReason.STOP
-        tokens = len(ids) if end is None else end + 1
-        text = self._decoder.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
-        flags = quality_flags(text, item.prompt, reason, tokens)
-        return CaptionResult(item.id, text, tokens, reason, tuple(sorted({*flags, *extra})))
+        self._captions += 1
+        self._tokens += len(output.ids)
+        return self._detokenizer.result(item, output.ids, extra)
 
-    def _recompute(
+    def recompute(
         self, items: list[CaptionItem], should_stop: Callable[[], bool]
     ) -> Iterator[CaptionResult | ItemFailure]:
         """Caption items whose logits overflowed, one by one, in float32; in float32 already, they fail."""
@@ -255,11 +270,11 @@ class GenerateCaptioner:
             outcome: list[_Output] | _Fault = _Fault("the model's output is not a number", False)
             if self._loaded.dtype in HALF and batch.inputs:
                 with single_precision(self._model):
-                    outcome = self._attempt(batch.inputs, should_stop)
+                    outcome = self._attempt(batch, should_stop)
                 if isinstance(outcome, list) and not outcome[0].finite:
                     outcome = _Fault("the model's output is not a number, in float32 neither", False)
             if isinstance(outcome, _Fault):
-                yield _failure(item, GenerationError(outcome.message), batch.started_at)
+                yield failure(item, GenerationError(outcome.message), batch.started_at)
             elif result := self._result(item, outcome[0], (RECOMPUTED,)):
                 yield result
 
@@ -269,16 +284,12 @@ class GenerateCaptioner:
             torch.cuda.empty_cache()
 
 
+def _until_none(items: Iterable[CaptionItem | None]) -> Iterator[CaptionItem]:
+    for item in items:
+        if item is None:
+            return
+        yield item
+
+
 def _parts(items: list[CaptionItem], size: int) -> Iterator[list[CaptionItem]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text or "alloc_failed" in text
-
-
-def _failure(item: CaptionItem, error: CaptionError, started_at: int) -> ItemFailure:
-    return ItemFailure(item.id, error.slug, str(error), error.retryable, started_at)

@@ -1,4 +1,4 @@
-"""What keeps a generation honest: logits that must stay finite, and a signal that ends it between two tokens."""
+"""What keeps a generation honest: finite logits, a signal that ends it between two tokens, no weight of padding."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -41,6 +41,15 @@ class StopSignal(StoppingCriteria):  # type: ignore[misc]  # transformers is unt
 
     def __call__(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return torch.full((input_ids.shape[0],), self._should_stop(), device=input_ids.device, dtype=torch.bool)
+
+
+def without_padding(ids: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    """Return left-padded prompts, ``[rows, length]``, with each row's last token in the place of its padding.
+
+    The repetition penalty of transformers 5.17 counts padding, that of 5.23 does not.  Where padding is the
+    end-of-sequence token, the captions of a batch would go on where alone they end; what a row gets here counts anyway.
+    """
+    return torch.where(attention.bool(), ids, ids[:, -1:])
 
 
 @contextlib.contextmanager

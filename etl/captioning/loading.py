@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -92,14 +93,19 @@ class LoadedModel:
         return Recipe(self.name, self.revision, engine, dtype, preprocessing, generation)
 
 
+_FOR_WEIGHTS = 0.85
+"""Share of each GPU's memory that a divided model may fill; the rest is for captions."""
+
 _IMAGE_SETTINGS = (
     "image_processor_type", "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_pad", "pad_size",
     "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "image_grid_pinpoints",
 )  # fmt: skip
 
 
-def load(settings: Settings) -> LoadedModel:
+def load(settings: Settings, *, spread: bool = False) -> LoadedModel:
     """Load ``settings.model`` at ``settings.revision`` onto ``settings.device``.
+
+    With ``spread``, accelerate divides its layers among all GPUs that are visible.
 
     Only safetensors weights are read, and no code of the repository is run.  Raises `ModelError`, with one
     line that says what is wrong and what to do.
@@ -114,8 +120,10 @@ def load(settings: Settings) -> LoadedModel:
     config = _config(name, folder)
     checkpoint.with_weights()
     revision = checkpoint.revision()
-    processor = _processor(name, folder, config)
-    model = _model(name, folder, device, dtype)
+    processor = _processor(name, folder, config, pad_to_square=settings.pad_to_square)
+    model = _model(name, folder, device, dtype, _device_map(settings) if spread else {})
+    if spread:
+        device = model.device
     eos = _token_ids(model.generation_config.eos_token_id) or _token_ids(processor.tokenizer.eos_token_id)
     if not eos:
         raise ModelError(f"{name} names no end-of-sequence token; its captions would never end")
@@ -173,7 +181,9 @@ def _config(name: str, folder: Path) -> Any:
     return config
 
 
-def _processor(name: str, folder: Path, config: Any) -> Any:
+def _processor(name: str, folder: Path, config: Any, *, pad_to_square: bool) -> Any:
+    if pad_to_square and config.model_type != "llava":
+        raise ModelError(f"{name} is no LLaVA-1.5 model; only its pictures can be padded: leave --pad-to-square out")
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         if config.model_type == "llava":
@@ -182,6 +192,10 @@ def _processor(name: str, folder: Path, config: Any) -> Any:
             processor = transformers.AutoProcessor.from_pretrained(folder, **local)
         if getattr(processor.image_processor, "backend", None) != "pil":
             processor.image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **local)
+        if pad_to_square:
+            processor.image_processor = transformers.LlavaImageProcessorPil.from_pretrained(
+                folder, do_pad=True, local_files_only=True
+            )
     except _LOADING_FAULTS as error:
         raise ModelError(f"the processor of {name} cannot be loaded: {one_line(error)}") from error
     if not processor.chat_template:
@@ -214,14 +228,24 @@ def _llava_processor(folder: Path, config: Any, local: dict[str, bool]) -> Any:
     return processor
 
 
-def _model(name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+def _device_map(settings: Settings) -> dict[str, Any]:
+    """Return what makes transformers divide a model, within the share of each GPU's memory that may be used."""
+    shares: dict[int | str, int] = {
+        gpu: round(torch.cuda.get_device_properties(gpu).total_memory * settings.gpu_memory_fraction * _FOR_WEIGHTS)
+        for gpu in range(torch.cuda.device_count())
+    }
+    # Without an entry for the host, nothing is put there: it would be copied to a GPU for each token.
+    return {"device_map": "auto", "max_memory": shares}
+
+
+def _model(name: str, folder: Path, device: torch.device, dtype: torch.dtype, placement: Mapping[str, Any]) -> Any:
     if device.type == "cuda":
         # Batches of changing shape fragment the GPU's memory otherwise; read when CUDA is initialised.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     try:
         model, found = transformers.AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
-            output_loading_info=True,
+            output_loading_info=True, **placement,
         )  # fmt: skip
     except SafetensorError as error:
         raise ModelError(f"the weights of {name} are corrupt: {one_line(error)}; fetch them again") from error
@@ -230,7 +254,7 @@ def _model(name: str, folder: Path, device: torch.device, dtype: torch.dtype) ->
     if missing := sorted(found["missing_keys"]):
         raise ModelError(f"the weights of {name} are incomplete: {len(missing)} are missing, such as {missing[0]}")
     try:
-        return model.eval().to(device)
+        return model.eval() if placement else model.eval().to(device)
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"{name} as {str(dtype).removeprefix('torch.')} does not fit into the memory of {device}; "

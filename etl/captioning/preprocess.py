@@ -21,7 +21,9 @@ def open_working_copy(path: Path) -> Image.Image:
     """Return the picture as RGB, wholly decoded.  Raises `WorkingCopyError` when it is missing or damaged."""
     try:
         with Image.open(path) as picture:
-            return picture.convert("RGB")
+            picture.load()
+            # Nearly all are RGB; to convert them would copy them.
+            return picture if picture.mode == "RGB" else picture.convert("RGB")
     except FileNotFoundError as error:
         raise WorkingCopyError(f"the working copy {path.name} is not in the cache") from error
     except _BROKEN_PICTURE as error:

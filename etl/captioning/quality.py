@@ -3,27 +3,12 @@
 import re
 from collections import Counter
 
-from etl.models import FinishReason
+from etl.models import FinishReason, QualityFlag
 
-TRUNCATED = "truncated"
-"""Generation ended at the token limit, so the last sentence is probably cut."""
+ECHO, EMPTY, RECOMPUTED = QualityFlag.ECHO, QualityFlag.EMPTY, QualityFlag.RECOMPUTED
+REFUSAL, REPETITION, TRUNCATED = QualityFlag.REFUSAL, QualityFlag.REPETITION, QualityFlag.TRUNCATED
 
-EMPTY = "empty"
-"""No letters or digits, or hardly any for the tokens that were spent."""
-
-REPETITION = "repetition"
-"""The text goes round in a loop of a word, a phrase or a sentence."""
-
-ECHO = "echo"
-"""The text gives the prompt back, or continues the conversation in the user's role."""
-
-REFUSAL = "refusal"
-"""The model speaks of itself, or says that it cannot see or describe the picture."""
-
-RECOMPUTED = "recomputed"
-"""Half precision overflowed on this picture, so its caption was made in float32; set by the backend."""
-
-FLAGS = (ECHO, EMPTY, RECOMPUTED, REFUSAL, REPETITION, TRUNCATED)
+FLAGS = tuple(QualityFlag)
 
 TOKENS_PER_CHARACTER = 4
 """More tokens than this for each character of text: the tokens were special ones, or were not decoded."""
@@ -34,8 +19,20 @@ SHINGLE = 6
 COPIED_SHARE = 0.5
 """Share of a caption's words, copied from the prompt, above which it is an echo."""
 
-LONGEST_UNIT = 40
+GIVEN_BACK_SHARE = 0.8
+"""Share of the prompt's words, found in the caption, above which it is an echo, whatever follows."""
+
+LONGEST_UNIT = 80
 """Longest loop that is looked for, in words."""
+
+RUN = 4
+"""Words in a row whose second coming counts as repeated."""
+
+FRESH_SHARE = 0.6
+"""Share of different runs, among all of a text, under which it is a loop, though each round changes a word."""
+
+LOOPABLE_WORDS = 40
+"""Shorter texts may say of two things the same."""
 
 OPENING_CHARS = 240
 """A refusal opens the text; what comes later may be about people in the picture."""
@@ -50,15 +47,21 @@ _REFUSAL = re.compile(
     r"""
     \b(i'm|i\s+am)\s+(very\s+|so\s+)?(sorry|unable|not\s+able)\b
     | \bi\s+apologi[sz]e\b
-    | \bi\s+(cannot|can't|can\s+not|could\s+not|couldn't|am\s+not\s+able\s+to|do\s+not\s+have\s+the\s+ability)\b
+    | ^\W*sorry\b
+    | \bi\s+(cannot|can't|can\s+not|could\s+not|couldn't|am\s+not\s+able\s+to|(do\s+not|don't)\s+have\s+the\s+ability)\b
+    | \bi\s+(do\s+not|don't)\s+(actually\s+)?(see|have)\s+(any|an|the|access\s+to)\b
+    | \bplease\s+(provide|upload|attach|share|send)\s+(me\s+)?(the|an?|your|another)\b
     | \bas\s+an?\s+(ai|artificial\s+intelligence|language\s+model|text-based)\b
     | \b(unable|impossible)\s+to\s+(see|view|access|process|analy[sz]e|describe)\s+(the|this|that|any|your)\b
     | \bno\s+(image|picture|photo(graph)?)\s+(was|is|has\s+been)?\s*(provided|attached|uploaded|given)\b
+    | \b(image|picture|photo(graph)?)\s+(is|was|has)\s+not\s+(been\s+)?(provided|attached|uploaded|visible)\b
     | \bje\s+(suis|serais)\s+(vraiment\s+)?(d[ée]sol[ée]+|incapable)\b
     | ^\W*d[ée]sol[ée]+e?\b
     | \bje\s+(ne\s+)?(peux|puis|saurais|parviens)\s+(malheureusement\s+)?pas\b
     | \bje\s+ne\s+suis\s+pas\s+(en\s+mesure|capable)\b
     | \bil\s+m'est\s+impossible\b
+    | \bje\s+ne\s+vois\s+(pas\s+d'|aucune\s+)(image|photo)
+    | \bveuillez\s+(fournir|joindre|t[ée]l[ée]charger|envoyer)\b
     | \ben\s+tant\s+qu('|e\s+)(ia\b|intelligence\s+artificielle|mod[èe]le\s+de\s+langage|assistant)
     | \baucune\s+(image|photo(graphie)?)\s+n'\s*(a\s+[ée]t[ée]|est)\s+(fournie|jointe|t[ée]l[ée]charg[ée]e)\b
     """,
@@ -75,7 +78,10 @@ def quality_flags(text: str, prompt: str, finish_reason: FinishReason, tokens: i
     found = {
         TRUNCATED: finish_reason is FinishReason.LENGTH,
         EMPTY: not words or len(text.strip()) * TOKENS_PER_CHARACTER < tokens,
-        REPETITION: _loops(words) or _repeats_sentences(text) or bool(_CHARACTER_LOOP.search(text)),
+        REPETITION: _loops(words)
+        or _repeats_sentences(text)
+        or _goes_round(words)
+        or bool(_CHARACTER_LOOP.search(text)),
         ECHO: _echoes(words, text, prompt),
         REFUSAL: bool(_REFUSAL.search(_QUOTED.sub(" ", text).replace("\u2019", "'")[:OPENING_CHARS])),
     }
@@ -111,13 +117,26 @@ def _repeats_sentences(text: str) -> bool:
     return any(count >= 3 for count in counts.values())
 
 
+def _goes_round(words: list[str]) -> bool:
+    """Whether most runs of words have come before: a loop that counts, or swaps left and right, on every round."""
+    runs = [tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)]
+    return len(words) >= LOOPABLE_WORDS and len(set(runs)) / len(runs) < FRESH_SHARE
+
+
 def _echoes(words: list[str], text: str, prompt: str) -> bool:
     if _ROLE.search(text):
         return True
     asked = [word.casefold() for word in _WORD.findall(prompt)]
-    shingles = {tuple(asked[i : i + SHINGLE]) for i in range(len(asked) - SHINGLE + 1)}
+    if len(asked) < SHINGLE:
+        return bool(words) and words == asked
+    return _share(words, asked) > COPIED_SHARE or _share(asked, words) > GIVEN_BACK_SHARE
+
+
+def _share(words: list[str], source: list[str]) -> float:
+    """Return the share of the words that stand in runs of `SHINGLE` words copied from the source."""
+    shingles = {tuple(source[i : i + SHINGLE]) for i in range(len(source) - SHINGLE + 1)}
     copied = [False] * len(words)
     for i in range(len(words) - SHINGLE + 1):
         if tuple(words[i : i + SHINGLE]) in shingles:
             copied[i : i + SHINGLE] = [True] * SHINGLE
-    return bool(words) and sum(copied) / len(words) > COPIED_SHARE
+    return sum(copied) / len(words) if words else 0.0

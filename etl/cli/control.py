@@ -1,15 +1,35 @@
 """Commands to a state or to the run at work on it: retry-failed, pause, resume, stop."""
 
-from typing import Annotated
+import dataclasses
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from etl.cli import render
 from etl.cli.inspection import ClassOption, HostOption, KeyOption, StageOption
 from etl.cli.options import Context, command
-from etl.errors import EtlError, StateLockedError
-from etl.models import FailureFilter
+from etl.errors import EtlError, StateLockedError, UsageError
+from etl.models import FailureFilter, QualityFlag, Stage
 from etl.state import control
+from etl.state.penalty import HIGHEST_PENALTY, LOWEST_PENALTY, PENALTY, UNLIKELY
+
+if TYPE_CHECKING:
+    from etl.state.store import Store
+
+FlagOption = Annotated[
+    QualityFlag | None,
+    typer.Option(
+        help="Not failed items, but the finished captions with this quality flag: make them again, decoded otherwise.",
+    ),
+]
+PenaltyOption = Annotated[
+    float | None,
+    typer.Option(
+        help=f"How strongly words that are there already are avoided, from {LOWEST_PENALTY} to {HIGHEST_PENALTY:g}; "
+        f"what it exceeds 1 by is added to the penalty that a caption was made with. [default: {PENALTY}]",
+        show_default=False,
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -22,29 +42,26 @@ def register(app: typer.Typer) -> None:
         error_class: ClassOption = None,
         host: HostOption = None,
         key: KeyOption = None,
+        flag: FlagOption = None,
+        repetition_penalty: PenaltyOption = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
     ) -> None:
-        """Put failed items back to ready, with their attempts forgotten and their history kept."""
+        """Put failed items, or captions with a quality flag, back to ready; their history is kept."""
         from etl.state.store import Store
 
-        chosen = FailureFilter(stage, error_class, host, key)
+        chosen = FailureFilter(stage, error_class, host, key, flag, repetition_penalty)
+        _check(chosen)
+        if flag in UNLIKELY and not context.json:
+            render.note(context, f"a repetition penalty is unlikely to help: {UNLIKELY[flag]}")
         try:
             with Store.open(context.settings, create=False) as store:
-                counts = store.retry_failed(chosen, dry_run=dry_run)
+                retry = _retry_failed if flag is None else _caption_again
+                retry(context, store, chosen, dry_run=dry_run)
         except StateLockedError:
             if dry_run:
                 raise
             # The run that holds the state does it for us.
             _tell(context, control.send(context.settings.state, control.RETRY, chosen))
-            return
-        if context.json:
-            render.answer(counts)
-            return
-        verb = "would be" if dry_run else "are"
-        for name, n in counts.items():
-            render.note(context, f"{name}: {n:,} failed items {verb} ready again")
-        if any(counts.values()) and not dry_run:
-            render.note(context, "now run `etl run` (or `etl fetch` and `etl caption`) again")
 
     def _register(name: str, text: str) -> None:
         def send(context: Context) -> None:
@@ -56,6 +73,40 @@ def register(app: typer.Typer) -> None:
     _register(control.PAUSE, "Let the run at work claim nothing more until it is resumed.")
     _register(control.RESUME, "Let a paused run go on.")
     _register(control.STOP, "Let the run at work finish what is in flight, and end.")
+
+
+def _check(chosen: FailureFilter) -> None:
+    """Raise `UsageError` for options that do not go together, and for a penalty that cannot be obeyed."""
+    penalty = chosen.repetition_penalty
+    if chosen.flag is None and penalty is not None:
+        raise UsageError("--repetition-penalty needs --flag: it is for finished captions that are to be made again")
+    if chosen.flag is not None and (chosen.error_class is not None or chosen.stage not in (None, Stage.CAPTION)):
+        raise UsageError("--flag means finished captions, which have no --class and no other --stage; leave these out")
+    if penalty is not None and not LOWEST_PENALTY <= penalty <= HIGHEST_PENALTY:
+        raise UsageError(f"--repetition-penalty must be from {LOWEST_PENALTY} to {HIGHEST_PENALTY:g}, not {penalty:g}")
+
+
+def _retry_failed(context: Context, store: "Store", chosen: FailureFilter, *, dry_run: bool) -> None:
+    counts = store.retry_failed(chosen, dry_run=dry_run)
+    if context.json:
+        render.answer(counts)
+        return
+    verb = "would be" if dry_run else "are"
+    for name, n in counts.items():
+        render.note(context, f"{name}: {n:,} failed items {verb} ready again")
+    if any(counts.values()) and not dry_run:
+        render.note(context, "now run `etl run` (or `etl fetch` and `etl caption`) again")
+
+
+def _caption_again(context: Context, store: "Store", chosen: FailureFilter, *, dry_run: bool) -> None:
+    again = store.caption_again(chosen, dry_run=dry_run)
+    if context.json:
+        render.answer(dataclasses.asdict(again))
+        return
+    render.note(context, again.line(dry_run=dry_run))
+    if again.caption and not dry_run:
+        commands = "`etl fetch` and `etl caption`" if again.waiting else "`etl caption`"
+        render.note(context, f"until then the captions that are there count; now run `etl run` (or {commands})")
 
 
 def _tell(context: Context, reply: str | None) -> None:

@@ -1,6 +1,7 @@
 """What ``etl doctor`` looks at."""
 
 import importlib.metadata
+import importlib.util
 import platform
 import shutil
 import sqlite3
@@ -73,5 +74,8 @@ def _device() -> Check:
 
     if not torch.cuda.is_available():
         return Check("gpu", "note", f"none that torch {torch.__version__} can use; captions are made on the CPU")
-    names = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return Check("gpu", "ok", ", ".join(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in names))
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    shown = "; ".join(f"{n}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for n, gpu in enumerate(gpus))
+    if importlib.util.find_spec("triton") is None:
+        return Check("gpu", "note", f"{shown}; without Triton, so decoding reads more memory than it needs to")
+    return Check("gpu", "ok", shown)

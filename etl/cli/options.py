@@ -25,8 +25,8 @@ FETCH_SETTINGS = (
     "min_free", "max_cache_size", "interval_s",
 )  # fmt: skip
 CAPTION_SETTINGS = (
-    "model", "revision", "dtype", "device", "batch_size", "max_new_tokens", "max_aspect", "max_attempts", "interval_s",
-    "gpu_price",
+    "model", "revision", "dtype", "device", "engine", "slots", "gpu_memory_fraction", "gpus", "feeders", "batch_size",
+    "max_new_tokens", "pad_to_square", "max_aspect", "max_attempts", "interval_s", "gpu_price",
 )  # fmt: skip
 
 

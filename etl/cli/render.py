@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from etl.cli.options import Context
@@ -20,7 +20,9 @@ from etl.models import (
     RecordState,
     RunInfo,
     RunState,
+    Stage,
 )
+from etl.state.penalty import UNLIKELY
 from etl.text import clean
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ def progress_json(progress: Progress) -> dict[str, Any]:
             "bytes_per_s": round(progress.bytes_per_s),
         },
         "hosts": [host_json(host) for host in progress.hosts],
+        "flags": progress.flags,
         "fetch_errors": progress.fetch_errors,
         "fetch_seconds": None if progress.fetch_seconds is None else round(progress.fetch_seconds),
     }
@@ -96,6 +99,8 @@ def status_lines(progress: Progress) -> Iterator[str]:
     for stage in ("sources", "captions"):
         counts = ", ".join(f"{n:,} {status}" for status, n in value[stage].items() if n)
         yield f"{stage:<9} {counts or 'none yet'}"
+    if progress.flags:
+        yield f"flags     {', '.join(f'{n:,} {flag}' for flag, n in progress.flags.items())}"
     if progress.bytes_fetched:
         yield f"fetched   {size(progress.bytes_fetched)}"
     yield from (f"host      {host_line(host)}" for host in progress.hosts if is_news(host))
@@ -178,6 +183,9 @@ def report(context: Context, done: "Report") -> None:
         note(context, f"cost      {cost_line(done.cost)}")
     if done.exported:
         note(context, f"exported  {export_line(done.exported)}")
+    if Stage.CAPTION in done.stages:
+        for line in flag_lines(done.progress.flags):
+            note(context, line)
     if done.state is RunState.INTERRUPTED:
         note(context, "stopped; everything finished is kept: run the same command again to go on")
     elif done.failed:
@@ -187,6 +195,15 @@ def report(context: Context, done: "Report") -> None:
 def cost_line(cost: "Cost") -> str:
     """Return what a run and all runs have cost."""
     return f"{cost.run:,.2f} at {cost.price:,.2f} an hour; all runs {cost.total:,.2f}"
+
+
+def flag_lines(flags: Mapping[str, int]) -> Iterator[str]:
+    """Yield what can be done about captions with quality flags."""
+    for flag, n in flags.items():
+        if flag in UNLIKELY:
+            yield f"{n:,} captions are flagged {flag}; making them again is unlikely to help: {UNLIKELY[flag]}"
+        else:
+            yield f"{n:,} captions are flagged {flag}; `etl retry-failed --flag {flag}` has them made again"
 
 
 def story_lines(story: dict[str, Any]) -> Iterator[str]:
@@ -213,13 +230,30 @@ def story_lines(story: dict[str, Any]) -> Iterator[str]:
             + _why_failed(caption)
         )
         if caption["text"] is not None:
-            yield f"          {clean(caption['text'])}"
-            flags = f", flags: {caption['flags']}" if caption["flags"] else ""
-            yield f"          {caption['tokens']} tokens, {caption['finish_reason']}{flags}"
+            yield from _words(caption)
+        elif caption["earlier"]:
+            told = "could not" if caption["status"] == QueueStatus.DEAD else "is to"
+            penalty = caption["repetition_penalty"]
+            yield f"          {told} be made again with repetition penalty {penalty:g}; what counts:"
+            yield from _words(caption["earlier"][-1])
+        for earlier in reversed(caption["earlier"][: None if caption["text"] is not None else -1]):
+            yield f"earlier   of {iso_utc(earlier['done_at'])}:"
+            yield from _words(earlier)
     for attempt in story["attempts"]:
         took = (attempt["ended_at"] - attempt["started_at"]) / 1000
         what = f"{attempt['error_class']}: {clean(attempt['message'])}" if attempt["error_class"] else "done"
         yield f"attempt   {iso_utc(attempt['ended_at'])} {attempt['stage']} {attempt['n']}, {took:.1f} s: {what}"
+
+
+def _words(caption: dict[str, Any]) -> Iterator[str]:
+    """Yield the text of a caption, and how it was made."""
+    yield f"          {clean(caption['text'])}"
+    # A database that no newer version has written does not know penalties.
+    penalty = caption.get("repetition_penalty")
+    yield f"          {caption['tokens']} tokens, {caption['finish_reason']}" + (
+        (f", repetition penalty {penalty:g}" if penalty else "")
+        + (f", flags: {caption['flags']}" if caption["flags"] else "")
+    )
 
 
 def _why_failed(item: dict[str, Any]) -> str:

@@ -1,41 +1,27 @@
 """A pool of confined decoder processes.
 
 Each process has its own socket and one picture at a time, so one that dies takes nothing with it but its
-picture.  (`pebble.ProcessPool` shares pipes and locks between its workers: when an idle one is killed, as the
-kernel does when memory is short, the whole pool is lost.  `multiprocessing` runs the parent's main module again
-in every child.)
+picture.
 """
 
 import asyncio
 import contextlib
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from etl.errors import DecoderCrashedError, DecoderLimitError, EtlError
+from etl.errors import ChildEndedError, DecoderCrashedError, DecoderLimitError, EtlError
 from etl.imaging.worker import WorkerConfig, decoded_or_raise
 from etl.models import DecodedImage
+from etl.processes import ChildProcess
 
 _START_TIMEOUT_S = 60.0
 """A start takes 0.2 s; a cold network disk on a loaded machine may need much longer."""
-
-_BOOT = """
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])
-from etl.imaging.worker import main
-main(sys.argv[2])
-"""
 
 
 class DecoderPool:
@@ -60,7 +46,7 @@ class DecoderPool:
         max_pixels: int,
         timeout_s: float = 120.0,
     ) -> None:
-        self._config = WorkerConfig(-1, str(cache_root), memory_bytes, longest_edge, max_pixels)
+        self._config = WorkerConfig(str(cache_root), memory_bytes, longest_edge, max_pixels)
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decoder")
         self._lock = threading.Lock()
@@ -95,7 +81,7 @@ class DecoderPool:
                 raise EtlError(_CLOSED)
             self._all.add(decoder := _Decoder(self._config))
         with self._dropped_on_error(decoder):
-            decoder.wait_until_ready()
+            decoder.wait_until_ready(_START_TIMEOUT_S)
         return decoder
 
     async def decode(self, path: Path) -> DecodedImage:
@@ -168,34 +154,26 @@ class DecoderPool:
 _CLOSED = "the decoder pool was closed"
 
 
-class _Decoder:
-    """One child process and the parent's end of its socket."""
+class _Decoder(ChildProcess):
+    """A process that decodes one picture at a time."""
 
     def __init__(self, config: WorkerConfig) -> None:
-        self._connection, theirs = Pipe()
-        with theirs:
-            config = dataclasses.replace(config, fd=theirs.fileno())
-            self._process = _start(config, theirs, self._connection)
-
-    def wait_until_ready(self) -> None:
-        """Return when the process takes pictures; raises EtlError when it does not come up."""
-        try:
-            if self._connection.poll(_START_TIMEOUT_S):
-                self._connection.recv_bytes()
-                return
-            reason = f"it was not ready after {_START_TIMEOUT_S:g} s"
-        except (EOFError, OSError):
-            reason = self.how_it_ended()
-        raise EtlError(f"a decoder process cannot be started: {reason}")
+        super().__init__(
+            "etl.imaging.worker:main",
+            dataclasses.asdict(config),
+            name="decoder process",
+            # One arena per thread would reserve address space that the limit counts.
+            env={"MALLOC_ARENA_MAX": "1"},
+        )
 
     def takes(self, path: Path, timeout_s: float) -> bool:
         """Offer one picture and return whether the process lived to take it; raises as `answer` for the time."""
         try:
-            self._connection.send_bytes(json.dumps(str(path)).encode())
-            if self._connection.poll(timeout_s):
-                self._connection.recv_bytes()
+            self.send(json.dumps(str(path)).encode())
+            if self.poll(timeout_s):
+                self.recv()
                 return True
-        except (EOFError, OSError):
+        except ChildEndedError:
             return False
         raise _overdue(timeout_s)
 
@@ -205,52 +183,12 @@ class _Decoder:
         Raises `DecoderCrashedError` when the process dies and `DecoderLimitError` when the time is over.
         """
         try:
-            if self._connection.poll(timeout_s):
-                return self._connection.recv_bytes()
-        except (EOFError, OSError) as error:
+            if self.poll(timeout_s):
+                return self.recv()
+        except ChildEndedError as error:
             raise DecoderCrashedError(f"the decoder process died on this picture: {self.how_it_ended()}") from error
         raise _overdue(timeout_s)
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def discard(self) -> None:
-        """End the process, if it still lives, and free what it held."""
-        self._process.kill()
-        self._process.wait()
-        self._connection.close()
-
-    def how_it_ended(self) -> str:
-        """Return the signal or exit code of a process that is gone, for people."""
-        try:
-            code = self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            return "it closed its socket"
-        if code < 0:
-            with contextlib.suppress(ValueError):
-                return f"killed by {signal.Signals(-code).name}"
-        return f"exit code {code}"
 
 
 def _overdue(timeout_s: float) -> DecoderLimitError:
     return DecoderLimitError(f"decoding took longer than {timeout_s:g} s")
-
-
-def _start(config: WorkerConfig, theirs: Connection, ours: Connection) -> "subprocess.Popen[bytes]":
-    arguments = [sys.executable, "-c", _BOOT, json.dumps(sys.path), json.dumps(dataclasses.asdict(config))]
-    # Until the child ignores them itself, it inherits this mask: a Ctrl-C must not print tracebacks of its start.
-    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        return subprocess.Popen(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(),),
-            # One arena per thread would reserve address space that the limit counts.
-            env=os.environ | {"MALLOC_ARENA_MAX": "1"},
-        )
-    except OSError as error:
-        ours.close()
-        raise EtlError(f"a decoder process cannot be started: {error}") from error
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, masked)

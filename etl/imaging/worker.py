@@ -5,15 +5,10 @@ answers in JSON, so that a decoder that was taken over can return nothing but a 
 must stay cheap: neither this module nor what it imports may import torch, transformers, httpx or sqlite-utils.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
-import queue
-import signal
-import threading
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +24,7 @@ from etl.errors import (
 from etl.imaging.cache import ImageCache
 from etl.imaging.decode import OUT_OF_MEMORY, make_working_copy
 from etl.models import DecodedImage, WorkingCopy
+from etl.processes import Parent
 
 READY = b"ready"
 """Sent once: pictures are welcome."""
@@ -45,41 +41,32 @@ HEADROOM_BYTES = 64 * 1024**2
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a decoder process is told once, as JSON in its arguments.
+    """What a decoder process is told once, as JSON.
 
     Attributes:
-        fd: its end of the socket.
         cache_root: directory of the image cache.
         memory_bytes: limit of its address space.
         longest_edge: of working copies, in pixels.
         max_pixels: largest accepted picture.
     """
 
-    fd: int
     cache_root: str
     memory_bytes: int
     longest_edge: int
     max_pixels: int
 
 
-def main(config_json: str) -> None:
-    """Answer requests until the pool's end of the socket closes, by whatever end of the parent."""
-    config = WorkerConfig(**json.loads(config_json))
-    # A terminal or a service manager signals the whole group: the parent drains, and must find its decoders alive.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def main(config_fields: dict[str, Any], pool: Parent) -> None:
+    """Decode what the pool sends until it is gone; a SIGKILL in the middle of a picture leaves nothing to say."""
+    config = WorkerConfig(**config_fields)
     os.nice(NICENESS)
-    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     cache = ImageCache(Path(config.cache_root))
-    # A pool that is gone, by a SIGKILL in the middle of a picture, leaves nobody to answer and nothing to say.
-    with Connection(config.fd) as connection, contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        threading.Thread(target=_receive, args=(connection, requests), daemon=True).start()
-        _limit_memory(config.memory_bytes)
-        connection.send_bytes(READY)
-        while True:
-            path = Path(requests.get())
-            connection.send_bytes(TAKEN)
-            connection.send_bytes(_answer(path, cache, config))
+    _limit_memory(config.memory_bytes)
+    pool.send(READY)
+    while True:
+        path = Path(json.loads(pool.recv()))
+        pool.send(TAKEN)
+        pool.send(_answer(path, cache, config))
 
 
 def decoded_or_raise(answer: bytes) -> DecodedImage:
@@ -88,14 +75,6 @@ def decoded_or_raise(answer: bytes) -> DecodedImage:
     if "error" in fields:
         raise _error_classes()[fields["error"]](fields["message"])
     return DecodedImage(**fields | {"working": WorkingCopy(**fields["working"])})
-
-
-def _receive(connection: Connection, requests: "queue.SimpleQueue[str]") -> None:
-    """Queue requests; end the process when the pool is gone, even in the middle of a picture."""
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            requests.put(json.loads(connection.recv_bytes()))
-    os._exit(0)
 
 
 def _answer(path: Path, cache: ImageCache, config: WorkerConfig) -> bytes:

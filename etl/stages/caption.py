@@ -3,6 +3,7 @@
 A caption exists once its transaction is committed; a crash costs at most what the model was working on.
 """
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from etl.captioning.captioner import Captioner
 from etl.clock import now_ms
 from etl.config import Settings
-from etl.models import CaptionItem, CaptionResult, ItemFailure, StageSummary
+from etl.models import CaptionItem, CaptionResult, EngineSample, ItemFailure, StageSummary
 from etl.stages.flow import Flow
 from etl.state.captions import CaptionQueue
 from etl.state.store import Store
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 
 IDLE_S = 0.2
 """Seconds between two looks at an empty queue while fetch may still fill it."""
+
+SAMPLE_S = 5.0
+"""Seconds between two records of how busy the engine is: 1,440 rows for each worker in a two-hour run."""
 
 
 def caption(
@@ -37,13 +41,25 @@ def caption(
     # First tell fetch, then queue what is there already: in the other order a picture could fall between.
     flow.recipe = row
     queue.enqueue_possible()
-    return _Caption(queue, settings, captioner, flow).run(more_coming)
+    record = functools.partial(store.record_engine, run)
+    return _Caption(queue, settings, captioner, flow, more_coming, record).run()
 
 
 class _Caption:
     """One caption stage at work."""
 
-    def __init__(self, queue: CaptionQueue, settings: Settings, captioner: Captioner, flow: Flow) -> None:
+    def __init__(
+        self,
+        queue: CaptionQueue,
+        settings: Settings,
+        captioner: Captioner,
+        flow: Flow,
+        more_coming: Callable[[], bool],
+        record: Callable[[EngineSample], None],
+    ) -> None:
+        self._more_coming = more_coming
+        self._record = record
+        self._sample_at = 0.0
         self._queue = queue
         self._size = settings.batch_size
         self._captioner = captioner
@@ -53,11 +69,11 @@ class _Caption:
         self._started = now_ms()
         self._done = self._retried = self._dead = 0
 
-    def run(self, more_coming: Callable[[], bool]) -> StageSummary:
+    def run(self) -> StageSummary:
         try:
             while not self._flow.stopping:
                 # Asked before the queue is looked at: what fetch commits as its last is then still seen.
-                expecting = more_coming()
+                expecting = self._more_coming()
                 worked = self._flow.claiming and self._work()
                 if not worked and not expecting and self._is_finished():
                     break
@@ -66,6 +82,7 @@ class _Caption:
         finally:
             self._commit()
             released = self._queue.release_all()
+            self._sample()
         return StageSummary(self._done, self._retried, self._dead, released)
 
     def _is_finished(self) -> bool:
@@ -81,12 +98,25 @@ class _Caption:
             self._caption(iter([suspect]))
         return self._done + self._retried + self._dead > before
 
-    def _claims(self) -> Iterator[CaptionItem]:
-        """Yield claimed items while there are any and claiming is allowed."""
-        while self._flow.claiming and (items := self._queue.claim(self._size)):
-            yield from items
+    def _claims(self) -> Iterator[CaptionItem | None]:
+        """Yield claimed items while claiming is allowed and there are any, ``None`` while there may soon be some."""
+        look_at = 0.0
+        while self._flow.claiming:
+            # A captioner that has other work to do asks again within milliseconds.
+            if time.monotonic() < look_at:
+                yield None
+                continue
+            expecting = self._more_coming()
+            items = self._queue.claim(self._size)
+            if not items and not expecting:
+                return
+            look_at = 0.0 if items else time.monotonic() + IDLE_S
+            if items:
+                yield from items
+            else:
+                yield None
 
-    def _caption(self, items: Iterator[CaptionItem]) -> None:
+    def _caption(self, items: Iterator[CaptionItem | None]) -> None:
         self._started = now_ms()
         last = time.monotonic()
         for outcome in self._captioner.caption(items, should_stop=self._flow.should_abandon):
@@ -94,10 +124,19 @@ class _Caption:
                 self._results.append(outcome)
             else:
                 self._failures.append(outcome)
-            if len(self._results) + len(self._failures) >= self._size or time.monotonic() - last > 1.0:
+            now = time.monotonic()
+            if len(self._results) + len(self._failures) >= self._size or now - last > 1.0:
                 self._commit()
-                last = time.monotonic()
+                last = now
+            if now >= self._sample_at:
+                self._sample()
         self._commit()
+
+    def _sample(self) -> None:
+        """Record how busy the engine is, for those who look on."""
+        self._sample_at = time.monotonic() + SAMPLE_S
+        for sample in self._captioner.samples():
+            self._record(sample)
 
     def _commit(self) -> None:
         results, failures, started = self._results, self._failures, self._started

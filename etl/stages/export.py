@@ -4,6 +4,7 @@ The file appears whole or not at all: it is written beside its name, made durabl
 """
 
 import errno
+import functools
 import gzip
 import hashlib
 import io
@@ -23,7 +24,8 @@ from etl.clock import iso_utc
 from etl.config import redact_url
 from etl.errors import ConfigError, DiskFullError, EtlError
 from etl.models import ExportSummary, RecordOutcome, RecordState
-from etl.state.queries import ExportRow, Reader, RecipeRow
+from etl.state.export_rows import ExportRow
+from etl.state.queries import Reader, RecipeRow
 
 STDOUT = "-"
 CAPTION, CAPTIONED_AT, SOURCE, ERROR, PROVENANCE = (
@@ -126,10 +128,19 @@ def _added(row: ExportRow, outcome: str, recipe: RecipeRow | None, options: Expo
     if options.provenance:
         added[PROVENANCE] = {
             "recipe": recipe.sha256, "finish_reason": row.finish_reason, "tokens": row.tokens,
-            "flags": row.flags.split(",") if row.flags else [], "image_sha256": row.image_sha256,
+            "flags": row.flags.split(",") if row.flags else [],
+            "repetition_penalty": row.repetition_penalty or _usual_penalty(recipe.spec),
+            "image_sha256": row.image_sha256,
             "mirror": redact_url(row.mirror) if row.mirror else None,
         }  # fmt: skip
     return added
+
+
+@functools.lru_cache(maxsize=1)
+def _usual_penalty(spec: str) -> float | None:
+    """Return the repetition penalty that the recipe says; ``None`` where it says none."""
+    value: float | None = json.loads(spec).get("generation", {}).get("repetition_penalty")
+    return value
 
 
 def with_fields(line: bytes, added: dict[str, Any]) -> bytes:

@@ -6,7 +6,7 @@ from etl.clock import now_ms
 from etl.models import CaptionItem, CaptionResult, Stage
 from etl.state.database import Connection
 from etl.state.images import wake_evicted
-from etl.state.work_queue import ALONE_AFTER_CRASHES, WAKE_CANCELLED, WorkQueue
+from etl.state.work_queue import ALONE_AFTER_CRASHES, DEAD_AFTER_CRASHES, WAKE_CANCELLED, WorkQueue
 
 _POSSIBLE = (
     "SELECT DISTINCT s.image, r.prompt FROM records r JOIN sources s ON s.id = r.source "
@@ -19,6 +19,8 @@ class CaptionQueue(WorkQueue):
 
     table = "captions"
     stage = Stage.CAPTION
+    # A worker holds hundreds of captions; only one that is tried alone is judged by its death.
+    dead_after_crashes = DEAD_AFTER_CRASHES
 
     def __init__(
         self, connection: Connection, run: int, recipe: int, *, max_attempts: int, backoff_s: float, cap_s: float
@@ -78,8 +80,9 @@ class CaptionQueue(WorkQueue):
             if not claimed:
                 return []
             rows = db.conn.execute(
-                "SELECT c.id, i.working_sha256, p.text, c.crashes FROM captions c JOIN images i ON i.id = c.image "
-                f"JOIN prompts p ON p.id = c.prompt WHERE c.id IN ({','.join('?' * len(claimed))}) ORDER BY c.id",
+                "SELECT c.id, i.working_sha256, p.text, c.crashes, c.repetition_penalty FROM captions c "
+                "JOIN images i ON i.id = c.image JOIN prompts p ON p.id = c.prompt "
+                f"WHERE c.id IN ({','.join('?' * len(claimed))}) ORDER BY c.id",
                 claimed,
             ).fetchall()
         return [CaptionItem(*row) for row in rows]

@@ -1,12 +1,14 @@
-"""How fetch fares host by host, and what is still to come: the reading side of ``hosts``."""
+"""How fetch fares host by host, what is still to come, and which captions are suspicious."""
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 from etl.clock import now_ms
 from etl.models import HostInfo, HostProgress, HostState, Progress, Stage
 from etl.state.database import HOSTS_VERSION
+from etl.state.failures import CURRENT
 from etl.state.queries import PAGE, RATE_WINDOW_MS, Reader
 
 SHOWN_HOSTS = 8
@@ -22,6 +24,7 @@ class Outlook:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._pending: dict[str, int] = {}
+        self._flags: dict[str, int] = {}
         self._counted_at = float("-inf")
 
     def progress(self) -> Progress:
@@ -29,6 +32,7 @@ class Outlook:
         progress = self._reader.progress()
         if time.monotonic() - self._counted_at >= COUNT_S:
             self._pending = pending_by_host(self._reader)
+            self._flags = flag_counts(self._reader)
             self._counted_at = time.monotonic()
         rates = host_rates(self._reader, progress)
         known = {info.host: info for info in hosts(self._reader)}
@@ -44,8 +48,9 @@ class Outlook:
             if stage == Stage.FETCH
         }
         return dataclasses.replace(
-            progress, hosts=tuple(shown[:SHOWN_HOSTS]), fetch_errors=errors, fetch_seconds=_seconds(shown)
-        )
+            progress, hosts=tuple(shown[:SHOWN_HOSTS]), fetch_errors=errors, fetch_seconds=_seconds(shown),
+            flags=self._flags,
+        )  # fmt: skip
 
 
 def hosts(reader: Reader) -> list[HostInfo]:
@@ -78,6 +83,14 @@ def host_rates(reader: Reader, progress: Progress) -> dict[str, tuple[float, flo
 def pending_by_host(reader: Reader) -> dict[str, int]:
     """Return how many sources of each host are still to be fetched."""
     return dict(reader.rows("SELECT host, count(*) FROM sources WHERE status IN ('ready', 'retry') GROUP BY host"))
+
+
+def flag_counts(reader: Reader) -> dict[str, int]:
+    """Return how many finished captions of the current recipe carry which quality flag, most frequent first."""
+    counts: Counter[str] = Counter()
+    for flags, n in reader.rows(f"SELECT flags, count(*) FROM captions WHERE flags <> '' AND {CURRENT} GROUP BY flags"):
+        counts.update(dict.fromkeys(flags.split(","), n))
+    return dict(counts.most_common())
 
 
 def open_sources(reader: Reader, *, fetched_too: bool = False) -> Iterator[tuple[int, str, str, bool, bytes]]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from etl.clock import now_ms
 from etl.models import Failure, FailureFilter, Progress, RunInfo, RunState, Stage
-from etl.state.database import DATABASE_NAME, HOSTS_VERSION, check_version, open_reader, translate_errors
+from etl.state.database import DATABASE_NAME, ENGINE_VERSION, check_version, open_reader, translate_errors
+from etl.state.export_rows import ExportRow, export_sql
 from etl.state.failures import CURRENT, FAILURES, failure_condition
 from etl.state.lock import is_locked
 
@@ -22,29 +23,6 @@ RATE_WINDOW_MS = 60_000
 
 PAGE = 2000
 """Rows read at once by the queries that walk a whole state."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExportRow:
-    """One record with what became of it, for the export.
-
-    ``error_class`` is the caption's, else the source's, else the record's own.
-    """
-
-    position: int
-    record: int
-    key: str
-    state: str
-    outcome: str
-    line: bytes
-    error_class: str | None
-    text: str | None
-    done_at: int | None
-    finish_reason: str | None
-    tokens: int | None
-    flags: str | None
-    image_sha256: str | None
-    mirror: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +146,8 @@ class Reader:
     def failures(self, chosen: FailureFilter | None = None, limit: int | None = None) -> Iterator[Failure]:
         """Yield dead items and invalid records, by stage and error class."""
         chosen = chosen or FailureFilter()
+        if chosen.flag is not None:
+            return
         for stage, sql in FAILURES.items():
             if chosen.stage not in (None, stage):
                 continue
@@ -231,12 +211,23 @@ class Reader:
         )
         attempts = self._attempts(Stage.FETCH, source["id"]) if source else []
         for caption in captions:
+            caption["earlier"] = self._earlier(caption["id"])
             attempts += self._attempts(Stage.CAPTION, caption["id"])
         line = self.rows("SELECT line FROM record_lines WHERE record = ?", (record.pop("id"),))[0][0]
         return {
             "record": record, "source": source, "image": image, "captions": captions, "attempts": attempts,
             "line": bytes(line).decode("utf-8", "replace"),
         }  # fmt: skip
+
+    def _earlier(self, caption: int) -> list[dict[str, Any]]:
+        """Return what a caption was before it was made again, oldest first."""
+        if self.version < ENGINE_VERSION:
+            return []
+        return self._many(
+            "SELECT text, finish_reason, tokens, flags, repetition_penalty, run, done_at FROM earlier_captions "
+            "WHERE caption = ? ORDER BY id",
+            caption,
+        )
 
     def _attempts(self, stage: Stage, item: int) -> list[dict[str, Any]]:
         return self._many(
@@ -289,25 +280,8 @@ class Reader:
     def export_rows(self, manifest: int, recipe: int | None) -> Iterator[ExportRow]:
         """Yield the records of one manifest in its order, removed ones left out, joined with one recipe's captions."""
         after = (0, 0)
-        sql = _EXPORT.format(mirror="s.mirror" if self.version >= HOSTS_VERSION else "NULL")
+        sql = export_sql(self.version)
         while rows := self.rows(sql, (recipe, manifest, *after, PAGE)):
             for row in rows:
                 yield ExportRow(*row)
             after = rows[-1][:2]
-
-
-_EXPORT = """
-SELECT r.position, r.id, r.key, r.state,
-  CASE WHEN c.status = 'done' THEN 'captioned'
-       WHEN s.status = 'dead' OR c.status = 'dead' THEN 'failed' ELSE 'pending' END,
-  l.line, CASE WHEN c.status = 'dead' THEN c.error_class WHEN s.status = 'dead' THEN s.error_class
-               ELSE r.error_class END,
-  c.text, c.done_at, c.finish_reason, c.tokens, c.flags, i.sha256, {mirror}
-FROM records r
-JOIN record_lines l ON l.record = r.id
-LEFT JOIN sources s ON s.id = r.source
-LEFT JOIN images i ON i.id = s.image
-LEFT JOIN captions c ON c.image = s.image AND c.prompt = r.prompt AND c.recipe = ?
-WHERE r.manifest = ? AND (r.position, r.id) > (?, ?) AND r.state <> 'removed'
-ORDER BY r.position, r.id LIMIT ?
-"""

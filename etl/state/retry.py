@@ -18,13 +18,13 @@ def retry_failed(connection: Connection, chosen: FailureFilter, *, dry_run: bool
         for stage, table in ((Stage.FETCH, "sources"), (Stage.CAPTION, "captions")):
             if chosen.stage not in (None, stage):
                 continue
-            condition, arguments = _condition(table, chosen)
+            condition, arguments = chosen_items(table, chosen)
             if dry_run:
                 sql = f"SELECT count(*) FROM {table} WHERE status = 'dead'{condition}"
                 counts[stage] = int(db.conn.execute(sql, arguments).fetchone()[0])
                 continue
             revived = db.conn.execute(
-                f"UPDATE {table} SET status = {_REVIVED[table]}, attempts = 0, crashes = 0, not_before = 0, "
+                f"UPDATE {table} SET status = {REVIVED[table]}, attempts = 0, crashes = 0, not_before = 0, "
                 f"error_class = NULL, error = NULL WHERE status = 'dead'{condition} RETURNING status, image",
                 arguments,
             ).fetchall()
@@ -33,10 +33,11 @@ def retry_failed(connection: Connection, chosen: FailureFilter, *, dry_run: bool
     return counts
 
 
-_REVIVED = {
+REVIVED = {
     "sources": "'ready'",
     "captions": "CASE (SELECT state FROM images i WHERE i.id = image) WHEN 'present' THEN 'ready' ELSE 'cancelled' END",
 }
+"""What an item's status becomes; a caption without its picture would only be claimed and fail."""
 
 
 _KEY = {
@@ -47,7 +48,8 @@ _KEY = {
 _HOST = {"sources": "host = ?", "captions": "image IN (SELECT image FROM sources WHERE host = ?)"}
 
 
-def _condition(table: str, chosen: FailureFilter) -> tuple[str, list[str]]:
+def chosen_items(table: str, chosen: FailureFilter) -> tuple[str, list[str]]:
+    """Return ``AND ...`` conditions over a queue's table for what was chosen, and their arguments."""
     parts = {"error_class = ?": chosen.error_class, _HOST[table]: chosen.host, _KEY[table]: chosen.key}
     given = {sql: value for sql, value in parts.items() if value is not None}
     recipe = _CURRENT if table == "captions" else ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from etl.state.database import ENGINE_VERSION
+from etl.state.database import LOOKING_VERSION
 from etl.state.queries import Reader
 from etl.state.titles import title_and_date
 
@@ -101,7 +101,7 @@ def step(reader: Reader, place: Place, sought: Sought, *, older: bool) -> Step:
     """Go from a place to the next older or newer caption that is wanted, as far as one read goes."""
     if sought.text:
         return _search(reader, place, sought, older=older)
-    if sought.flagged and reader.version >= ENGINE_VERSION:
+    if sought.flagged and reader.version >= LOOKING_VERSION:
         return _next_flagged(reader, place, older=older)
     flagged = "AND c.flags <> ''" if sought.flagged else ""
     rows = reader.rows(
@@ -164,11 +164,11 @@ def _beyond(older: bool) -> str:
 
 
 def _next_flagged(reader: Reader, place: Place, *, older: bool) -> Step:
-    """Step through the index over flagged captions of the current recipe, which is in the order of their rows."""
+    """Step through the index over flagged captions, which is in the order of their rows."""
     sign, order = ("<", "DESC") if older else (">", "ASC")
     rows = reader.rows(
-        "SELECT done_at, id FROM captions WHERE recipe = (SELECT id FROM recipes WHERE current = 1) AND flags <> '' "
-        f"AND status = 'done' AND id {sign} ? ORDER BY id {order} LIMIT 1",
+        f"SELECT done_at, id FROM captions WHERE flags <> '' AND status = 'done' AND id {sign} ? "
+        f"ORDER BY id {order} LIMIT 1",
         (place.caption,),
     )
     found = Place(*rows[0]) if rows else None

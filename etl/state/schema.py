@@ -321,6 +321,7 @@ def _hosts_and_mirrors(db: Database) -> None:
     db.conn.execute(_HOSTS)
 
 
+# A caption that is to be made again counts as it was until the new one is there, whatever becomes of the attempt.
 _CAPTIONS_AGAIN = """
 ALTER TABLE captions ADD COLUMN repetition_penalty REAL;
 
@@ -336,7 +337,18 @@ CREATE TABLE earlier_captions (
   done_at INTEGER
 ) STRICT;
 CREATE INDEX earlier_captions_by_caption ON earlier_captions (caption);
-CREATE INDEX captions_flagged ON captions (recipe, id) WHERE flags <> '';
+CREATE INDEX captions_flagged ON captions (recipe, flags) WHERE flags <> '';
+
+DROP VIEW record_outcomes;
+CREATE VIEW record_outcomes AS
+SELECT r.id AS record, s.id AS source, c.id AS caption, CASE
+    WHEN c.status = 'done' OR EXISTS (SELECT 1 FROM earlier_captions e WHERE e.caption = c.id) THEN 'captioned'
+    WHEN s.status = 'dead' OR c.status = 'dead' THEN 'failed'
+    ELSE 'pending' END AS outcome
+FROM records r
+LEFT JOIN sources s ON s.id = r.source
+LEFT JOIN recipes p ON p.current = 1
+LEFT JOIN captions c ON c.image = s.image AND c.prompt = r.prompt AND c.recipe = p.id;
 
 CREATE TABLE engine_samples (
   id INTEGER PRIMARY KEY,
@@ -364,13 +376,14 @@ CREATE INDEX sources_waiting ON sources (error_class, id)
 CREATE INDEX captions_waiting ON captions (recipe, error_class, id)
   WHERE status IN ('ready', 'retry') AND error_class IS NOT NULL;
 DROP INDEX captions_dead;
-CREATE INDEX captions_dead ON captions (recipe, error_class, id) WHERE status = 'dead'
+CREATE INDEX captions_dead ON captions (recipe, error_class, id) WHERE status = 'dead';
+CREATE INDEX captions_flagged_in_order ON captions (id) WHERE flags <> ''
 """
 
 
-@migrations(name="0004_failures_by_class")
-def _failures_by_class(db: Database) -> None:
-    """Count what waits, and dead captions, by class from an index alone: it is asked once a second."""
+@migrations(name="0004_looking")
+def _looking(db: Database) -> None:
+    """What the dashboard looks at: failures by class, once a second, and flagged captions one after the other."""
     for statement in _WAITING.split(";"):
         db.conn.execute(statement)
 

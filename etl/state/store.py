@@ -20,8 +20,9 @@ from etl import __version__
 from etl.clock import now_ms
 from etl.config import Settings
 from etl.models import EngineSample, ExportSummary, FailureFilter, GpuSample, RunState, Stage
+from etl.state import again, retry, schema
 from etl.state import captions as caption_queue
-from etl.state import retry, schema
+from etl.state.again import CaptionsAgain
 from etl.state.captions import CaptionQueue
 from etl.state.database import DATABASE_NAME, Connection
 from etl.state.hosts import HostLog
@@ -120,6 +121,10 @@ class Store:
     def retry_failed(self, chosen: FailureFilter, *, dry_run: bool = False) -> dict[str, int]:
         """Put the chosen dead items back to ready; return how many per stage."""
         return retry.retry_failed(self._connection, chosen, dry_run=dry_run)
+
+    def caption_again(self, chosen: FailureFilter, *, dry_run: bool = False) -> CaptionsAgain:
+        """Put the captions with ``chosen.flag`` back into the queue, to be decoded otherwise; return what was put."""
+        return again.caption_again(self._connection, chosen, dry_run=dry_run)
 
     # Runs.
 

@@ -36,10 +36,15 @@ WAKE_CANCELLED = (
 
 
 class WorkQueue:
-    """The moves that sources and captions share.  Subclasses claim and commit."""
+    """The moves that sources and captions share.  Subclasses claim and commit.
+
+    Attributes:
+        dead_after_crashes: crashes of one item after which it is given up.
+    """
 
     table: str
     stage: Stage
+    dead_after_crashes = ALONE_AFTER_CRASHES
 
     def __init__(self, connection: Connection, run: int, *, max_attempts: int, backoff_s: float, cap_s: float) -> None:
         self._connection = connection
@@ -68,8 +73,8 @@ class WorkQueue:
         if row is None:
             return False
         attempts, crashes = int(row[0]) + 1, int(row[1]) + failure.crashed
-        # A decoder that died is no proof against the picture until it happened again and again.
-        spent: bool = crashes >= ALONE_AFTER_CRASHES if failure.crashed else attempts >= self._max_attempts
+        # A process that died is no proof against the picture until it happened again and again.
+        spent: bool = crashes >= self.dead_after_crashes if failure.crashed else attempts >= self._max_attempts
         dead = bool(spent or not (failure.retryable or failure.crashed))
         now = now_ms()
         wait = 0 if dead else self._wait_ms(attempts, failure.retry_after_s)

@@ -13,7 +13,7 @@ from captioning.conftest import Scenes
 from PIL import Image
 
 from etl.captioning.generate import GenerateCaptioner
-from etl.captioning.guards import FiniteGuard
+from etl.captioning.guards import FiniteGuard, without_padding
 from etl.captioning.loading import LoadedModel, load
 from etl.captioning.preprocess import PromptEncoder
 from etl.config import Settings
@@ -22,8 +22,8 @@ from etl.models import CaptionItem, CaptionResult, FinishReason, ItemFailure
 MakeSettings = Callable[..., Settings]
 
 
-def one_by_one(loaded: LoadedModel, scenes: Scenes, max_new_tokens: int = 40) -> dict[int, str]:
-    """Caption the scenes as transformers' documentation does it, each alone and without padding."""
+def one_by_one(loaded: LoadedModel, scenes: Scenes, max_new_tokens: int = 40, **more: Any) -> dict[int, str]:
+    """Caption the scenes as transformers' documentation does it, each alone and unpadded; ``more`` decides how."""
     texts = {}
     for item in scenes.items:
         chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": item.prompt}]}]
@@ -32,7 +32,7 @@ def one_by_one(loaded: LoadedModel, scenes: Scenes, max_new_tokens: int = 40) ->
             inputs = loaded.processor(images=picture, text=prompt, return_tensors="pt")
         rows = loaded.model.generate(
             **inputs.to(loaded.model.dtype), do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=loaded.eos[0],
-            pad_token_id=loaded.pad,
+            pad_token_id=loaded.pad, **more,
         )  # fmt: skip
         new = rows[0, inputs["input_ids"].shape[1] :]
         texts[item.id] = loaded.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
@@ -72,6 +72,70 @@ def test_batches_equal_one_by_one(
 
     assert (texts, failures) == (oracle, {})
     assert len(set(texts.values())) > 1
+
+
+STRONG = 10.0
+"""A repetition penalty that the demo model, which is very sure of its words, gives way to."""
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_each_item_is_decoded_with_its_own_penalty(
+    batch_size: int, loaded: LoadedModel, scenes: Scenes, oracle: dict[int, str], settings: MakeSettings
+) -> None:
+    """In mixed batches each caption is what `generate()` gives alone with that item's repetition penalty."""
+    penalties = (None, 5.0, STRONG)
+    items = [dataclasses.replace(i, repetition_penalty=penalties[i.id % 3]) for i in scenes.items]
+    expected = {None: oracle} | {p: one_by_one(loaded, scenes, repetition_penalty=p) for p in penalties[1:]}
+    captioner = GenerateCaptioner(loaded, settings(batch_size=batch_size), scenes.locate)
+
+    texts, failures = split(list(captioner.caption(items)))
+
+    assert (texts, failures) == ({i.id: expected[i.repetition_penalty][i.id] for i in items}, {})
+    assert len({tuple(found.values()) for found in expected.values()}) == 3, "a penalty changes no word"
+
+
+def test_padding_bears_no_penalty(loaded: LoadedModel, scenes: Scenes, settings: MakeSettings) -> None:
+    """Where padding is the token that ends a caption, the rows that are padded end where they would alone."""
+    tokenizer = loaded.processor.tokenizer
+    # A word that competes with others stands in for the end of the sequence, of which the model is too sure.
+    end = "\u0120background"
+    early = dataclasses.replace(loaded, eos=(tokenizer.convert_tokens_to_ids(end),), pad=tokenizer.eos_token_id)
+    expected = one_by_one(early, scenes, repetition_penalty=STRONG)
+    pad = tokenizer.pad_token
+    tokenizer.pad_token = end
+    try:
+        captioner = GenerateCaptioner(early, settings(batch_size=12), scenes.locate)
+        items = [dataclasses.replace(item, repetition_penalty=STRONG) for item in scenes.items]
+        texts, failures = split(list(captioner.caption(items)))
+    finally:
+        tokenizer.pad_token = pad
+    assert failures == {}
+    assert texts == {item: text.partition(" background")[0] for item, text in expected.items()}
+    assert any("background" in text for text in expected.values())
+
+
+def test_padding_gives_way_to_what_the_prompt_says() -> None:
+    """Each row's padding becomes its last token; where nothing is padded nothing changes."""
+    ids = torch.tensor([[2, 2, 7, 8], [5, 6, 7, 9]])
+    attention = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    assert without_padding(ids, attention).tolist() == [[8, 8, 7, 8], [5, 6, 7, 9]]
+
+
+def test_penalties_survive_a_batch_that_is_done_in_parts(
+    loaded: LoadedModel, scenes: Scenes, settings: MakeSettings
+) -> None:
+    """After memory has run out the smaller batches are decoded as the whole one would have been."""
+
+    def limit(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
+        if len(kwargs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    items = [dataclasses.replace(item, repetition_penalty=STRONG) for item in scenes.items[:5]]
+    captioner = GenerateCaptioner(loaded, settings(batch_size=5), scenes.locate)
+    with hooked(loaded.model, limit):
+        texts, failures = split(list(captioner.caption(items)))
+    alone = one_by_one(loaded, Scenes(scenes.folder, scenes.items[:5]), repetition_penalty=STRONG)
+    assert (texts, failures) == (alone, {})
 
 
 def test_bad_items_leave_their_neighbours_alone(

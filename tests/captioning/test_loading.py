@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from captioning.conftest import Scenes
 from safetensors.torch import load_file, save_file
 
 from etl.captioning.checkpoint import DEMO_CHECKPOINT
+from etl.captioning.generate import GenerateCaptioner
 from etl.captioning.loading import LoadedModel, load
 from etl.captioning.preprocess import PromptEncoder
+from etl.captioning.suitability import why_not
 from etl.config import Settings
 from etl.errors import ModelError
 
@@ -192,3 +195,25 @@ def test_sampling_defaults_are_dropped(copy: Path, settings: MakeSettings) -> No
     prepared = sampled.model._prepare_generation_config(config)[0]
     assert (prepared.do_sample, prepared.max_new_tokens) == (False, 40)
     assert prepared.temperature in (None, 1.0)
+
+
+def test_a_divided_model_is_driven_by_generate(
+    tmp_path: Path, settings: MakeSettings, loaded: LoadedModel, scenes: Scenes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that accelerate divides, here between memory and disk, captions as a whole one does."""
+    parts = {"model.vision_tower": "cpu", "model.multi_modal_projector": "cpu", "model.language_model": "disk",
+             "lm_head": "cpu"}  # fmt: skip
+    placement = {"device_map": parts, "offload_folder": str(tmp_path)}
+    monkeypatch.setattr("etl.captioning.loading._device_map", lambda _: placement)
+    divided = load(settings(), spread=True)
+    assert "spread over several devices" in str(why_not(divided, 1024))
+    items = scenes.items[:3]
+    right = list(GenerateCaptioner(loaded, settings(), scenes.locate).caption(items))
+    assert list(GenerateCaptioner(divided, settings(), scenes.locate).caption(items)) == right
+
+
+def test_only_llava_can_be_padded(copy: Path, settings: MakeSettings) -> None:
+    """``pad_to_square`` for another kind of model is refused with one line."""
+    change_json(copy / "config.json", model_type="llava_next")
+    with pytest.raises(ModelError, match=r"no LLaVA-1\.5 model.*leave --pad-to-square out"):
+        load(settings(model=str(copy), pad_to_square=True))

@@ -113,6 +113,12 @@ CASES = {
     "export into nowhere": Case("export none/out", ("cannot write none/out", "No such file or directory"), 1),
     "export to a directory": Case("export .", (". is a directory",)),
     "export to nothing": Case("export ''", ("the empty name",)),
+    "a penalty for failed items": Case("retry-failed --repetition-penalty 1.3", ("needs --flag",)),
+    "a flag of a failure": Case("retry-failed --flag echo --class timeout", ("--flag means finished", "--class")),
+    "a flag of a download": Case("retry-failed --flag echo --stage fetch", ("--flag means finished", "--stage")),
+    "no penalty": Case("retry-failed --flag echo --repetition-penalty 1", ("must be from 1.01 to 2, not 1",)),
+    "a penalty too high": Case("retry-failed --flag echo --repetition-penalty 2.1", ("from 1.01 to 2, not 2.1",)),
+    "a penalty of nan": Case("retry-failed --flag echo --repetition-penalty nan", ("from 1.01 to 2, not nan",)),
     "nothing to stop": Case("stop", ("no run is active", "nothing to stop")),
 }  # fmt: skip
 
@@ -145,6 +151,7 @@ def test_mistakes(etl: Etl, made: MadeState, before: list[tuple[Any, ...]], name
         ("ingest", "MANIFEST"),
         ("export", "OUTPUT"),
         ("failures --stage bogus", "--stage"),
+        ("retry-failed --flag bogus", "--flag"),
         ("status --bogus", "--bogus"),
         ("bogus", "bogus"),
     ],

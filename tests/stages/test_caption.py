@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -14,6 +17,8 @@ from support.workbench import PlainCaptioner, Turnstile, Workbench, scenes, wait
 
 from etl.captioning.backends import open_captioner
 from etl.captioning.captioner import Captioner
+from etl.captioning.gpu_pool import GpuPool
+from etl.captioning.gpus import WorkerPlan
 from etl.captioning.prompts import PromptTemplate
 from etl.demo.scenes import Scene
 from etl.errors import ModelError
@@ -64,9 +69,7 @@ def texts(bench: Workbench) -> dict[str, str]:
 @pytest.fixture
 def demo(bench: Workbench) -> Iterator[Captioner]:
     """Return the demo model over the bench's cache, on the CPU."""
-    captioner = open_captioner(
-        bench.settings, ImageCache.of_state(bench.state).working_path, bench.settings.longest_edge
-    )
+    captioner = open_captioner(bench.settings, ImageCache.of_state(bench.state), bench.settings.longest_edge)
     yield captioner
     captioner.close()
 
@@ -331,3 +334,33 @@ def test_a_late_result_of_a_lost_lease_changes_nothing(bench: Workbench) -> None
         assert store.captions(store.begin_run([Stage.CAPTION]), row).claim(1) == [item]
         assert old.commit([late], 0) == 0
     assert bench.rows("SELECT text FROM captions") == [(None,)]
+
+
+def test_a_worker_that_is_killed_costs_nothing_but_time(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two worker processes, one of them killed in the middle, every picture has its caption, committed once."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    pictures = add_pictures(bench, 60)
+    settings = dataclasses.replace(bench.settings, slots=3)
+    cache = ImageCache.of_state(bench.state)
+    pool = GpuPool(settings, (WorkerPlan("cpu"), WorkerPlan("cpu")), cache.root, settings.longest_edge)
+    victim = pool._workers[0].child.pid
+
+    def kill_in_the_middle() -> None:
+        wait_for(lambda: bench.rows("SELECT count(*) FROM captions WHERE status = 'done'")[0][0] >= 8, 60)
+        os.kill(victim, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_in_the_middle)
+    killer.start()
+    try:
+        summary = bench.caption(pool)
+    finally:
+        killer.join()
+        pool.close()
+    assert (summary.done, summary.dead, summary.released) == (60, 0, 0)
+    assert texts(bench) == {f"r{number}": scene.caption for number, (_, scene) in enumerate(pictures)}
+    assert summary.retried == bench.rows("SELECT sum(crashes) FROM captions")[0][0] > 0
+    sql = "SELECT count(*), count(DISTINCT item) FROM attempts WHERE error_class IS NULL AND stage = 'caption'"
+    assert bench.rows(sql) == [(60, 60)]
+    last = bench.rows("SELECT worker, captions, in_use FROM engine_samples ORDER BY id DESC LIMIT 2")
+    assert {worker for worker, _, _ in last} == {0, 1}
+    assert (sum(captions for _, captions, _ in last), {in_use for _, _, in_use in last}) == (60, {0})

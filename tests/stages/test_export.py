@@ -16,7 +16,7 @@ from backports import zstd
 from support.made_state import RECIPE, MadeState
 
 from etl.errors import ConfigError, EtlError
-from etl.models import Stage
+from etl.models import FailureFilter, QualityFlag, Stage
 from etl.pipeline import export_manifest
 from etl.stages.export import ExportOptions, with_fields
 from etl.stages.ingest import Selection
@@ -176,9 +176,25 @@ def test_provenance(made: MadeState) -> None:
     records = read(made.export(provenance=True)[0])
     assert records[0]["vlm_provenance"] == {
         "recipe": RECIPE, "finish_reason": "stop", "tokens": 2, "flags": ["repetition", "short"],
-        "image_sha256": hashlib.sha256(b"http://archive.example/a.jpg").hexdigest(), "mirror": None,
+        "repetition_penalty": None, "mirror": None,
+        "image_sha256": hashlib.sha256(b"http://archive.example/a.jpg").hexdigest(),
     }  # fmt: skip
     assert "vlm_provenance" not in records[1]
+
+
+def test_provenance_tells_the_penalty_that_was_used(made: MadeState) -> None:
+    """It is the caption's own where it was made again, else the recipe's; one that waits has what its words had."""
+    spec = json.dumps({"generation": {"repetition_penalty": 1.0}})
+    made.ingest(pictures("a", "b", "c"))
+    made.finish({"a": "A a a.", "b": "B."}, flags=("repetition",), spec=spec)
+    for key in "a", "b":
+        with Store.open(made.settings) as store:
+            store.caption_again(FailureFilter(flag=QualityFlag.REPETITION, key=key))
+        if key == "a":
+            made.finish({"a": "A.", "c": "C."}, spec=spec)
+    records = read(made.export(provenance=True)[0])
+    found = [(r["vlm_caption"], r["vlm_provenance"]["repetition_penalty"]) for r in records]
+    assert found == [("A.", 1.2), ("B.", 1.0), ("C.", 1.0)]
 
 
 def test_only_captioned(made: MadeState) -> None:

@@ -184,3 +184,26 @@ def test_caption_waits_for_a_picture_that_is_gone(store: Store, state: Path, que
         sources.commit([fetched(item) for item in sources.claim("a.example", 5)], queue.recipe)
     assert [item.id for item in queue.claim(9)] == [1]
     assert_sound(state)
+
+
+def test_a_worker_that_dies_condemns_no_caption_before_it_was_alone(
+    store: Store, state: Path, queue: CaptionQueue
+) -> None:
+    """A caption in hand at three deaths is claimed alone; two more there, and it is dead, its neighbour untouched."""
+    queue.enqueue_possible()
+    for _ in range(3):
+        both = queue.claim(5)
+        assert len(both) == 2
+        assert queue.fail([failed(item.id, "crashed", crashed=True) for item in both]) == [False, False]
+        store._connection.db.execute("UPDATE captions SET not_before = 0")
+    assert queue.claim(5) == []
+    for last in (False, True):
+        suspect = queue.claim_suspect()
+        assert suspect is not None
+        assert queue.fail([failed(suspect.id, "crashed", crashed=True)]) == [last]
+        store._connection.db.execute("UPDATE captions SET not_before = 0 WHERE id = ?", [suspect.id])
+    other = queue.claim_suspect()
+    assert other is not None
+    assert queue.commit([captioned(other)], now_ms()) == 1
+    assert sorted(map(str, _statuses(store))) == ["dead", "done"]
+    assert_sound(state)

@@ -4,6 +4,7 @@ A hypothesis state machine drives real ingests, claims, results, crashes and re-
 model of what each source and caption should have become.
 """
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from support.states import assert_sound, captioned, failed, fetched, put_records
 
 from etl.captioning.prompts import PromptTemplate
 from etl.clock import now_ms
-from etl.models import CaptionItem, FailureFilter, SourceItem, Stage
+from etl.models import CaptionItem, FailureFilter, QualityFlag, SourceItem, Stage
 from etl.stages.ingest import IngestOptions, Selection, reselect
 from etl.state.images import Grounds
 from etl.state.store import Store
@@ -38,6 +39,8 @@ class StateMachine(RuleBasedStateMachine):
         self._settings = settings_for(Path(self._directory.name) / "state")
         self._recipe_name = "one"
         self._texts: dict[int, str] = {}
+        self._replaced: dict[int, list[str]] = {}
+        self._committed = 0
         self._open()
 
     def _open(self) -> None:
@@ -115,13 +118,28 @@ class StateMachine(RuleBasedStateMachine):
         self._held_captions += items
 
     @precondition(lambda self: self._held_captions)
-    @rule()
-    def commit_caption(self) -> None:
+    @rule(flagged=st.booleans())
+    def commit_caption(self, flagged: bool) -> None:
         item = self._held_captions.pop()
-        text = f"{item.prompt} {len(self._texts)}"
-        assert self._captions.commit([captioned(item, text)], now_ms()) == 1
+        assert (item.repetition_penalty or 1.0) == min(1.0 + 0.4 * len(self._replaced.get(item.id, [])), 2.0)
+        self._committed += 1
+        text = f"{item.prompt} {self._committed}"
+        result = dataclasses.replace(captioned(item, text), flags=("repetition",) if flagged else ())
+        assert self._captions.commit([result], now_ms()) == 1
         assert self._captions.commit([captioned(item, "late")], now_ms()) == 0
         self._texts[item.id] = text
+
+    @rule()
+    def make_again(self) -> None:
+        """Put flagged captions back; nothing else moves, and each has its text kept."""
+        chosen = FailureFilter(flag=QualityFlag.REPETITION, repetition_penalty=1.4)
+        counted = self._store.caption_again(chosen, dry_run=True)
+        assert self._store.caption_again(chosen) == counted
+        done = {caption for (caption,) in self._rows("SELECT id FROM captions WHERE status = 'done'")}
+        again = self._texts.keys() - done
+        assert len(again) == counted.caption
+        for caption in again:
+            self._replaced.setdefault(caption, []).append(self._texts.pop(caption))
 
     @precondition(lambda self: self._held_captions)
     @rule(retryable=st.booleans())
@@ -194,6 +212,24 @@ class StateMachine(RuleBasedStateMachine):
     @invariant()
     def captions_stay_what_they_were(self) -> None:
         assert dict(self._rows("SELECT id, text FROM captions WHERE status = 'done'")) == self._texts
+
+    @invariant()
+    def replaced_captions_are_kept(self) -> None:
+        kept: dict[int, list[str]] = {}
+        for caption, text in self._rows("SELECT caption, text FROM earlier_captions ORDER BY id"):
+            kept.setdefault(caption, []).append(text)
+        assert kept == self._replaced
+
+    @invariant()
+    def no_record_loses_its_caption(self) -> None:
+        """Whatever becomes of an attempt to make it again, what has a caption under the current recipe is captioned."""
+        lost = self._rows(
+            "SELECT r.key FROM records r JOIN sources s ON s.id = r.source JOIN captions c ON c.image = s.image "
+            "AND c.prompt = r.prompt AND c.recipe = (SELECT id FROM recipes WHERE current = 1) "
+            "WHERE r.state = 'active' AND r.outcome <> 'captioned' "
+            "AND (c.text IS NOT NULL OR c.id IN (SELECT caption FROM earlier_captions))"
+        )
+        assert lost == []
 
     @invariant()
     def nothing_is_forgotten(self) -> None:

@@ -4,6 +4,7 @@ A partial index is used only where SQLite can prove its predicate from the state
 asked for the text as it was prepared, with its parameters left to be bound.
 """
 
+import dataclasses
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -13,10 +14,11 @@ import pytest
 from support.states import captioned, failed, fetched, put_records, use_recipe
 
 from etl.clock import now_ms
-from etl.models import FailureFilter, Stage
+from etl.models import FailureFilter, QualityFlag, Stage
 from etl.state.activity import done_per_span, tokens_per_s
 from etl.state.captions import CaptionQueue
 from etl.state.images import Grounds, originals_of, working_copies_of
+from etl.state.outlook import flag_counts
 from etl.state.queries import Reader
 from etl.state.samples import NEWEST, OLDEST, Sought, at_random, sample, step
 from etl.state.search import records_by_key
@@ -60,7 +62,8 @@ class _State:
         self.sources.commit([fetched(item) for item in items[:12]], self.recipe)
         self.sources.fail([failed(item.id, retryable=item.id % 2 == 0) for item in items[12:]])
         claimed = self.captions.claim(8)
-        self.captions.commit([captioned(item) for item in claimed[:3]], now_ms())
+        done = [dataclasses.replace(captioned(item), flags=("repetition",)) for item in claimed[:3]]
+        self.captions.commit(done, now_ms())
         self.captions.fail([failed(item.id, retryable=item.id % 2 == 0) for item in claimed[3:]])
         self.item = self.sources.claim("h1.example", 1)[0]
         self.recorder = _Recorder(store._connection.db.conn)
@@ -84,6 +87,9 @@ def full(store: Store) -> Iterator[_State]:
     store._connection.db.conn = state.recorder._connection
 
 
+FLAGGED = Sought(flagged=True)
+
+
 def _evict(state: _State, grounds: Grounds) -> None:
     images = state.store.images()
     images.evict(grounds, [one.image for one in images.candidates(grounds, 0, 5)])
@@ -104,6 +110,15 @@ WORK: dict[str, tuple[Callable[[_State], object], str]] = {
     "retry": (lambda s: s.store.retry_failed(FailureFilter()), "sources_dead"),
     "retry by class": (lambda s: s.store.retry_failed(FailureFilter(error_class="timeout")), "captions_dead"),
     "retry by key": (lambda s: s.store.retry_failed(FailureFilter(key="1")), "sqlite_autoindex_records_1"),
+    "captions again": (
+        lambda s: s.store.caption_again(FailureFilter(flag=QualityFlag.REPETITION)),
+        "captions_flagged",
+    ),
+    "caption again by key": (
+        lambda s: s.store.caption_again(FailureFilter(flag=QualityFlag.REPETITION, key="1")),
+        "sqlite_autoindex_records_1",
+    ),
+    "count of flags": (lambda s: flag_counts(s.reader), "captions_flagged"),
     "count to retry": (lambda s: s.store.retry_failed(FailureFilter(), dry_run=True), "sources_dead"),
     "failures": (lambda s: list(s.reader.failures()), "sources_dead"),
     "failures of ingest": (lambda s: list(s.reader.failures(FailureFilter(stage=Stage.INGEST))), "records_invalid"),
@@ -114,7 +129,10 @@ WORK: dict[str, tuple[Callable[[_State], object], str]] = {
     "waiting classes of captions": (lambda s: s.reader.waiting_classes(), "captions_waiting"),
     "next older caption": (lambda s: step(s.reader, NEWEST, Sought(), older=True), "captions_done_at"),
     "next newer caption": (lambda s: step(s.reader, OLDEST, Sought(), older=False), "captions_done_at"),
-    "next flagged caption": (lambda s: step(s.reader, NEWEST, Sought(flagged=True), older=True), "captions_flagged"),
+    "next flagged caption": (
+        lambda s: step(s.reader, NEWEST, FLAGGED, older=True),
+        "captions_flagged_in_order",
+    ),
     "next caption with a word": (lambda s: step(s.reader, NEWEST, Sought(text="x"), older=True), "records_by_source"),
     "caption at random": (lambda s: at_random(s.reader, Sought()), "INTEGER PRIMARY KEY"),
     "a caption to look at": (lambda s: sample(s.reader, 1), "records_by_source"),

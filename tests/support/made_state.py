@@ -70,11 +70,12 @@ class MadeState:
         model: str = "some/llava",
         revision: str = "0123abcd",
         flags: tuple[str, ...] = (),
+        spec: str = "{}",
     ) -> None:
         """End records by key: ``captioned`` with these texts, dead with these error classes; leave the others."""
         captioned, dead_sources, dead_captions = captioned or {}, dead_sources or {}, dead_captions or {}
         with Store.open(self.settings) as store, store.run((Stage.FETCH, Stage.CAPTION)) as run:
-            number = store.use_recipe(sha256=recipe, model=model, revision=revision, spec="{}")
+            number = store.use_recipe(sha256=recipe, model=model, revision=revision, spec=spec)
             sources = store.sources(run)
             items = {item.id: item for host in sources.ready_hosts() for item in sources.claim(host, 10_000)}
             of_key = dict(self._rows("SELECT key, source FROM records"))

@@ -19,7 +19,16 @@ from etl.captioning.captioner import Captioner, never
 from etl.captioning.recipe import Recipe
 from etl.config import Settings
 from etl.demo.scenes import Scene, random_scene
-from etl.models import CaptionItem, CaptionResult, FailureFilter, FinishReason, ItemFailure, Stage, StageSummary
+from etl.models import (
+    CaptionItem,
+    CaptionResult,
+    EngineSample,
+    FailureFilter,
+    FinishReason,
+    ItemFailure,
+    Stage,
+    StageSummary,
+)
 from etl.stages.caption import caption
 from etl.stages.fetch import fetch
 from etl.stages.flow import Flow
@@ -169,13 +178,16 @@ class PlainCaptioner:
         self.calls: list[list[CaptionItem]] = []
         self.before = before
         self.closed = False
+        self.captions = 0
 
     def caption(
-        self, items: Iterable[CaptionItem], *, should_stop: Callable[[], bool] = never
+        self, items: Iterable[CaptionItem | None], *, should_stop: Callable[[], bool] = never
     ) -> Iterator[CaptionResult | ItemFailure]:
         """Caption one item after the other."""
         pulled: list[CaptionItem] = []
         for item in items:
+            if item is None:
+                return
             if not pulled:
                 self.calls.append(pulled)
             pulled.append(item)
@@ -183,6 +195,11 @@ class PlainCaptioner:
             if should_stop():
                 return
             yield CaptionResult(item.id, f"{item.prompt} {item.working_sha256[:8]}", 3, FinishReason.STOP)
+            self.captions += 1
+
+    def samples(self) -> tuple[EngineSample]:
+        """Return a sample of one slot."""
+        return (EngineSample(0, 1, 0, 0, self.captions, 3 * self.captions),)
 
     def close(self) -> None:
         """Note that it was closed."""

@@ -16,7 +16,7 @@ from tui.look import Look
 from tui.pace import Paced
 from tui.snapshot import StageState
 
-BEFORE = {1: "0002_hosts_and_mirrors", 2: "0003_captions_again_and_engine_samples", 3: "0004_failures_by_class"}
+BEFORE = {1: "0002_hosts_and_mirrors", 2: "0003_captions_again_and_engine_samples", 3: "0004_looking"}
 
 
 @pytest.mark.parametrize(("version", "before"), BEFORE.items())

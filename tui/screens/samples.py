@@ -182,6 +182,9 @@ class SamplesScreen(StateScreen):
         path, room = found.picture, self._picture.size
         if path is None:
             self._picture.show(None, "The picture has left the cache.")
+        elif not room.width and not self.has_class("-narrow"):
+            # Nothing was laid out yet.
+            self.call_after_refresh(self._ask_for_picture, found)
         elif room.width:
             self.ask("picture", lambda _: picture.read(path, room.width, room.height), self._show_picture)
 

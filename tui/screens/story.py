@@ -161,6 +161,9 @@ def _caption_lines(caption: dict[str, Any]) -> list[Content]:
         lines.append(_line("", Content.styled(clean(caption["text"], MAX_TEXT), STRONG)))
         words = f"{caption['tokens']} tokens, ended by {clean(caption['finish_reason'] or '-', 40)}"
         lines.append(_line("", Content.assemble((words, QUIET), (flags, ALERT))))
+    for earlier in caption["earlier"]:
+        flags = f"  flags: {clean(earlier['flags'], 200)}" if earlier["flags"] else ""
+        lines.append(_line("before", Content.assemble((clean(earlier["text"], MAX_TEXT), QUIET), (flags, ALERT))))
     return lines
 
 

@@ -1,0 +1,306 @@
+"""The slot engine: as many captions at once as the memory holds, each begun the moment another one ends.
+
+`generate()` runs a batch until its longest caption ends; the rows that ended before are dead weight.  Here a batch is
+a fixed number of slots.  Pictures and prompts are prefilled in small groups into free slots, then one decoding step of
+fixed shape, which on CUDA is replayed as a graph, adds a token to every slot.  A slot whose caption has ended is given
+to the next one at once.
+
+The modules are transformers' own, called with a cache (`etl.captioning.slot_cache`) whose rows have lengths of their
+own.  Padding is on the right and exact: no causal query sees what lies to its right.
+
+The host never waits for a step that it has just started.  On CUDA it reads the state of one turn (``poll`` steps)
+while the next is running, and prefills run beside the decoding on a stream of their own, whose captions join in once
+they are ready.  So a finished slot stays idle for one to two turns, and the GPU for none.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from etl.captioning.cuda import is_past, mark, new_stream, to_device
+from etl.captioning.loading import LoadedModel
+from etl.captioning.normalise import Normaliser
+from etl.captioning.phases import PhaseClock
+from etl.captioning.slot_cache import ATTENTION, Placement, slot_cache
+from etl.captioning.slot_state import Request, Shape, SlotState
+
+PAD_TO = 16
+"""Prefills are padded to a multiple of so many tokens: few shapes are faster than tight ones."""
+
+POLL = 4
+"""Steps between two looks at the slots.  More leave finished slots idle longer, fewer make the host wait more often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A caption that has ended: its tokens, and whether the logits stayed finite to its end."""
+
+    request: Request
+    ids: list[int]
+    finite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Occupied:
+    """A slot in use.  What was read of the slots before turn ``since`` says nothing of this request.
+
+    ``since`` is ``None`` until the decoding has taken the request over.
+    """
+
+    request: Request
+    since: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entering:
+    """A prefilled group that the decoding has not taken over yet."""
+
+    places: dict[int, Request]
+    slots: torch.Tensor
+    ids: torch.Tensor
+    lengths: torch.Tensor
+    logits: torch.Tensor
+    computed: torch.cuda.Event | None
+
+    def is_computed(self) -> bool:
+        """Tell whether the device has got so far."""
+        return self.computed is None or is_past(self.computed)
+
+
+class _Reading:
+    """A copy of the slots' state on the host: complete once `wait` returns."""
+
+    def __init__(self, turn: int, tensors: Sequence[torch.Tensor]) -> None:
+        on_gpu = tensors[0].is_cuda
+        self.turn = turn
+        self._copies = [torch.empty(each.shape, dtype=each.dtype, pin_memory=on_gpu) for each in tensors]
+        for copy, tensor in zip(self._copies, tensors, strict=True):
+            copy.copy_(tensor, non_blocking=on_gpu)
+        self._copied = mark() if on_gpu else None
+
+    def wait(self) -> list[torch.Tensor]:
+        """Return the copies once they are whole."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._copies
+
+
+class SlotEngine:
+    """Writes captions greedily in ``shape.slots`` slots; for one thread.
+
+    Give it groups of requests with `admit`, at most `free` of them, and call `step` while `in_use`.  The model is
+    shared: while the engine lives, its language model attends by `slot_attention`; `close` gives it back.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, normalise: Normaliser, shape: Shape, clock: PhaseClock, *, poll: int = POLL
+    ) -> None:
+        """Take all the memory that decoding needs.  Raises `torch.OutOfMemoryError`, and holds nothing then."""
+        self.shape = shape
+        self._model = loaded.model
+        self._language = loaded.model.model.language_model
+        self._normalise = normalise
+        self._clock = clock
+        self._poll = poll
+        device = self._device = loaded.device
+        self._where = Placement(shape.slots, device)
+        self._occupied: dict[int, _Occupied] = {}
+        self._entering: list[_Entering] = []
+        self._ahead: _Reading | None = None
+        self._turn = 0
+        self._closed = False
+        self._prefilling = new_stream(device) if device.type == "cuda" else None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._attention = self._language.config._attn_implementation
+        try:
+            with torch.inference_mode():
+                self._state = SlotState(shape, loaded.eos, self._model.lm_head.weight.shape[0], device)
+                # One position for what free slots write, see `SlotState.next_position`.
+                self._cache = slot_cache(
+                    self._language.config, self._where, shape.slots, shape.positions + 1, loaded.dtype, device
+                )
+                self._attend_by(ATTENTION)
+                if device.type == "cuda":
+                    self._capture()
+                    self._wait_for_device()
+        except BaseException:
+            self.close()
+            raise
+
+    def _attend_by(self, name: str) -> None:
+        self._model.set_attn_implementation({"text_config": name})
+
+    def _wait_for_device(self) -> None:
+        """Let both streams come to rest: what one of them does now must be seen by the other."""
+        if self._prefilling is not None:
+            torch.cuda.synchronize(self._device)
+
+    @property
+    def in_use(self) -> int:
+        """Slots that hold an unfinished caption."""
+        return len(self._occupied)
+
+    @property
+    def free(self) -> int:
+        """Slots that may be given a request."""
+        return self.shape.slots - len(self._occupied)
+
+    def unfinished(self) -> list[Request]:
+        """Return the requests in the slots, oldest first."""
+        return [each.request for each in self._occupied.values()]
+
+    def abandon(self) -> None:
+        """Forget the requests in the slots; the engine is free for others."""
+        self._occupied.clear()
+        self._entering.clear()
+        with torch.inference_mode():
+            self._state.live.zero_()
+        # A step under way still writes into these slots; the next prefill, on its own stream, would not wait for it.
+        self._wait_for_device()
+
+    def close(self) -> None:
+        """Give back memory and model; unfinished captions are lost.  May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._wait_for_device()
+        self._attend_by(self._attention)
+        self._occupied.clear()
+        self._entering.clear()
+        self._ahead = self._graph = None
+        for name in ("_cache", "_state", "_model", "_language"):
+            # Nothing may hold the memory any longer, whoever still holds the engine.
+            setattr(self, name, None)
+
+    @torch.inference_mode()
+    def admit(self, requests: Sequence[Request]) -> None:
+        """Give each request a free slot and compute its first token, beside the decoding where that is possible.
+
+        Raises `torch.OutOfMemoryError` when this group is too large; no slot has been taken then.
+        """
+        assert 0 < len(requests) <= self.free
+        slots = [slot for slot in range(self.shape.slots) if slot not in self._occupied][: len(requests)]
+        with self._side_stream():
+            entering = self._prefill(requests, slots)
+        self._entering.append(entering)
+        self._occupied |= {slot: _Occupied(request) for slot, request in entering.places.items()}
+
+    @contextlib.contextmanager
+    def _side_stream(self) -> Iterator[None]:
+        if self._prefilling is None:
+            yield
+            return
+        with torch.cuda.stream(self._prefilling):
+            yield
+
+    def _prefill(self, requests: Sequence[Request], slots: list[int]) -> _Entering:
+        device, model = self._device, self._model
+        lengths = [len(request.ids) for request in requests]
+        width = min(-(-max(lengths) // PAD_TO) * PAD_TO, self.shape.positions)
+        # Padded with its own first token: that one is in use anyhow, for the repetition penalty.
+        padded = [request.ids + request.ids[:1] * (width - len(request.ids)) for request in requests]
+        image = model.config.image_token_id
+        starts = to_device(torch.tensor([request.ids.index(image) for request in requests]), device)
+        ids = to_device(torch.tensor(padded), device)
+        rows = torch.arange(len(requests), device=device)
+        with self._clock("vision"):
+            pixels = to_device(torch.stack([request.pixels for request in requests]), device)
+            features = model.model.get_image_features(self._normalise(pixels, model.dtype)).pooler_output
+            features = torch.stack(tuple(features))
+        with self._clock("prefill"):
+            embedded = self._language.embed_tokens(ids)
+            # By position, not by comparing tokens: that would make the host wait for the device.
+            places = starts[:, None] + torch.arange(features.shape[1], device=device)
+            embedded[rows[:, None], places] = features.to(embedded.dtype)
+            where = to_device(torch.tensor(slots), device)
+            ends = to_device(torch.tensor(lengths), device)
+            self._where.prefill = where
+            try:
+                hidden = self._language(
+                    inputs_embeds=embedded, past_key_values=self._cache, use_cache=True,
+                    position_ids=torch.arange(width, device=device)[None],
+                ).last_hidden_state  # fmt: skip
+            finally:
+                self._where.prefill = None
+            logits = model.lm_head(hidden[rows, ends - 1])
+        computed = None if self._prefilling is None else mark()
+        return _Entering(dict(zip(slots, requests, strict=True)), where, ids, ends, logits, computed)
+
+    @torch.inference_mode()
+    def step(self) -> list[Finished]:
+        """Add up to ``poll`` tokens to every caption, and return those that are known to have ended.
+
+        Raises `torch.OutOfMemoryError`; `unfinished` tells what is to be done again then, by another engine.
+        """
+        self._turn += 1
+        self._enter()
+        with self._clock("decode"):
+            for _ in range(self._poll):
+                if self._graph is not None:
+                    self._graph.replay()
+                else:
+                    self._decode()
+        state = self._state
+        reading = _Reading(self._turn, (state.live, state.count, state.overflowed, state.written))
+        if self._prefilling is None:
+            return self._collect(reading)
+        self._ahead, due = reading, self._ahead
+        return self._collect(due) if due is not None else []
+
+    def _enter(self) -> None:
+        """Take over what was prefilled: from the next step on its slots are live.
+
+        What is still being computed joins in later, unless there is nothing else to decode.
+        """
+        idle = all(each.since is None for each in self._occupied.values())
+        computed = [group for group in self._entering if idle or group.is_computed()]
+        for group in computed:
+            self._entering.remove(group)
+            if group.computed is not None:
+                main = torch.cuda.current_stream(self._device)
+                main.wait_event(group.computed)
+                for tensor in (group.slots, group.ids, group.lengths, group.logits):
+                    # Made on the other stream: their memory must not be used anew there before this one has read it.
+                    tensor.record_stream(main)
+            self._state.enter(group.slots, list(group.places.values()), group.ids, group.lengths)
+            self._state.emit(group.slots, group.logits)
+            for slot, request in group.places.items():
+                self._occupied[slot] = _Occupied(request, self._turn)
+
+    def _decode(self) -> None:
+        """Add one token to every live slot.  Fixed shapes and no look at any value, so that CUDA can replay it."""
+        state = self._state
+        position, lengths = state.next_position()
+        self._where.position = position
+        hidden = self._language(
+            inputs_embeds=self._language.embed_tokens(state.token)[:, None], past_key_values=self._cache,
+            use_cache=True, position_ids=position[:, None], slot_lengths=lengths,
+        ).last_hidden_state  # fmt: skip
+        state.advance()
+        state.emit(self._where.rows, self._model.lm_head(hidden[:, 0]))
+
+    def _capture(self) -> None:
+        """Record one step, while all slots are free and so nothing that it does counts."""
+        warm = new_stream(self._device)
+        warm.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(warm):
+            for _ in range(2):
+                self._decode()
+        torch.cuda.current_stream(self._device).wait_stream(warm)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads (a fetch beside us has none, a second engine might) must not break the recording.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._decode()
+        self._graph = graph
+
+    def _collect(self, reading: _Reading) -> list[Finished]:
+        live, count, overflowed, written = reading.wait()
+        alive, counts, bad = live.tolist(), count.tolist(), overflowed.tolist()
+        ended = []
+        for slot, occupied in list(self._occupied.items()):
+            if occupied.since is not None and reading.turn >= occupied.since and not alive[slot]:
+                del self._occupied[slot]
+                ended.append(Finished(occupied.request, written[slot, : counts[slot]].tolist(), not bad[slot]))
+        return ended

@@ -1,0 +1,22 @@
+"""What a model or its processor may raise for one picture or prompt, and what that means."""
+
+import torch
+
+from etl.errors import CaptionError
+from etl.models import CaptionItem, ItemFailure
+
+BATCH_FAULTS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
+"""What one picture or prompt can raise inside the processor or the model."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory was short, of the device or of the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text or "alloc_failed" in text
+
+
+def failure(item: CaptionItem, error: CaptionError, started_at: int) -> ItemFailure:
+    """Return the failure of an item that was begun at ``started_at``, Unix milliseconds."""
+    return ItemFailure(item.id, error.slug, str(error), error.retryable, started_at)

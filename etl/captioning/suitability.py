@@ -1,0 +1,106 @@
+"""Whether the slot engine can drive a model: asked of its configuration first, then of a few tokens."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import LlavaForConditionalGeneration
+
+from etl.captioning.engine import SlotEngine
+from etl.captioning.loading import LoadedModel
+from etl.captioning.normalise import Normaliser
+from etl.captioning.phases import PhaseClock
+from etl.captioning.pixels import PixelPlan
+from etl.captioning.preprocess import PromptEncoder
+from etl.captioning.slot_state import Request, Shape
+from etl.models import CaptionItem
+
+TRIAL_TOKENS = 6
+"""Tokens written and compared: the first comes from the prefill, the others from decoding steps."""
+
+TRIAL_PROMPTS = ("Describe the picture.", "What is shown here, and where might it have been taken?")
+"""Of different lengths, so that the padding of one is put to the test."""
+
+TOLERANCE = 1e-3
+TOLERANCE_EPS = 16
+"""Words count as equally likely when their logits differ by less than this share of the larger one, or by less than so
+many roundings of it.  A model that is driven wrongly is off by far more."""
+
+_FIXED_ROPES = (None, "default", "linear", "llama3", "yarn")
+"""Rotary embeddings that do not depend on how long the longest sequence is, which would differ between slots."""
+
+
+def why_not(loaded: LoadedModel, positions: int) -> str | None:
+    """Return why the slot engine cannot drive the model, in words, judging by its parts; ``None`` if nothing speaks
+    against it.
+
+    ``positions`` is the longest sequence that may be asked for.
+    """
+    model = loaded.model
+    if not isinstance(model, LlavaForConditionalGeneration):
+        return f"{type(model).__name__} is not built like LLaVA-1.5"
+    if len({parameter.device for parameter in model.parameters()}) > 1:
+        return "the model is spread over several devices"
+    text = model.config.get_text_config()
+    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    if window is not None and window < positions:
+        return f"its attention sees only the last {window} tokens"
+    if any(kind != "full_attention" for kind in getattr(text, "layer_types", None) or ()) and window is not None:
+        return "its layers attend in different ways"
+    rope: Any = getattr(text, "rope_parameters", None) or {}
+    if (kind := rope.get("rope_type")) not in _FIXED_ROPES:
+        return f"its position embedding ({kind}) depends on the longest sequence"
+    return None
+
+
+def differs(loaded: LoadedModel, max_aspect: float) -> str | None:
+    """Return how the slot engine's tokens differ from the model's own; ``None`` when they do not.
+
+    Two prompts are answered side by side in two slots; then the model itself is asked, one sequence at a time and with
+    its own attention, which token it would have chosen at each place.
+    """
+    requests = _trial(loaded, max_aspect)
+    shape = Shape(slots=2, positions=max(request.positions for request in requests), limit=TRIAL_TOKENS)
+    normalise = Normaliser.of(loaded.processor.image_processor)
+    # Without an end, so that every token of the trial is written.
+    endless = dataclasses.replace(loaded, eos=())
+    engine = SlotEngine(endless, normalise, shape, PhaseClock(loaded.device), poll=1)
+    try:
+        engine.admit(requests)
+        finished = []
+        while engine.in_use:
+            finished += engine.step()
+    finally:
+        engine.close()
+    for each in finished:
+        pixels = normalise(each.request.pixels[None].to(loaded.device), loaded.dtype)
+        if (place := _first_difference(loaded, each.request, each.ids, pixels)) is not None:
+            return f"token {place + 1} of a trial caption is not the model's own"
+    return None
+
+
+def _trial(loaded: LoadedModel, max_aspect: float) -> list[Request]:
+    plan = PixelPlan.of(loaded.processor.image_processor, max_aspect)
+    encoder = PromptEncoder(loaded.processor, TRIAL_TOKENS, loaded.context)
+    size = (plan.crop_width, plan.crop_height)
+    ramp = Image.linear_gradient("L").resize(size)
+    picture = Image.merge("RGB", (ramp, ramp.transpose(Image.Transpose.ROTATE_90), Image.new("L", size, 90)))
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(size[1], size[0], 3)
+    return [
+        Request(CaptionItem(number, "", prompt), encoder.encode(prompt).ids, pixels, TRIAL_TOKENS)
+        for number, prompt in enumerate(TRIAL_PROMPTS)
+    ]
+
+
+@torch.inference_mode()
+def _first_difference(loaded: LoadedModel, request: Request, ids: list[int], pixels: torch.Tensor) -> int | None:
+    """Return the index of the first token that the model would not have chosen; ties by rounding do not count."""
+    sequence = torch.tensor([[*request.ids, *ids]], device=loaded.device)
+    logits = loaded.model(input_ids=sequence, pixel_values=pixels).logits[0, len(request.ids) - 1 : -1].float()
+    best = logits.max(-1).values
+    chosen = logits.gather(-1, torch.tensor(ids, device=loaded.device)[:, None])[:, 0]
+    tolerance = max(TOLERANCE, TOLERANCE_EPS * torch.finfo(loaded.dtype).eps) * best.abs().clamp(min=1.0)
+    # Each token is judged after those that were really written, so one that rounding decided decides no other.
+    wrong = ~(best - chosen <= tolerance)
+    return int(wrong.nonzero()[0, 0]) if bool(wrong.any()) else None

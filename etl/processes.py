@@ -1,0 +1,207 @@
+"""Child processes that are cheap to start, easy to kill and never outlive their parent.
+
+Decoders, feeders and GPU workers are such children.  Each has a socket of its own, so one that dies takes nothing
+with it but what it was given.  (`concurrent.futures` and pebble lose their whole pool with one idle process;
+`multiprocessing` runs the parent's main module again in every child.)
+
+The parent holds a `ChildProcess`.  The child runs its entry, ``main(config, parent)``, with a `Parent`.  Messages
+are bytes, a few hundred kilobytes at most; nothing is ever unpickled.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+from etl.errors import ChildEndedError, EtlError
+
+_BOOT = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from etl.processes import run_child
+run_child(*sys.argv[2:])
+"""
+
+_GONE = (EOFError, OSError)
+"""What a socket raises when nobody is at its other end, or when this end was closed."""
+
+
+class ChildProcess:
+    """A child and the parent's end of its socket.
+
+    Not thread-safe, except that any thread may `kill`; one that waits for the child then gets `ChildEndedError`.
+
+    Args:
+        entry: what the child runs, as ``package.module:function``, called with the config and a `Parent`.
+        config: what the child is told at its start; must be JSON.
+        name: of the child, for people: "decoder process".
+        env: environment variables beside those of this process.
+
+    Raises:
+        EtlError: no process can be started.
+    """
+
+    def __init__(
+        self,
+        entry: str,
+        config: Mapping[str, Any],
+        *,
+        name: str = "child process",
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        try:
+            self._connection, theirs = Pipe()
+        except OSError as error:
+            raise EtlError(f"a {name} cannot be started: {error}") from error
+        with theirs:
+            arguments = [json.dumps(sys.path), entry, str(theirs.fileno()), json.dumps(config)]
+            # Until the child ignores them, it inherits this mask: a Ctrl-C must not print tracebacks of its start.
+            masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _BOOT, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    env=os.environ | dict(env or {}),
+                )
+            except OSError as error:
+                self._connection.close()
+                raise EtlError(f"a {name} cannot be started: {error}") from error
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, for `multiprocessing.connection.wait` and selectors.
+
+        It is readable when a message has come and when the child is gone.
+        """
+        return self._connection.fileno()
+
+    def wait_until_ready(self, timeout_s: float) -> None:
+        """Return once the child has sent its first message, which is dropped.
+
+        Raises `EtlError`, for people, when the child ends before or takes longer.
+        """
+        try:
+            if self.poll(timeout_s):
+                self.recv()
+                return
+            reason = f"it was not ready after {timeout_s:g} s"
+        except ChildEndedError:
+            reason = self.how_it_ended()
+        raise EtlError(f"a {self.name} cannot be started: {reason}")
+
+    def send(self, message: bytes) -> None:
+        """Give the child a message; it is kept there until the child asks for it.
+
+        Raises `ChildEndedError` when the child is gone.  One that was given a message may still die before it looks.
+        """
+        try:
+            self._connection.send_bytes(message)
+        except _GONE as error:
+            raise self._ended() from error
+
+    def poll(self, timeout_s: float = 0) -> bool:
+        """Wait at most so long, and return whether `recv` has something to say: a message, or that the child is gone.
+
+        Raises `ChildEndedError` when the child was discarded meanwhile.
+        """
+        try:
+            return self._connection.poll(timeout_s)
+        except _GONE as error:
+            raise self._ended() from error
+
+    def recv(self) -> bytes:
+        """Wait for the child's next message and return it; those sent before it died come first.
+
+        Raises `ChildEndedError` when the child is gone.
+        """
+        try:
+            return self._connection.recv_bytes()
+        except _GONE as error:
+            raise self._ended() from error
+
+    def kill(self) -> None:
+        """End the child at once, wherever it is; does not wait."""
+        self._process.kill()
+
+    def discard(self) -> None:
+        """End the child, if it still lives, and free what it held.  May be called twice."""
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+
+    def how_it_ended(self) -> str:
+        """Return the signal or exit code of a child that is gone, for people."""
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return "it closed its socket"
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                return f"killed by {signal.Signals(-code).name}"
+        return f"exit code {code}"
+
+    def _ended(self) -> ChildEndedError:
+        return ChildEndedError(f"a {self.name} has ended")
+
+
+class Parent:
+    """The child's end of the socket: what came from the parent, and the way back.
+
+    A thread takes in messages at once, so that the parent never waits for a busy child, and ends this process as
+    soon as the parent is gone, even in the middle of work.  One thread at a time may send.
+    """
+
+    def __init__(self, connection: "Connection[bytes, bytes]") -> None:
+        self._connection = connection
+        self._inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=self._receive, name="parent", daemon=True).start()
+
+    def recv(self) -> bytes:
+        """Return the parent's next message, once there is one."""
+        return self._inbox.get()
+
+    def pending(self) -> bool:
+        """Return whether `recv` would not wait."""
+        return not self._inbox.empty()
+
+    def send(self, message: bytes) -> None:
+        """Send a message; waits while the parent does not read.  A parent that is gone ends this process."""
+        try:
+            self._connection.send_bytes(message)
+        except (BrokenPipeError, ConnectionResetError):
+            os._exit(0)
+
+    def _receive(self) -> None:
+        with contextlib.suppress(*_GONE):
+            while True:
+                self._inbox.put(self._connection.recv_bytes())
+        os._exit(0)
+
+
+def run_child(entry: str, descriptor: str, config: str) -> None:
+    """Be the child: what the boot of a new interpreter calls, with what `ChildProcess` gave it."""
+    # A terminal or a service manager signals the whole group: the parent drains, and must find its children alive.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    parent = Parent(Connection(int(descriptor)))
+    module, _, function = entry.partition(":")
+    getattr(importlib.import_module(module), function)(json.loads(config), parent)

@@ -1,0 +1,66 @@
+"""What an export says of each record: the SQL behind `Reader.export_rows`."""
+
+from dataclasses import dataclass
+
+from etl.state.database import ENGINE_VERSION, HOSTS_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRow:
+    """One record with what became of it, for the export.
+
+    ``error_class`` is the caption's, else the source's, else the record's own.  ``text`` and what follows is of the
+    caption that counts: one that is to be made again counts as it was until the new one is done.
+    """
+
+    position: int
+    record: int
+    key: str
+    state: str
+    outcome: str
+    line: bytes
+    error_class: str | None
+    text: str | None
+    done_at: int | None
+    finish_reason: str | None
+    tokens: int | None
+    flags: str | None
+    repetition_penalty: float | None
+    image_sha256: str | None
+    mirror: str | None
+
+
+def export_sql(version: int) -> str:
+    """Return the query for one page, in `ExportRow`'s order, for a database of this version.
+
+    Its arguments are the recipe, the manifest, position and record behind which to begin, and the number of rows.
+    """
+    mirror = "s.mirror" if version >= HOSTS_VERSION else "NULL"
+    return ("" if version >= ENGINE_VERSION else _NOTHING_AGAIN) + _EXPORT.format(mirror=mirror)
+
+
+_NOTHING_AGAIN = """
+WITH captions AS (SELECT *, NULL AS repetition_penalty FROM main.captions),
+earlier_captions AS (SELECT *, id AS caption FROM captions WHERE false)
+"""
+"""What a database knew before captions could be made again, in the words of the one that does."""
+
+_EXPORT = """
+SELECT r.position, r.id, r.key, r.state,
+  CASE WHEN c.status = 'done' OR e.id IS NOT NULL THEN 'captioned'
+       WHEN s.status = 'dead' OR c.status = 'dead' THEN 'failed' ELSE 'pending' END,
+  l.line, CASE WHEN c.status = 'dead' THEN c.error_class WHEN s.status = 'dead' THEN s.error_class
+               ELSE r.error_class END,
+  iif(e.id, e.text, c.text), iif(e.id, e.done_at, c.done_at), iif(e.id, e.finish_reason, c.finish_reason),
+  iif(e.id, e.tokens, c.tokens), iif(e.id, e.flags, c.flags), iif(e.id, e.repetition_penalty, c.repetition_penalty),
+  i.sha256, {mirror}
+FROM records r
+JOIN record_lines l ON l.record = r.id
+LEFT JOIN sources s ON s.id = r.source
+LEFT JOIN images i ON i.id = s.image
+LEFT JOIN captions c ON c.image = s.image AND c.prompt = r.prompt AND c.recipe = ?
+LEFT JOIN earlier_captions e
+  ON e.id = CASE WHEN c.status <> 'done' THEN (SELECT max(x.id) FROM earlier_captions x WHERE x.caption = c.id) END
+WHERE r.manifest = ? AND (r.position, r.id) > (?, ?) AND r.state <> 'removed'
+ORDER BY r.position, r.id LIMIT ?
+"""
