@@ -204,6 +204,8 @@ def items_per_slice(settings: Settings, toggle: Callable[[bool], None], slices: 
             while time.monotonic() < end:
                 items += store.sources(run).commit([fetched(item) for item in claimed(store, run, RUN_BATCH)], recipe)
                 caption_some(store, run, recipe, RUN_BATCH)
+            if not items:
+                raise SystemExit("nothing is left to fetch in this state; make a new one in another --directory")
             if number >= 0:
                 counts[watched].append(items)
     return counts

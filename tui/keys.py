@@ -10,7 +10,7 @@ from textual.binding import Binding
 
 EVERYWHERE = "everywhere"
 
-NAMES = {"question_mark": "?", "slash": "/", "pageup": "pgup", "pagedown": "pgdn", "escape": "esc", "space": "space"}
+NAMES = {"question_mark": "?", "slash": "/", "pageup": "pgup", "pagedown": "pgdn", "escape": "esc"}
 """Keys as people write them, where Textual writes them otherwise."""
 
 
