@@ -2,7 +2,7 @@
 
 import torch
 
-from etl.errors import CaptionError
+from etl.errors import CaptionError, FeederCrashedError
 from etl.models import CaptionItem, ItemFailure
 
 BATCH_FAULTS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
@@ -19,4 +19,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def failure(item: CaptionItem, error: CaptionError, started_at: int) -> ItemFailure:
     """Return the failure of an item that was begun at ``started_at``, Unix milliseconds."""
-    return ItemFailure(item.id, error.slug, str(error), error.retryable, started_at)
+    return ItemFailure(
+        item.id, error.slug, str(error), error.retryable, started_at, crashed=isinstance(error, FeederCrashedError)
+    )

@@ -52,7 +52,7 @@ class GpuPool:
         """
         config = {
             "settings": settings.to_json(), "cache": str(cache), "longest_edge": longest_edge,
-            "log_level": logging.getLogger().getEffectiveLevel(),
+            "log_level": logging.getLogger("etl").getEffectiveLevel(),
         }  # fmt: skip
         self._workers = [_Worker(number, plan, config) for number, plan in enumerate(plans)]
         try:

@@ -86,7 +86,9 @@ def main(config: Mapping[str, Any], parent: Parent) -> None:
     ``spread`` (divide the model among all GPUs that are visible), ``number`` (of this worker), ``log_level``.
     """
     link = _Link(parent)
-    logging.basicConfig(level=config["log_level"], handlers=[_Forward(link)])
+    logging.basicConfig(level=logging.WARNING, handlers=[_Forward(link)])
+    # As much of our own as somebody wants to read: the run's log, or the terminal.
+    logging.getLogger("etl").setLevel(config["log_level"])
     try:
         _work(config, link)
     except EtlError as error:

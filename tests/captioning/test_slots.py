@@ -14,6 +14,7 @@ from captioning.slots import make_scenes, other_architecture, remembering, token
 from etl.captioning.backends import choose_engine
 from etl.captioning.generate import GenerateCaptioner
 from etl.captioning.loading import LoadedModel, load
+from etl.captioning.pixels import PixelPlan, pixels
 from etl.captioning.slot_captioner import SlotCaptioner
 from etl.captioning.suitability import differs, why_not
 from etl.config import Settings
@@ -272,3 +273,23 @@ def test_the_engine_is_a_matter_of_the_recipe(loaded: LoadedModel, many: Scenes,
         assert one.captioner.recipe.engine == "slots"
         generate = GenerateCaptioner(loaded, settings(), many.locate).recipe
         assert dataclasses.replace(generate, engine="slots") == one.captioner.recipe
+
+
+def test_a_picture_that_kills_its_feeder_counts_as_a_crash(
+    loaded: LoadedModel, many: Scenes, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is charged a crash, so that the queue tries it again, alone if need be; its neighbours are captioned."""
+    bad = many.items[2]
+
+    def deadly(path: Path, plan: PixelPlan) -> bytes:
+        if path == many.locate(bad.working_sha256):
+            raise RuntimeError("what ends a process")
+        return pixels(path, plan)
+
+    monkeypatch.setattr("etl.captioning.feeder_servers.pixels", deadly)
+    items = [item for item in many.items if item is bad or item.working_sha256 != bad.working_sha256][:6]
+    with remembering(loaded, many, settings(slots=2, max_new_tokens=3)) as engine:
+        outcomes = engine.caption(items)
+    assert len(engine.tokens) == len(items) - 1
+    [failure] = [outcome for outcome in outcomes if isinstance(outcome, ItemFailure)]
+    assert (failure.id, failure.slug, failure.crashed) == (bad.id, "feeder_crashed", True)
