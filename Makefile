@@ -56,3 +56,7 @@ rehearsal: $(READY)  ## Run the archive's manifest against stand-ins for its hos
 rehearsal-small: $(READY)  ## Fetch all of the archive's manifest as small pictures, a tenth of them faulty: MANIFEST=file
 	@test -n "$(MANIFEST)" || { echo "usage: make rehearsal-small MANIFEST=manifest.jsonl.gz"; exit 2; }
 	$(BIN)/python -m benchmarks.archive_rehearsal $(MANIFEST) --small
+
+.PHONY: screenshots
+screenshots: $(READY)  ## Make the pictures of docs/dashboard.md (needs rsvg-convert)
+	$(BIN)/python -m benchmarks.screenshots

@@ -70,6 +70,7 @@ class Settings:
             sides off.
         max_aspect: pictures longer than this ratio are cropped around their centre before the model sees them.
         interval_s: seconds between plain progress lines when there is no terminal.
+        gpu_price: what the machine costs per hour, in any money, to tell what the work has cost; 0 means not known.
     """
 
     state: Path = Path("state")
@@ -111,6 +112,7 @@ class Settings:
     pad_to_square: bool = False
     max_aspect: float = 4.0
     interval_s: float = 30.0
+    gpu_price: float = 0.0
 
     def __post_init__(self) -> None:
         for name, (low, high) in _LIMITS.items():
@@ -166,7 +168,11 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "max_new_tokens": (1, 4096),
     "max_aspect": (1, 1000),
     "interval_s": (0.1, 3600),
+    "gpu_price": (0, 1e6),
 }
+
+DASHBOARD = "dashboard"
+"""The table of ``etl.toml`` that belongs to the dashboard alone (`load_dashboard`)."""
 
 
 def load_settings(
@@ -198,16 +204,33 @@ def redact_url(url: str) -> str:
         return url
 
 
-def _from_file(file: Path | None) -> dict[str, Any]:
+def load_dashboard(file: Path | None = None) -> tuple[Path, dict[str, Any]]:
+    """Return the dashboard's table of the configuration as it stands there, and the file that was looked at.
+
+    Raises `ConfigError` as `load_settings` does, and when it is no table.
+    """
+    path, table = _read(file)
+    own = table.get(DASHBOARD, {})
+    if not isinstance(own, dict):
+        raise ConfigError(f"{path}: {DASHBOARD} is not a table; write [{DASHBOARD}] and its settings below")
+    return path, own
+
+
+def _read(file: Path | None) -> tuple[Path, dict[str, Any]]:
     path = file or Path("etl.toml")
     if file is None and not path.exists():
-        return {}
+        return path, {}
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _from_file(file: Path | None) -> dict[str, Any]:
+    path, table = _read(file)
+    table.pop(DASHBOARD, None)
     kinds = typing.get_type_hints(Settings)
     for name in table:
         if name not in kinds:

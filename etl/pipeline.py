@@ -14,6 +14,7 @@ from etl.stages.export import ExportOptions, export
 from etl.stages.flow import Flow
 from etl.stages.ingest import IngestOptions, ingest, reselect
 from etl.stages.manifest import Manifest
+from etl.state.cost import Cost, cost
 from etl.state.outlook import Outlook
 from etl.state.queries import Reader
 from etl.state.store import Store
@@ -66,6 +67,7 @@ class Report:
         progress: the counts at its end.
         failed: records that are failed or invalid, over the whole state.
         ingested, exported: what was read and written, if anything was.
+        cost: what this run and all runs have cost; ``None`` when no price is known.
     """
 
     state: RunState
@@ -75,6 +77,7 @@ class Report:
     failed: int
     ingested: IngestSummary | None = None
     exported: ExportSummary | None = None
+    cost: Cost | None = None
 
 
 def ingest_manifest(
@@ -139,8 +142,8 @@ def run_pipeline(settings: Settings, plan: Plan, on_progress: Callable[[Progress
             state = RunState.PARTIAL
         store.end_run(run, state)
         with Reader(store.directory) as reader:
-            progress = Outlook(reader).progress()
-        return Report(state, signal, result.summaries, progress, failed, ingested, exported)
+            progress, spent = Outlook(reader).progress(), cost(reader)
+        return Report(state, signal, result.summaries, progress, failed, ingested, exported, spent)
 
 
 def _stages(settings: Settings, plan: Plan) -> dict[Stage, StageFunction]:

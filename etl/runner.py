@@ -20,6 +20,7 @@ from etl.gpu import GpuSampler
 from etl.models import FailureFilter, Progress, RunState, Stage, StageSummary
 from etl.stages.flow import GRACE_S, Flow
 from etl.state import control
+from etl.state.log import journal
 from etl.state.outlook import Outlook
 from etl.state.queries import Reader
 from etl.state.store import Command, Store
@@ -66,9 +67,12 @@ class _Worker:
 
     def _run(self) -> None:
         try:
-            self.summary = self._work()
+            done = self.summary = self._work()
+            words = "%s ended: %d done, %d failed, %d attempts to be repeated"
+            journal.info(words, self.stage, done.done, done.dead, done.retried)
         except BaseException as error:
             self.error = error
+            journal.error("%s ended with an error: %s", self.stage, error)
             # One stage alone cannot finish the run; what the others have in flight is still committed.
             self._flow.stop()
         finally:

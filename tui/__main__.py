@@ -1,4 +1,4 @@
-"""``python -m tui --state DIR [--readonly] [--ascii]``."""
+"""``python -m tui``: what `etl dashboard` starts."""
 
 import argparse
 import os
@@ -6,30 +6,68 @@ import sys
 from pathlib import Path
 
 from etl import __version__
-from tui.app import Dashboard
+from etl.config import load_settings
+from etl.errors import EtlError
+from etl.text import clean
+from tui import settings
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Show the dashboard until the user quits; return the exit code."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        if chosen.web:
+            return _serve(chosen)
+        return _show(chosen)
+    except EtlError as error:
+        print(f"error: {clean(str(error))}", file=sys.stderr)
+        return error.exit_code
+
+
+def _show(chosen: argparse.Namespace) -> int:
+    # A browser's end of `etl dashboard --web` is no terminal, and Textual is told by this variable.
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) and "TEXTUAL_DRIVER" not in os.environ:
+        # Textual draws on stderr; into a file or a pipe it would draw for nobody and never end.
+        print("the dashboard needs a terminal on stdin and stderr; for scripts there is `etl status`", file=sys.stderr)
+        return 2
+    flags = {"state": chosen.state, "gpu_price": chosen.gpu_price}
+    resolved, own = load_settings(flags, file=chosen.config), settings.load(chosen.config)
+    from tui.app import Dashboard
+
+    app = Dashboard(
+        resolved.state, readonly=chosen.readonly, ascii_only=chosen.ascii, price=resolved.gpu_price, settings=own
+    )
+    app.run()
+    return app.return_code or 0
+
+
+def _serve(chosen: argparse.Namespace) -> int:
+    """Serve the same dashboard to browsers of this machine."""
+    from tui.web import serve
+
+    given = (("--state", chosen.state), ("--config", chosen.config), ("--gpu-price", chosen.gpu_price))
+    flags = [word for flag, value in given if value is not None for word in (flag, str(value))]
+    flags += ["--readonly"] * chosen.readonly + ["--ascii"] * chosen.ascii
+    serve([sys.executable, "-m", "tui", *flags], chosen.port)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tui",
         description="Watch a state directory, and pause, resume, stop or retry its live run.",
     )
     parser.add_argument(
-        "--state", type=Path, default=Path(os.environ.get("ETL_STATE", "state")), metavar="DIR",
-        help="the state directory (default: $ETL_STATE, else 'state')",
-    )  # fmt: skip
+        "--state", type=Path, metavar="DIR", help="the state directory (default: $ETL_STATE or 'state')"
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings file (default: etl.toml)")
+    parser.add_argument("--gpu-price", type=float, metavar="PRICE", help="what the machine costs per hour")
     parser.add_argument("--readonly", action="store_true", help="refuse pause, resume, stop and retry")
     parser.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
+    parser.add_argument("--web", action="store_true", help="serve it to a browser on this machine instead")
+    parser.add_argument("--port", type=int, default=8000, help="with --web: the port (default: 8000)")
     parser.add_argument("--version", action="version", version=f"caption-etl {__version__}")
-    chosen = parser.parse_args(arguments)
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        # Textual draws on stderr; into a file or a pipe it would draw for nobody and never end.
-        print("the dashboard needs a terminal on stdin and stderr; for scripts there is `etl status`", file=sys.stderr)
-        return 2
-    app = Dashboard(chosen.state, readonly=chosen.readonly, ascii_only=chosen.ascii)
-    app.run()
-    return app.return_code or 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The app: one source of snapshots, two screens, and the commands to a live run."""
+"""The app: one source of snapshots, one asker, five screens, and the commands to a live run."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -6,26 +6,28 @@ from pathlib import Path
 from typing import ClassVar
 
 from textual.app import App, SystemCommand
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.reactive import reactive
 from textual.screen import Screen
 
-from etl.models import RunState
+from etl.models import FailureFilter, RunState
 from etl.state import control
 from etl.text import clean
+from tui.asking import Asker
+from tui.choice import Choice
 from tui.format import ASCII, UNICODE, plural
-from tui.keys import ACTIONS, bindings
+from tui.keys import ACTIONS, EVERYWHERE, bindings, written
 from tui.messages import CommandAnswered, SnapshotTaken, SourceBroke
 from tui.screens.base import StateScreen
 from tui.screens.dialogs import ConfirmScreen, HelpScreen
-from tui.screens.failures import FailuresScreen
 from tui.screens.overview import OverviewScreen
+from tui.settings import DashboardSettings
 from tui.snapshot import Snapshot
 from tui.source import Source, send_command
-from tui.theme import THEME
+from tui.theme import THEMES
 
 INTERVAL_S = 1.0
-"""Time between looks at the state; at 1 Hz the whole dashboard costs about 2 % of a core."""
+"""Time between looks at the state."""
 
 BLOCKED_S = 3
 """A read that lasts longer is told to the user; an ordinary one takes milliseconds."""
@@ -38,43 +40,67 @@ class Dashboard(App[None]):
 
     Attributes:
         snapshot: what is shown; ``None`` until the state was read once.
+        state: the state directory.
+        readonly: whether commands are refused.
+        ascii_only, glyphs: what is drawn with.
+        keys: keys of actions as the user has changed them.
+        asker: answers the questions of screens.
     """
 
     CSS_PATH = "app.tcss"
     TITLE = "caption-etl"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings()]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings(EVERYWHERE)]
 
     snapshot: reactive[Snapshot | None] = reactive(None)
 
-    def __init__(self, state: Path, *, readonly: bool = False, ascii_only: bool = False) -> None:
+    def __init__(
+        self,
+        state: Path,
+        *,
+        readonly: bool = False,
+        ascii_only: bool = False,
+        price: float = 0.0,
+        settings: DashboardSettings | None = None,
+    ) -> None:
         super().__init__()
+        settings = settings or DashboardSettings()
         self.state = state
         self.readonly = readonly
-        self._glyphs = ASCII if ascii_only else UNICODE
-        self._source = Source(state, self.post_message)
+        self.ascii_only = ascii_only
+        self.glyphs = ASCII if ascii_only else UNICODE
+        self.keys = settings.keys
+        self.asker = Asker(state)
+        self._source = Source(state, self.post_message, price=price)
         self._asked: str | None = None
         # The palette draws an emoji.
         self.use_command_palette = not ascii_only
         self.set_class(ascii_only, "-ascii")
-        self.register_theme(THEME)
-        self.theme = THEME.name
+        for theme in THEMES.values():
+            self.register_theme(theme)
+        self.theme = THEMES[settings.theme].name
+        self.set_keymap(dict(settings.keys))
 
     def get_default_screen(self) -> Screen[None]:
         """Begin with the overview."""
-        return OverviewScreen(self.state, self._glyphs, self.readonly)
+        return OverviewScreen()
 
-    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:  # noqa: ARG002 (Textual's)
-        """Fill the palette from the registry of keys."""
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """Fill the palette from the registry of keys: what works everywhere, and what works on this screen."""
+        here = {action for action in ACTIONS if hasattr(screen, f"action_{action.name}")}
         for action in ACTIONS:
-            run = partial(self.run_action, action.name)
-            yield SystemCommand(action.label or action.name.capitalize(), action.help, run)
+            if action.place == EVERYWHERE or action in here:
+                namespace = self if action.place == EVERYWHERE else screen
+                run = partial(self.run_action, action.name, namespace)
+                yield SystemCommand(action.label, action.help, run)
 
     def on_mount(self) -> None:
         self._source.start()
+        self.asker.start()
         self.set_interval(INTERVAL_S, self._tick)
 
     def on_unmount(self) -> None:
         self._source.stop()
+        self.asker.stop()
 
     def _tick(self) -> None:
         blocked = int(self._source.blocked_s())
@@ -89,28 +115,74 @@ class Dashboard(App[None]):
     def on_source_broke(self, message: SourceBroke) -> None:
         raise message.error
 
+    def get_key_display(self, binding: Binding) -> str:
+        """Write a key as the help does; Textual would draw some as pictures."""
+        return written(binding.key)
+
     # Moving about.
 
-    def action_failures(self) -> None:
-        """Show the failures, read from now on."""
-        if isinstance(self.screen, OverviewScreen):
-            self._source.with_failures = True
-            self._source.wake()
-            self.push_screen(FailuresScreen(self.state, self._glyphs, self.readonly))
+    def _show(self, screen: StateScreen | None) -> None:
+        """Put a screen onto the overview, in the place of whatever was there; ``None`` shows the overview."""
+        while len(self.screen_stack) > 1:
+            self.pop_screen()
+        if screen is not None:
+            self.push_screen(screen)
 
     def action_overview(self) -> None:
-        """Go back to the overview."""
-        if isinstance(self.screen, FailuresScreen):
-            self._source.with_failures = False
+        """Show the overview."""
+        self._show(None)
+
+    def action_failures(self) -> None:
+        """Show what failed."""
+        from tui.screens.failures import FailuresScreen
+
+        self._show(FailuresScreen())
+
+    def action_samples(self) -> None:
+        """Show captions."""
+        from tui.screens.samples import SamplesScreen
+
+        self._show(SamplesScreen())
+
+    def action_records(self) -> None:
+        """Show records."""
+        from tui.screens.records import RecordsScreen
+
+        self._show(RecordsScreen())
+
+    def action_log(self) -> None:
+        """Show the log."""
+        from tui.screens.log import LogScreen
+
+        self._show(LogScreen())
+
+    def action_step_back(self) -> None:
+        """Take one step back: out of a search, a story, a list; at last to the overview."""
+        screen = self.screen
+        if isinstance(screen, StateScreen) and not screen.go_back() and len(self.screen_stack) > 1:
             self.pop_screen()
 
     def action_help(self) -> None:
         """Show the keys."""
-        self.push_screen(HelpScreen())
+        self.push_screen(HelpScreen(self.keys, palette=self.use_command_palette))
 
     def action_repaint(self) -> None:
         """Draw everything again, after a terminal was disturbed or attached anew."""
         self.refresh(layout=True)
+
+    def action_theme(self) -> None:
+        """Change between dark and light."""
+        names = [theme.name for theme in THEMES.values()]
+        self.theme = names[(names.index(self.theme) + 1) % len(names)]
+
+    def action_copy(self) -> None:
+        """Copy what is marked, by the terminal's own means (OSC 52)."""
+        text = self.screen.copied() if isinstance(self.screen, StateScreen) else ""
+        if text:
+            self.copy_to_clipboard(text)
+            self.say(f"Copied {plural(len(text), 'character')}, if the terminal allows it.")
+        else:
+            self.say("There is nothing to copy here.")
 
     # Commands to the run.
 
@@ -121,7 +193,7 @@ class Dashboard(App[None]):
                 case RunState.PAUSED:
                     self._send(control.RESUME)
                 case RunState.STOPPING:
-                    self._say("The run is stopping already.")
+                    self.say("The run is stopping already.")
                 case _:
                     self._send(control.PAUSE)
 
@@ -131,45 +203,56 @@ class Dashboard(App[None]):
             self._ask(control.STOP, "Stop the run?", "What is in flight is finished first; a later run goes on there.")
 
     def action_retry(self) -> None:
+        """Put what is marked back into its queue, once confirmed; where nothing can be marked, everything dead."""
+        chosen = self.screen.chosen() if isinstance(self.screen, StateScreen) else None
+        self._retry(chosen or self._everything())
+
+    def action_retry_all(self) -> None:
         """Put everything dead back into its queue, once confirmed."""
+        self._retry(self._everything())
+
+    def _everything(self) -> Choice:
         dead = self.snapshot.dead if self.snapshot is not None else 0
-        if not self._may_command("Run `etl retry-failed`, then `etl run`."):
+        return Choice(items=dead, problem="" if dead else "Nothing is dead; there is nothing to retry.")
+
+    def _retry(self, chosen: Choice) -> None:
+        if chosen.problem and not self.readonly:
+            self.say(chosen.problem)
             return
-        if not dead:
-            self._say("Nothing is dead; there is nothing to retry.")
-            return
-        self._ask(
-            control.RETRY, f"Retry {plural(dead, 'dead item')}?", "They start again with no attempts charged; "
-            "their history is kept."
-        )  # fmt: skip
+        if self._may_command(f"Run `{chosen.command()}`, then `etl run`."):
+            number = plural(chosen.items, "failed item")
+            what = number if chosen.what == "failed items" else f"{number}: {chosen.what}"
+            words = "They start again with no attempts charged; their history is kept."
+            self._ask(control.RETRY, f"Retry {what}?", words, chosen.failures)
 
     def _may_command(self, instead: str = "") -> bool:
         if self.readonly:
-            self._say("Read-only: this dashboard was started with --readonly.", alert=True)
+            self.say("Read-only: this dashboard was started with --readonly.", alert=True)
         elif self.snapshot is None or not self.snapshot.live:
-            self._say(f"{NO_RUN} {instead}".strip(), alert=True)
+            self.say(f"{NO_RUN} {instead}".strip(), alert=True)
         elif self._asked is not None:
-            self._say(f"Waiting for the answer to {self._asked}.")
+            self.say(f"Waiting for the answer to {self._asked}.")
         else:
             return True
         return False
 
-    def _ask(self, name: str, question: str, explanation: str) -> None:
-        self.push_screen(ConfirmScreen(question, explanation), lambda yes: self._send(name) if yes else None)
+    def _ask(self, name: str, question: str, explanation: str, chosen: FailureFilter | None = None) -> None:
+        self.push_screen(ConfirmScreen(question, explanation), lambda yes: self._send(name, chosen) if yes else None)
 
-    def _send(self, name: str) -> None:
+    def _send(self, name: str, chosen: FailureFilter | None = None) -> None:
         self._asked = name
-        send_command(self.state, name, self.post_message)
+        send_command(self.state, name, chosen or FailureFilter(), self.post_message)
 
     def on_command_answered(self, message: CommandAnswered) -> None:
         self._asked = None
         self._source.wake()
         if message.problem is not None:
-            self._say(message.problem, alert=True)
+            self.say(message.problem, alert=True)
         elif message.answer is None:
-            self._say(f"The run has not answered to {message.name} yet; it obeys when it can.", alert=True)
+            self.say(f"The run has not answered to {message.name} yet; it obeys when it can.", alert=True)
         else:
-            self._say(f"{message.name}: {message.answer}")
+            self.say(f"{message.name}: {message.answer}")
 
-    def _say(self, words: str, *, alert: bool = False) -> None:
+    def say(self, words: str, *, alert: bool = False) -> None:
+        """Show a message for a few seconds."""
         self.notify(clean(words, 500), severity="warning" if alert else "information", timeout=6, markup=False)

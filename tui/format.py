@@ -1,7 +1,9 @@
 """Numbers, durations, bars and glyphs as text.  Pure: no I/O, no widgets."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from rich.cells import cell_len
 
 from etl.models import RunState
 
@@ -20,8 +22,12 @@ class Glyphs:
         rule: the line beside a heading.
         run: per `RunState`.
         stage: per `StageState`, by its value.
+        host: per `HostState`, by its value.
         dead, waiting: marks of the rows of failures.
         dot: separates parts of a line.
+        spark: heights of a plot, lowest first.
+        more: stands where a text was cut.
+        mark: before the row under the cursor.
     """
 
     full: str
@@ -30,13 +36,18 @@ class Glyphs:
     rule: str
     run: Mapping[str, str]
     stage: Mapping[str, str]
+    host: Mapping[str, str]
     dead: str
     waiting: str
     dot: str
+    spark: str
+    more: str
+    mark: str
 
 
 UNICODE = Glyphs(
-    full="━", half="╸", empty="─", rule="─", dead="✗", waiting="↻", dot="·",
+    full="━", half="╸", empty="─", rule="─", dead="✗", waiting="↻", dot="·", spark="▁▂▃▄▅▆▇█", more="…", mark="▌",
+    host={"open": "●", "slowed": "◐", "paused": "‖", "parked": "✗"},
     run={
         RunState.NONE: "○", RunState.RUNNING: "▶", RunState.PAUSED: "‖", RunState.STOPPING: "■",
         RunState.CRASHED: "✗", RunState.DONE: "✓", RunState.PARTIAL: "▲", RunState.INTERRUPTED: "■",
@@ -46,7 +57,8 @@ UNICODE = Glyphs(
 )  # fmt: skip
 
 ASCII = Glyphs(
-    full="#", half="-", empty=".", rule="-", dead="x", waiting="~", dot="|",
+    full="#", half="-", empty=".", rule="-", dead="x", waiting="~", dot="|", spark="_.-:=+*#", more="~", mark=">",
+    host={"open": "o", "slowed": "~", "paused": "=", "parked": "x"},
     run={
         RunState.NONE: "o", RunState.RUNNING: ">", RunState.PAUSED: "=", RunState.STOPPING: "#",
         RunState.CRASHED: "x", RunState.DONE: "+", RunState.PARTIAL: "!", RunState.INTERRUPTED: "#",
@@ -82,6 +94,64 @@ def rate(per_minute: float | None) -> str:
     if per_minute is None:
         return NOTHING
     return f"{per_minute:.1f}" if 0 < per_minute < 9.95 else short(round(per_minute))
+
+
+def per_second(number: float) -> str:
+    """Return a rate per second without its unit: one decimal below a hundred, two below one."""
+    if number <= 0:
+        return "0"
+    return f"{number:.2f}" if number < 0.995 else f"{number:.1f}" if number < 99.95 else count(round(number))
+
+
+def size(number: float) -> str:
+    """Return bytes in powers of 1024, at most nine characters: ``512 B``, ``1.5 KiB``, ``14.2 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 999.5:
+            return f"{number:.0f} {unit}" if unit == "B" or number >= 99.95 else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:,.1f} TiB"
+
+
+def money(amount: float) -> str:
+    """Return an amount of whatever money the price is in; whole from ten thousand on."""
+    return f"{amount:,.2f}" if amount < 10_000 else f"{amount:,.0f}"
+
+
+def spark(values: Sequence[int], width: int, glyphs: Glyphs) -> str:
+    """Return the latest ``width`` values as a plot, one cell each; the largest fills its cell, 0 is the lowest."""
+    shown = values[-width:] if width > 0 else ()
+    top, steps = max(shown, default=0), len(glyphs.spark) - 1
+    return "".join(glyphs.spark[-(-value * steps // top) if top else 0] for value in shown)
+
+
+def breaks(text: str, width: int) -> list[tuple[int, int]]:
+    """Return begin and end of each line when the text is broken into lines of ``width`` cells.
+
+    It is broken at a space where there is one, which then belongs to no line, else between two characters.
+    """
+    lines, begin = [], 0
+    while begin < len(text):
+        end, cells, space = begin, 0, -1
+        while end < len(text) and (cells := cells + (1 if text[end].isascii() else cell_len(text[end]))) <= width:
+            space = end if text[end] == " " else space
+            end += 1
+        following = end
+        if end < len(text) and text[end] == " ":
+            following = end + 1
+        elif end < len(text) and space > begin:
+            end, following = space, space + 1
+        lines.append((begin, end))
+        # A character wider than the line would never be passed.
+        begin = max(following, begin + 1)
+    return lines or [(0, 0)]
+
+
+def folded(text: str, width: int, most: int) -> list[str]:
+    """Return the first ``most`` lines of the text; where more was cut off, the last of them ends with dots."""
+    lines = [text[begin:end] for begin, end in breaks(text, width)]
+    if len(lines) > most:
+        lines[most - 1] = lines[most - 1][: max(0, width - 3)] + "..."
+    return lines[:most]
 
 
 def duration(seconds: float | None) -> str:

@@ -18,7 +18,7 @@ class SnapshotTaken(Message):
 
 
 class SourceBroke(Message):
-    """The reading thread met an error that nobody foresaw; the app ends with its traceback."""
+    """A reading thread met an error that nobody foresaw; the app ends with its traceback."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()

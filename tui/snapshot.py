@@ -3,7 +3,21 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from etl.models import Failure, Progress, QueueStatus, RecordOutcome, RecordState, RunInfo, RunState, Stage
+from etl.models import (
+    EngineSample,
+    GpuSample,
+    HostProgress,
+    Progress,
+    QueueStatus,
+    RecordOutcome,
+    RecordState,
+    RunInfo,
+    RunState,
+    Stage,
+)
+from etl.state.activity import Exported, ManifestProgress
+from etl.state.cost import Cost
+from etl.state.log import LogLine
 
 LIVE = frozenset({RunState.RUNNING, RunState.PAUSED, RunState.STOPPING})
 """The states of a run that a process stands behind; only such a run hears commands."""
@@ -27,6 +41,7 @@ class StageView:
     Attributes:
         done, total: items; cancelled ones are left out.
         growing: the total will rise, because an earlier stage still has work.
+        queued: items that wait for this stage: those between it and the stage before.
         retrying: items that wait for another attempt.
         per_minute: items per minute; ``None`` when no live run works on the stage.
         eta_s: seconds until the stage is done; ``None`` until the rate has settled.
@@ -39,6 +54,7 @@ class StageView:
     growing: bool
     dead: int
     retrying: int
+    queued: int = 0
     per_minute: float | None = None
     eta_s: float | None = None
 
@@ -65,22 +81,62 @@ class ClassView:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchView:
+    """How fetch fares.
+
+    Attributes:
+        per_s, bytes_per_s: pictures and bytes over the last 60 seconds.
+        bytes: of all originals so far.
+        hosts: those in trouble first, then the busiest.
+        plot: pictures in each span of the last minutes, oldest first.
+    """
+
+    per_s: float = 0.0
+    bytes_per_s: float = 0.0
+    bytes: int = 0
+    hosts: tuple[HostProgress, ...] = ()
+    plot: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionView:
+    """How caption fares.
+
+    Attributes:
+        per_s, tokens_per_s: captions and their tokens over the last 60 seconds.
+        engines: a fresh sample of each worker's engine.
+        gpus: a fresh sample of each GPU.
+        plot: captions in each span of the last minutes, oldest first.
+    """
+
+    per_s: float = 0.0
+    tokens_per_s: float = 0.0
+    engines: tuple[EngineSample, ...] = ()
+    gpus: tuple[GpuSample, ...] = ()
+    plot: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that the screens show.
+    """Everything that the overview and the log show.
 
     Attributes:
         problem: why the state cannot be read, in words; everything else is empty then.
         run: the latest run.  Its heartbeat is a part, so a live run makes a new snapshot each second.
         classes: failures by stage and class, most frequent first.
-        failures: at most 200 dead items; ``None`` when nobody looks at them.
+        cost: what the runs have cost, where a price is known.
+        log: the latest lines, oldest first.
     """
 
     problem: str | None = None
     run: RunInfo | None = None
     records: RecordsView = RecordsView()
     stages: tuple[StageView, ...] = ()
+    fetch: FetchView = FetchView()
+    caption: CaptionView = CaptionView()
     classes: tuple[ClassView, ...] = ()
-    failures: tuple[Failure, ...] | None = None
+    cost: Cost | None = None
+    log: tuple[LogLine, ...] = ()
 
     @property
     def live(self) -> bool:
@@ -104,13 +160,44 @@ def records_view(progress: Progress) -> RecordsView:
     )
 
 
-def stage_views(progress: Progress, settled: frozenset[Stage]) -> tuple[StageView, ...]:
+def stage_views(
+    progress: Progress, settled: frozenset[Stage], manifests: ManifestProgress, exported: Exported | None
+) -> tuple[StageView, ...]:
     """Return the rows of the stages; only stages in ``settled`` get an ETA."""
+    ingest = _ingest_view(progress, manifests)
     fetch = _stage_view(Stage.FETCH, progress.sources, progress.fetched_per_s, 0, progress, settled)
     # Nearly every source that is still to be fetched will ask for one caption that is not queued yet.
     coming = open_items(progress.sources)
     caption = _stage_view(Stage.CAPTION, progress.captions, progress.captioned_per_s, coming, progress, settled)
-    return fetch, caption
+    return ingest, fetch, caption, _export_view(progress, exported, busy=bool(coming or open_items(progress.captions)))
+
+
+def _ingest_view(progress: Progress, manifests: ManifestProgress) -> StageView:
+    invalid = progress.records.get(RecordState.INVALID, 0)
+    at_work = _works_on(progress.run, Stage.INGEST) and not manifests.complete
+    state = StageState.RUNNING if at_work else StageState.DONE if manifests.complete else StageState.IDLE
+    if not manifests.records and not at_work:
+        state = StageState.EMPTY
+    return StageView(
+        Stage.INGEST, state, manifests.records, manifests.records, growing=not manifests.complete, dead=invalid,
+        retrying=0,
+    )  # fmt: skip
+
+
+def _export_view(progress: Progress, exported: Exported | None, *, busy: bool) -> StageView:
+    """An export is written whole at the end of a run, so its row tells only whether that has been."""
+    run, total = progress.run, progress.outcomes.get(RecordOutcome.CAPTIONED, 0)
+    total += progress.outcomes.get(RecordOutcome.FAILED, 0) + progress.outcomes.get(RecordOutcome.PENDING, 0)
+    total += progress.records.get(RecordState.UNSELECTED, 0) + progress.records.get(RecordState.INVALID, 0)
+    wanted = _works_on(run, Stage.EXPORT)
+    if exported is not None and (run is None or exported.run == run.id or not wanted):
+        return StageView(Stage.EXPORT, StageState.DONE, exported.rows, exported.rows, False, 0, 0)
+    state = (StageState.WAITING if busy else StageState.RUNNING) if wanted else StageState.EMPTY
+    return StageView(Stage.EXPORT, state, 0, total if wanted else 0, False, 0, 0)
+
+
+def _works_on(run: RunInfo | None, stage: Stage) -> bool:
+    return run is not None and run.state in LIVE and stage in run.stages
 
 
 def open_items(counts: dict[str, int]) -> int:
@@ -128,7 +215,8 @@ def _stage_view(
     eta = (remaining + coming) / per_s if at_work and stage in settled and per_s > 0 else None
     return StageView(
         stage=stage, state=state, done=done, total=remaining + done + dead, growing=coming > 0, dead=dead,
-        retrying=counts.get(QueueStatus.RETRY, 0), per_minute=60 * per_s if at_work else None, eta_s=eta,
+        retrying=counts.get(QueueStatus.RETRY, 0), queued=counts.get(QueueStatus.READY, 0),
+        per_minute=60 * per_s if at_work else None, eta_s=eta,
     )  # fmt: skip
 
 

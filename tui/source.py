@@ -9,15 +9,12 @@ from pathlib import Path
 from textual.message import Message
 
 from etl.errors import EtlError
-from etl.models import Progress, Stage
+from etl.models import FailureFilter
 from etl.state import control
 from etl.state.queries import Reader
+from tui.look import Look
 from tui.messages import CommandAnswered, SnapshotTaken, SourceBroke
-from tui.rates import Steadiness
-from tui.snapshot import LIVE, ClassView, Snapshot, records_view, stage_views
-
-MAX_ROWS = 200
-"""Rows of failures: a table of 10,000 takes Textual 1.4 s to fill, one of 200 nothing that is felt."""
+from tui.snapshot import Snapshot
 
 Post = Callable[[Message], object]
 
@@ -29,15 +26,14 @@ class Source:
     no read is ever open for long.
     """
 
-    def __init__(self, state: Path, post: Post) -> None:
-        self.with_failures = False
+    def __init__(self, state: Path, post: Post, *, price: float = 0.0) -> None:
         self._state = state
         self._post = post
         self._wake = threading.Event()
         self._stopped = False
         self._busy_since: float | None = None
         self._last: Snapshot | None = None
-        self._rates = {Stage.FETCH: Steadiness(), Stage.CAPTION: Steadiness()}
+        self._look = Look(price)
         # A daemon: SQLite may wait ten seconds for a locked database, and quitting must not.
         self._thread = threading.Thread(target=self._work, name="source", daemon=True)
 
@@ -69,14 +65,14 @@ class Source:
                 return
             self._busy_since = time.monotonic()
             try:
-                message = self._look()
+                message = self._news()
             except Exception as error:
                 message = SourceBroke(error)
             self._busy_since = None
             if message is not None and not self._stopped:
                 self._post(message)
 
-    def _look(self) -> Message | None:
+    def _news(self) -> Message | None:
         snapshot = self.take()
         if snapshot == self._last:
             return None
@@ -87,28 +83,9 @@ class Source:
         """Read the state once; a state that cannot be read becomes a snapshot that says why."""
         try:
             with Reader(self._state) as reader:
-                progress = reader.progress()
-                return Snapshot(
-                    run=progress.run,
-                    records=records_view(progress),
-                    stages=stage_views(progress, self._settled(progress)),
-                    classes=_classes(reader),
-                    failures=tuple(reader.failures(limit=MAX_ROWS)) if self.with_failures else None,
-                )
+                return self._look.at(reader)
         except (EtlError, sqlite3.Error, OSError) as error:
             return Snapshot(problem=in_words(error))
-
-    def _settled(self, progress: Progress) -> frozenset[Stage]:
-        run = progress.run
-        uid = run.uid if run is not None and run.state in LIVE else None
-        rates = {Stage.FETCH: progress.fetched_per_s, Stage.CAPTION: progress.captioned_per_s}
-        return frozenset([stage for stage, per_s in rates.items() if self._rates[stage].add(uid, per_s)])
-
-
-def _classes(reader: Reader) -> tuple[ClassView, ...]:
-    views = [ClassView(stage, slug, n, dead=True) for stage, slug, n in reader.failure_classes()]
-    views += [ClassView(stage, slug, n, dead=False) for stage, slug, n in reader.waiting_classes()]
-    return tuple(sorted(views, key=lambda view: (-view.items, view.stage, view.error_class, view.dead)))
 
 
 def in_words(error: Exception) -> str:
@@ -119,12 +96,12 @@ def in_words(error: Exception) -> str:
     return words[0].upper() + words[1:]
 
 
-def send_command(state: Path, name: str, post: Post) -> None:
+def send_command(state: Path, name: str, chosen: FailureFilter, post: Post) -> None:
     """Send a command from a thread of its own; its answer comes as `CommandAnswered`."""
 
     def deliver() -> None:
         try:
-            message = CommandAnswered(name, answer=control.send(state, name))
+            message = CommandAnswered(name, answer=control.send(state, name, chosen))
         except (EtlError, sqlite3.Error, OSError) as error:
             message = CommandAnswered(name, problem=str(error))
         post(message)

@@ -9,8 +9,11 @@ from textual.theme import Theme
 GOOD, ALERT, QUIET, STRONG = "$primary", "$warning", "$quiet", "bold $foreground"
 """Styles for parts of a text."""
 
-THEME = Theme(
-    name="caption-etl",
+MARKED = "$block-cursor-foreground on $block-cursor-background"
+"""Style of the row under the cursor."""
+
+DARK = Theme(
+    name="caption-etl-dark",
     dark=True,
     primary="#5fafff",
     secondary="#5fafff",
@@ -33,3 +36,31 @@ THEME = Theme(
         "block-cursor-text-style": "none",
     },
 )
+
+LIGHT = Theme(
+    name="caption-etl-light",
+    dark=False,
+    primary="#005faf",
+    secondary="#005faf",
+    accent="#005faf",
+    warning="#af5f00",
+    error="#af5f00",
+    success="#005faf",
+    foreground="#262626",
+    background="#ffffff",
+    surface="#eeeeee",
+    panel="#e4e4e4",
+    variables={
+        "quiet": "#6c6c6c",
+        "line": "#bcbcbc",
+        "footer-key-foreground": "#005faf",
+        "footer-description-foreground": "#444444",
+        "footer-background": "#eeeeee",
+        "block-cursor-background": "#afd7ff",
+        "block-cursor-foreground": "#000000",
+        "block-cursor-text-style": "none",
+    },
+)
+
+THEMES = {"dark": DARK, "light": LIGHT}
+"""By the names that the configuration knows."""

@@ -78,16 +78,20 @@ def register(app: typer.Typer) -> None:
         if any(check.verdict == "fail" for check in found):
             raise typer.Exit(1)
 
-    @command(app)
+    @command(app, "gpu_price")
     def dashboard(
         context: Context,
         readonly: Annotated[bool, typer.Option("--readonly", help="Refuse keys that change the run.")] = False,
         ascii_only: Annotated[bool, typer.Option("--ascii", help="Draw with ASCII characters alone.")] = False,
+        web: Annotated[bool, typer.Option("--web", help="Serve it to a browser on this machine instead.")] = False,
+        port: Annotated[int, typer.Option(min=1, max=65535, help="With --web: the port.")] = 8000,
     ) -> None:
         """Watch a run live; it is another process and may come and go."""
-        flags = ["--readonly"] * readonly + ["--ascii"] * ascii_only
-        arguments = [sys.executable, "-m", "tui", "--state", str(context.settings.state), *flags]
-        sys.exit(subprocess.call(arguments))
+        flags = ["--readonly"] * readonly + ["--ascii"] * ascii_only + (["--web", "--port", str(port)] if web else [])
+        flags += ["--config", str(context.config.resolve())] if context.config else []
+        price = str(context.settings.gpu_price)
+        arguments = ["--state", str(context.settings.state), "--gpu-price", price, *flags]
+        sys.exit(subprocess.call([sys.executable, "-m", "tui", *arguments]))
 
     @command(app)
     def demo(

@@ -26,7 +26,7 @@ FETCH_SETTINGS = (
 )  # fmt: skip
 CAPTION_SETTINGS = (
     "model", "revision", "dtype", "device", "engine", "slots", "gpu_memory_fraction", "gpus", "feeders", "batch_size",
-    "max_new_tokens", "pad_to_square", "max_aspect", "max_attempts", "interval_s",
+    "max_new_tokens", "pad_to_square", "max_aspect", "max_attempts", "interval_s", "gpu_price",
 )  # fmt: skip
 
 
@@ -38,11 +38,13 @@ class Context:
         settings: resolved from file, environment and flags.
         json: print machine-readable output on stdout, and nothing else there.
         quiet: print no progress and no notes.
+        config: the settings file that was named, if one was.
     """
 
     settings: Settings
     json: bool
     quiet: bool
+    config: Path | None = None
 
 
 _GLOBALS: dict[str, Any] = {
@@ -107,12 +109,17 @@ def _context(values: dict[str, Any], fields: tuple[str, ...]) -> Context:
     flags = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     flags = {name: value for name, value in flags.items() if value != ()}
     assert set(flags) <= {"state", *fields, "allow_host"}
-    return Context(load_settings(flags, file=config), json_output, quiet)
+    return Context(load_settings(flags, file=config), json_output, quiet, config)
 
 
 def _configure_logging(verbose: int, quiet: bool) -> None:
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    if logging.getLogger().handlers:
+        return
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    # The handler's own level too: runs log more than that, into the log of the state.
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(level)
 
 
 def _parameter(field: str) -> inspect.Parameter:

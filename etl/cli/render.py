@@ -27,6 +27,7 @@ from etl.text import clean
 
 if TYPE_CHECKING:
     from etl.pipeline import Report
+    from etl.state.cost import Cost
 
 
 def note(context: Context, text: str) -> None:
@@ -167,6 +168,7 @@ def report(context: Context, done: "Report") -> None:
             "stages": {stage: summary_json(summary) for stage, summary in done.stages.items()},
             "ingested": summary_json(done.ingested) if done.ingested else None,
             "exported": summary_json(done.exported) if done.exported else None,
+            "cost": summary_json(done.cost) if done.cost else None,
             "status": progress_json(done.progress),
         })  # fmt: skip
         return
@@ -177,6 +179,8 @@ def report(context: Context, done: "Report") -> None:
         note(context, line + (f", {summary.released:,} given back" if summary.released else ""))
     for line in status_lines(done.progress):
         note(context, line)
+    if done.cost:
+        note(context, f"cost      {cost_line(done.cost)}")
     if done.exported:
         note(context, f"exported  {export_line(done.exported)}")
     if Stage.CAPTION in done.stages:
@@ -186,6 +190,11 @@ def report(context: Context, done: "Report") -> None:
         note(context, "stopped; everything finished is kept: run the same command again to go on")
     elif done.failed:
         note(context, "some records failed: `etl failures` lists them, `etl retry-failed` tries them again")
+
+
+def cost_line(cost: "Cost") -> str:
+    """Return what a run and all runs have cost."""
+    return f"{cost.run:,.2f} at {cost.price:,.2f} an hour; all runs {cost.total:,.2f}"
 
 
 def flag_lines(flags: Mapping[str, int]) -> Iterator[str]:

@@ -22,7 +22,10 @@ HOSTS_VERSION = 2
 ENGINE_VERSION = 3
 """The first version that knows samples of the caption engine, and captions that were made again."""
 
-SCHEMA_VERSION = 3
+LOOKING_VERSION = 4
+"""The first version with the dashboard's indexes."""
+
+SCHEMA_VERSION = 4
 """Number of migrations; stored as ``user_version`` so that an older program can refuse a newer database."""
 
 PAGE_SIZE = 16384

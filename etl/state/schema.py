@@ -370,6 +370,24 @@ def _captions_again(db: Database) -> None:
         db.conn.execute(statement)
 
 
+_WAITING = """
+CREATE INDEX sources_waiting ON sources (error_class, id)
+  WHERE status IN ('ready', 'retry') AND error_class IS NOT NULL;
+CREATE INDEX captions_waiting ON captions (recipe, error_class, id)
+  WHERE status IN ('ready', 'retry') AND error_class IS NOT NULL;
+DROP INDEX captions_dead;
+CREATE INDEX captions_dead ON captions (recipe, error_class, id) WHERE status = 'dead';
+CREATE INDEX captions_flagged_in_order ON captions (id) WHERE flags <> ''
+"""
+
+
+@migrations(name="0004_looking")
+def _looking(db: Database) -> None:
+    """What the dashboard looks at: failures by class, once a second, and flagged captions one after the other."""
+    for statement in _WAITING.split(";"):
+        db.conn.execute(statement)
+
+
 def migrate(db: Database) -> None:
     """Bring the database up to date; the caller holds the writer lock.
 

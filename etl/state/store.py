@@ -5,6 +5,7 @@ with Store.open(settings) as store, store.run((Stage.FETCH,)) as run:
 """
 
 import json
+import logging
 import os
 import socket
 import uuid
@@ -27,6 +28,7 @@ from etl.state.database import DATABASE_NAME, Connection
 from etl.state.hosts import HostLog
 from etl.state.images import Images
 from etl.state.lock import StateLock
+from etl.state.log import RunLog, journal
 from etl.state.records import ManifestWriter
 from etl.state.sources import SourceQueue
 from etl.state.work_queue import recover
@@ -138,6 +140,7 @@ class Store:
                     __version__, json.dumps(self.settings.to_json()),
                 ),
             ).fetchall()  # fmt: skip
+        journal.info("run %d began: %s", rows[0][0], ", ".join(stages) or "nothing to do")
         return int(rows[0][0])
 
     def heartbeat(self, run: int, state: RunState) -> None:
@@ -154,22 +157,29 @@ class Store:
         self.sources(run).release_all()
         self.captions(run, 0).release_all()
         with self._connection.transaction() as db:
-            db.conn.execute(
+            ended = db.conn.execute(
                 "UPDATE runs SET ended_at = ?, heartbeat_at = ?, state = ?, message = ? "
                 "WHERE id = ? AND ended_at IS NULL",
                 (now, now, state, message, run),
-            )
+            ).rowcount
+        if ended:
+            level = logging.ERROR if state is RunState.FAILED else logging.INFO
+            journal.log(level, "run %d ended: %s%s", run, state, f": {message}" if message else "")
 
     @contextmanager
     def run(self, stages: Sequence[Stage]) -> Iterator[int]:
-        """Record one run around a block that does not watch for signals itself: ended done, or failed."""
-        run = self.begin_run(stages)
-        try:
-            yield run
-        except BaseException as error:
-            self.end_run(run, RunState.FAILED, str(error)[:500])
-            raise
-        self.end_run(run, RunState.DONE)
+        """Record one run around a block that does not watch for signals itself: ended done, or failed.
+
+        What the program logs meanwhile goes into the log of the state too.
+        """
+        with RunLog(self.directory):
+            run = self.begin_run(stages)
+            try:
+                yield run
+            except BaseException as error:
+                self.end_run(run, RunState.FAILED, str(error)[:500])
+                raise
+            self.end_run(run, RunState.DONE)
 
     # What other processes ask for, and what was written.
 
@@ -185,6 +195,7 @@ class Store:
                 "UPDATE commands SET acknowledged_at = ?, run = ?, result = ? WHERE id = ?",
                 (now_ms(), run, result, command.id),
             )
+        journal.info("%s: %s", command.name, result)
 
     def record_gpu(self, run: int, sample: GpuSample) -> None:
         """Record the load of one GPU."""
@@ -217,6 +228,7 @@ class Store:
                 "INSERT INTO exports (run, path, recipe, rows, bytes, sha256, at) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (run, str(summary.path), recipe, summary.rows, summary.size, summary.sha256, now_ms()),
             )
+        journal.info("exported %d rows to %s", summary.rows, summary.path)
 
     def requeue_missing_images(self, images: Sequence[int]) -> int:
         """Mark images whose working copy is gone or damaged, and put their sources back into the fetch queue.

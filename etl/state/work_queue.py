@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from etl.clock import now_ms
 from etl.models import ItemFailure, Stage
 from etl.state.database import Connection
+from etl.state.log import journal
 from etl.state.sqlite import Database
 
 ALONE_AFTER_CRASHES = 3
@@ -58,7 +59,11 @@ class WorkQueue:
         A failure of an item that this run no longer holds changes nothing and counts as not dead.
         """
         with self._connection.transaction() as db:
-            return [self._fail_one(db, failure) for failure in failures]
+            dead = [self._fail_one(db, failure) for failure in failures]
+        for failure, final in zip(failures, dead, strict=True):
+            if final:
+                journal.info("%s %d failed: %s: %s", self.stage, failure.id, failure.slug, failure.message)
+        return dead
 
     def _fail_one(self, db: Database, failure: ItemFailure) -> bool:
         row = db.conn.execute(

@@ -120,10 +120,11 @@ def test_files_are_private(state: Path) -> None:
     before = os.umask(0)
     try:
         with Store.open(settings_for(state)) as store, store.run((Stage.INGEST,)):
-            names = {path.name: path.stat().st_mode & 0o777 for path in state.iterdir()}
+            names = {path.name: path.stat().st_mode & 0o777 for path in state.rglob("*")}
     finally:
         os.umask(before)
-    assert {"state.db", "state.db-wal", "lock"} <= names.keys()
+    assert names.pop("logs") == 0o700
+    assert {"state.db", "state.db-wal", "lock", "etl.log"} <= names.keys()
     assert set(names.values()) == {0o600}
 
 

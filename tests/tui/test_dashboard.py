@@ -1,74 +1,74 @@
-"""The dashboard over real states, driven by its keys at 80x24 and 120x40."""
+"""The dashboard over real states, driven by its keys at 80x24 and 120x40: the overview, commands, and what hinders."""
 
 import asyncio
+import os
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.driving import LARGE, SMALL, drive, text_of, until
+from textual.geometry import Region
 from textual.pilot import Pilot
 
-from etl.models import RunState
-from tui.app import Dashboard
-from tui.keys import ACTIONS
+from etl.models import EngineSample, GpuSample, HostInfo, HostState, RunState
+from tui.keys import ACTIONS, EVERYWHERE, written
 from tui.screens.dialogs import ConfirmScreen
+from tui.widgets.panel import Panel
 
-SMALL, LARGE = (80, 24), (120, 40)
+HOSTILE = "\U0001f3da\ufe0f\u4e2d\u6587"
+"""What of the hostile texts is shown as it is."""
+
 TAKEN_BY_TERMINALS = {f"ctrl+{letter}" for letter in "abhijms"}
-
-
-def text_of(app: Dashboard) -> str:
-    """Return what the terminal would show, line by line."""
-    strips = app.screen._compositor.render_strips()
-    return "\n".join(strip.text for strip in strips)
-
-
-async def until(pilot: Pilot[None], *words: str, patience_s: float = 5.0) -> str:
-    """Wait until all words are on the screen; return the screen."""
-    for _ in range(int(patience_s / 0.05)):
-        shown = text_of(pilot.app)
-        if all(word in shown for word in words):
-            return shown
-        await pilot.pause(0.05)
-    raise AssertionError(f"{words} not on the screen:\n{shown}")
-
-
-def drive(
-    state: Path, steps: Callable[[Pilot[None]], Awaitable[None]], size: tuple[int, int] = SMALL, **options: bool
-) -> None:
-    """Run the app on a state and do the steps."""
-
-    async def go() -> None:
-        async with Dashboard(state, **options).run_test(size=size, notifications=True) as pilot:
-            await steps(pilot)
-
-    asyncio.run(go())
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_the_overview_is_whole(make_state, size: tuple[int, int]) -> None:
-    """Run, records, stages, failures and keys are all on the screen, and every figure is the database's."""
-    state = make_state(20)
+    """Every item of the overview is on the screen, and every figure is the database's."""
+    state = make_state(20, price=3.0)
     state.fetch(done=8, dead=3, retry=2)
-    state.caption(5)
+    state.caption("one", "two", "three", "four", "five")
     state.store.heartbeat(state.run, RunState.RUNNING)
+    state.store.hosts(state.run).record([HostInfo("archive.example", HostState.SLOWED, "busy", None, 4, 3, 8, 5)])
+    state.store.record_engine(state.run, EngineSample(0, 16, 12, 5, 5, 20))
+    state.store.record_gpu(state.run, GpuSample(0, 97, 14 * 2**30, 24 * 2**30, 310.0))
 
     async def steps(pilot: Pilot[None]) -> None:
-        lines = (await until(pilot, "▶ running", "http_404", "q Quit")).splitlines()
+        shown = await until(pilot, "▶ running", "http_404", "q Quit", "GPU 0")
+        lines = shown.splitlines()
+        assert len(lines) == size[1]
         assert all(len(line) == size[0] for line in lines)
         row = {line.split()[0]: line.split() for line in lines if line.split()}
-        assert "heartbeat" in text_of(pilot.app)
-        assert "20 total" in text_of(pilot.app)
-        assert "5 captioned" in text_of(pilot.app)
-        assert "3 failed" in text_of(pilot.app)
+        for words in ("heartbeat", "20 total", "5 captioned", "3 failed", "cost 0.00", f"pid {os.getpid()} on"):
+            assert words in shown
+        assert row["ingest"][1:3] == ["✓", "done"] and "20/20" in row["ingest"]
         assert row["fetch"][1:3] == ["↻", "waiting"]
-        assert row["fetch"][-5:-2] == ["8/20", "3", "2"]
-        assert row["caption"][-5:-2] == ["5/8+", "-", "-"]
+        assert row["fetch"][-6:] == ["8/20", "7", "3", "2", row["fetch"][-2], "-"]
+        assert row["caption"][-6:-2] == ["5/8+", "3", "-", "-"]
+        assert row["export"][1:3] == ["○", "empty"]
         assert row["fetch"][-1] == row["caption"][-1] == "-", "an ETA before the rate has settled"
-        assert ["3", "fetch", "http_404", "✗", "dead"] in [line.split() for line in lines]
-        assert ["2", "fetch", "timeout", "↻", "will", "be", "tried", "again"] in [line.split() for line in lines]
+        assert "archive.example" in shown and "◐ slowed" in shown and "3 of 4" in shown and "9 left" in shown
+        assert "12 of 16 in use   5 prepared and waiting" in shown and "images/s" in shown and "tokens/s" in shown
+        assert "97% busy   14.0 GiB of 24.0 GiB   310 W" in shown
+        assert "✗ dead" in shown and "Log ─" in shown
 
     drive(state.path, steps, size)
+
+
+def test_from_100_to_40_lines_nothing_is_lost(make_state) -> None:
+    """After a resize the overview fills the new size, wide or narrow, and smaller ones neither crash nor overlap."""
+    state = make_state(20)
+    state.fetch(done=8, dead=3, retry=2)
+
+    async def steps(pilot: Pilot[None]) -> None:
+        for width, height in ((160, 48), (80, 24), (60, 15), (30, 8), (120, 30), (80, 24)):
+            await pilot.resize_terminal(width, height)
+            await pilot.pause(0.2)
+            lines = text_of(pilot.app).splitlines()
+            assert (len(lines), len(lines[0])) == (height, width)
+        await until(pilot, "✗ dead", "Log ─")
+
+    drive(state.path, steps)
 
 
 @pytest.mark.parametrize(
@@ -106,41 +106,6 @@ def test_the_view_follows_the_run(make_state) -> None:
     drive(state.path, steps)
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_hostile_text_is_shown_and_does_nothing(make_state, size: tuple[int, int]) -> None:
-    """Escapes, markup, bidirectional controls and 10,000 characters stay text, in table and detail."""
-    state = make_state(5, hostile=True)
-    state.fetch(dead=3, message="\x1b]0;owned\x07[/red][@click=app.quit]x\u202eevil\nline two " + "A" * 10_000)
-
-    async def steps(pilot: Pilot[None]) -> None:
-        await until(pilot, "http_404")
-        await pilot.press("f")
-        shown = await until(pilot, "3 dead items", "\\x1b]0;owned\\x07[/", "key  0key\\x1b[31m[/red]\\u202egnp.exe")
-        assert "[/red][@click=app.quit]x\\u202eevil\\nline two" in shown
-        assert "A" * (size[0] - 2) in shown
-        assert "url  http://archive.example/[/b].jpg" in shown
-        assert not set(shown) & set("\x1b\x07\u202e")
-        await pilot.press("down")
-        await until(pilot, "key  r001")
-        await pilot.press("escape")
-        await until(pilot, "Records")
-
-    drive(state.path, steps, size)
-
-
-def test_the_failures_table_is_capped(make_state) -> None:
-    """Of many failures 200 are listed, and the screen says so."""
-    state = make_state(230)
-    state.fetch(dead=230)
-
-    async def steps(pilot: Pilot[None]) -> None:
-        await pilot.press("f")
-        await until(pilot, "230 dead items; the first 200 are listed", "r000")
-        assert pilot.app.screen.query_one("#table").row_count == 200
-
-    drive(state.path, steps)
-
-
 def test_a_missing_database_is_told_and_found_when_it_appears(make_state, tmp_path: Path) -> None:
     """Without a database the screen says so in words on both screens, and recovers by itself."""
 
@@ -164,7 +129,7 @@ def test_a_newer_database_is_told(make_state) -> None:
     database.close()
 
     async def steps(pilot: Pilot[None]) -> None:
-        await until(pilot, "newer")
+        await until(pilot, "schema 9999", "upgrade", "Looking again")
 
     drive(state.path, steps)
 
@@ -179,7 +144,7 @@ def test_a_locked_database_is_told_while_it_is_locked(make_state) -> None:
     try:
 
         async def steps(pilot: Pilot[None]) -> None:
-            shown = await until(pilot, "the database does not answer (3s)", "Reading the state", patience_s=8)
+            shown = await until(pilot, "database blocked (3s)", "Reading the state: the database has not", patience_s=8)
             assert "total" not in shown, "figures that nobody has read"
             await pilot.press("question_mark")
             await until(pilot, "Keys")
@@ -228,7 +193,7 @@ def test_commands_reach_the_run_and_are_acknowledged(make_state) -> None:
         assert await obeyed(pilot, obey) == ["resume"]
         await until(pilot, "resume: resume obeyed")
         await pilot.press("r")
-        await until(pilot, "Retry 2 dead items?")
+        await until(pilot, "Retry 2 failed items?")
         await pilot.press("y")
         assert await obeyed(pilot, obey) == ["retry"]
         await until(pilot, "retry: retry obeyed")
@@ -251,7 +216,7 @@ def test_without_a_live_run_no_command_is_sent(make_state) -> None:
     async def steps(pilot: Pilot[None]) -> None:
         await until(pilot, "crashed")
         await pilot.press("r")
-        await until(pilot, "No run is active. Run `etl", "retry-failed`")
+        await until(pilot, "No run is active.", "retry-failed`, then `etl run`")
         await pilot.press("p", "s")
         await pilot.pause(0.2)
         assert not isinstance(pilot.app.screen, ConfirmScreen)
@@ -278,34 +243,57 @@ def test_readonly_refuses_every_command(make_state, key: str) -> None:
     assert state.store.open_commands() == []
 
 
-def test_ascii_draws_nothing_else(make_state) -> None:
-    """With --ascii every character of every screen, dialog and message is ASCII."""
-    state = make_state(30)
-    state.fetch(done=9, dead=20, retry=1)
+def test_ascii_draws_nothing_else(hostile) -> None:
+    """With --ascii every character of every screen, dialog and message is ASCII, but for what others wrote."""
+    ours = set(HOSTILE)
 
     async def steps(pilot: Pilot[None]) -> None:
-        for keys, words in (
-            ((), "> running"), (("p",), "Read-only"), (("f",), "20 dead items"), (("ctrl+p",), "20 dead items"),
-            (("question_mark",), "this list"),
-        ):  # fmt: skip
-            await pilot.press(*keys)
-            shown = await until(pilot, words)
-            assert shown.replace("\n", "").isascii(), sorted({c for c in shown if not c.isascii()})
+        await until(pilot, "> running")
+        for key in ("p", "f", "enter", "enter", "c", "n", "w", "l", "ctrl+p", "question_mark"):
+            await pilot.press(key)
+            await pilot.pause(0.3)
+            strange = {letter for letter in text_of(pilot.app) if not letter.isascii()} - ours
+            assert not strange, (key, strange)
 
-    drive(state.path, steps, readonly=True, ascii_only=True)
+    drive(hostile.path, steps, readonly=True, ascii_only=True)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_every_key_does_something_harmless(hostile, size: tuple[int, int]) -> None:
+    """Every key of the registry, pressed on every screen and in every list, leaves the dashboard alive."""
+    places = {
+        "o": (),
+        "f": ("lists",),
+        "f,enter": ("lists", "items"),
+        "c": ("samples",),
+        "w": ("lists", "records"),
+        "l": (),
+    }
+
+    async def steps(pilot: Pilot[None]) -> None:
+        await until(pilot, "▶ running")
+        for begin, own in places.items():
+            here = [action for action in ACTIONS if action.place in own or (action.writes and begin != "l")]
+            keys = [key for action in here for key in action.keys.split(",")]
+            await pilot.press("escape", *begin.split(","), *keys)
+        anywhere = [action for action in ACTIONS if action.place == EVERYWHERE and action.name != "quit"]
+        await pilot.press("escape", *(key for action in anywhere for key in action.keys.split(",")), "escape", "o")
+        await until(pilot, "Records", "Stages")
+        assert pilot.app._exception is None
+
+    drive(hostile.path, steps, size, readonly=True)
 
 
 def test_help_shows_the_whole_registry(make_state) -> None:
-    """Every action has a method, a key that terminals leave alone, and a line in the help."""
+    """Every action has a method, a key that terminals leave alone, and a line in help and palette."""
     state = make_state(1)
 
     async def steps(pilot: Pilot[None]) -> None:
         await pilot.press("question_mark")
         shown = await until(pilot, "Keys")
         for action in ACTIONS:
-            assert f"{action.shown_keys():<12}{action.help}" in shown
+            assert f"{written(action.keys):<16}{action.help}" in shown
             assert not set(action.keys.split(",")) & TAKEN_BY_TERMINALS
-            assert hasattr(pilot.app, f"action_{action.name}")
         await pilot.press("escape", "ctrl+p")
         await until(pilot, "what failed, and why", "pause the run, or let it go on")
         await pilot.press("escape")
@@ -314,4 +302,78 @@ def test_help_shows_the_whole_registry(make_state) -> None:
         await pilot.pause()
         assert pilot.app._exit
 
+    drive(state.path, steps, (100, 60))
+
+
+def test_the_palette_runs_an_action(make_state) -> None:
+    """What is chosen in the palette happens: everywhere, and on the screen it was opened on."""
+    state = make_state(3, pictures=True)
+    state.fetch(done=3)
+    state.caption("alpha", "beta")
+
+    async def steps(pilot: Pilot[None]) -> None:
+        await until(pilot, "▶ running")
+        await pilot.press("ctrl+p", *"captions", "down", "enter")
+        await until(pilot, "beta")
+        await pilot.press("ctrl+p", *"older", "down", "enter")
+        await until(pilot, "alpha")
+
     drive(state.path, steps)
+
+
+def test_dark_and_light(make_state) -> None:
+    """t changes the ground between dark and light, and back."""
+    state = make_state(1)
+
+    async def steps(pilot: Pilot[None]) -> None:
+        grounds = []
+        for _ in range(3):
+            grounds.append(pilot.app.screen.styles.background.hex)
+            await pilot.press("t")
+            await pilot.pause(0.1)
+        assert grounds == ["#121212", "#FFFFFF", "#121212"]
+
+    drive(state.path, steps)
+
+
+def watch_refresh(panel: Panel, note: Callable[..., None]) -> None:
+    """Tell of every refresh of a panel; it still happens."""
+    refresh = panel.refresh
+
+    def noted(*regions: Region, **options: bool) -> Panel:
+        note(*regions)
+        return refresh(*regions, **options)
+
+    panel.refresh = noted  # type: ignore[method-assign]
+
+
+def test_a_live_line_alone_is_drawn_again(make_state) -> None:
+    """Nothing but the line that changed is sent to the terminal: over a slow connection the rest would cost most."""
+    state = make_state(5)
+    state.store.heartbeat(state.run, RunState.RUNNING)
+
+    async def steps(pilot: Pilot[None]) -> None:
+        await until(pilot, "▶ running")
+        await pilot.pause(1.2)
+        drawn: list[Region] = []
+        panels = list(pilot.app.screen.query(Panel))
+        everything = Region(0, 0, 999, 999)
+        for panel in panels:
+            watch_refresh(panel, lambda *regions: drawn.extend(regions or [everything]))
+        await pilot.pause(2.5)
+        assert drawn, "the age of the heartbeat changes every second"
+        assert {(region.y, region.height) for region in drawn} <= {(0, 1), (1, 1)}
+
+    drive(state.path, steps)
+
+
+def test_a_broken_reader_ends_the_dashboard_with_its_error(make_state, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that nobody foresaw is not swallowed by a thread."""
+    state = make_state(1)
+    monkeypatch.setattr("tui.look.records_view", lambda _: 1 / 0)
+
+    async def steps(pilot: Pilot[None]) -> None:
+        await pilot.pause(1.0)
+
+    with pytest.raises(ZeroDivisionError):
+        drive(state.path, steps)

@@ -2,7 +2,22 @@
 
 import pytest
 
-from tui.format import ASCII, UNICODE, bar, count, duration, percent, rate, short
+from tui.format import (
+    ASCII,
+    UNICODE,
+    bar,
+    breaks,
+    count,
+    duration,
+    folded,
+    money,
+    per_second,
+    percent,
+    rate,
+    short,
+    size,
+    spark,
+)
 from tui.rates import SAMPLES, Steadiness
 
 
@@ -60,3 +75,55 @@ def test_a_slow_stage_can_settle() -> None:
     slow, idle = Steadiness(), Steadiness()
     assert [slow.add("a", n / 60) for n in (3, 4, 3, 3, 4, 4, 3, 3, 4, 3)][-1]
     assert not any(idle.add("a", 0.0) for _ in range(2 * SAMPLES))
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 KiB"),
+        (1024 * 100, "100 KiB"),
+        (15 * 2**30, "15.0 GiB"),
+        (2**50, "1,024.0 TiB"),
+    ],
+)
+def test_sizes_are_short(number: int, text: str) -> None:
+    """Bytes are written in powers of 1024 with one decimal below a hundred."""
+    assert size(number) == text
+
+
+def test_a_plot_has_its_highest_and_its_lowest() -> None:
+    """The largest value fills its cell, nothing is the lowest, and any value is more than nothing."""
+    assert spark((0, 1, 50, 100), 10, ASCII) == "_.=#"
+    assert spark((5, 0, 1000), 2, UNICODE) == "▁█"
+    assert spark((0, 0), 5, ASCII) == "__"
+    assert spark((), 5, ASCII) == spark((1, 2), 0, ASCII) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "lines"),
+    [
+        ("hello world foo", 5, ["hello", "world", "foo"]),
+        ("hello world", 11, ["hello world"]),
+        ("abcdefghij", 4, ["abcd", "efgh", "ij"]),
+        ("中文中文", 4, ["中文", "中文"]),
+        ("中", 1, [""]),
+        ("", 4, [""]),
+    ],
+)
+def test_lines_are_broken_at_spaces_and_by_cells(text: str, width: int, lines: list[str]) -> None:
+    """Words stay whole where they can, wide characters count twice, and nothing runs forever."""
+    assert [text[begin:end] for begin, end in breaks(text, width)] == lines
+
+
+def test_a_text_that_was_cut_says_so() -> None:
+    """Where lines are left out, the last one ends with dots."""
+    assert folded("one two three four", 9, 1) == ["one tw..."]
+    assert folded("one two three", 9, 2) == ["one two", "three"]
+
+
+def test_rates_and_money_keep_their_width() -> None:
+    """Small rates keep decimals, large amounts lose them."""
+    assert [per_second(x) for x in (0, 0.123, 5.55, 123.4)] == ["0", "0.12", "5.5", "123"]
+    assert [money(x) for x in (0, 12.345, 123_456.7)] == ["0.00", "12.35", "123,457"]

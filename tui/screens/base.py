@@ -1,7 +1,7 @@
-"""What all full screens share: the title above, the footer below, and a plain word when nothing can be read."""
+"""What all full screens share: the tabs above, the keys below, and a plain word when nothing can be read."""
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -10,41 +10,77 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Footer, Static
 
+from etl.state.queries import Reader
 from etl.text import clean
+from tui.asking import Answered
+from tui.choice import Choice
 from tui.format import Glyphs
 from tui.snapshot import Snapshot
+from tui.source import in_words
 from tui.theme import ALERT, QUIET
 from tui.widgets.title import Title
 
+if TYPE_CHECKING:
+    from tui.app import Dashboard
+
+T = TypeVar("T")
+
+AGAIN = "Looking again every second."
+
 
 class StateScreen(Screen[None]):
-    """A screen that draws snapshots; subclasses say what is on it and how to draw one.
+    """A screen that draws snapshots, and answers to its own questions; subclasses say what is on it.
 
     Attributes:
-        state: the state directory that is watched.
+        tab: name of the tab that it belongs to.
     """
 
-    def __init__(self, state: Path, glyphs: Glyphs, readonly: bool) -> None:
+    AUTO_FOCUS = ""
+
+    tab = "overview"
+
+    def __init__(self) -> None:
         # Until something was read there is nothing to show but that.
         super().__init__(classes="-problem")
-        self.state = state
-        self.glyphs = glyphs
-        self._readonly = readonly
+        self._tickets: dict[str, tuple[int, Callable[[Any], None]]] = {}
+
+    @property
+    def dashboard(self) -> "Dashboard":
+        """The app."""
+        return cast("Dashboard", self.app)
+
+    @property
+    def glyphs(self) -> Glyphs:
+        """The characters to draw with."""
+        return self.dashboard.glyphs
 
     def parts(self) -> Iterable[Widget]:
-        """Return the widgets between title and footer."""
+        """Return the widgets between tabs and keys."""
         raise NotImplementedError
 
     def draw(self, snapshot: Snapshot) -> None:
         """Draw a snapshot that has no problem."""
         raise NotImplementedError
 
+    def copied(self) -> str:
+        """Return what the copy key copies; empty for nothing."""
+        return ""
+
+    def chosen(self) -> Choice | None:
+        """Return which failures a retry on this screen means; ``None`` where it means all."""
+        return None
+
+    def go_back(self) -> bool:
+        """Take one step back inside the screen; tell whether there was one to take."""
+        return False
+
     def compose(self) -> ComposeResult:
-        yield Title(self.state, self._readonly)
+        app = self.dashboard
+        yield Title(app.state, app.readonly, self.tab, app.keys)
         yield Static("Reading the state.", id="problem", markup=False)
         with Vertical(id="content"):
             yield from self.parts()
-        yield Footer(show_command_palette=False)
+        yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
         # Also draws what is known already, and goes on below a dialog.
@@ -55,15 +91,39 @@ class StateScreen(Screen[None]):
         if snapshot is None:
             return
         with self.app.batch_update():
-            self.set_class(snapshot.problem is not None, "-problem")
+            self._tell(snapshot.problem)
             if snapshot.problem is None:
                 self.draw(snapshot)
-                return
-            words = Content.assemble(
-                (clean(snapshot.problem, 2000), ALERT), "\n\n", ("Looking again every second.", QUIET)
-            )
+
+    def _tell(self, problem: str | None) -> None:
+        self.set_class(problem is not None, "-problem")
+        if problem is not None:
+            words = Content.assemble((clean(problem, 2000), ALERT), "\n\n", (AGAIN, QUIET))
             self.query_one("#problem", Static).update(words)
 
     def show_blocked(self, seconds: int) -> None:
         """Say for how long the database has not answered; 0 says nothing."""
-        self.query_one(Title).blocked_s = seconds
+        # A screen that was pushed or popped in this very moment has no title.
+        for title in self.query(Title):
+            title.blocked_s = seconds
+        if seconds and self.dashboard.snapshot is None:
+            words = f"Reading the state: the database has not answered for {seconds}s; another process may hold it."
+            for place in self.query("#problem").results(Static):
+                place.update(Content.styled(words, ALERT))
+
+    def ask(self, slot: str, question: Callable[[Reader], T], show: Callable[[T], None]) -> None:
+        """Ask the state; ``show`` gets the answer, unless the same slot was asked anew meanwhile."""
+        self._tickets[slot] = self.dashboard.asker.ask(self, slot, question), show
+
+    def forget(self, slot: str) -> None:
+        """Ignore the answer that may still come."""
+        self._tickets.pop(slot, None)
+
+    def on_answered(self, message: Answered) -> None:
+        ticket, show = self._tickets.get(message.slot, (None, None))
+        if show is None or ticket != message.ticket:
+            return
+        if message.problem is None:
+            show(message.value)
+        else:
+            self.dashboard.say(in_words(message.problem), alert=True)

@@ -1,17 +1,20 @@
 """Small screens on top of another: a question, and the list of keys."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
+from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from tui.keys import ACTIONS, TABLE_KEYS
+from tui.keys import EVERYWHERE, PLACES, actions_of, keys_of
 from tui.theme import GOOD, QUIET, STRONG
+
+KEYS = 16
+"""Cells for the keys of an action."""
 
 
 class ConfirmScreen(ModalScreen[bool]):
@@ -41,20 +44,23 @@ class ConfirmScreen(ModalScreen[bool]):
 
 
 class HelpScreen(ModalScreen[None]):
-    """Every key, from the one registry."""
+    """Every key, from the one registry; it scrolls where the terminal is small."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,question_mark,o", "close", "Close")]
 
+    def __init__(self, remapped: Mapping[str, str], *, palette: bool) -> None:
+        super().__init__()
+        self._remapped = remapped
+        self._palette = palette
+
     def compose(self) -> ComposeResult:
-        actions = [(action.shown_keys(), action.help) for action in ACTIONS]
-        if self.app.use_command_palette:
-            actions.append(("ctrl+p", "find an action by its name"))
-        with Vertical(classes="dialog"):
-            yield Static(Content.styled("Keys", STRONG))
-            yield Static(_table(actions), classes="below")
-            yield Static(Content.styled("In a table", STRONG), classes="below")
-            yield Static(_table(TABLE_KEYS))
-            yield Static(Content.styled("escape closes this", QUIET), classes="below")
+        with VerticalScroll(classes="dialog", id="keys"):
+            yield Static(Content.assemble(("Keys", STRONG), ("   escape closes this", QUIET)))
+            for place, heading in PLACES.items():
+                rows = [(keys_of(action, self._remapped), action.help) for action in actions_of(place)]
+                if self._palette and place == EVERYWHERE:
+                    rows.append(("ctrl+p", "find an action by its name"))
+                yield Static(Content.assemble((heading, STRONG), "\n", _table(rows)), classes="below")
 
     def action_close(self) -> None:
         """Go back to the screen below."""
@@ -62,4 +68,4 @@ class HelpScreen(ModalScreen[None]):
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> Content:
-    return Content("\n").join(Content.assemble((f"{keys:<12}", f"bold {GOOD}"), words) for keys, words in rows)
+    return Content("\n").join(Content.assemble((f"{keys:<{KEYS}}", f"bold {GOOD}"), words) for keys, words in rows)

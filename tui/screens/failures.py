@@ -1,93 +1,81 @@
-"""Dead items and invalid records, one row each, with the whole story of the row under the cursor below."""
+"""What failed, by stage and class; each kind opens the list of its items."""
 
 from collections.abc import Iterable
 
-from rich.text import Text
 from textual.content import Content
 from textual.widget import Widget
-from textual.widgets import DataTable, Static
+from textual.widgets import Static
 
-from etl.models import Failure
+from etl.errors import EtlError, item_error_classes
 from etl.text import clean
+from tui.choice import Choice, choice_of
 from tui.format import count, plural
 from tui.screens.base import StateScreen
-from tui.snapshot import Snapshot
-from tui.source import MAX_ROWS
-from tui.theme import QUIET, STRONG
+from tui.screens.items import ItemsScreen
+from tui.snapshot import ClassView, Snapshot
+from tui.theme import ALERT, QUIET, STRONG
+from tui.widgets.rows import Column, Row, Rows
 
-COLUMNS = (("stage", 7), ("class", 16), ("key", 22), ("tries", 5), ("message", None))
-"""Titles and widths in cells; the last column is as wide as its texts."""
-
-MAX_MESSAGE = 300
-"""Characters of a message in the table; the lines below it show more."""
-
-MAX_DETAIL = 2000
+COLUMNS = (Column("items", 8, number=True), Column("stage", 7), Column("error class", 16), Column("what that is"))
 
 
 class FailuresScreen(StateScreen):
-    """At most `MAX_ROWS` rows, renewed only when they change; the cursor stays on its item."""
+    """One row per stage and class."""
 
-    _rows: tuple[Failure, ...] | None = None
+    tab = "failures"
 
     def parts(self) -> Iterable[Widget]:
+        self._rows = Rows(COLUMNS, self.glyphs)
         yield Static(id="summary", markup=False)
-        yield DataTable[Text](id="table", cursor_type="row", zebra_stripes=False)
-        yield Static(id="detail", markup=False)
+        yield self._rows
 
     def on_mount(self) -> None:
-        table = self._table()
-        for title, width in COLUMNS:
-            table.add_column(title, width=width, key=title)
-        table.focus()
-
-    def _table(self) -> DataTable[Text]:
-        return self.query_one("#table", DataTable)
+        self._rows.focus()
 
     def draw(self, snapshot: Snapshot) -> None:
-        if snapshot.failures is None or snapshot.failures == self._rows:
-            return
-        total = sum(view.items for view in snapshot.classes if view.dead)
-        words = "Nothing has failed." if not total else f"{plural(total, 'dead item')}"
-        if total > len(snapshot.failures):
-            words += f"; the first {count(MAX_ROWS)} are listed"
-        self.query_one("#summary", Static).update(Content.styled(words, STRONG))
-        self._fill(snapshot.failures)
+        dead = sum(view.items for view in snapshot.classes if view.dead)
+        waiting = sum(view.items for view in snapshot.classes if not view.dead)
+        words = "Nothing has failed." if not dead and not waiting else plural(dead, "failed item")
+        summary = Content.styled(words, STRONG)
+        if waiting:
+            summary += Content.styled(f"   {count(waiting)} more will be tried again", QUIET)
+        self.query_one("#summary", Static).update(summary)
+        self._rows.fill([_row(view) for view in snapshot.classes])
 
-    def _fill(self, failures: tuple[Failure, ...]) -> None:
-        table, before = self._table(), self._current()
-        self._rows = failures
-        table.clear()
-        for failure in failures:
-            table.add_row(*_cells(failure), key=f"{failure.stage}/{failure.item}")
-        places = [(failure.stage, failure.item) for failure in failures]
-        if before is not None and (before.stage, before.item) in places:
-            table.move_cursor(row=places.index((before.stage, before.item)), animate=False)
-        self._describe()
+    def _marked(self) -> ClassView | None:
+        row = self._rows.marked
+        views = self.dashboard.snapshot.classes if self.dashboard.snapshot else ()
+        return next((view for view in views if row is not None and _key(view) == row.key), None)
 
-    def _current(self) -> Failure | None:
-        row = self._table().cursor_row
-        return self._rows[row] if self._rows and 0 <= row < len(self._rows) else None
+    def on_rows_opened(self) -> None:
+        if view := self._marked():
+            self.app.push_screen(ItemsScreen(view))
 
-    def on_data_table_row_highlighted(self) -> None:
-        self._describe()
+    def chosen(self) -> Choice | None:
+        view = self._marked()
+        if view is None:
+            return None
+        return choice_of(view)
 
-    def _describe(self) -> None:
-        failure = self._current()
-        self.query_one("#detail", Static).update(Content("") if failure is None else _story(failure))
+    def copied(self) -> str:
+        view = self._marked()
+        return clean(view.error_class) if view else ""
 
 
-def _cells(failure: Failure) -> list[Text]:
-    """Return the cells; as `Text`, because the table would read markup in a string."""
-    return [
-        Text(clean(failure.stage, 7)), Text(clean(failure.error_class, 16)), Text(clean(failure.key, 22)),
-        Text(str(failure.attempts), justify="right"), Text(clean(failure.message, MAX_MESSAGE)),
-    ]  # fmt: skip
+def _key(view: ClassView) -> object:
+    return view.stage, view.error_class, view.dead
 
 
-def _story(failure: Failure) -> Content:
-    return Content.assemble(
-        ("key  ", QUIET), (clean(failure.key, MAX_DETAIL), STRONG),
-        (f"  ({plural(failure.records, 'record')}, {plural(failure.attempts, 'attempt')})", QUIET),
-        ("\nurl  ", QUIET), clean(failure.url, MAX_DETAIL),
-        (f"\n{failure.stage} ", QUIET), (failure.error_class, STRONG), ": ", clean(failure.message, MAX_DETAIL),
-    )  # fmt: skip
+def _row(view: ClassView) -> Row:
+    fate = "" if view.dead else "tried again: "
+    cells = (count(view.items), view.stage, view.error_class, fate + MEANINGS.get(view.error_class, ""))
+    return Row(_key(view), cells, (STRONG, "", ALERT if view.dead else "", QUIET))
+
+
+def _meaning(error: type[EtlError]) -> str:
+    """Return the first sentence of an error's description."""
+    return " ".join((error.__doc__ or "").split("\n\n")[0].split()).rstrip(".").replace("`", "")
+
+
+MEANINGS = {error.slug: _meaning(error) for error in item_error_classes()}
+"""What each error class means, by its name."""

@@ -12,6 +12,9 @@ from tui.widgets.panel import Panel
 class ClassesPanel(Panel):
     """A heading and one row per class."""
 
+    def wanted(self) -> tuple[int, int]:
+        return 2, 1 + max(1, len(self.snapshot.classes))
+
     def lines(self, width: int) -> list[Content]:
         classes = self.snapshot.classes
         head = self.heading("Failures", width)
@@ -21,13 +24,19 @@ class ClassesPanel(Panel):
         shown = classes if len(classes) <= room else classes[: max(0, room - 1)]
         rows = [self._row(view) for view in shown]
         if len(shown) < len(classes):
-            more = plural(len(classes) - len(shown), "more kind")
-            rows.append(Content.styled(f"  {more}; f shows every dead item", QUIET))
+            rest = classes[len(shown) :]
+            items = sum(view.items for view in rest)
+            more = f"  {plural(len(rest), 'more kind')}, {plural(items, 'item')}" if shown else f"  {_total(classes)}"
+            rows.append(Content.styled(f"{more}; f shows them", QUIET))
         return [head, *rows]
 
     def _row(self, view: ClassView) -> Content:
         glyph, words = (self.glyphs.dead, "dead") if view.dead else (self.glyphs.waiting, "will be tried again")
         return Content.assemble(
-            (f"{count(view.items):>9}", STRONG), f"  {view.stage:<9}", f"{clean(view.error_class, 24):<26}",
+            (f"{count(view.items):>9}", STRONG), f"  {view.stage:<9}", f"{clean(view.error_class, 20):<21}",
             (f"{glyph} {words}", ALERT if view.dead else QUIET),
         )  # fmt: skip
+
+
+def _total(classes: tuple[ClassView, ...]) -> str:
+    return f"{plural(sum(view.items for view in classes), 'item')} of {len(classes)} kinds"

@@ -8,11 +8,14 @@ from tui.format import bar, count, percent, short
 from tui.theme import ALERT, GOOD, QUIET, STRONG
 from tui.widgets.panel import Panel
 
-WIDEST_GAP = 6
+WIDEST_GAP = 4
 
 
 class RecordsPanel(Panel):
-    """A heading, the five counts, and one bar over the selected records."""
+    """The five counts, and one bar over the selected records."""
+
+    def wanted(self) -> tuple[int, int]:
+        return 2, 2
 
     def lines(self, width: int) -> list[Content]:
         records = self.snapshot.records
@@ -28,11 +31,12 @@ class RecordsPanel(Panel):
         share = percent(records.captioned, records.selected)
         reached, left = bar(records.captioned, records.selected, width - 8, self.glyphs)
         progress = Content.assemble("  ", (reached, GOOD), (left, "$line"), (f"{share:>6}", STRONG))
-        return [self.heading("Records", width), line, progress]
+        return [line, progress]
 
     @staticmethod
     def _line(numbers: Sequence[tuple[int, str, str]], write: Callable[[int], str], width: int) -> Content:
         parts = [Content.assemble((write(n), style), (f" {word}", QUIET)) for n, word, style in numbers]
-        room = width - 2 - sum(part.cell_length for part in parts)
-        gap = " " * min(WIDEST_GAP, max(2, room // (len(parts) - 1)))
-        return Content("  ") + Content(gap).join(parts)
+        title = Content.styled("Records", STRONG)
+        room = width - title.cell_length - sum(part.cell_length for part in parts)
+        gap = " " * min(WIDEST_GAP, max(1, room // len(parts)))
+        return Content(gap).join([title, *parts])

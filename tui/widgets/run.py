@@ -3,9 +3,9 @@
 from textual.content import Content
 
 from etl.clock import now_ms
-from etl.models import RunInfo, RunState
+from etl.models import RunInfo, RunState, Stage
 from etl.text import clean
-from tui.format import NOTHING, duration
+from tui.format import NOTHING, duration, money
 from tui.theme import ALERT, GOOD, QUIET, STRONG
 from tui.widgets.panel import Panel, spread
 
@@ -32,7 +32,10 @@ class RunPanel(Panel):
     """Two lines; drawn every second, because the age of a heartbeat changes without a new snapshot."""
 
     def on_mount(self) -> None:
-        self.set_interval(1.0, self.refresh)
+        self.set_interval(1.0, self.redraw)
+
+    def wanted(self) -> tuple[int, int]:
+        return 2, 2
 
     def lines(self, width: int) -> list[Content]:
         run, now = self.snapshot.run, now_ms()
@@ -42,7 +45,7 @@ class RunPanel(Panel):
         left = Content.assemble(
             (f"{self.glyphs.run[state]} {state}", f"bold {colour}"), "  " if sentence else "", (sentence, "$foreground")
         )
-        return [spread(left, self._beat(now), width), self._identity(run, now)]
+        return [spread(left, self._beat(now), width), spread(self._identity(run, now), self._cost(), width)]
 
     def _beat(self, now: int) -> Content:
         run = self.snapshot.run
@@ -63,7 +66,18 @@ class RunPanel(Panel):
         end = run.heartbeat_at if run.ended_at is None and not self.snapshot.live else run.ended_at or now
         gap = f" {self.glyphs.dot} "
         return Content.assemble(
-            ("  run ", QUIET), (clean(run.uid, 12), STRONG),
-            (f"{gap}{' + '.join(run.stages) or NOTHING}{gap}{clean(run.host, 24)} pid {run.pid}"
-             f"{gap}{duration((end - run.started_at) / 1000)}", QUIET),
+            ("  run ", QUIET), (clean(run.uid[:8]), STRONG),
+            (f"{gap}{duration((end - run.started_at) / 1000)}{gap}{_stages(run)}{gap}pid {run.pid} on "
+             f"{clean(run.host, 24)}", QUIET),
         )  # fmt: skip
+
+    def _cost(self) -> Content:
+        cost = self.snapshot.cost
+        if cost is None:
+            return Content("")
+        total = f" of {money(cost.total)}" if cost.total - cost.run >= 0.005 else ""
+        return Content.assemble(("cost ", QUIET), (money(cost.run), STRONG), (total, QUIET))
+
+
+def _stages(run: RunInfo) -> str:
+    return "all stages" if set(run.stages) == set(Stage) else clean(" + ".join(run.stages), 40) or NOTHING

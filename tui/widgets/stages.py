@@ -2,40 +2,48 @@
 
 from textual.content import Content
 
+from etl.models import Stage
 from tui.format import NOTHING, bar, count, duration, rate, short
 from tui.snapshot import StageState, StageView
 from tui.theme import ALERT, GOOD, QUIET, STRONG
 from tui.widgets.panel import Panel
 
-NAME, STATE, DONE, DEAD, RETRY, RATE, ETA = 9, 10, 17, 7, 7, 8, 8
+NAME, STATE, DONE, QUEUED, DEAD, RETRY, RATE, ETA = 9, 9, 17, 7, 7, 7, 7, 8
 """Widths of the columns in cells, the gap at their left included; the bar takes the rest."""
 
-WIDEST_BAR = 60
+WIDEST_BAR = 80
 
 _COLOURS = {StageState.RUNNING: GOOD, StageState.WAITING: GOOD, StageState.DONE: GOOD, StageState.PAUSED: ALERT}
 
 
 class StagesPanel(Panel):
-    """Name, state, bar, done and total, dead, waiting for another attempt, items a minute, time left."""
+    """Name, state, bar, done and total, waiting for it, dead, to be tried again, items a minute, time left."""
+
+    def wanted(self) -> tuple[int, int]:
+        return 5, 5
 
     def lines(self, width: int) -> list[Content]:
-        cells = min(WIDEST_BAR, width - NAME - STATE - DONE - DEAD - RETRY - RATE - ETA - 2)
-        left = NAME + STATE + 2 + max(0, cells)
+        cells = max(0, min(WIDEST_BAR, width - NAME - STATE - DONE - QUEUED - DEAD - RETRY - RATE - ETA - 2))
         titles = Content.styled(
-            f"{'done/total ':>{DONE}}{'dead':>{DEAD}}{'retry':>{RETRY}}{'per min':>{RATE}}{'ETA':>{ETA}}", QUIET
-        )
-        head = self.heading("Stages", left)
+            f"{'done/total ':>{DONE}}{'queued':>{QUEUED}}{'dead':>{DEAD}}{'retry':>{RETRY}}{'/min':>{RATE}}"
+            f"{'ETA':>{ETA}}", QUIET,
+        )  # fmt: skip
+        head = self.heading("Stages", NAME + STATE + 2 + cells)
         return [head + titles, *(self._row(stage, cells) for stage in self.snapshot.stages)]
 
     def _row(self, stage: StageView, cells: int) -> Content:
         reached, left = bar(stage.done, stage.total, cells, self.glyphs)
+        if stage.stage == Stage.INGEST and stage.growing:
+            # Nobody knows how long a manifest is before its end.
+            reached, left = "", self.glyphs.empty * cells
         total = count(stage.total) + ("+" if stage.growing else " ")
         colour = _COLOURS.get(stage.state, QUIET)
         return Content.assemble(
-            "  ", (f"{stage.stage:<{NAME}}", STRONG),
-            (f"{self.glyphs.stage[stage.state]} {stage.state:<{STATE - 2}}", colour),
+            "  ", (f"{stage.stage:<{NAME - 1}}", STRONG),
+            (f"{self.glyphs.stage[stage.state]} {stage.state:<{STATE - 1}}", colour),
             (reached, GOOD), (left, "$line"),
             (f"{count(stage.done):>{DONE - 1 - len(total)}}", STRONG), (f"/{total}", QUIET),
+            (_number(stage.queued, QUEUED), QUIET),
             (_number(stage.dead, DEAD), ALERT if stage.dead else QUIET),
             (_number(stage.retrying, RETRY), ALERT if stage.retrying else QUIET),
             f"{rate(stage.per_minute):>{RATE}}",

@@ -1,5 +1,6 @@
-"""The top line: which state this is, and what hinders the view."""
+"""The top line: the screens with their keys, which state this is, and what hinders the view."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from textual.content import Content
@@ -7,25 +8,40 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from etl.text import clean
-from tui.theme import ALERT, GOOD, QUIET
+from tui.keys import TABS, written
+from tui.theme import ALERT, GOOD, QUIET, STRONG
 from tui.widgets.panel import spread
 
 
 class Title(Widget):
-    """Program, state directory, ``read-only``, and whether the database has stopped answering."""
+    """Tabs, state directory, ``read-only``, and whether the database has stopped answering."""
 
     blocked_s: reactive[int] = reactive(0)
 
-    def __init__(self, state: Path, readonly: bool) -> None:
+    def __init__(self, state: Path, readonly: bool, tab: str, keys: Mapping[str, str]) -> None:
         super().__init__()
         self._state = clean(str(state))
         self._readonly = readonly
+        self._tab = tab
+        self._keys = keys
 
     def render(self) -> Content:
         right = []
         if self.blocked_s:
-            right.append((f"the database does not answer ({self.blocked_s}s)  ", ALERT))
-        if self._readonly:
-            right.append(("read-only", QUIET))
-        left = Content.assemble(("caption-etl", f"bold {GOOD}"), "  ", (self._state, QUIET))
-        return spread(left, Content.assemble(*right), self.content_size.width)
+            right.append((f"database blocked ({self.blocked_s}s)", ALERT))
+        else:
+            right.append((self._state, QUIET))
+        if self._readonly and not self.blocked_s:
+            right.append(("  read-only", ALERT))
+        tabs = []
+        for action in TABS:
+            key = written(self._keys.get(action.name, action.keys)).split(" ")[0]
+            chosen = action.name == self._tab
+            tabs.append(Content.assemble((key, GOOD), " ", (action.label, f"{STRONG} underline" if chosen else QUIET)))
+        left = Content("  ").join(tabs)
+        # The tabs are needed, of a long path its end says most.
+        words = Content.assemble(*right)
+        room = max(0, self.content_size.width - left.cell_length - 2)
+        if words.cell_length > room:
+            words = words[len(words) - room :] if room else Content("")
+        return spread(left, words, self.content_size.width)

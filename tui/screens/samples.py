@@ -1,0 +1,237 @@
+"""Captions beside their pictures, one after the other."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import ClassVar
+
+from textual.binding import BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
+from textual.events import Resize
+from textual.widget import Widget
+from textual.widgets import Static
+
+from etl.clock import now_ms
+from etl.config import redact_url
+from etl.models import Stage
+from etl.state.queries import Reader
+from etl.state.samples import NEWEST, Place, Sample, Sought, Step, at_random, sample, step
+from etl.text import clean
+from tui import picture
+from tui.format import count, duration, plural
+from tui.keys import bindings
+from tui.picture import Cells
+from tui.screens.base import StateScreen
+from tui.screens.story import StoryScreen
+from tui.snapshot import Snapshot
+from tui.theme import ALERT, GOOD, QUIET, STRONG
+from tui.widgets.entry import Entry
+from tui.widgets.picture import Picture
+
+AT_ONCE_S = 0.2
+"""A search tells so often how far it is, and lets others ask in between."""
+
+NARROW = 70
+"""With fewer columns than this the picture gives way to the words."""
+
+MAX_TEXT = 20_000
+
+NONE_YET = "There are no captions yet."
+
+
+class SamplesScreen(StateScreen):
+    """One caption with its picture; `etl.state.samples` finds the next one."""
+
+    tab = "samples"
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("samples")]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sought = Sought()
+        self._sample: Sample | None = None
+        self._words = ""
+        self._looked_at = 0
+        self._searching = False
+
+    def parts(self) -> Iterable[Widget]:
+        yield Static(id="summary", markup=False)
+        with Vertical(id="sample"):
+            self._picture = Picture(ascii_only=self.dashboard.ascii_only)
+            yield self._picture
+            with VerticalScroll(id="words", can_focus=False):
+                yield Static(id="caption", markup=False)
+        yield Entry("words of a caption or a title")
+
+    def on_mount(self) -> None:
+        self._go(NEWEST, older=True)
+
+    def on_resize(self, event: Resize) -> None:
+        self.set_class(event.size.width < NARROW, "-narrow")
+        if self._sample is not None:
+            self._ask_for_picture(self._sample)
+
+    def draw(self, snapshot: Snapshot) -> None:
+        done = any(stage.done for stage in snapshot.stages if stage.stage == Stage.CAPTION)
+        if self._sample is None and done and not self._searching and not self._filtered():
+            self._go(NEWEST, older=True)
+        self._summarize()
+
+    # Going from one caption to the next.
+
+    def action_older(self) -> None:
+        """Show the next older caption."""
+        self._go(self._sample.place if self._sample else NEWEST, older=True)
+
+    def action_newer(self) -> None:
+        """Show the next newer caption."""
+        if self._sample:
+            self._go(self._sample.place, older=False)
+
+    def action_newest(self) -> None:
+        """Show the latest caption."""
+        self._go(NEWEST, older=True)
+
+    def action_random(self) -> None:
+        """Show any caption."""
+        self.ask("step", lambda reader: at_random(reader, self._sought), lambda place: self._go(place, older=True))
+
+    def action_flagged(self) -> None:
+        """Show only captions with quality flags, or all again."""
+        self._seek(replace(self._sought, flagged=not self._sought.flagged))
+
+    def action_search(self) -> None:
+        """Ask for words."""
+        self.query_one(Entry).open()
+
+    def action_story(self) -> None:
+        """Show the whole story of the record."""
+        if self._sample and self._sample.key:
+            self.app.push_screen(StoryScreen(self._sample.key, tab=self.tab))
+
+    def on_entry_left(self) -> None:
+        self.set_focus(None)
+
+    def on_entry_given(self, message: Entry.Given) -> None:
+        self.set_focus(None)
+        self._seek(replace(self._sought, text=message.words))
+
+    def go_back(self) -> bool:
+        """End a search, or show all captions again; tell whether there was something to go back from."""
+        if self._searching:
+            self._searching, self._words = False, "The search was ended."
+            self.forget("step")
+            self._summarize()
+            return True
+        if self._filtered():
+            self._seek(Sought())
+            return True
+        return False
+
+    def _filtered(self) -> bool:
+        return self._sought != Sought()
+
+    def _seek(self, sought: Sought) -> None:
+        self._sought = sought
+        self._go(NEWEST, older=True)
+
+    def _go(self, place: Place, *, older: bool) -> None:
+        self._looked_at, self._words = 0, ""
+        self._step(place, older=older)
+
+    def _step(self, place: Place, *, older: bool) -> None:
+        sought = self._sought
+        self.ask(
+            "step", lambda reader: _steps(reader, place, sought, older=older), lambda found: self._found(found, older)
+        )
+
+    def _found(self, found: Step, older: bool) -> None:
+        self._looked_at += found.looked_at
+        self._searching = found.found is None and found.reached is not None
+        if found.found is not None:
+            caption = found.found.caption
+            self.ask("sample", lambda reader: sample(reader, caption), self._show_sample)
+        elif found.reached is not None:
+            self._step(found.reached, older=older)
+        else:
+            self._end_reached(older)
+        self._summarize()
+
+    def _end_reached(self, older: bool) -> None:
+        first = self._sample is None
+        self._words = NONE_YET if first and not self._filtered() else "No such caption." if first else ""
+        if not first:
+            self._words = "This is the oldest." if older else "This is the newest."
+            if self._filtered():
+                self._words = f"There is none {'before' if older else 'after'} this one."
+
+    # Showing one.
+
+    def _show_sample(self, found: Sample | None) -> None:
+        if found is None:
+            self._words = "This caption is being made again."
+            self._summarize()
+            return
+        self._sample = found
+        self.query_one("#caption", Static).update(_words_of(found))
+        self.query_one("#words", VerticalScroll).scroll_home(animate=False)
+        self._ask_for_picture(found)
+        self._summarize()
+
+    def _ask_for_picture(self, found: Sample) -> None:
+        path, room = found.picture, self._picture.size
+        if path is None:
+            self._picture.show(None, "The picture has left the cache.")
+        elif not room.width and not self.has_class("-narrow"):
+            # Nothing was laid out yet.
+            self.call_after_refresh(self._ask_for_picture, found)
+        elif room.width:
+            self.ask("picture", lambda _: picture.read(path, room.width, room.height), self._show_picture)
+
+    def _show_picture(self, cells: Cells | None) -> None:
+        self._picture.show(cells, "" if cells else "The picture cannot be shown.")
+
+    def _summarize(self) -> None:
+        title = "Captions with quality flags" if self._sought.flagged else "Captions"
+        text = Content.styled(title, STRONG)
+        if self._sought.text:
+            text += Content.assemble((" with ", STRONG), (clean(self._sought.text, 40), GOOD))
+        if self._searching:
+            text += Content.styled(f"   looked at {count(self._looked_at)}; escape ends it", QUIET)
+        elif self._words:
+            text += Content.styled(f"   {self._words}", ALERT if self._words != NONE_YET else QUIET)
+        self.query_one("#summary", Static).update(text)
+
+    def copied(self) -> str:
+        return clean(self._sample.text) if self._sample else ""
+
+
+def _steps(reader: Reader, place: Place, sought: Sought, *, older: bool) -> Step:
+    """Step on for a moment."""
+    begun, looked_at = time.monotonic(), 0
+    while True:
+        found = step(reader, place, sought, older=older)
+        looked_at += found.looked_at
+        if found.found or found.reached is None or time.monotonic() - begun > AT_ONCE_S:
+            return replace(found, looked_at=looked_at)
+        place = found.reached
+
+
+def _words_of(found: Sample) -> Content:
+    """Return what stands beside the picture."""
+    facts = f"{plural(found.tokens or 0, 'token')}, ended by {clean(found.finish_reason or '-', 20)}"
+    made = f"made {duration(max(0, now_ms() - found.place.done_at) / 1000)} ago by {clean(found.model, 80)}"
+    shared = f", shared by {plural(found.records, 'record')}" if found.records > 1 else ""
+    parts = [
+        Content.styled(clean(found.title or "without a title", 200), STRONG),
+        Content.styled(clean(found.date or "without a date", 60), QUIET),
+    ]  # fmt: skip
+    if found.flags:
+        parts.append(Content.styled(f"flags: {clean(', '.join(found.flags), 200)}", f"bold {ALERT}"))
+    parts += [
+        Content(""), Content.styled(clean(found.text, MAX_TEXT), GOOD), Content(""), Content.styled(facts, QUIET),
+        Content.styled(made + ("" if found.current else ", an earlier recipe"), QUIET), Content(""),
+        Content.styled(f"{clean(found.key, 300) or 'no record needs it any more'}{shared}", QUIET),
+        Content.styled(clean(redact_url(found.url), 500), QUIET),
+    ]  # fmt: skip
+    return Content("\n").join(parts)

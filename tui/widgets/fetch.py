@@ -1,0 +1,73 @@
+"""How fetch fares: bytes a second, a plot of the last minutes, and its hosts."""
+
+from textual.content import Content
+
+from etl.clock import now_ms
+from etl.models import HostProgress, HostState
+from etl.text import clean
+from tui.format import duration, per_second, plural, short, size, spark
+from tui.theme import ALERT, GOOD, QUIET, STRONG
+from tui.widgets.panel import Panel, cut
+
+PLOT = 30
+"""Cells of a plot at most: the last five minutes, ten seconds in each."""
+
+HOST = 26
+
+
+class FetchPanel(Panel):
+    """A heading and one row per host, those in trouble first."""
+
+    def on_mount(self) -> None:
+        # A host's pause ends without a new snapshot.
+        self.set_interval(1.0, self.redraw)
+
+    def wanted(self) -> tuple[int, int]:
+        return 2, 1 + max(1, len(self.snapshot.fetch.hosts))
+
+    def lines(self, width: int) -> list[Content]:
+        view = self.snapshot.fetch
+        right = Content.assemble(
+            (spark(view.plot, min(PLOT, width - 50), self.glyphs), GOOD), "  " if view.plot else "",
+            (f"{size(view.bytes_per_s)}/s", STRONG), (f"  {size(view.bytes)} so far", QUIET),
+        )  # fmt: skip
+        head = self.heading("Fetch", width, right)
+        if not view.hosts:
+            return [head, Content.styled("  no hosts: nothing was downloaded yet", QUIET)]
+        room = max(1, self.content_size.height - 1)
+        shown = view.hosts if len(view.hosts) <= room else view.hosts[: room - 1]
+        rows = [self._row(host, width) for host in shown]
+        if len(shown) < len(view.hosts):
+            rows.append(self._rest(view.hosts[len(shown) :]))
+        return [head, *rows]
+
+    def _row(self, host: HostProgress, width: int) -> Content:
+        info = host.info
+        fine = info.state is HostState.OPEN
+        busy = f"{info.in_flight} of {info.allowed}" if self.snapshot.live and info.allowed else ""
+        name = max(12, min(HOST, width - 58))
+        parts = [
+            (f"  {clean(info.host, 200)}", STRONG),
+            (f"{self.glyphs.host[info.state]} {info.state}", GOOD if fine else f"bold {ALERT}"),
+            (f"{per_second(host.items_per_s)}/s", ""), (busy, QUIET), (f"{short(host.pending)} left", QUIET),
+        ]  # fmt: skip
+        widths = (name + 2, 9, 8, 9, 10)
+        cells = [
+            cut(Content.styled(words, style), cells, self.glyphs).truncate(cells, pad=True)
+            for (words, style), cells in zip(parts, widths, strict=True)
+        ]
+        return Content(" ").join([*cells, self._trouble(host)])
+
+    def _trouble(self, host: HostProgress) -> Content:
+        info = host.info
+        words = clean(info.reason or "", 200) if info.state is not HostState.OPEN else ""
+        if info.until is not None and info.state in (HostState.PAUSED, HostState.PARKED):
+            words = f"for {duration(max(0, info.until - now_ms()) / 1000)}" + (f": {words}" if words else "")
+        if not words and info.failed:
+            words = f"{short(info.failed)} failed"
+        return Content.styled(words, ALERT if info.state is not HostState.OPEN else QUIET)
+
+    @staticmethod
+    def _rest(hosts: tuple[HostProgress, ...]) -> Content:
+        left = sum(host.pending for host in hosts)
+        return Content.styled(f"  {plural(len(hosts), 'more host')} with {short(left)} left", QUIET)
