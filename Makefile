@@ -23,7 +23,7 @@ demo: $(READY)  ## Caption drawn pictures end to end with the tiny model that sh
 	$(BIN)/etl demo
 
 test: $(READY) lint  ## Lint, check types and layers, run the tests
-	$(BIN)/python -m pytest -m 'not soak' --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest -m 'not soak' --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -35,11 +35,11 @@ def test_500_captions_are_those_of_generate_one_by_one(
     """For several numbers of slots and refill patterns, 500 prompts and captions of mixed length: token for token."""
     scenes = make_scenes(tmp_path, 500, seed=3)
     rng = random.Random(4)
-    limits = {item.id: rng.choice((1, 2, 3, 5, 9, 17, 40)) for item in scenes.items}
+    limits = {item.id: rng.choice((1, 2, 3, 5, 8, 13, 30)) for item in scenes.items}
     right = tokens_one_by_one(loaded, scenes, limits)
     assert len({len(tokens) for tokens in right.values()}) > 10
 
-    for slots in (3, 8, 31):
+    for slots in (5, 31):
         with remembering(loaded, scenes, settings(slots=slots), limits) as engine:
             outcomes = engine.caption(scenes.items)
             assert len(outcomes) == 500

@@ -258,8 +258,7 @@ def test_ascii_draws_nothing_else(hostile) -> None:
     drive(hostile.path, steps, readonly=True, ascii_only=True)
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_every_key_does_something_harmless(hostile, size: tuple[int, int]) -> None:
+def test_every_key_does_something_harmless(hostile) -> None:
     """Every key of the registry, pressed on every screen and in every list, leaves the dashboard alive."""
     places = {
         "o": (),
@@ -281,7 +280,7 @@ def test_every_key_does_something_harmless(hostile, size: tuple[int, int]) -> No
         await until(pilot, "Records", "Stages")
         assert pilot.app._exception is None
 
-    drive(hostile.path, steps, size, readonly=True)
+    drive(hostile.path, steps, SMALL, readonly=True)
 
 
 def test_help_shows_the_whole_registry(make_state) -> None:
