@@ -201,14 +201,18 @@ def items_per_slice(settings: Settings, toggle: Callable[[bool], None], slices: 
             toggle(watched)
             store.heartbeat(run, RunState.RUNNING)
             items, end = 0, time.monotonic() + SLICE_S
-            while time.monotonic() < end:
-                items += store.sources(run).commit([fetched(item) for item in claimed(store, run, RUN_BATCH)], recipe)
+            while time.monotonic() < end and (batch := claimed(store, run, RUN_BATCH)):
+                items += store.sources(run).commit([fetched(item) for item in batch], recipe)
                 caption_some(store, run, recipe, RUN_BATCH)
-            if not items:
-                raise SystemExit("nothing is left to fetch in this state; make a new one in another --directory")
+            if time.monotonic() < end:
+                # A fast machine has done all there was: this slice is none, and neither is what lacks its counterpart.
+                break
             if number >= 0:
                 counts[watched].append(items)
-    return counts
+    whole = min(map(len, counts.values())) // 2 * 2
+    if not whole:
+        raise SystemExit("nothing is left to fetch in this state; make a new one in another --directory")
+    return {watched: items[:whole] for watched, items in counts.items()}
 
 
 def _recipe(settings: Settings) -> int:
