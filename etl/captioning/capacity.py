@@ -1,6 +1,5 @@
 """How many slots a card has room for."""
 
-import gc
 import logging
 from typing import Any
 
@@ -69,13 +68,6 @@ def prefill_bytes(loaded: LoadedModel, positions: int) -> int:
     """
     config = _text_config(loaded)
     return int(PREFILL * positions * (6 * config.hidden_size + 3 * config.intermediate_size) * loaded.dtype.itemsize)
-
-
-def free_memory() -> None:
-    """Return what nobody holds any more to the card.  Call it outside of ``except``: an exception holds its frames."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def build_shape(

@@ -1,4 +1,6 @@
-"""The few things that are asked of CUDA directly; PyTorch leaves them untyped."""
+"""The few things that are asked of CUDA directly; PyTorch leaves most of them untyped."""
+
+import gc
 
 import torch
 
@@ -30,3 +32,10 @@ def is_past(event: torch.cuda.Event) -> bool:
 def seconds_between(begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
     """Return the device's time between two events that are past and were timed."""
     return float(begin.elapsed_time(end)) / 1000
+
+
+def free_memory() -> None:
+    """Return what nobody holds any more to the card.  Call it outside of ``except``: an exception holds its frames."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -2,7 +2,8 @@
 
 import torch
 
-from etl.errors import CaptionError, FeederCrashedError
+from etl.captioning.checkpoint import one_line
+from etl.errors import CaptionError, FeederCrashedError, ModelError
 from etl.models import CaptionItem, ItemFailure
 
 BATCH_FAULTS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
@@ -15,6 +16,11 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return "out of memory" in text or "can't allocate memory" in text or "alloc_failed" in text
+
+
+def gpu_failed(error: BaseException) -> ModelError:
+    """Return what it means when CUDA itself has failed: only another process can use that GPU again."""
+    return ModelError(f"the GPU failed and must be started afresh: {one_line(error)}; run again")
 
 
 def failure(item: CaptionItem, error: CaptionError, started_at: int) -> ItemFailure:

@@ -1,7 +1,6 @@
 """Captions in batches through transformers' own `generate()`: the fallback engine, and the oracle of the others."""
 
 import copy
-import gc
 import itertools
 import logging
 import threading
@@ -16,8 +15,9 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from etl.captioning.captioner import never
 from etl.captioning.checkpoint import one_line
+from etl.captioning.cuda import free_memory
 from etl.captioning.detokenize import Detokenizer
-from etl.captioning.faults import BATCH_FAULTS, failure, is_out_of_memory
+from etl.captioning.faults import BATCH_FAULTS, failure, gpu_failed, is_out_of_memory
 from etl.captioning.guards import HALF, FiniteGuard, StopSignal, single_precision, without_padding
 from etl.captioning.loading import LoadedModel
 from etl.captioning.preprocess import PromptEncoder, crop_aspect, open_working_copy
@@ -25,7 +25,7 @@ from etl.captioning.quality import RECOMPUTED
 from etl.captioning.recipe import Recipe
 from etl.clock import now_ms
 from etl.config import Settings
-from etl.errors import CaptionError, GenerationError, ModelError
+from etl.errors import CaptionError, GenerationError
 from etl.models import CaptionItem, CaptionResult, EngineSample, ItemFailure
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class GenerateCaptioner:
     def close(self) -> None:
         """Let go of the model; its memory is free once the caller holds no `LoadedModel` either."""
         self._model = self._loaded = None  # type: ignore[assignment]  # unusable from here on
-        self._free_memory()
+        free_memory()
 
     def samples(self) -> tuple[EngineSample]:
         """Return how busy the model is."""
@@ -203,7 +203,7 @@ class GenerateCaptioner:
     ) -> Iterator[CaptionResult | ItemFailure]:
         """Do a failed batch again in parts; a single item that failed alone is a failure."""
         if fault.out_of_memory:
-            self._free_memory()
+            free_memory()
         if len(batch.items) == 1:
             yield failure(batch.items[0], GenerationError(fault.message), batch.started_at)
             return
@@ -220,7 +220,7 @@ class GenerateCaptioner:
         try:
             return self._generate(batch, should_stop)
         except torch.AcceleratorError as error:
-            raise ModelError(f"the GPU failed and must be started afresh: {one_line(error)}; run again") from error
+            raise gpu_failed(error) from error
         except BATCH_FAULTS as error:
             return _Fault(one_line(error), is_out_of_memory(error))
 
@@ -253,9 +253,11 @@ class GenerateCaptioner:
         """Return the finished caption, or ``None`` when generation was stopped in its middle."""
         if len(output.ids) < self._max_new_tokens and self._detokenizer.ended_at(output.ids) is None:
             return None
+        result = self._detokenizer.result(item, output.ids, extra)
         self._captions += 1
-        self._tokens += len(output.ids)
-        return self._detokenizer.result(item, output.ids, extra)
+        # Not the padding behind a caption that ended before its batch.
+        self._tokens += result.tokens
+        return result
 
     def recompute(
         self, items: list[CaptionItem], should_stop: Callable[[], bool]
@@ -277,11 +279,6 @@ class GenerateCaptioner:
                 yield failure(item, GenerationError(outcome.message), batch.started_at)
             elif result := self._result(item, outcome[0], (RECOMPUTED,)):
                 yield result
-
-    def _free_memory(self) -> None:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def _until_none(items: Iterable[CaptionItem | None]) -> Iterator[CaptionItem]:

@@ -1,5 +1,6 @@
 """A captioner over several processes, one for each GPU; the state has one writer, and that is whoever calls this."""
 
+import dataclasses
 import json
 import logging
 import multiprocessing.connection
@@ -165,9 +166,7 @@ class _Worker:
     def give(self, item: CaptionItem) -> None:
         """Hand over an item.  That the worker is dead is noticed when it is next heard."""
         self.in_hand[item.id] = (item, now_ms())
-        fields = {"id": item.id, "working_sha256": item.working_sha256, "prompt": item.prompt,
-                  "crashes": item.crashes, "repetition_penalty": item.repetition_penalty}  # fmt: skip
-        self._send({"item": fields})
+        self._send({"item": dataclasses.asdict(item)})
 
     def abandon(self) -> None:
         """Want nothing any more of what is in hand."""

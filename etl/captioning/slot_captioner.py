@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from etl.captioning.capacity import PREFILL, build_shape, free_memory
+from etl.captioning.capacity import PREFILL, build_shape
 from etl.captioning.captioner import never
 from etl.captioning.checkpoint import one_line
+from etl.captioning.cuda import free_memory
 from etl.captioning.detokenize import Detokenizer
 from etl.captioning.engine import Finished, SlotEngine
-from etl.captioning.faults import BATCH_FAULTS, failure, is_out_of_memory
+from etl.captioning.faults import BATCH_FAULTS, failure, gpu_failed, is_out_of_memory
 from etl.captioning.generate import GenerateCaptioner
 from etl.captioning.intake import Intake
 from etl.captioning.loading import LoadedModel
@@ -154,7 +155,7 @@ class SlotCaptioner:
         try:
             finished = self.engine.step()
         except torch.AcceleratorError as error:
-            raise _gpu_failed(error) from error
+            raise gpu_failed(error) from error
         except BATCH_FAULTS as error:
             if not is_out_of_memory(error):
                 raise ModelError(f"the model failed while writing captions: {one_line(error)}") from error
@@ -192,7 +193,7 @@ class SlotCaptioner:
         try:
             engine.admit(group)
         except torch.AcceleratorError as error:
-            raise _gpu_failed(error) from error
+            raise gpu_failed(error) from error
         except BATCH_FAULTS as error:
             return one_line(error), is_out_of_memory(error)
         return None
@@ -240,7 +241,7 @@ class SlotCaptioner:
             self._slots = shape.slots
             return
         except torch.AcceleratorError as error:
-            raise _gpu_failed(error) from error
+            raise gpu_failed(error) from error
         except BATCH_FAULTS as error:
             message, out_of_memory = one_line(error), is_out_of_memory(error)
         if not out_of_memory or shape.slots == 1:
@@ -281,7 +282,3 @@ def _feeders(settings: Settings, device: torch.device) -> int:
     if settings.feeders or device.type != "cuda":
         return settings.feeders
     return min(2, max(1, (os.cpu_count() or 1) // 2))
-
-
-def _gpu_failed(error: BaseException) -> ModelError:
-    return ModelError(f"the GPU failed and must be started afresh: {one_line(error)}; run again")

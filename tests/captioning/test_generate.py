@@ -68,10 +68,14 @@ def test_batches_equal_one_by_one(
     """Captions do not depend on the batch in which a picture was captioned."""
     captioner = GenerateCaptioner(loaded, settings(batch_size=batch_size), scenes.locate)
 
-    texts, failures = split(list(captioner.caption(scenes.items)))
+    outcomes = list(captioner.caption(scenes.items))
 
+    texts, failures = split(outcomes)
     assert (texts, failures) == (oracle, {})
     assert len(set(texts.values())) > 1
+    [sample] = captioner.samples()
+    assert (sample.captions, sample.in_use) == (len(texts), 0)
+    assert sample.tokens == sum(outcome.tokens for outcome in outcomes if isinstance(outcome, CaptionResult))
 
 
 STRONG = 10.0

