@@ -114,10 +114,10 @@ class LongRun:
         if process.returncode:
             sys.exit(f"etl {command} ended with {process.returncode}")
         self.stretches[command] = tenths(looks, self._items)
-        print(f"\n{command}: {self._items:,} items in {time.monotonic() - begun:.0f} s")
+        print(f"\n{command}: {self._items:,} items in {time.monotonic() - begun:.0f} s", flush=True)
         print(Stretch.head())
         for stretch in self.stretches[command]:
-            print(stretch.line())
+            print(stretch.line(), flush=True)
 
     def _look(self, at: float, done: int, seen: list[Member], pid: int) -> Look:
         wal = self._state / "state.db-wal"
