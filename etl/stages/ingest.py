@@ -216,7 +216,8 @@ def ingest(
     reader = LineReader(manifest.lines())
     if row is not None and not reader.skip_to(row.checkpoint):
         row, reader = None, LineReader(manifest.lines())
-    return _read(writer, row, reader, manifest, options, on_batch, should_stop)
+    with store.large_cache():
+        return _read(writer, row, reader, manifest, options, on_batch, should_stop)
 
 
 def _whole(manifest: Manifest) -> Checkpoint:

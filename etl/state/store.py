@@ -10,7 +10,7 @@ import os
 import socket
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -85,6 +85,10 @@ class Store:
     def directory(self) -> Path:
         """The state directory."""
         return self.settings.state
+
+    def large_cache(self) -> AbstractContextManager[None]:
+        """Return a block in which more of the database is kept in memory, for looking up keys all over it."""
+        return self._connection.large_cache()
 
     def manifest(self, path: str) -> ManifestWriter:
         """Return the writer for the manifest known as ``path``."""
