@@ -12,6 +12,7 @@ from etl.cli import render
 from etl.cli.options import Context, command
 from etl.cli.units import size
 from etl.errors import EtlError
+from etl.state.queries import Reader
 from etl.text import clean
 
 if TYPE_CHECKING:
@@ -63,6 +64,31 @@ def register(app: typer.Typer) -> None:
         else:
             for line in _collected(result):
                 render.note(context, line)
+
+    @command(app)
+    def report(
+        context: Context,
+        output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("report.html"),
+        limit: Annotated[
+            int, typer.Option(min=1, max=1_000_000, help="Most records; of more, every second, third, ... is shown.")
+        ] = 20_000,
+        thumbnail: Annotated[
+            int, typer.Option(min=0, max=512, help="Longest edge of the pictures in pixels; 0 for none.")
+        ] = 160,
+    ) -> None:
+        """Write one HTML page with pictures, captions, failures and plots; it opens without a network."""
+        from etl.report.page import ReportOptions, write_report
+
+        with Reader(context.settings.state) as reader:
+            summary = write_report(reader, output, ReportOptions(limit, thumbnail))
+        if context.json:
+            render.answer(render.summary_json(summary))
+        else:
+            render.note(
+                context,
+                f"report    {summary.records:,} records with {summary.pictures:,} pictures, {size(summary.size)}: "
+                f"{clean(str(summary.path))}",
+            )
 
     @command(app)
     def doctor(context: Context) -> None:

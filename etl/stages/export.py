@@ -215,9 +215,19 @@ def _target(target: str) -> Iterator[_HashingWriter]:
             yield _HashingWriter(sys.stdout.buffer)
             sys.stdout.buffer.flush()
         return
-    path = _checked(target)
-    with _write_errors(target), _opened(path) as file, _compressed(file, path.suffix) as stream:
+    with replaced(target) as file, _compressed(file, Path(target).resolve().suffix) as stream:
         yield _HashingWriter(stream)
+
+
+@contextmanager
+def replaced(target: str) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of ``target`` at the end of the block, durably, or not at all.
+
+    Raises `ConfigError` for a directory, `DiskFullError` or `EtlError` when it cannot be written.
+    """
+    path = _checked(target)
+    with _write_errors(target), _opened(path) as file:
+        yield file
 
 
 def _checked(target: str) -> Path:
