@@ -70,6 +70,9 @@ class Settings:
             sides off.
         max_aspect: pictures longer than this ratio are cropped around their centre before the model sees them.
         interval_s: seconds between plain progress lines when there is no terminal.
+        metrics_port: serve metrics for Prometheus at this port while a run lasts; 0 for none.
+        metrics_address: address to serve them at; 0.0.0.0 lets other machines ask.
+        webhook: URL that gets one JSON message when a run has ended.
         gpu_price: what the machine costs per hour, in any money, to tell what the work has cost; 0 means not known.
     """
 
@@ -112,6 +115,9 @@ class Settings:
     pad_to_square: bool = False
     max_aspect: float = 4.0
     interval_s: float = 30.0
+    metrics_port: int = 0
+    metrics_address: str = "127.0.0.1"
+    webhook: str = ""
     gpu_price: float = 0.0
 
     def __post_init__(self) -> None:
@@ -125,6 +131,8 @@ class Settings:
             raise ConfigError(f"dtype = {self.dtype!r}: must be one of {', '.join(DTYPES)}")
         if self.engine not in ENGINES:
             raise ConfigError(f"engine = {self.engine!r}: must be one of {', '.join(ENGINES)}")
+        if self.webhook and not (self.webhook.startswith(("http://", "https://")) and host_of(self.webhook)):
+            raise ConfigError("webhook is no http or https URL; it must look like https://chat.example/hook")
         if self.gpus != "all" and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", self.gpus):
             raise ConfigError(f"gpus = {self.gpus!r}: must be 'all' or numbers such as 0,1")
 
@@ -136,7 +144,9 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain values for the run's row, with secrets removed."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        plain = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        # Whoever knows a webhook's path may post to it.
+        return plain | {"webhook": host_of(self.webhook) and f"https://{host_of(self.webhook)}/..."}
 
 
 ENGINES = ("auto", "slots", "generate")
@@ -168,6 +178,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "max_new_tokens": (1, 4096),
     "max_aspect": (1, 1000),
     "interval_s": (0.1, 3600),
+    "metrics_port": (0, 65535),
     "gpu_price": (0, 1e6),
 }
 
@@ -202,6 +213,14 @@ def redact_url(url: str) -> str:
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query if parts.query else ""))
     except ValueError:
         return url
+
+
+def host_of(url: str) -> str:
+    """Return the host of a URL; empty where it has none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def load_dashboard(file: Path | None = None) -> tuple[Path, dict[str, Any]]:

@@ -1,12 +1,13 @@
 """What the commands call: the stages of one run put together, from a manifest to an export."""
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from etl.captioning.backends import check_model, open_captioner
 from etl.config import Settings
-from etl.errors import StateLockedError
+from etl.errors import ConfigError, EtlError, StateLockedError
 from etl.models import ExportSummary, IngestSummary, Progress, RecordOutcome, RecordState, RunState, Stage, StageSummary
 from etl.net.mirrors import Mirrors
 from etl.runner import RunResult, StageFunction, run_stages, watch_signals
@@ -18,6 +19,8 @@ from etl.state.cost import Cost, cost
 from etl.state.outlook import Outlook
 from etl.state.queries import Reader
 from etl.state.store import Store
+from etl.telemetry.metrics import metrics
+from etl.text import clean
 
 if TYPE_CHECKING:
     from etl.stages.foresight import Foresight
@@ -107,12 +110,50 @@ def export_manifest(settings: Settings, target: str, options: ExportOptions) -> 
 
 
 def run_pipeline(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]) -> Report:
-    """Run the stages of a plan over one state directory.
+    """Run the stages of a plan over one state directory, and tell the webhook how that ended, where there is one.
 
     Raises, before anything begins, `ModelError` when the model cannot be found and `ConfigError` for a mirror that is
     wrongly given, else the errors of `Store.open` and
     of the stages.
     """
+    try:
+        report = _run(settings, plan, on_progress)
+    except (ConfigError, StateLockedError):
+        # Nothing began, so nothing has ended.
+        raise
+    except EtlError as error:
+        _announce(settings, {"state": RunState.FAILED, "error": str(error)}, f"failed: {error}")
+        raise
+    _announce(settings, *_told(report))
+    return report
+
+
+def _told(report: Report) -> tuple[dict[str, Any], str]:
+    """Return what a webhook is told of a run, for programs and for people."""
+    outcomes, run = report.progress.outcomes, report.progress.run
+    counts = {str(outcome): outcomes.get(outcome, 0) for outcome in RecordOutcome}
+    # An invalid line of the manifest is a failure too.
+    counts[RecordOutcome.FAILED] = report.failed
+    spent = report.cost.total if report.cost else None
+    text = f"{report.state}: " + ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
+    facts = {
+        "run": run.uid if run else None, "state": report.state, "signal": report.signal, "records": counts,
+        "cost": spent,
+    }  # fmt: skip
+    return facts, text if spent is None else f"{text}; {spent:,.2f} spent"
+
+
+def _announce(settings: Settings, facts: dict[str, Any], text: str) -> None:
+    if not settings.webhook:
+        return
+    from etl.telemetry.webhook import send
+
+    line = clean(f"caption-etl on {socket.gethostname()}, {settings.state}: {text}", 1000)
+    # Slack shows "text", Discord shows "content"; both leave the rest alone.
+    send(settings.webhook, {"event": "run_ended", "text": line, "content": line, "host": socket.gethostname(), **facts})
+
+
+def _run(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]) -> Report:
     manifest = Manifest(plan.manifest) if plan.manifest is not None else None
     if plan.caption:
         check_model(settings)
@@ -121,6 +162,8 @@ def run_pipeline(settings: Settings, plan: Plan, on_progress: Callable[[Progress
         Mirrors.of(settings)
     with (
         Store.open(settings, create=manifest is not None) as store,
+        # Before the run is on record: a port that is taken is a mistake of the command line.
+        metrics(settings.state, settings.metrics_address, settings.metrics_port),
         store.run(plan.stages) as run,
         watch_signals(second_interrupts=True) as caught,
     ):

@@ -22,11 +22,12 @@ FETCH_SETTINGS = (
     "concurrency", "per_host", "host_rate", "host_patience_s", "respect_robots", "connect_timeout_s", "read_timeout_s",
     "min_rate", "max_bytes", "max_pixels", "max_attempts", "backoff_s", "backoff_cap_s", "contact", "allow_host",
     "rewrite_url", "mirror_template", "prefer_mirror", "longest_edge", "keep_originals", "decoders", "decoder_memory",
-    "min_free", "max_cache_size", "interval_s",
+    "min_free", "max_cache_size", "metrics_port", "metrics_address", "webhook", "interval_s",
 )  # fmt: skip
 CAPTION_SETTINGS = (
     "model", "revision", "dtype", "device", "engine", "slots", "gpu_memory_fraction", "gpus", "feeders", "batch_size",
-    "max_new_tokens", "pad_to_square", "max_aspect", "max_attempts", "interval_s", "gpu_price",
+    "max_new_tokens", "pad_to_square", "max_aspect", "max_attempts", "metrics_port", "metrics_address", "webhook",
+    "interval_s", "gpu_price",
 )  # fmt: skip
 
 
