@@ -121,20 +121,8 @@ class Settings:
     gpu_price: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _LIMITS.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"{name} = {value}: must be between {low:g} and {high:g}")
-        if not self.model:
-            raise ConfigError("model is empty: give a Hugging Face id, a directory, or 'demo'")
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype = {self.dtype!r}: must be one of {', '.join(DTYPES)}")
-        if self.engine not in ENGINES:
-            raise ConfigError(f"engine = {self.engine!r}: must be one of {', '.join(ENGINES)}")
-        if self.webhook and not (self.webhook.startswith(("http://", "https://")) and host_of(self.webhook)):
-            raise ConfigError("webhook is no http or https URL; it must look like https://chat.example/hook")
-        if self.gpus != "all" and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", self.gpus):
-            raise ConfigError(f"gpus = {self.gpus!r}: must be 'all' or numbers such as 0,1")
+        for field in dataclasses.fields(self):
+            _check(field.name, getattr(self, field.name))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Settings":
@@ -152,6 +140,8 @@ class Settings:
 ENGINES = ("auto", "slots", "generate")
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+_CHOICES = {"dtype": DTYPES, "engine": ENGINES}
 
 _LIMITS: dict[str, tuple[float, float]] = {
     "concurrency": (1, 32),
@@ -181,6 +171,37 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "metrics_port": (0, 65535),
     "gpu_price": (0, 1e6),
 }
+
+
+def _check(name: str, value: Any) -> None:
+    """Raise `ConfigError` where a value of the right type is none that the setting may have."""
+    if name in _LIMITS and not _LIMITS[name][0] <= value <= _LIMITS[name][1]:
+        low, high = _LIMITS[name]
+        raise ConfigError(f"{name} = {_shown(value)}: must be between {low:g} and {high:g}")
+    if name == "model" and not value:
+        raise ConfigError("model is empty: give a Hugging Face id, a directory, or 'demo'")
+    if name == "webhook" and value and not (value.startswith(("http://", "https://")) and host_of(value)):
+        raise ConfigError("webhook is no http or https URL; it must look like https://chat.example/hook")
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise ConfigError(f"{name} = {_shown(value)}: must be one of {', '.join(_CHOICES[name])}")
+    if name == "gpus" and value != "all" and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", value, re.ASCII):
+        raise ConfigError(f"gpus = {_shown(value)}: must be 'all' or numbers such as 0,1")
+    texts = value if isinstance(value, tuple) else (str(value),) if isinstance(value, str | Path) else ()
+    if any("\0" in text for text in texts):
+        raise ConfigError(f"{name} holds a NUL character, which no path or name may")
+
+
+def _shown(value: object) -> str:
+    """Return a value for an error message: no longer than a line."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} too large to be shown"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+MAX_SHOWN = 100
+"""Characters of a wrong value in an error message."""
 
 DASHBOARD = "dashboard"
 """The table of ``etl.toml`` that belongs to the dashboard alone (`load_dashboard`)."""
@@ -243,7 +264,8 @@ def _read(file: Path | None) -> tuple[Path, dict[str, Any]]:
         return path, tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    # Not only `tomllib.TOMLDecodeError`: numbers and nesting may be more than Python itself reads.
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -253,7 +275,7 @@ def _from_file(file: Path | None) -> dict[str, Any]:
     kinds = typing.get_type_hints(Settings)
     for name in table:
         if name not in kinds:
-            raise ConfigError(f"{path}: unknown setting {name!r}; known: {', '.join(sorted(kinds))}")
+            raise ConfigError(f"{path}: unknown setting {_shown(name)}; known: {', '.join(sorted(kinds))}")
     return {name: _convert(name, value, kinds[name], str(path)) for name, value in table.items()}
 
 
@@ -265,18 +287,34 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _convert(name: str, value: Any, kind: Any, where: str) -> Any:
+    """Return a value from file, environment or JSON as the setting's type.  Raises `ConfigError` naming ``where``."""
     try:
-        if isinstance(kind, types.GenericAlias):
-            items = value.split(",") if isinstance(value, str) else value
-            return tuple(str(item).strip() for item in items if str(item).strip())
-        if kind is bool and isinstance(value, str):
-            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
-        if (kind is bool) != isinstance(value, bool) or (kind is int and isinstance(value, float)):
-            raise ValueError
-        return kind(value)
-    except (ValueError, KeyError, TypeError) as error:
-        wanted = getattr(kind, "__name__", str(kind))
-        raise ConfigError(f"{where}: {name} = {value!r} is not a valid {wanted}") from error
+        converted = _converted(value, kind)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        wanted = "list of texts" if isinstance(kind, types.GenericAlias) else kind.__name__
+        raise ConfigError(f"{where}: {name} = {_shown(value)} is not a valid {wanted}") from error
+    try:
+        _check(name, converted)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return converted
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    if isinstance(kind, types.GenericAlias):
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+            raise TypeError
+        return tuple(item.strip() for item in items if item.strip())
+    if kind is bool and isinstance(value, str):
+        return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
+    # `gpus = 0` is a text to us, but nobody puts quotes around it.
+    accepted = (bool,) if kind is bool else (str, int, float)
+    if not isinstance(value, accepted) or (kind is bool) != isinstance(value, bool):
+        raise TypeError
+    if kind is int and isinstance(value, float):
+        raise ValueError
+    return kind(value)
 
 
 def _plain(value: Any) -> Any:

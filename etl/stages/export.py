@@ -165,7 +165,7 @@ def _members(inner: str) -> Iterator[tuple[str, str]]:
     """Yield name and text of each member of a JSON object, given what stands between its braces."""
     scan = _DECODER.raw_decode
     place = 0
-    while inner[place:].strip():
+    while _skip(inner, place) < len(inner):
         name, after = scan(inner, _skip(inner, place))
         _, after = scan(inner, _skip(inner, _skip(inner, after) + 1))
         comma = _skip(inner, after)

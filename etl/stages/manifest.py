@@ -134,9 +134,11 @@ def _json_lines(stream: "io.BufferedReader[Any]", name: str) -> Iterator[bytes]:
 def _csv_lines(stream: "io.BufferedReader[Any]", name: str) -> Iterator[bytes]:
     # surrogateescape carries bytes that are not UTF-8 through to the record, which then is invalid alone.
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-    rows = csv.DictReader(text, strict=True)
+    lines = _BoundedLines(text, name)
+    rows = csv.DictReader(lines, strict=True)
     try:
         for row in rows:
+            lines.in_row = 0
             if None in row:
                 raise ManifestError(f"{name}, line {rows.line_num}: more values than the header has columns")
             line = json.dumps(row, ensure_ascii=False) + "\n"
@@ -145,6 +147,28 @@ def _csv_lines(stream: "io.BufferedReader[Any]", name: str) -> Iterator[bytes]:
         raise ManifestError(f"{name}, line {rows.reader.line_num}: not valid CSV: {error}") from error
     finally:
         text.detach()
+
+
+class _BoundedLines:
+    """The lines of a CSV; a row, which quotes may spread over many lines, must not be longer than a line of JSON.
+
+    Attributes:
+        in_row: characters read since the last row ended.
+    """
+
+    def __init__(self, text: io.TextIOWrapper, name: str) -> None:
+        self._text = text
+        self._name = name
+        self._number = 0
+        self.in_row = 0
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._text.readline(MAX_LINE + 1):
+            self._number += 1
+            self.in_row += len(line)
+            if self.in_row > MAX_LINE:
+                raise ManifestError(f"{self._name}, line {self._number}: a row of more than {MAX_LINE} characters")
+            yield line
 
 
 def _directory_lines(directory: Path) -> Iterator[bytes]:

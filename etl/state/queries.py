@@ -24,6 +24,9 @@ RATE_WINDOW_MS = 60_000
 PAGE = 2000
 """Rows read at once by the queries that walk a whole state."""
 
+PAGE_BYTES = 32 * 1024**2
+"""Bytes of manifest lines from which such a page is full, however few they are."""
+
 
 @dataclass(frozen=True, slots=True)
 class RecipeRow:
@@ -71,6 +74,19 @@ class Reader:
         """Run one query and fetch it whole."""
         with translate_errors(self._path):
             return list(self._db.execute(sql, arguments).fetchall())
+
+    def _page(self, sql: str, arguments: Sequence[object], line: int) -> list[tuple[Any, ...]]:
+        """Run the query for a page whose column ``line`` holds manifest lines; rows beyond `PAGE_BYTES` are left."""
+        rows, size = list[tuple[Any, ...]](), 0
+        with translate_errors(self._path):
+            cursor = self._db.execute(sql, arguments)
+            for row in cursor:
+                rows.append(row)
+                size += len(row[line])
+                if size >= PAGE_BYTES:
+                    break
+            cursor.close()
+        return rows
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -268,11 +284,12 @@ class Reader:
     def lines(self, manifest: int) -> Iterator[tuple[int, str, bytes]]:
         """Yield ``(record, state, line)`` for the records of one manifest, in order, removed ones left out."""
         after = (0, 0)
-        while rows := self.rows(
+        while rows := self._page(
             "SELECT r.position, r.id, r.state, l.line FROM records r JOIN record_lines l ON l.record = r.id "
             "WHERE r.manifest = ? AND (r.position, r.id) > (?, ?) AND r.state <> 'removed' "
             "ORDER BY r.position, r.id LIMIT ?",
             (manifest, *after, PAGE),
+            line=3,
         ):
             yield from (row[1:] for row in rows)
             after = rows[-1][:2]
@@ -281,7 +298,7 @@ class Reader:
         """Yield the records of one manifest in its order, removed ones left out, joined with one recipe's captions."""
         after = (0, 0)
         sql = export_sql(self.version)
-        while rows := self.rows(sql, (recipe, manifest, *after, PAGE)):
+        while rows := self._page(sql, (recipe, manifest, *after, PAGE), line=5):
             for row in rows:
                 yield ExportRow(*row)
             after = rows[-1][:2]
