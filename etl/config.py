@@ -5,6 +5,7 @@ One flat, frozen `Settings`.  Every field can be given in all three places under
 """
 
 import dataclasses
+import json
 import os
 import re
 import tomllib
@@ -44,6 +45,7 @@ class Settings:
         backoff_cap_s: longest wait between attempts that we choose ourselves, in seconds.
         contact: address put into the User-Agent, so that a host's operator can reach you.
         allow_host: hosts that may be dialled although their address is private or loopback.
+        allow_path: directories whose pictures a manifest may name, beside the one that the manifest lies in.
         rewrite_url: REGEX=REPLACEMENT, where else a picture may lie, made from its URL; can be given more than once.
         mirror_template: where else a picture may lie, made from its record: https://store.example/{field}.
         prefer_mirror: ask the mirrors before the URL of the record.
@@ -92,6 +94,7 @@ class Settings:
     backoff_cap_s: float = 600.0
     contact: str = ""
     allow_host: tuple[str, ...] = ()
+    allow_path: tuple[str, ...] = ()
     rewrite_url: tuple[str, ...] = ()
     mirror_template: str = ""
     prefer_mirror: bool = False
@@ -131,10 +134,14 @@ class Settings:
         return cls(**{name: _convert(name, value, kinds[name], "settings") for name, value in values.items()})
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as plain values for the run's row, with secrets removed."""
+        """Return the settings as plain values for another process of this run, whole but for the webhook."""
         plain = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
-        # Whoever knows a webhook's path may post to it.
+        # Whoever knows a webhook's path may post to it, and no other process needs to.
         return plain | {"webhook": host_of(self.webhook) and f"https://{host_of(self.webhook)}/..."}
+
+    def redacted(self) -> dict[str, Any]:
+        """Return the settings as `to_json` does, for the run's row: addresses without what opens doors in them."""
+        return {name: redact(value) for name, value in self.to_json().items()}
 
 
 ENGINES = ("auto", "slots", "generate")
@@ -225,15 +232,60 @@ def load_settings(
 
 
 def redact_url(url: str) -> str:
-    """Return the URL without user name, password and query values, for logs and stored errors."""
+    """Return the URL without user name, password, query values and fragment, for logs and stored errors.
+
+    What is no URL stays as it is; of a URL that cannot be taken to pieces only the scheme is left.
+    """
+    scheme = _SCHEME.match(url)
+    if scheme is None:
+        return url
     try:
         parts = urlsplit(url)
-        if not (parts.query or "@" in parts.netloc):
-            return url
-        query = "&".join(pair.split("=")[0] + ("=..." if "=" in pair else "") for pair in parts.query.split("&"))
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query if parts.query else ""))
     except ValueError:
+        return f"{scheme[0]}..."
+    if not (parts.query or parts.fragment or "@" in parts.netloc):
         return url
+    # A query without names, as in `?c2VjcmV0`, is one value.
+    query = "&".join(pair.split("=")[0] + "=..." if "=" in pair else "..." for pair in parts.query.split("&") if pair)
+    netloc = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=netloc, query=query, fragment="..." if parts.fragment else ""))
+
+
+def redact_text(text: str) -> str:
+    """Return the text with every http(s) URL in it as `redact_url` gives it, also one that is part of another."""
+    if "://" not in text:
+        return text
+    return _USER.sub("://", _URL.sub(lambda match: redact_url(match[0]), text))
+
+
+def redact(value: Any) -> Any:
+    """Return plain values with every URL in their texts as `redact_url` gives it."""
+    if isinstance(value, dict):
+        return {key: redact(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [redact(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    # A text that is one URL may hold quotes and backslashes, which end one in prose.
+    return redact_text(redact_url(value) if _ONE_URL.fullmatch(value) else value)
+
+
+def redact_line(line: str) -> str:
+    """Return a manifest line with every URL redacted; as values, for JSON can spell one in many ways."""
+    try:
+        return json.dumps(redact(json.loads(line)), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return redact_text(line)
+
+
+_SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
+
+_ONE_URL = re.compile(r"\s*https?://\S*\s*", re.IGNORECASE)
+
+_USER = re.compile(r"://[^/?#@\s\"]+@")
+
+_URL = re.compile(r"https?://[^\s\"'<>\\]+", re.IGNORECASE)
+"""Up to a quote, a bracket or a backslash: in JSON and in error messages URLs end there."""
 
 
 def host_of(url: str) -> str:

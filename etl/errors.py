@@ -242,6 +242,12 @@ class BlockedAddressError(FetchError):
     slug = "blocked_address"
 
 
+class BlockedPathError(FetchError):
+    """The local path leads out of the manifest's directory and of those that ``allow_path`` names."""
+
+    slug = "blocked_path"
+
+
 class TooManyRedirectsError(FetchError):
     """The redirects did not end."""
 

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from etl.gpu import GpuSampler
-from etl.models import FailureFilter, Progress, RunState, Stage, StageSummary
+from etl.models import Progress, RunState, Stage, StageSummary
 from etl.stages.flow import GRACE_S, Flow
 from etl.state import control
 from etl.state.log import journal
@@ -156,7 +156,11 @@ def _obey(store: Store, command: Command, flow: Flow) -> str:
             flow.stop()
             return "stopping; what is in flight is still finished"
         case control.RETRY:
-            chosen = FailureFilter(**command.arguments)
+            try:
+                chosen = control.filter_of(command.arguments)
+            except ValueError:
+                # Written by another version, or by hand: no reason to end a run.
+                return f"{command.name} has arguments that this version does not know; nothing was done"
             if chosen.flag is not None:
                 return store.caption_again(chosen).line()
             counts = store.retry_failed(chosen)

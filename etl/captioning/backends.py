@@ -85,10 +85,11 @@ def _slots(
 
 
 def check_model(settings: Settings) -> None:
-    """Raise `ModelError` at once for a model that cannot be found, before anything slow begins.
+    """Raise `ModelError` at once for a model that cannot be found or asks for too much, before anything slow begins.
 
     A model of the hub has its small files fetched by this, if they are not cached.
     """
     from etl.captioning.checkpoint import find_checkpoint
+    from etl.captioning.vetting import vet
 
-    find_checkpoint(settings.model, settings.revision)
+    vet(find_checkpoint(settings.model, settings.revision))

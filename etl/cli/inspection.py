@@ -32,10 +32,10 @@ def register(app: typer.Typer) -> None:
             render.answer(render.progress_json(progress))
             return
         for line in render.status_lines(progress):
-            print(line)
+            render.say(line)
         for recipe in recipes:
             mark = "current" if recipe.current else "earlier"
-            print(f"recipe    {recipe.sha256[:12]} {clean(recipe.model)}@{clean(recipe.revision)} ({mark})")
+            render.say(f"recipe    {recipe.sha256[:12]} {clean(recipe.model)}@{clean(recipe.revision)} ({mark})")
 
     @command(app)
     def failures(
@@ -52,20 +52,26 @@ def register(app: typer.Typer) -> None:
                 if context.json:
                     render.answer(_failure_json(failure))
                 else:
-                    print(_failure_line(failure))
+                    render.say(_failure_line(failure))
 
     @command(app)
-    def why(context: Context, key: Annotated[str, typer.Argument(help="The record's key.")]) -> None:
+    def why(
+        context: Context,
+        key: Annotated[str, typer.Argument(help="The record's key.")],
+        raw: Annotated[
+            bool, typer.Option("--raw", help="With --json: URLs whole, with what is secret in them.")
+        ] = False,
+    ) -> None:
         """Tell the whole story of one record."""
         with Reader(context.settings.state) as reader:
             story = reader.story(key)
         if story is None:
             raise UsageError(f"there is no record with the key {key!r}")
         if context.json:
-            render.answer(story)
+            render.answer(story if raw else render.redacted(story))
             return
         for line in render.story_lines(story):
-            print(line)
+            render.say(line)
 
     @command(app)
     def runs(context: Context, limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20) -> None:
@@ -76,7 +82,7 @@ def register(app: typer.Typer) -> None:
             if context.json:
                 render.answer(render.run_json(run))
             else:
-                print(
+                render.say(
                     f"{run.uid}  {iso_utc(run.started_at)}  {'+'.join(run.stages):<14} {run.state:<12} "
                     f"{clean(run.host)} {run.pid}  {clean(run.message or '')}".rstrip()
                 )

@@ -100,7 +100,7 @@ def register(app: typer.Typer) -> None:
             if context.json:
                 render.answer(render.summary_json(check))
             else:
-                print(f"{check.verdict:<5} {check.name:<14} {clean(check.detail)}")
+                render.say(f"{check.verdict:<5} {check.name:<14} {clean(check.detail)}")
         if any(check.verdict == "fail" for check in found):
             raise typer.Exit(1)
 

@@ -1,7 +1,6 @@
 """How answers look: progress and summaries on stderr for people, one JSON object on stdout for programs."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from etl.cli.options import Context
 from etl.cli.outlook import errors_text, host_json, host_line, is_news
 from etl.cli.units import duration, size
 from etl.clock import iso_utc, now_ms
-from etl.config import redact_url
+from etl.config import redact, redact_line, redact_url
 from etl.models import (
     ExportSummary,
     IngestSummary,
@@ -23,7 +22,7 @@ from etl.models import (
     Stage,
 )
 from etl.state.penalty import UNLIKELY
-from etl.text import clean
+from etl.text import clean, clean_json
 
 if TYPE_CHECKING:
     from etl.pipeline import Report
@@ -31,19 +30,29 @@ if TYPE_CHECKING:
 
 
 def note(context: Context, text: str) -> None:
-    """Print one line for people."""
+    """Print one line for people on stderr."""
     if not context.quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(clean(text), file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """Print one line of an answer for people on stdout."""
+    print(clean(text))
 
 
 def answer(value: Any) -> None:
     """Print one JSON value on stdout, as one line."""
-    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+    print(clean_json(value), flush=True)
 
 
 def summary_json(value: Any) -> dict[str, Any]:
     """Return a summary's fields as plain values."""
     return dataclasses.asdict(value)
+
+
+def redacted(story: dict[str, Any]) -> dict[str, Any]:
+    """Return a record's story with every URL redacted, in its manifest line too, which is then no longer as it came."""
+    return {name: redact_line(value) if name == "line" else redact(value) for name, value in story.items()}
 
 
 def progress_json(progress: Progress) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def register(app: typer.Typer) -> None:
             render.answer(foresight.to_json())
             return
         for line in foresight_lines(foresight, refresh=refresh):
-            print(line)
+            render.say(line)
 
     @command(app, *CAPTION_SETTINGS)
     def caption(context: Context) -> None:

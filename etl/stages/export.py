@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from backports import zstd
 
 from etl.clock import iso_utc
 from etl.config import redact_url
-from etl.errors import ConfigError, DiskFullError, EtlError
+from etl.errors import ConfigError, DiskFullError, EtlError, StateError
 from etl.models import ExportSummary, RecordOutcome, RecordState
 from etl.state.export_rows import ExportRow
 from etl.state.queries import Reader, RecipeRow
@@ -53,7 +54,7 @@ def export(reader: Reader, target: str, options: ExportOptions) -> tuple[ExportS
     """Write the export; return what was written and the recipe's row.
 
     Raises `ConfigError` for an unknown or ambiguous recipe, `DiskFullError` or `EtlError` when the target
-    cannot be written; an existing file is then untouched.
+    cannot be written, and `StateError` for a damaged state; an existing file is then untouched.
     """
     counts: Counter[str] = Counter()
     with reader.snapshot():
@@ -114,7 +115,13 @@ def _line(row: ExportRow, recipe: RecipeRow | None, options: ExportOptions, coun
         return None
     if outcome == RecordOutcome.PENDING:
         return row.line
-    return with_fields(row.line, _added(row, outcome, recipe, options))
+    try:
+        return with_fields(row.line, _added(row, outcome, recipe, options))
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        # Ingest lets no such row in, so something else has written it.
+        raise StateError(
+            f"the state database is damaged: a stored record or recipe makes no sense ({error})"
+        ) from error
 
 
 def _added(row: ExportRow, outcome: str, recipe: RecipeRow | None, options: ExportOptions) -> dict[str, Any]:
@@ -263,7 +270,11 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         return
     part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb", buffering=1 << 20) as file:
+        # A link of that name is not followed, and a file that was private stays so.
+        part.unlink(missing_ok=True)
+        with open(part, "wb", buffering=1 << 20, opener=_unlinked) as file:
+            if path.exists():
+                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -284,6 +295,10 @@ def _compressed(file: BinaryIO, suffix: str) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, packed)
     else:
         yield file
+
+
+def _unlinked(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _fsync_directory(directory: Path) -> None:

@@ -22,6 +22,7 @@ from etl.errors import (
     InvalidUrlError,
     ManifestError,
     MissingImageFieldError,
+    StateError,
 )
 from etl.models import IngestSummary, RecordState
 from etl.net.local import host_of, is_local
@@ -98,11 +99,17 @@ class IngestOptions:
 
     @classmethod
     def from_spec(cls, spec: str, selection: Selection | None = None) -> "IngestOptions":
-        """Return the options that a manifest was ingested with, with another selection if given."""
-        values = json.loads(spec)
-        stored = Selection(values["synthetic"], values["offset"], values["limit"])
-        template = PromptTemplate(values["template"])
-        return cls(values["id_field"], values["image_field"], selection or stored, template)
+        """Return the options that a manifest was ingested with, with another selection if given.
+
+        Raises `StateError` for what `spec` has not written.
+        """
+        try:
+            values = json.loads(spec)
+            stored = Selection(values["synthetic"], values["offset"], values["limit"])
+            template = PromptTemplate(values["template"])
+            return cls(values["id_field"], values["image_field"], selection or stored, template)
+        except (ValueError, LookupError, TypeError) as error:
+            raise StateError("the state database is damaged: how its manifest was read makes no sense") from error
 
 
 class RecordParser:

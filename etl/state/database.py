@@ -6,8 +6,9 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from etl.errors import DiskFullError, EtlError, StateError, StateMissingError, StateNewerError
 
@@ -42,6 +43,17 @@ _PRAGMAS = (
     f"PRAGMA cache_size = -{CACHE_KIB}",
 )
 
+WARY = ("PRAGMA trusted_schema = OFF", "PRAGMA cell_size_check = ON")
+"""For every connection: a state that was copied here may have been written by anybody.  Its views and triggers get no
+function that has an effect outside, and damaged pages are found before they are used."""
+
+
+def be_wary(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """Return the connection, set up for a database that a stranger may have written."""
+    for pragma in WARY:
+        connection.execute(pragma)
+    return connection
+
 
 class Connection:
     """The writer's connection: one at a time, shared by the threads of a run.
@@ -55,9 +67,10 @@ class Connection:
             raise StateMissingError(f"there is no state database in {path.parent}; run `etl ingest` first")
         with translate_errors(path):
             # Created by us, so that the database is private from its first byte.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
             raw = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
             try:
+                be_wary(raw)
                 for pragma in _PRAGMAS:
                     raw.execute(pragma)
             except BaseException:
@@ -127,7 +140,7 @@ def open_reader(state: Path) -> sqlite3.Connection:
     finished = not os.access(state, os.W_OK) and not (state / f"{DATABASE_NAME}-wal").exists()
     uri = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if finished else ''}"
     with translate_errors(path):
-        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
+        return be_wary(sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10))
 
 
 def check_version(connection: sqlite3.Connection) -> int:
@@ -142,6 +155,23 @@ def check_version(connection: sqlite3.Connection) -> int:
             "upgrade caption-etl, or use another --state directory"
         )
     return version
+
+
+Word = TypeVar("Word", bound=StrEnum)
+
+
+def known(kind: type[Word], word: str) -> Word:
+    """Return a stored word as one of those that this version knows.
+
+    Raises `StateError` for another: the database is damaged, or something else has written it.
+    """
+    try:
+        return kind(word)
+    except ValueError as error:
+        raise StateError(
+            f"the state database holds the {kind.__name__} {word[:60]!r}, which this version does not know; "
+            "was it written by caption-etl?"
+        ) from error
 
 
 @contextmanager
@@ -160,6 +190,8 @@ def translate_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(_full(path)) from error
+        if error.errno == errno.ELOOP:
+            raise StateError(f"{path} is a link, which is never followed; put the file itself there") from error
         raise
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from etl.clock import now_ms
 from etl.models import HostInfo, HostProgress, HostState, Progress, Stage
-from etl.state.database import HOSTS_VERSION
+from etl.state.database import HOSTS_VERSION, known
 from etl.state.failures import CURRENT
 from etl.state.queries import PAGE, RATE_WINDOW_MS, Reader
 
@@ -65,7 +65,7 @@ def hosts(reader: Reader) -> list[HostInfo]:
         "until, allowed, in_flight, done, failed, bytes, busy_ms, updated_at FROM hosts ORDER BY host",
         (now_ms(),),
     )
-    return [HostInfo(row[0], HostState(row[1]), *row[2:]) for row in rows]
+    return [HostInfo(row[0], known(HostState, row[1]), *row[2:]) for row in rows]
 
 
 def host_rates(reader: Reader, progress: Progress) -> dict[str, tuple[float, float]]:

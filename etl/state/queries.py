@@ -13,7 +13,7 @@ from typing import Any
 
 from etl.clock import now_ms
 from etl.models import Failure, FailureFilter, Progress, RunInfo, RunState, Stage
-from etl.state.database import DATABASE_NAME, ENGINE_VERSION, check_version, open_reader, translate_errors
+from etl.state.database import DATABASE_NAME, ENGINE_VERSION, check_version, known, open_reader, translate_errors
 from etl.state.export_rows import ExportRow, export_sql
 from etl.state.failures import CURRENT, FAILURES, failure_condition
 from etl.state.lock import is_locked
@@ -149,8 +149,8 @@ class Reader:
             # Nobody holds the kernel's lock: the process is gone, however fresh its heartbeat.
             state = RunState.CRASHED
         return RunInfo(
-            number, uid, tuple(filter(None, stages.split(","))), RunState(state), started, heartbeat, ended, host, pid,
-            message,
+            number, uid, tuple(filter(None, stages.split(","))), known(RunState, state), started, heartbeat, ended,
+            host, pid, message,
         )  # fmt: skip
 
     def run_config(self, run: int) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class Store:
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
                 (
                     uuid.uuid4().hex[:12], ",".join(stages), now, now, socket.gethostname(), os.getpid(),
-                    __version__, json.dumps(self.settings.to_json()),
+                    __version__, json.dumps(self.settings.redacted()),
                 ),
             ).fetchall()  # fmt: skip
         journal.info("run %d began: %s", rows[0][0], ", ".join(stages) or "nothing to do")
@@ -190,7 +190,7 @@ class Store:
     def open_commands(self) -> list[Command]:
         """Return the commands that nobody has acknowledged yet, oldest first."""
         rows = self._connection.rows("SELECT id, name, arguments FROM commands WHERE acknowledged_at IS NULL")
-        return [Command(number, name, json.loads(arguments)) for number, name, arguments in sorted(rows)]
+        return [Command(number, name, _arguments(text)) for number, name, text in sorted(rows)]
 
     def acknowledge(self, command: Command, run: int | None, result: str) -> None:
         """Answer a command; its sender waits for this."""
@@ -240,3 +240,12 @@ class Store:
         Returns the number of sources that will be fetched again.
         """
         return self.images().requeue_missing(images)
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    """Return a command's arguments; what is no JSON object is one that nobody knows, so that it is refused."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {"": text}
