@@ -11,7 +11,7 @@ from etl.errors import ConfigError, EtlError, StateLockedError
 from etl.models import ExportSummary, IngestSummary, Progress, RecordOutcome, RecordState, RunState, Stage, StageSummary
 from etl.net.mirrors import Mirrors
 from etl.runner import RunResult, StageFunction, run_stages, watch_signals
-from etl.stages.export import ExportOptions, export
+from etl.stages.export import ExportOptions, check_target, export
 from etl.stages.flow import Flow
 from etl.stages.ingest import IngestOptions, ingest, reselect
 from etl.stages.manifest import Manifest
@@ -112,9 +112,8 @@ def export_manifest(settings: Settings, target: str, options: ExportOptions) -> 
 def run_pipeline(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]) -> Report:
     """Run the stages of a plan over one state directory, and tell the webhook how that ended, where there is one.
 
-    Raises, before anything begins, `ModelError` when the model cannot be found and `ConfigError` for a mirror that is
-    wrongly given, else the errors of `Store.open` and
-    of the stages.
+    Raises, before anything begins, `ModelError` when the model cannot be found, `ConfigError` for a mirror that is
+    wrongly given and what `check_target` says of the output, else the errors of `Store.open` and of the stages.
     """
     try:
         report = _run(settings, plan, on_progress)
@@ -160,6 +159,8 @@ def _run(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]
     if plan.fetch:
         # Refused before anything begins, so that no run is on record for it.
         Mirrors.of(settings)
+    if plan.output is not None:
+        check_target(plan.output)
     with (
         Store.open(settings, create=manifest is not None) as store,
         # Before the run is on record: a port that is taken is a mistake of the command line.

@@ -90,7 +90,8 @@ def run_json(run: RunInfo | None) -> dict[str, Any]:
     if run is None:
         return {"uid": None, "state": RunState.NONE.value, "heartbeat_age_s": None}
     return {
-        "uid": run.uid, "state": run.state.value, "heartbeat_age_s": round((now_ms() - run.heartbeat_at) / 1000, 1),
+        "uid": run.uid, "state": run.state.value,
+        "heartbeat_age_s": round(max(0, now_ms() - run.heartbeat_at) / 1000, 1),
         "stages": list(run.stages), "host": run.host, "pid": run.pid, "started_at": run.started_at,
         "ended_at": run.ended_at, "message": run.message,
     }  # fmt: skip
@@ -249,7 +250,7 @@ def story_lines(story: dict[str, Any]) -> Iterator[str]:
             yield f"earlier   of {iso_utc(earlier['done_at'])}:"
             yield from _words(earlier)
     for attempt in story["attempts"]:
-        took = (attempt["ended_at"] - attempt["started_at"]) / 1000
+        took = max(0, attempt["ended_at"] - attempt["started_at"]) / 1000
         what = f"{attempt['error_class']}: {clean(attempt['message'])}" if attempt["error_class"] else "done"
         yield f"attempt   {iso_utc(attempt['ended_at'])} {attempt['stage']} {attempt['n']}, {took:.1f} s: {what}"
 

@@ -24,6 +24,7 @@ from backports import zstd
 from etl.clock import iso_utc
 from etl.config import redact_url
 from etl.errors import ConfigError, DiskFullError, EtlError, StateError
+from etl.failpoints import failpoint
 from etl.models import ExportSummary, RecordOutcome, RecordState
 from etl.state.export_rows import ExportRow
 from etl.state.queries import Reader, RecipeRow
@@ -71,6 +72,18 @@ def export(reader: Reader, target: str, options: ExportOptions) -> tuple[ExportS
         ),
         recipe.id if recipe else None,
     )  # fmt: skip
+
+
+def check_target(target: str) -> None:
+    """Raise what `export` would for a file that cannot be written, so that nobody works for hours before that."""
+    if target == STDOUT or ((path := _checked(target)).exists() and not path.is_file()):
+        return
+    with _write_errors(target):
+        path.parent.stat()
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            read_only = os.statvfs(path.parent).f_flag & os.ST_RDONLY
+            number = errno.EROFS if read_only else errno.EACCES
+            raise OSError(number, os.strerror(number))
 
 
 def _chosen_recipe(reader: Reader, wanted: str | None) -> RecipeRow | None:
@@ -275,11 +288,16 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         with open(part, "wb", buffering=1 << 20, opener=_unlinked) as file:
             if path.exists():
                 os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
+            failpoint("export.begun")
             yield file
             file.flush()
+            failpoint("export.before_fsync")
             os.fsync(file.fileno())
+        failpoint("export.before_rename")
         part.replace(path)
+        failpoint("export.renamed")
         _fsync_directory(path.parent)
+        failpoint("export.synced")
     except BaseException:
         part.unlink(missing_ok=True)
         raise

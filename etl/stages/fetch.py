@@ -40,7 +40,7 @@ from etl.state.hosts import HostLog
 from etl.state.queries import Reader
 from etl.state.sources import SourceQueue
 from etl.state.store import Store
-from etl.state.work_queue import LONGEST_ASKED_WAIT_S
+from etl.state.waits import LONGEST_ASKED_WAIT_S
 
 if TYPE_CHECKING:
     from etl.net.client import Downloader

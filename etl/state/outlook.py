@@ -72,8 +72,8 @@ def host_rates(reader: Reader, progress: Progress) -> dict[str, tuple[float, flo
     """Return ``(pictures per second, bytes per second)`` of each host over the last `RATE_WINDOW_MS`."""
     rows = reader.rows(
         "SELECT s.host, count(*), coalesce(sum(i.bytes), 0) FROM sources s JOIN images i ON i.id = s.image "
-        "WHERE s.status = 'done' AND s.done_at > ? GROUP BY s.host",
-        (progress.at - RATE_WINDOW_MS,),
+        "WHERE s.status = 'done' AND s.done_at > ? AND s.done_at <= ? GROUP BY s.host",
+        (progress.at - RATE_WINDOW_MS, progress.at),
     )
     since = progress.run.started_at if progress.run else 0
     span_s = max(1.0, min(RATE_WINDOW_MS, progress.at - since) / 1000)

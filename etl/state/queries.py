@@ -129,8 +129,9 @@ class Reader:
         size = "coalesce(sum(i.bytes), 0)" if table == "sources" else "0"
         join = "JOIN images i ON i.id = t.image" if table == "sources" else ""
         row = self.rows(
-            f"SELECT count(*), {size} FROM {table} t {join} WHERE t.status = 'done' AND t.done_at > ?",
-            (now - RATE_WINDOW_MS,),
+            f"SELECT count(*), {size} FROM {table} t {join} WHERE t.status = 'done' AND t.done_at > ? "
+            "AND t.done_at <= ?",
+            (now - RATE_WINDOW_MS, now),
         )[0]
         return int(row[0]), int(row[1])
 

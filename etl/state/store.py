@@ -16,11 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from etl import __version__
+from etl import __version__, clock
 from etl.clock import now_ms
 from etl.config import Settings
 from etl.models import EngineSample, ExportSummary, FailureFilter, GpuSample, RunState, Stage
-from etl.state import again, retry, schema
+from etl.state import again, retry, schema, waits
 from etl.state import captions as caption_queue
 from etl.state.again import CaptionsAgain
 from etl.state.captions import CaptionQueue
@@ -135,7 +135,7 @@ class Store:
     def begin_run(self, stages: Sequence[Stage]) -> int:
         """Record the beginning of a run; return its id."""
         now = now_ms()
-        with self._connection.transaction() as db:
+        with self._connection.transaction("run.begin") as db:
             rows = db.conn.execute(
                 "INSERT INTO runs (uid, stages, started_at, heartbeat_at, host, pid, app_version, config) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
@@ -149,18 +149,28 @@ class Store:
 
     def heartbeat(self, run: int, state: RunState) -> None:
         """Tell readers that the run is alive and what it is doing."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction("run.heartbeat") as db:
             db.conn.execute(
                 "UPDATE runs SET heartbeat_at = ?, state = ? WHERE id = ? AND ended_at IS NULL",
                 (now_ms(), state, run),
             )
+
+    def follow_clock(self) -> None:
+        """Let the held clock follow the machine's, which was set, and with it every instant that was stored by it."""
+        # Under the connection's lock, so that no other thread stores an instant of the old clock behind this.
+        with self._connection.transaction("run.heartbeat") as db:
+            by = clock.drift_ms()
+            waits.shift(db, now_ms(), by)
+            clock.follow(by)
+        journal.warning("the clock was set %s by %.0f s; waits stay as long as they were",
+                        "forward" if by > 0 else "back", abs(by) / 1000)  # fmt: skip
 
     def end_run(self, run: int, state: RunState, message: str | None = None) -> None:
         """Release every lease of the run and record how it ended."""
         now = now_ms()
         self.sources(run).release_all()
         self.captions(run, 0).release_all()
-        with self._connection.transaction() as db:
+        with self._connection.transaction("run.end") as db:
             ended = db.conn.execute(
                 "UPDATE runs SET ended_at = ?, heartbeat_at = ?, state = ?, message = ? "
                 "WHERE id = ? AND ended_at IS NULL",
@@ -194,7 +204,7 @@ class Store:
 
     def acknowledge(self, command: Command, run: int | None, result: str) -> None:
         """Answer a command; its sender waits for this."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction("command.answer") as db:
             db.conn.execute(
                 "UPDATE commands SET acknowledged_at = ?, run = ?, result = ? WHERE id = ?",
                 (now_ms(), run, result, command.id),
@@ -203,7 +213,7 @@ class Store:
 
     def record_gpu(self, run: int, sample: GpuSample) -> None:
         """Record the load of one GPU."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction("run.gpu_sample") as db:
             db.conn.execute(
                 "INSERT INTO gpu_samples (run, at, gpu, load_percent, memory_used, memory_total, power_w) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -215,7 +225,7 @@ class Store:
 
     def record_engine(self, run: int, sample: EngineSample) -> None:
         """Record how busy the caption engine of one worker is."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction("run.engine_sample") as db:
             db.conn.execute(
                 "INSERT INTO engine_samples (run, at, worker, slots, in_use, waiting, captions, tokens) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -227,12 +237,20 @@ class Store:
 
     def record_export(self, run: int, summary: ExportSummary, recipe: int | None) -> None:
         """Record a finished export."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction("export.row") as db:
             db.conn.execute(
                 "INSERT INTO exports (run, path, recipe, rows, bytes, sha256, at) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (run, str(summary.path), recipe, summary.rows, summary.size, summary.sha256, now_ms()),
             )
         journal.info("exported %d rows to %s", summary.rows, summary.path)
+
+    def damage(self) -> list[str]:
+        """Return what SQLite finds wrong with the file of the database; nothing for a whole one.
+
+        Asked of the writer's connection: SQLite leaves CHECK constraints out where it may only read.
+        """
+        rows = self._connection.rows("PRAGMA integrity_check")
+        return [f"integrity: {message}" for (message,) in rows if message != "ok"]
 
     def requeue_missing_images(self, images: Sequence[int]) -> int:
         """Mark images whose working copy is gone or damaged, and put their sources back into the fetch queue.

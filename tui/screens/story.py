@@ -172,7 +172,7 @@ def _caption_lines(caption: dict[str, Any]) -> list[Content]:
 
 
 def _attempt(attempt: dict[str, Any]) -> Content:
-    took = (attempt["ended_at"] - attempt["started_at"]) / 1000
+    took = max(0, attempt["ended_at"] - attempt["started_at"]) / 1000
     what: tuple[str, str] = ("done", GOOD)
     if attempt["error_class"]:
         what = (f"{clean(attempt['error_class'], 40)}: {clean(attempt['message'] or '', MAX_TEXT)}", ALERT)
