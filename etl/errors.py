@@ -9,6 +9,7 @@
     |-- StateError                1: the state directory cannot be used
     |   |-- StateMissingError     2: there is no state database here
     |   |-- StateNewerError       2: the database was written by a newer version
+    |   |-- StateSplitError       2: its work has been given to parts, see `etl split`
     |   `-- StateLockedError      4: another run holds it
     |-- DiskFullError             5: no space left; everything committed so far is safe
     |-- ChildEndedError           1: a child process is gone; who uses it starts another or fails the item
@@ -66,6 +67,12 @@ class StateMissingError(StateError):
 
 class StateNewerError(StateError):
     """The database was written by a newer version of the program."""
+
+    exit_code = 2
+
+
+class StateSplitError(StateError):
+    """The work of this state was given to parts that have not come back."""
 
     exit_code = 2
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from etl.captioning.backends import check_model, open_captioner
 from etl.config import Settings
-from etl.errors import ConfigError, EtlError, StateLockedError
+from etl.errors import ConfigError, EtlError, StateLockedError, StateMissingError, StateSplitError
 from etl.models import ExportSummary, IngestSummary, Progress, RecordOutcome, RecordState, RunState, Stage, StageSummary
 from etl.net.mirrors import Mirrors
 from etl.runner import RunResult, StageFunction, run_stages, watch_signals
@@ -17,6 +17,7 @@ from etl.stages.ingest import IngestOptions, ingest, reselect
 from etl.stages.manifest import Manifest
 from etl.state.cost import Cost, cost
 from etl.state.outlook import Outlook
+from etl.state.parts import latest_split
 from etl.state.queries import Reader
 from etl.state.store import Store
 from etl.telemetry.metrics import metrics
@@ -38,6 +39,7 @@ class Plan:
         refresh: ask again for the sources that were fetched before.
         output: where to export at the end.
         export: what the export holds.
+        force: fetch and caption although the work was given to parts.
     """
 
     fetch: bool = False
@@ -48,6 +50,7 @@ class Plan:
     refresh: bool = False
     output: str | None = None
     export: ExportOptions = field(default_factory=ExportOptions)
+    force: bool = False
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -113,11 +116,12 @@ def run_pipeline(settings: Settings, plan: Plan, on_progress: Callable[[Progress
     """Run the stages of a plan over one state directory, and tell the webhook how that ended, where there is one.
 
     Raises, before anything begins, `ModelError` when the model cannot be found, `ConfigError` for a mirror that is
-    wrongly given and what `check_target` says of the output, else the errors of `Store.open` and of the stages.
+    wrongly given, `StateSplitError` for a state whose work was given to parts, and what `check_target` says of the
+    output, else the errors of `Store.open` and of the stages.
     """
     try:
         report = _run(settings, plan, on_progress)
-    except (ConfigError, StateLockedError):
+    except (ConfigError, StateLockedError, StateSplitError):
         # Nothing began, so nothing has ended.
         raise
     except EtlError as error:
@@ -160,7 +164,9 @@ def _run(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]
         # Refused before anything begins, so that no run is on record for it.
         Mirrors.of(settings)
     if plan.output is not None:
-        check_target(plan.output)
+        check_target(plan.output, plan.export)
+    if (plan.fetch or plan.caption) and not plan.force:
+        _refuse_split(settings)
     with (
         Store.open(settings, create=manifest is not None) as store,
         # Before the run is on record: a port that is taken is a mistake of the command line.
@@ -188,6 +194,21 @@ def _run(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]
         with Reader(store.directory) as reader:
             progress, spent = Outlook(reader).progress(), cost(reader)
         return Report(state, signal, result.summaries, progress, failed, ingested, exported, spent)
+
+
+def _refuse_split(settings: Settings) -> None:
+    try:
+        with Reader(settings.state) as reader:
+            found = latest_split(reader)
+    except StateMissingError:
+        # The run itself says so, or makes one.
+        return
+    if found is not None and found.is_open:
+        back = sum(part.closed for part in found.parts)
+        raise StateSplitError(
+            f"this state is split into {found.of} parts in {found.directory}, of which {back} have come back finished: "
+            "work on those, then `etl merge` them; --force works here too, and may do their work twice"
+        )
 
 
 def _stages(settings: Settings, plan: Plan) -> dict[Stage, StageFunction]:

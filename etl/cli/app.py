@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from etl import __version__
-from etl.cli import control, inspection, maintenance, work
+from etl.cli import control, inspection, maintenance, parts, work
 from etl.errors import EtlError
 from etl.text import clean, clean_lines
 
@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _module in (work, inspection, control, maintenance):
+for _module in (work, parts, inspection, control, maintenance):
     _module.register(app)
 
 

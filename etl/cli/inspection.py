@@ -11,6 +11,7 @@ from etl.config import redact_url
 from etl.errors import UsageError
 from etl.models import Failure, FailureFilter, Stage
 from etl.state.outlook import Outlook
+from etl.state.parts import latest_split
 from etl.state.queries import Reader
 from etl.text import clean
 
@@ -28,11 +29,14 @@ def register(app: typer.Typer) -> None:
         """Show where everything stands."""
         with Reader(context.settings.state) as reader:
             progress, recipes = Outlook(reader).progress(), reader.recipes()
+            parts = render.split_json(latest_split(reader))
         if context.json:
-            render.answer(render.progress_json(progress))
+            render.answer(render.progress_json(progress) | {"split": parts})
             return
         for line in render.status_lines(progress):
             render.say(line)
+        if parts:
+            render.say(render.split_line(parts))
         for recipe in recipes:
             mark = "current" if recipe.current else "earlier"
             render.say(f"recipe    {recipe.sha256[:12]} {clean(recipe.model)}@{clean(recipe.revision)} ({mark})")

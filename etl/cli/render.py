@@ -27,6 +27,27 @@ from etl.text import clean, clean_json
 if TYPE_CHECKING:
     from etl.pipeline import Report
     from etl.state.cost import Cost
+    from etl.state.parts import Split
+
+
+def split_json(found: "Split | None") -> dict[str, Any] | None:
+    """Return what ``etl status --json`` says of a state that was split; ``None`` for one whose work is its own."""
+    if found is None or not found.is_open:
+        return None
+    return {
+        "directory": found.directory,
+        "parts": found.of,
+        "merged": sum(part.merged_at is not None for part in found.parts),
+        "finished": sum(part.closed for part in found.parts),
+    }
+
+
+def split_line(found: dict[str, Any]) -> str:
+    """Return one line on the parts that a state has given its work to."""
+    return (
+        f"split     into {found['parts']:,} parts in {clean(found['directory'])}: {found['merged']:,} merged, "
+        f"{found['finished']:,} finished; fetch and caption there, then `etl merge`"
+    )
 
 
 def note(context: Context, text: str) -> None:
@@ -165,6 +186,10 @@ def export_line(summary: ExportSummary) -> str:
         f"{where}: {summary.rows:,} rows, {size(summary.size)}: {summary.captioned:,} captioned, "
         f"{summary.failed:,} failed, {summary.pending:,} pending, {summary.unselected:,} not selected"
     )
+    if summary.shards:
+        line += f"; {summary.shards:,} shards, {summary.written:,} of them written"
+    if summary.without_picture:
+        line += f"; {summary.without_picture:,} captioned records whose picture has left the cache were left out"
     if summary.left_out:
         line += f"; {summary.left_out:,} lines that are not JSON were left out"
     return line

@@ -27,7 +27,10 @@ ENGINE_VERSION = 3
 LOOKING_VERSION = 4
 """The first version with the dashboard's indexes."""
 
-SCHEMA_VERSION = 4
+SPLIT_VERSION = 5
+"""The first version that knows splits, and the formats of exports."""
+
+SCHEMA_VERSION = 5
 """Number of migrations; stored as ``user_version`` so that an older program can refuse a newer database."""
 
 PAGE_SIZE = 16384
@@ -88,7 +91,7 @@ class Connection:
     def transaction(self, name: str | None = None) -> "Iterator[Database]":
         """Yield the database inside one transaction: committed at the end, rolled back on any exception.
 
-        ``name`` says what it commits, as `etl.failpoints` has it; one without a name writes nothing.
+        ``name`` says what it commits, as `etl.failpoints` has it; one without a name cannot be stopped there.
         """
         with self._lock, translate_errors(self.path):
             raw = self.db.conn

@@ -154,6 +154,16 @@ class Reader:
             host, pid, message,
         )  # fmt: skip
 
+    def began_at(self, run: str) -> int | None:
+        """Return when a run began, Unix milliseconds, by its uid, the beginning of that, or its number."""
+        number = int(run) if run.isdecimal() and len(run) < 12 else None
+        runs = self.rows("SELECT started_at, uid, id FROM runs WHERE uid LIKE ? || '%' OR id = ?", (run, number))
+        for is_it in (lambda uid, _: uid == run, lambda _, id_: id_ == number, lambda *_: len(runs) == 1):
+            for started_at, *names in runs:
+                if is_it(*names):
+                    return int(started_at)
+        return None
+
     def run_config(self, run: int) -> dict[str, Any]:
         """Return the settings that a run was started with."""
         return dict(json.loads(self.rows("SELECT config FROM runs WHERE id = ?", (run,))[0][0]))
@@ -295,9 +305,11 @@ class Reader:
             yield from (row[1:] for row in rows)
             after = rows[-1][:2]
 
-    def export_rows(self, manifest: int, recipe: int | None) -> Iterator[ExportRow]:
-        """Yield the records of one manifest in its order, removed ones left out, joined with one recipe's captions."""
-        after = (0, 0)
+    def export_rows(self, manifest: int, recipe: int | None, after: tuple[int, int] = (0, 0)) -> Iterator[ExportRow]:
+        """Yield the records of one manifest in its order, removed ones left out, joined with one recipe's captions.
+
+        Begins behind the record with the position and number ``after``.
+        """
         sql = export_sql(self.version)
         while rows := self._page(sql, (recipe, manifest, *after, PAGE), line=5):
             for row in rows:

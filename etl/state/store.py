@@ -20,7 +20,7 @@ from etl import __version__, clock
 from etl.clock import now_ms
 from etl.config import Settings
 from etl.models import EngineSample, ExportSummary, FailureFilter, GpuSample, RunState, Stage
-from etl.state import again, retry, schema, waits
+from etl.state import again, retry, schema, split, waits
 from etl.state import captions as caption_queue
 from etl.state.again import CaptionsAgain
 from etl.state.captions import CaptionQueue
@@ -29,6 +29,8 @@ from etl.state.hosts import HostLog
 from etl.state.images import Images
 from etl.state.lock import StateLock
 from etl.state.log import RunLog, journal
+from etl.state.merge import Merge
+from etl.state.parts import Split
 from etl.state.records import ManifestWriter
 from etl.state.sources import SourceQueue
 from etl.state.work_queue import recover
@@ -109,6 +111,39 @@ class Store:
     def images(self) -> Images:
         """Return the writer of what the cache holds of each image."""
         return Images(self._connection)
+
+    # Parts: see `etl.stages.split` and `etl.stages.merge`.
+
+    def begin_split(self, parts: int, directory: Path) -> None:
+        """Deal the sources out to parts that are to be made in ``directory``."""
+        split.begin_split(self._connection, parts, directory)
+        journal.info("split into %d parts in %s", parts, directory)
+
+    def note_made(self, found: Split, number: int) -> None:
+        """Note that one part is complete."""
+        split.note_made(self._connection, found, number)
+
+    def fill_part(self, whole: Path, found: Split, number: int) -> None:
+        """Fill this new, empty state with what part ``number`` needs of the state directory ``whole``."""
+        split.fill_part(self._connection, whole, found, number)
+
+    def attached(self, other: Path) -> AbstractContextManager[None]:
+        """Let the connection see another state's database, as ``other``, during the block."""
+        return split.attached(self._connection, other)
+
+    def merge(self) -> Merge:
+        """Return the merge of the part that is attached."""
+        return Merge(self._connection)
+
+    def cached_images(self, after: int, limit: int) -> list[tuple[Any, ...]]:
+        """Return the next images behind ``after`` that have a file: their id, hash, bytes and whether the original is
+        kept; the same of the working copy.
+        """
+        return self._connection.rows(
+            "SELECT id, sha256, bytes, original_kept, working_sha256, working_bytes, state = 'present' FROM images "
+            "WHERE id > ? AND (state = 'present' OR original_kept = 1) ORDER BY id LIMIT ?",
+            (after, limit),
+        )
 
     def _patience(self) -> dict[str, Any]:
         settings = self.settings
@@ -239,9 +274,13 @@ class Store:
         """Record a finished export."""
         with self._connection.transaction("export.row") as db:
             db.conn.execute(
-                "INSERT INTO exports (run, path, recipe, rows, bytes, sha256, at) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (run, str(summary.path), recipe, summary.rows, summary.size, summary.sha256, now_ms()),
-            )
+                "INSERT INTO exports (run, path, recipe, rows, bytes, sha256, at, format) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    run, str(summary.path), recipe, summary.rows, summary.size, summary.sha256, now_ms(),
+                    summary.format,
+                ),
+            )  # fmt: skip
         journal.info("exported %d rows to %s", summary.rows, summary.path)
 
     def damage(self) -> list[str]:

@@ -78,9 +78,12 @@ class WorkQueue:
         wait = 0 if dead else self._wait_ms(attempts, failure.retry_after_s)
         db.conn.execute(
             f"UPDATE {self.table} SET status = ?, attempts = ?, crashes = ?, not_before = ?, lease_run = NULL, "
-            "error_class = ?, error = ?, done_at = NULL WHERE id = ?",
-            ("dead" if dead else "retry", attempts, crashes, now + wait, failure.slug, failure.message, failure.id),
-        )
+            "error_class = ?, error = ?, done_at = ? WHERE id = ?",
+            (
+                "dead" if dead else "retry", attempts, crashes, now + wait, failure.slug, failure.message,
+                now if dead else None, failure.id,
+            ),
+        )  # fmt: skip
         self._log_attempt(db, failure.id, failure.started_at, now, failure.slug, failure.message)
         return dead
 
@@ -156,9 +159,9 @@ def recover(connection: Connection, *, backoff_cap_s: float) -> dict[str, int]:
             "UPDATE captions SET crashes = crashes + 1, lease_run = NULL, "
             "status = CASE WHEN crashes + 1 >= ? THEN 'dead' WHEN attempts > 0 THEN 'retry' ELSE 'ready' END, "
             "error_class = CASE WHEN crashes + 1 >= ? THEN 'crashed' ELSE error_class END, "
-            "error = CASE WHEN crashes + 1 >= ? THEN 'the process died repeatedly on this picture' ELSE error END "
-            "WHERE status = 'running'",
-            (DEAD_AFTER_CRASHES,) * 3,
+            "error = CASE WHEN crashes + 1 >= ? THEN 'the process died repeatedly on this picture' ELSE error END, "
+            "done_at = CASE WHEN crashes + 1 >= ? THEN ? ELSE done_at END WHERE status = 'running'",
+            (*(DEAD_AFTER_CRASHES,) * 4, now),
         ).rowcount
         waits.cut(db, now, backoff_cap_s)
     return {"sources": sources, "captions": captions}

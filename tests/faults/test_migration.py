@@ -21,14 +21,20 @@ from etl.state.database import DATABASE_NAME, PAGE_SIZE, SCHEMA_VERSION
 from etl.state.queries import Reader
 from etl.state.schema import migrations
 
-ENDS_BEFORE = {1: "0002_hosts_and_mirrors", 2: "0003_captions_again_and_engine_samples", 3: "0004_looking"}
+ENDS_BEFORE = {
+    1: "0002_hosts_and_mirrors",
+    2: "0003_captions_again_and_engine_samples",
+    3: "0004_looking",
+    4: "0005_splits_and_formats",
+}
 """The migration before which each released schema ends."""
 
 KEYS = [f"r{n}" for n in range(7)]
 
 IN_ORDER = (
     "runs", "manifests", "prompts", "recipes", "images", "sources", "captions", "records", "record_lines", "attempts",
-    "exports", "commands", "gpu_samples", "hosts", "earlier_captions", "engine_samples",
+    "exports", "commands", "gpu_samples", "hosts", "earlier_captions", "engine_samples", "splits", "split_parts",
+    "split_sources",
 )  # fmt: skip
 """Tables, what is pointed to first; counters are kept by triggers."""
 

@@ -257,8 +257,8 @@ def test_failure_leaves_the_old_file(made: MadeState, monkeypatch: pytest.Monkey
     old = made.directory / "out.jsonl"
     old.write_bytes(b"precious")
 
-    def broken(reader: Reader, manifest: int, recipe: int | None) -> Any:
-        yield from list(rows(reader, manifest, recipe))[:2]
+    def broken(reader: Reader, manifest: int, recipe: int | None, *after: Any) -> Any:
+        yield from list(rows(reader, manifest, recipe, *after))[:2]
         raise OSError(5, "Input/output error")
 
     rows = Reader.export_rows
