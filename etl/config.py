@@ -59,6 +59,13 @@ class Settings:
         revision: branch, tag or commit of the model; the resolved commit goes into the recipe.
         dtype: ``auto`` (float16 on a GPU, float32 on a CPU), ``float32``, ``float16`` or ``bfloat16``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+        backend: what captions: ``local``, the model on this machine, or ``openai``, OpenAI-compatible endpoints.
+        endpoint: where the endpoints are, such as http://gpu:8000/v1, with commas between them; all serve one model.
+        endpoint_model: the model's name at the endpoints, where it is neither ``model`` nor the only one served.
+        endpoint_concurrency: requests at once to one endpoint at most; how many it bears is found out.
+        endpoint_timeout_s: seconds for an endpoint to give one caption.
+        endpoint_patience_s: seconds for which all endpoints may fail before the run ends.
+        insecure: send the endpoints' key over plain http to public hosts too.
         engine: ``slots`` (continuous batching), ``generate`` (transformers' own), or ``auto``: slots where the model
             allows it.
         slots: captions written at once by the slot engine; 0 means as many as the memory holds.
@@ -108,6 +115,13 @@ class Settings:
     revision: str = "main"
     dtype: str = "auto"
     device: str = "auto"
+    backend: str = "local"
+    endpoint: tuple[str, ...] = ()
+    endpoint_model: str = ""
+    endpoint_concurrency: int = 64
+    endpoint_timeout_s: float = 300.0
+    endpoint_patience_s: float = 600.0
+    insecure: bool = False
     engine: str = "auto"
     slots: int = 0
     gpu_memory_fraction: float = 0.92
@@ -126,6 +140,8 @@ class Settings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check(field.name, getattr(self, field.name))
+        # A flag gives each value as it was typed.
+        object.__setattr__(self, "endpoint", _endpoints(self.endpoint))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Settings":
@@ -144,11 +160,13 @@ class Settings:
         return {name: redact(value) for name, value in self.to_json().items()}
 
 
+BACKENDS = ("local", "openai")
+
 ENGINES = ("auto", "slots", "generate")
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
-_CHOICES = {"dtype": DTYPES, "engine": ENGINES}
+_CHOICES = {"dtype": DTYPES, "backend": BACKENDS, "engine": ENGINES}
 
 _LIMITS: dict[str, tuple[float, float]] = {
     "concurrency": (1, 32),
@@ -168,6 +186,9 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "decoder_memory": (256 * 1024**2, 1e12),
     "min_free": (0, 1e15),
     "max_cache_size": (0, 1e15),
+    "endpoint_concurrency": (1, 1024),
+    "endpoint_timeout_s": (0.05, 86400),
+    "endpoint_patience_s": (0.05, 7 * 86400),
     "slots": (0, 4096),
     "gpu_memory_fraction": (0.05, 1),
     "feeders": (0, 64),
@@ -193,6 +214,8 @@ def _check(name: str, value: Any) -> None:
         raise ConfigError(f"{name} = {_shown(value)}: must be one of {', '.join(_CHOICES[name])}")
     if name == "gpus" and value != "all" and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", value, re.ASCII):
         raise ConfigError(f"gpus = {_shown(value)}: must be 'all' or numbers such as 0,1")
+    if name == "endpoint":
+        _endpoints(value)
     texts = value if isinstance(value, tuple) else (str(value),) if isinstance(value, str | Path) else ()
     if any("\0" in text for text in texts):
         raise ConfigError(f"{name} holds a NUL character, which no path or name may")
@@ -286,6 +309,28 @@ _USER = re.compile(r"://[^/?#@\s\"]+@")
 
 _URL = re.compile(r"https?://[^\s\"'<>\\]+", re.IGNORECASE)
 """Up to a quote, a bracket or a backslash: in JSON and in error messages URLs end there."""
+
+
+def _endpoints(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the addresses one by one.  Raises `ConfigError`, which never shows a secret, as settings are stored."""
+    found = [part.strip() for value in values for part in value.split(",") if part.strip()]
+    for number, address in enumerate(found, start=1):
+        try:
+            parts = urlsplit(address)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            secret = bool(parts.query or parts.fragment or "@" in parts.netloc)
+        except ValueError:
+            good = secret = False
+        if secret:
+            raise ConfigError(
+                f"endpoint {number} has a user name, a query or a fragment; give the bare address, and a key in the "
+                "environment as ETL_API_KEY"
+            )
+        if not good:
+            raise ConfigError(f"endpoint {number} is no address such as http://gpu:8000/v1")
+    if len(set(found)) < len(found):
+        raise ConfigError("endpoint: an address is given twice")
+    return tuple(found)
 
 
 def host_of(url: str) -> str:

@@ -352,6 +352,39 @@ class CrashedError(CaptionError):
     slug = "crashed"
 
 
+class ContentFilterError(CaptionError):
+    """The endpoint's content filter, or the model itself in so many words, refused the picture or the prompt."""
+
+    slug = "content_filter"
+
+
+class EndpointRefusedError(CaptionError):
+    """The endpoint refused this picture or prompt: HTTP 400, 413, 422 or the like."""
+
+    slug = "endpoint_refused"
+
+
+class EndpointAnswerError(CaptionError):
+    """The endpoint's answer is no caption: cut short, no JSON, or without text."""
+
+    slug = "endpoint_answer"
+    retryable = True
+
+
+class EndpointTimeoutError(CaptionError):
+    """The endpoint gave no caption within ``endpoint_timeout_s``."""
+
+    slug = "endpoint_timeout"
+    retryable = True
+
+
+class EndpointFailedError(CaptionError):
+    """Endpoints failed (HTTP 5xx, broken connections) each time that they were given this picture."""
+
+    slug = "endpoint_failed"
+    retryable = True
+
+
 def item_error_classes() -> Iterator[type[ItemError]]:
     """Yield `ItemError` and every class below it."""
     pending: list[type[ItemError]] = [ItemError]

@@ -436,8 +436,9 @@ class EngineSample:
     """How busy the caption engine of one worker is at one instant.
 
     Attributes:
-        worker: 0, or the number of the worker where there is one for each GPU.
-        slots: captions that it can write at once; the batch size where the engine knows no slots.
+        worker: 0, or the number of the worker where there is one for each GPU, or of the endpoint.
+        slots: captions that it can write at once; the batch size where the engine knows no slots, and the requests
+            that an endpoint may be sent at once.
         in_use: captions that it is writing.
         waiting: pictures that are prepared and wait for a slot.
         captions, tokens: finished since the worker began; they start again at 0 with a new run or worker.

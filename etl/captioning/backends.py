@@ -18,12 +18,16 @@ log = logging.getLogger(__name__)
 
 
 def open_captioner(settings: Settings, cache: ImageCache, longest_edge: int) -> Captioner:
-    """Load the model and return its captioner: in a process for each GPU, or in this one where there is none.
+    """Return the captioner of ``settings.backend``; the local one loads the model, in a process for each GPU there is.
 
     ``cache`` holds the working copies; ``longest_edge`` is what they were made with, in pixels.
 
     Raises `ModelError` when the model cannot be found, loaded or driven.
     """
+    if settings.backend == "openai":
+        from etl.captioning.openai import EndpointCaptioner
+
+        return EndpointCaptioner(settings, cache.working_path, longest_edge)
     from etl.captioning.gpus import plan_workers
 
     if plans := plan_workers(settings):
@@ -87,8 +91,13 @@ def _slots(
 def check_model(settings: Settings) -> None:
     """Raise `ModelError` at once for a model that cannot be found or asks for too much, before anything slow begins.
 
-    A model of the hub has its small files fetched by this, if they are not cached.
+    A model of the hub has its small files fetched by this, if they are not cached; endpoints are asked what they serve.
     """
+    if settings.backend == "openai":
+        from etl.captioning.openai import check_endpoints
+
+        check_endpoints(settings)
+        return
     from etl.captioning.checkpoint import find_checkpoint
     from etl.captioning.vetting import vet
 
