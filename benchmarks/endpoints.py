@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from etl.captioning.openai import EndpointCaptioner
+from etl.captioning.openai.captioner import EndpointCaptioner
 from etl.config import Settings
 from etl.models import CaptionItem, CaptionResult
 

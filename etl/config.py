@@ -59,13 +59,17 @@ class Settings:
         revision: branch, tag or commit of the model; the resolved commit goes into the recipe.
         dtype: ``auto`` (float16 on a GPU, float32 on a CPU), ``float32``, ``float16`` or ``bfloat16``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
-        backend: what captions: ``local``, the model on this machine, or ``openai``, OpenAI-compatible endpoints.
+        backend: what captions: ``local``, the model on this machine, ``openai``, OpenAI-compatible endpoints, or
+            ``ray``, a Ray cluster.
         endpoint: where the endpoints are, such as http://gpu:8000/v1, with commas between them; all serve one model.
         endpoint_model: the model's name at the endpoints, where it is neither ``model`` nor the only one served.
         endpoint_concurrency: requests at once to one endpoint at most; how many it bears is found out.
         endpoint_timeout_s: seconds for an endpoint to give one caption.
-        endpoint_patience_s: seconds for which all endpoints may fail before the run ends.
-        insecure: send the endpoints' key over plain http to public hosts too.
+        endpoint_patience_s: seconds for which all endpoints may fail, or no Ray node be there, before the run ends.
+        ray_address: where the Ray cluster is: host:port, ray://host:port, or ``auto`` on one of its nodes.
+        ray_cpus: CPUs of each actor where the cluster captions without GPUs; 0 for one actor on each GPU.
+        ray_timeout_s: seconds for which an actor may finish nothing before it is ended.
+        insecure: send the endpoints' key over plain http to public hosts too; join a Ray cluster that takes anybody.
         engine: ``slots`` (continuous batching), ``generate`` (transformers' own), or ``auto``: slots where the model
             allows it.
         slots: captions written at once by the slot engine; 0 means as many as the memory holds.
@@ -121,6 +125,9 @@ class Settings:
     endpoint_concurrency: int = 64
     endpoint_timeout_s: float = 300.0
     endpoint_patience_s: float = 600.0
+    ray_address: str = ""
+    ray_cpus: int = 0
+    ray_timeout_s: float = 900.0
     insecure: bool = False
     engine: str = "auto"
     slots: int = 0
@@ -160,7 +167,7 @@ class Settings:
         return {name: redact(value) for name, value in self.to_json().items()}
 
 
-BACKENDS = ("local", "openai")
+BACKENDS = ("local", "openai", "ray")
 
 ENGINES = ("auto", "slots", "generate")
 
@@ -189,6 +196,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "endpoint_concurrency": (1, 1024),
     "endpoint_timeout_s": (0.05, 86400),
     "endpoint_patience_s": (0.05, 7 * 86400),
+    "ray_cpus": (0, 1024),
+    "ray_timeout_s": (0.05, 86400),
     "slots": (0, 4096),
     "gpu_memory_fraction": (0.05, 1),
     "feeders": (0, 64),

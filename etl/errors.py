@@ -378,6 +378,13 @@ class EndpointTimeoutError(CaptionError):
     retryable = True
 
 
+class WorkerTimeoutError(CaptionError):
+    """A node of the cluster gave no caption within ``ray_timeout_s``."""
+
+    slug = "worker_timeout"
+    retryable = True
+
+
 class EndpointFailedError(CaptionError):
     """Endpoints failed (HTTP 5xx, broken connections) each time that they were given this picture."""
 

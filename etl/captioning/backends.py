@@ -25,9 +25,13 @@ def open_captioner(settings: Settings, cache: ImageCache, longest_edge: int) -> 
     Raises `ModelError` when the model cannot be found, loaded or driven.
     """
     if settings.backend == "openai":
-        from etl.captioning.openai import EndpointCaptioner
+        from etl.captioning.openai.captioner import EndpointCaptioner
 
         return EndpointCaptioner(settings, cache.working_path, longest_edge)
+    if settings.backend == "ray":
+        from etl.captioning.ray.captioner import RayCaptioner
+
+        return RayCaptioner(settings, cache, longest_edge)
     from etl.captioning.gpus import plan_workers
 
     if plans := plan_workers(settings):
@@ -91,12 +95,18 @@ def _slots(
 def check_model(settings: Settings) -> None:
     """Raise `ModelError` at once for a model that cannot be found or asks for too much, before anything slow begins.
 
-    A model of the hub has its small files fetched by this, if they are not cached; endpoints are asked what they serve.
+    A model of the hub has its small files fetched by this, if they are not cached; endpoints are asked what they serve;
+    the nodes of a cluster have the model, or have not, and are asked later.
     """
     if settings.backend == "openai":
-        from etl.captioning.openai import check_endpoints
+        from etl.captioning.openai.captioner import check_endpoints
 
         check_endpoints(settings)
+        return
+    if settings.backend == "ray":
+        from etl.captioning.ray.cluster import check
+
+        check(settings)
         return
     from etl.captioning.checkpoint import find_checkpoint
     from etl.captioning.vetting import vet

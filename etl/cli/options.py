@@ -27,9 +27,9 @@ FETCH_SETTINGS = (
 )  # fmt: skip
 CAPTION_SETTINGS = (
     "model", "revision", "dtype", "device", "backend", "endpoint", "endpoint_model", "endpoint_concurrency",
-    "endpoint_timeout_s", "endpoint_patience_s", "insecure", "engine", "slots", "gpu_memory_fraction", "gpus",
-    "feeders", "batch_size", "max_new_tokens", "pad_to_square", "max_aspect", "max_attempts", "metrics_port",
-    "metrics_address", "webhook", "interval_s", "gpu_price",
+    "endpoint_timeout_s", "endpoint_patience_s", "ray_address", "ray_cpus", "ray_timeout_s", "insecure", "engine",
+    "slots", "gpu_memory_fraction", "gpus", "feeders", "batch_size", "max_new_tokens", "pad_to_square", "max_aspect",
+    "max_attempts", "metrics_port", "metrics_address", "webhook", "interval_s", "gpu_price",
 )  # fmt: skip
 
 

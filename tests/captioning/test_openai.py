@@ -23,9 +23,9 @@ from support.workbench import wait_for
 
 from etl.captioning.generate import GenerateCaptioner
 from etl.captioning.loading import LoadedModel
-from etl.captioning.openai import EndpointCaptioner, check_endpoints
-from etl.captioning.openai_address import addresses
-from etl.captioning.openai_pace import FIRST
+from etl.captioning.openai.address import addresses
+from etl.captioning.openai.captioner import EndpointCaptioner, check_endpoints
+from etl.captioning.openai.pace import FIRST
 from etl.captioning.recipe import Recipe
 from etl.config import Settings
 from etl.errors import ConfigError, ModelError
@@ -42,8 +42,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name.endswith("API_KEY"):
             monkeypatch.delenv(name)
-    monkeypatch.setattr("etl.captioning.openai_member.FIRST_ASIDE_S", 0.1)
-    monkeypatch.setattr("etl.captioning.openai_member.BUSY_S", 0.02)
+    monkeypatch.setattr("etl.captioning.openai.member.FIRST_ASIDE_S", 0.1)
+    monkeypatch.setattr("etl.captioning.openai.member.BUSY_S", 0.02)
 
 
 @pytest.fixture
@@ -401,8 +401,8 @@ def test_a_hung_endpoint_loses_its_items_to_the_other(
     server: ChatServer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that is stopped takes connections and says nothing: what it had goes to the other, uncharged."""
-    monkeypatch.setattr("etl.captioning.openai_pool.PULSE_S", 0.3)
-    monkeypatch.setattr("etl.captioning.openai_endpoint.ASK_S", 0.5)
+    monkeypatch.setattr("etl.captioning.openai.pool.PULSE_S", 0.3)
+    monkeypatch.setattr("etl.captioning.openai.endpoint.ASK_S", 0.5)
     items = pictures.items(40)
     with Process(delay_s=0.02) as hung, opened(pictures, server, hung.url) as captioner:
         outcomes: Outcomes = {}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from etl.captioning.openai_answers import (
+from etl.captioning.openai.answers import (
     EndpointBusyError,
     EndpointTroubleError,
     RefusedRequestError,
@@ -13,8 +13,8 @@ from etl.captioning.openai_answers import (
     complaint_of,
     error_of,
 )
-from etl.captioning.openai_dialect import Dialect
-from etl.captioning.openai_pace import Pace
+from etl.captioning.openai.dialect import Dialect
+from etl.captioning.openai.pace import Pace
 from etl.errors import (
     ContentFilterError,
     EndpointAnswerError,

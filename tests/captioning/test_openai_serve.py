@@ -16,7 +16,7 @@ from support.workbench import wait_for
 from etl.captioning.checkpoint import DEMO_CHECKPOINT
 from etl.captioning.generate import GenerateCaptioner
 from etl.captioning.loading import LoadedModel
-from etl.captioning.openai import EndpointCaptioner
+from etl.captioning.openai.captioner import EndpointCaptioner
 from etl.config import Settings
 from etl.models import CaptionResult, ItemFailure
 

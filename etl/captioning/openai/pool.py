@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from etl.captioning.openai_answers import EndpointBusyError, EndpointTroubleError
-from etl.captioning.openai_endpoint import Endpoint, Identity
-from etl.captioning.openai_member import Job, Member, State
+from etl.captioning.openai.answers import EndpointBusyError, EndpointTroubleError
+from etl.captioning.openai.endpoint import Endpoint, Identity
+from etl.captioning.openai.member import Job, Member, State
 from etl.captioning.quality import quality_flags
 from etl.clock import now_ms
 from etl.config import Settings

@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 
-from etl.captioning.openai_address import Address
-from etl.captioning.openai_answers import (
+from etl.captioning.openai.address import Address
+from etl.captioning.openai.answers import (
     Answer,
     EndpointTroubleError,
     RefusedRequestError,
@@ -23,8 +23,8 @@ from etl.captioning.openai_answers import (
     error_of,
     refused,
 )
-from etl.captioning.openai_dialect import Dialect
-from etl.captioning.openai_pace import Pace
+from etl.captioning.openai.dialect import Dialect
+from etl.captioning.openai.pace import Pace
 from etl.config import DEFAULT_MODEL, Settings
 from etl.errors import (
     CaptionError,

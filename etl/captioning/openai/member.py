@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from etl.captioning.openai_answers import EndpointBusyError
-from etl.captioning.openai_endpoint import Endpoint
+from etl.captioning.openai.answers import EndpointBusyError
+from etl.captioning.openai.endpoint import Endpoint
 from etl.models import CaptionItem
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from etl.captioning.openai_dialect import Complaint
+from etl.captioning.openai.dialect import Complaint
 from etl.errors import (
     CaptionError,
     ContentFilterError,

@@ -1,15 +1,6 @@
 """A captioner over endpoints that speak OpenAI's protocol: vLLM, SGLang, Ollama, LM Studio, OpenAI itself.
 
-    openai_address    where the endpoints are, and their keys
-    openai_dialect    the requests that each of them takes
-    openai_answers    what their answers mean
-    openai_pace       how many requests at once one bears
-    openai_endpoint   one endpoint: the exchange, and what it serves
-    openai_member     how it is treated: open, paused, set aside
-    openai_pool       the items shared among all
-
 The exchange runs in a thread with an event loop; whoever calls `EndpointCaptioner` stays the only one that writes.
-Nothing here imports the model's libraries.
 """
 
 import asyncio
@@ -22,10 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from etl.captioning.captioner import never
-from etl.captioning.openai_address import addresses
-from etl.captioning.openai_answers import EndpointBusyError, EndpointTroubleError
-from etl.captioning.openai_endpoint import Endpoint, Identity
-from etl.captioning.openai_pool import Outcome, Pool
+from etl.captioning.openai.address import addresses
+from etl.captioning.openai.answers import EndpointBusyError, EndpointTroubleError
+from etl.captioning.openai.endpoint import Endpoint, Identity
+from etl.captioning.openai.pool import Outcome, Pool
 from etl.captioning.recipe import Recipe
 from etl.config import Settings
 from etl.errors import EtlError, ModelError
