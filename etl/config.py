@@ -13,10 +13,12 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from etl.deadline import moment
 from etl.errors import ConfigError
 
 DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
@@ -82,6 +84,8 @@ class Settings:
         pad_to_square: pad pictures to a square, as the original LLaVA did, where its Hugging Face version cuts the
             sides off.
         max_aspect: pictures longer than this ratio are cropped around their centre before the model sees them.
+        deadline: when the run is to have ended, with what is left for a later one: a time (17:30), a date and time
+            (2026-11-25T17:30, also with a zone) or a duration (90m, 2h30m, +2h).
         interval_s: seconds between plain progress lines when there is no terminal.
         metrics_port: serve metrics for Prometheus at this port while a run lasts; 0 for none.
         metrics_address: address to serve them at; 0.0.0.0 lets other machines ask.
@@ -138,6 +142,7 @@ class Settings:
     max_new_tokens: int = 200
     pad_to_square: bool = False
     max_aspect: float = 4.0
+    deadline: str = ""
     interval_s: float = 30.0
     metrics_port: int = 0
     metrics_address: str = "127.0.0.1"
@@ -149,6 +154,9 @@ class Settings:
             _check(field.name, getattr(self, field.name))
         # A flag gives each value as it was typed.
         object.__setattr__(self, "endpoint", _endpoints(self.endpoint))
+
+        if self.deadline:
+            moment(self.deadline, datetime.now().astimezone())
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Settings":

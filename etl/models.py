@@ -56,6 +56,10 @@ class RunState(StrEnum):
     FAILED = "failed"
 
 
+LIVE = frozenset({RunState.RUNNING, RunState.PAUSED, RunState.STOPPING})
+"""The states of a run that a process stands behind; only such a run hears commands."""
+
+
 class FinishReason(StrEnum):
     """Why generation ended: at the end-of-sequence token, or at the token limit."""
 
@@ -353,7 +357,11 @@ class ExportSummary:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """One row of ``runs``, as readers see it.  Times are Unix milliseconds."""
+    """One row of ``runs``, as readers see it.  Times are Unix milliseconds.
+
+    Attributes:
+        stops_at: when the run wants to have ended; ``None`` without a deadline.
+    """
 
     id: int
     uid: str
@@ -365,6 +373,7 @@ class RunInfo:
     host: str
     pid: int
     message: str | None = None
+    stops_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

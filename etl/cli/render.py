@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from etl.cli.options import Context
 from etl.cli.outlook import errors_text, host_json, host_line, is_news
 from etl.cli.units import duration, size
-from etl.clock import iso_utc, now_ms
+from etl.clock import iso_utc, now_ms, stops_at
 from etl.config import redact, redact_line, redact_url
 from etl.models import (
+    LIVE,
     ExportSummary,
     IngestSummary,
     Progress,
@@ -114,7 +115,7 @@ def run_json(run: RunInfo | None) -> dict[str, Any]:
         "uid": run.uid, "state": run.state.value,
         "heartbeat_age_s": round(max(0, now_ms() - run.heartbeat_at) / 1000, 1),
         "stages": list(run.stages), "host": run.host, "pid": run.pid, "started_at": run.started_at,
-        "ended_at": run.ended_at, "message": run.message,
+        "ended_at": run.ended_at, "message": run.message, "stops_at": run.stops_at,
     }  # fmt: skip
 
 
@@ -146,6 +147,8 @@ def status_lines(progress: Progress) -> Iterator[str]:
             f"last heartbeat {duration(run['heartbeat_age_s'])} ago"
             + (f"; {clean(run['message'])}" if run["message"] else "")
         )
+        if progress.run.stops_at is not None and progress.run.state in LIVE:
+            yield f"deadline  {stops_at(progress.run.stops_at, now_ms())}"
 
 
 def ingested(context: Context, summary: IngestSummary) -> None:
@@ -199,7 +202,7 @@ def report(context: Context, done: "Report") -> None:
     """Tell what a run did and what to do next."""
     if context.json:
         answer({
-            "state": done.state, "signal": done.signal, "failed": done.failed,
+            "state": done.state, "signal": done.signal, "deadline": done.deadline, "failed": done.failed,
             "stages": {stage: summary_json(summary) for stage, summary in done.stages.items()},
             "ingested": summary_json(done.ingested) if done.ingested else None,
             "exported": summary_json(done.exported) if done.exported else None,
@@ -221,7 +224,9 @@ def report(context: Context, done: "Report") -> None:
     if Stage.CAPTION in done.stages:
         for line in flag_lines(done.progress.flags):
             note(context, line)
-    if done.state is RunState.INTERRUPTED:
+    if done.deadline:
+        note(context, f"{done.progress.run.message if done.progress.run else ''}; run the same command again to go on")
+    elif done.state is RunState.INTERRUPTED:
         note(context, "stopped; everything finished is kept: run the same command again to go on")
     elif done.failed:
         note(context, "some records failed: `etl failures` lists them, `etl retry-failed` tries them again")

@@ -19,14 +19,14 @@ PAUSE_S = 0.5
 """Between two attempts.  All together they stay below the seconds that a spot machine has left after a stop."""
 
 
-def send(url: str, message: dict[str, Any]) -> bool:
+def send(url: str, message: dict[str, Any], attempts: int = ATTEMPTS) -> bool:
     """POST a message as JSON; tell whether it was taken.
 
     Never raises and is never tried for long: the work is done, and whoever waits for the program shall not wait for a
     chat room.  A redirect counts as a refusal, since what is sent may be meant for one place alone.
     """
     why = ""
-    for attempt in range(ATTEMPTS):
+    for attempt in range(attempts):
         if attempt:
             time.sleep(PAUSE_S)
         try:
