@@ -11,7 +11,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from support.common_check import check_state
 from support.etl_process import Ended, EtlProcess, Program
 from support.fault_server import FaultServer, drip, hang, status
 from support.workbench import scenes, wait_for, write_manifest
+from support.zygote import Zygote
 
 LIMIT_S = 25.0
 """What a spot machine gives at least, and what the command line's page promises."""
@@ -28,14 +29,8 @@ FREELY_S = 15.0
 
 
 @pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
-
-
-@pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path, interval_s=0.1)
+def program(tmp_path: Path, zygote: Zygote) -> Program:
+    return Program(tmp_path, zygote=zygote, interval_s=0.1)
 
 
 def ingest(program: Program, server: FaultServer, count: int) -> Path:
@@ -87,14 +82,15 @@ def test_while_the_model_loads(program: Program, server: FaultServer) -> None:
     """Nothing is in flight then, so nobody waits for the model."""
     ingest(program, server, 1)
     assert program.run("fetch").code == 0
-    with program.start("caption") as run:
+    # A new interpreter, which has torch to import yet.
+    with Program(program.directory).start("caption") as run:
         wait_for(lambda: program.rows("SELECT 1 FROM runs WHERE stages = 'caption'"), 30)
         stop(run, signal.SIGINT)
     assert program.rows("SELECT count(*) FROM recipes") == [(0,)]
     assert last_run(program) == ("interrupted", None)
 
 
-@pytest.mark.parametrize("place", ["export.begun", "export.before_rename"])
+@pytest.mark.parametrize("place", ["export.begun", pytest.param("export.before_rename", marks=pytest.mark.soak)])
 def test_in_an_export(program: Program, server: FaultServer, place: str) -> None:
     """An export that is cut off leaves the old file, no part, and a run that was interrupted."""
     ingest(program, server, 1)

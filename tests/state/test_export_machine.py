@@ -4,7 +4,6 @@ A hypothesis state machine ingests edited manifests, also halfway, claims, commi
 clock; after every step the real export is compared with the one that `support.plain_state` predicts.
 """
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.drawn_lines import HOSTS, TEMPLATES, edited, line_specs, lines_of
 from support.plain_state import BACKOFF_S, CAP_S, MAX_ATTEMPTS, SUSPECT, Caption, Item, Line, PlainState
 from support.states import assert_sound, captioned, failed, fetched, settings_for, use_recipe
 
@@ -27,21 +27,10 @@ from etl.stages.manifest import Manifest
 from etl.state.queries import Reader
 from etl.state.store import Store
 
-TEMPLATES = ["Describe {{ title }}.", "What is it?"]
-TITLES = ["Street", "Church"]
-HOSTS = ["a.example", "b.example"]
 BATCH = 2
 
 HOUR, DAY = 3600, 86400
 """Longer than any wait, which is at most `CAP_S`; and what a wrong clock may be off by."""
-
-line_specs = st.lists(
-    st.tuples(
-        st.sampled_from("1234"), st.sampled_from([f"http://{host}/{n}.jpg" for host in HOSTS for n in range(2)]),
-        st.sampled_from(TITLES), st.sampled_from(["good"] * 8 + ["no image", "no json"]),
-    ),
-    min_size=1, max_size=5,
-)  # fmt: skip
 
 
 class ExportMachine(RuleBasedStateMachine):
@@ -89,7 +78,7 @@ class ExportMachine(RuleBasedStateMachine):
 
     @initialize(specs=line_specs)
     def first_ingest(self, specs: list[tuple[str, ...]]) -> None:
-        self._ingest("one", self._lines("one", specs, 0, True), 0, None)
+        self._ingest("one", lines_of("one", specs, 0, True), 0, None)
 
     @rule(
         name=st.sampled_from(["one", "one", "two"]), specs=line_specs, template=st.sampled_from([0, 0, 1]),
@@ -97,7 +86,7 @@ class ExportMachine(RuleBasedStateMachine):
     )  # fmt: skip
     def edit(self, name: str, specs: list[tuple[str, ...]], template: int, whole: bool, line_end: bool) -> None:
         """Ingest other lines, now and then with another prompt, or only the first batch of them."""
-        self._ingest(name, self._lines(name, specs, template, line_end), template, None if whole else BATCH)
+        self._ingest(name, lines_of(name, specs, template, line_end), template, None if whole else BATCH)
 
     @rule(name=st.sampled_from(["one", "two"]), how=st.sampled_from(["same", "reverse", "shorter", "twice"]))
     def edit_a_little(self, name: str, how: str) -> None:
@@ -105,12 +94,7 @@ class ExportMachine(RuleBasedStateMachine):
         if name not in self._model.manifests:
             return
         template = self._model.manifests[name].template
-        lines = list(self._written[name])
-        ending = lines[-1].data[len(lines[-1].data.rstrip(b"\n")) :]
-        edited = {"same": lines, "reverse": lines[::-1], "shorter": lines[1:] or lines, "twice": lines * 2}[how]
-        if how != "same" and not ending:
-            edited = [Line(one.data.rstrip(b"\n") + b"\n", one.key, one.url, one.prompt, one.error) for one in edited]
-        self._ingest(name, edited, template, None)
+        self._ingest(name, edited(self._written[name], how), template, None)
 
     _written: dict[str, list[Line]]
 
@@ -122,22 +106,6 @@ class ExportMachine(RuleBasedStateMachine):
         options = IngestOptions(template=PromptTemplate(TEMPLATES[template]))
         ingest(self._store, Manifest(str(path)), options, should_stop=lambda: stop_after is not None)
         self._model.ingest(name, lines, template, stop_after)
-
-    @staticmethod
-    def _lines(name: str, specs: list[tuple[str, ...]], template: int, line_end: bool) -> list[Line]:
-        lines = []
-        for n, (number, url, title, kind) in enumerate(specs, 1):
-            end = b"\n" if line_end or n < len(specs) else b""
-            key = f"{name}-{number}"
-            if kind == "no json":
-                lines.append(Line(b'{"id": ' + key.encode() + end, None, None, None, "invalid_json"))
-                continue
-            record = {"id": key, "title": title} | ({"url": url} if kind == "good" else {})
-            data = json.dumps(record).encode() + end
-            prompt = [f"Describe {title}.", TEMPLATES[1]][template]
-            good = kind == "good"
-            lines.append(Line(data, key, url if good else None, prompt, None if good else "no_image_field"))
-        return lines
 
     @rule(offset=st.integers(0, 2), limit=st.none() | st.integers(0, 3))
     def select(self, offset: int, limit: int | None) -> None:
@@ -339,7 +307,7 @@ _QUIET = {
     "database": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
 }
-ExportMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, **_QUIET)  # type: ignore[arg-type]
+ExportMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=30, **_QUIET)  # type: ignore[arg-type]
 SoakMachine.TestCase.settings = settings(
     max_examples=int(os.environ.get("MACHINE_EXAMPLES", "1000")),
     stateful_step_count=50,
