@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -155,9 +155,6 @@ class Settings:
         # A flag gives each value as it was typed.
         object.__setattr__(self, "endpoint", _endpoints(self.endpoint))
 
-        if self.deadline:
-            moment(self.deadline, datetime.now().astimezone())
-
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Settings":
         """Return the settings that `to_json` gave, for another process.  Raises `ConfigError`."""
@@ -233,6 +230,8 @@ def _check(name: str, value: Any) -> None:
         raise ConfigError(f"gpus = {_shown(value)}: must be 'all' or numbers such as 0,1")
     if name == "endpoint":
         _endpoints(value)
+    if name == "deadline" and value:
+        moment(value, datetime.now().astimezone())
     texts = value if isinstance(value, tuple) else (str(value),) if isinstance(value, str | Path) else ()
     if any("\0" in text for text in texts):
         raise ConfigError(f"{name} holds a NUL character, which no path or name may")
@@ -402,6 +401,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _convert(name: str, value: Any, kind: Any, where: str) -> Any:
     """Return a value from file, environment or JSON as the setting's type.  Raises `ConfigError` naming ``where``."""
+    if name == "deadline" and isinstance(value, datetime | time):
+        # TOML has times of its own.
+        value = value.isoformat()
     try:
         converted = _converted(value, kind)
     except (ValueError, KeyError, TypeError, OverflowError) as error:

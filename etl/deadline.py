@@ -35,8 +35,8 @@ def moment(text: str, now: datetime) -> datetime:
             days, hours, minutes, seconds = (int(part or 0) for part in duration.groups())
             return now.astimezone() + timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
     except (ValueError, OverflowError) as error:
-        raise ConfigError(f"deadline = {text!r}: {error}; give {ACCEPTED}") from error
-    raise ConfigError(f"deadline = {text!r}: give {ACCEPTED}")
+        raise ConfigError(f"deadline = {text[:40]!r}: {error}; give {ACCEPTED}") from error
+    raise ConfigError(f"deadline = {text[:40]!r}: give {ACCEPTED}")
 
 
 @dataclass(frozen=True)

@@ -119,9 +119,9 @@ class Program:
         """
         begun = time.monotonic()
         with pytest.MonkeyPatch.context() as patch:
-            for name in set(os.environ) - set(self._environment):
+            for name in set(os.environ) - set(self.environment):
                 patch.delenv(name)
-            for name, value in self._environment.items():
+            for name, value in self.environment.items():
                 patch.setenv(name, value)
             patch.chdir(self.directory)
             code, out, err = run_here(*arguments)
