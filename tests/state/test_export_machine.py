@@ -309,7 +309,7 @@ _QUIET = {
 }
 ExportMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=30, **_QUIET)  # type: ignore[arg-type]
 SoakMachine.TestCase.settings = settings(
-    max_examples=int(os.environ.get("MACHINE_EXAMPLES", "1000")),
+    max_examples=int(os.environ.get("MACHINE_EXAMPLES", "500")),
     stateful_step_count=50,
     **_QUIET,  # type: ignore[arg-type]
 )
