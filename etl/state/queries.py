@@ -140,7 +140,7 @@ class Reader:
         """Return the latest runs, newest first."""
         rows = self.rows(
             "SELECT id, uid, stages, state, started_at, heartbeat_at, ended_at, host, pid, message, "
-            "json_extract(config, '$.deadline') FROM runs "
+            "CASE WHEN json_valid(config) THEN json_extract(config, '$.deadline') END FROM runs "
             "ORDER BY id DESC LIMIT ?",
             (limit,),
         )
