@@ -1,14 +1,13 @@
 """What the commands call: the stages of one run put together, from a manifest to an export."""
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from etl.captioning.backends import check_model, open_captioner
+from etl.captioning.backends import check_model
 from etl.config import Settings
 from etl.deadline import Deadline
-from etl.errors import ConfigError, EtlError, StateLockedError, StateMissingError, StateSplitError
+from etl.errors import ConfigError, EtlError, StateLockedError, StateSplitError
 from etl.models import (
     ExportSummary,
     IngestSummary,
@@ -21,19 +20,20 @@ from etl.models import (
     StageSummary,
 )
 from etl.net.mirrors import Mirrors
-from etl.runner import RunResult, StageFunction, run_stages
+from etl.runner import RunResult, run_stages
 from etl.signals import Signals, watch_signals
+from etl.stage_functions import stage_functions
 from etl.stages.export import ExportOptions, check_target, export, export_seconds
-from etl.stages.flow import GRACE_S, Flow
-from etl.stages.ingest import IngestOptions, ingest, reselect
+from etl.stages.flow import GRACE_S
+from etl.stages.ingest import ingest, reselect
+from etl.stages.ingest_options import IngestOptions
 from etl.stages.manifest import Manifest
 from etl.state.cost import Cost, cost
 from etl.state.outlook import Outlook
-from etl.state.parts import latest_split
+from etl.state.parts import refuse_split
 from etl.state.queries import Reader
 from etl.state.store import Store
 from etl.telemetry.metrics import metrics
-from etl.text import clean
 
 if TYPE_CHECKING:
     from etl.stages.foresight import Foresight
@@ -43,9 +43,6 @@ SPARE_S = 5.0
 workers, to commit, and to end the process."""
 
 _MANIFEST_LEFT = "deadline reached before the manifest was read; nothing was exported"
-
-_NOTHING = StageSummary(0, 0, 0, 0)
-"""What a stage has done that did not begin."""
 
 
 @dataclass(frozen=True)
@@ -179,15 +176,10 @@ def _told(report: Report) -> tuple[dict[str, Any], str]:
 
 
 def _announce(settings: Settings, facts: dict[str, Any], text: str) -> None:
-    if not settings.webhook:
-        return
-    from etl.telemetry.webhook import ATTEMPTS, send
+    if settings.webhook:
+        from etl.telemetry.webhook import announce
 
-    line = clean(f"caption-etl on {socket.gethostname()}, {settings.state}: {text}", 1000)
-    # Slack shows "text", Discord shows "content"; both leave the rest alone.
-    message = {"event": "run_ended", "text": line, "content": line, "host": socket.gethostname(), **facts}
-    # After a signal the machine may be gone in seconds.
-    send(settings.webhook, message, attempts=1 if facts.get("signal") else ATTEMPTS)
+        announce(settings, facts, text)
 
 
 def _recorded(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]) -> Report:
@@ -204,7 +196,7 @@ def _recorded(settings: Settings, plan: Plan, on_progress: Callable[[Progress], 
     if plan.output is not None:
         check_target(plan.output, plan.export)
     if (plan.fetch or plan.caption) and not plan.force:
-        _refuse_split(settings)
+        refuse_split(settings.state)
     with (
         watch_signals() as signals,
         Store.open(settings, create=manifest is not None) as store,
@@ -238,10 +230,11 @@ class _Run:
         ingested, whole = self._ingest(manifest)
         result = RunResult(RunState.INTERRUPTED, None, deadline=not whole and not self._signals)
         if whole:
+            plan = self._plan
+            stages = stage_functions(self._settings, fetch=plan.fetch, caption=plan.caption, refresh=plan.refresh)
             result = run_stages(
-                self._store, self._run, _stages(self._settings, self._plan), on_progress=on_progress,
-                signals=self._signals, stop_at=self._stop_at(),
-            )  # fmt: skip
+                self._store, self._run, stages, on_progress=on_progress, signals=self._signals, stop_at=self._stop_at()
+            )
         exported = self._export() if whole else None
         with Reader(self._store.directory) as reader:
             progress, spent = Outlook(reader).progress(), cost(reader)
@@ -304,64 +297,12 @@ class _Run:
         return sum(progress.sources.get(status, 0) for status in (QueueStatus.READY, QueueStatus.RETRY))
 
 
-def _refuse_split(settings: Settings) -> None:
-    try:
-        with Reader(settings.state) as reader:
-            found = latest_split(reader)
-    except StateMissingError:
-        # The run itself says so, or makes one.
-        return
-    if found is not None and found.is_open:
-        back = sum(part.closed for part in found.parts)
-        raise StateSplitError(
-            f"this state is split into {found.of} parts in {found.directory}, of which {back} have come back finished: "
-            "work on those, then `etl merge` them; --force works here too, and may do their work twice"
-        )
-
-
-def _stages(settings: Settings, plan: Plan) -> dict[Stage, StageFunction]:
-    stages: dict[Stage, StageFunction] = {}
-    if plan.fetch:
-        stages[Stage.FETCH] = lambda store, run, flow: _fetch(store, run, settings, flow, plan.refresh)
-    if plan.caption:
-        stages[Stage.CAPTION] = lambda store, run, flow: (
-            # Seconds or minutes for a model that would caption nothing.
-            _NOTHING if flow.stopping else _caption(store, run, settings, flow)
-        )
-    return stages
-
-
 def foresee_fetch(settings: Settings, *, refresh: bool) -> "Foresight":
     """Return what a fetch would do; also beside a live run."""
     from etl.stages.foresight import foresee
 
     with Reader(settings.state) as reader:
         return foresee(reader, settings, refresh=refresh)
-
-
-def _fetch(store: Store, run: int, settings: Settings, flow: Flow, refresh: bool) -> StageSummary:
-    # Imported here: captioning alone needs no HTTP client.
-    from etl.stages.fetch import fetch
-
-    return fetch(store, run, settings, flow, refresh=refresh)
-
-
-def _caption(store: Store, run: int, settings: Settings, flow: Flow) -> StageSummary:
-    from etl.imaging.cache import ImageCache
-    from etl.stages.caption import caption
-
-    with Reader(store.directory) as reader:
-        edges = reader.longest_edges()
-    # The copies that are there decide, not the setting: they may have been made on another machine.
-    edge = edges[0] if edges else settings.longest_edge
-    captioner = open_captioner(settings, ImageCache.of_state(store.directory), edge)
-    try:
-        if flow.stopping:
-            # The run may have gone on without us: it waits for nobody who only loads.
-            return _NOTHING
-        return caption(store, run, settings, captioner, flow, more_coming=lambda: flow.is_active(Stage.FETCH))
-    finally:
-        captioner.close()
 
 
 def _export(store: Store, run: int, target: str, options: ExportOptions) -> ExportSummary:

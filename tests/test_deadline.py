@@ -12,7 +12,7 @@ from support.common_check import check_state
 from support.etl_process import Program
 from support.workbench import PlainCaptioner, Workbench, scenes, wait_for, write_manifest
 
-from etl import pipeline
+from etl import stage_functions
 from etl.cli.progress import progress_line
 from etl.clock import stops_at
 from etl.config import Settings, load_settings
@@ -150,7 +150,7 @@ def test_the_export_is_written_in_time_and_the_run_says_what_is_left(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With less left than work in flight may take, no model is loaded, nothing claimed, and what there is exported."""
-    monkeypatch.setattr(pipeline, "open_captioner", lambda *_: pytest.fail("a model that nobody has time for"))
+    monkeypatch.setattr(stage_functions, "open_captioner", lambda *_: pytest.fail("a model that nobody has time for"))
     output = bench.state.parent / "out.jsonl"
     settings = dataclasses.replace(bench.settings, deadline="20s")
     shown: list[Progress] = []
@@ -176,7 +176,7 @@ def test_a_model_that_is_still_loading_is_not_waited_for(bench: Workbench, monke
         assert free.wait(60)
         return captioner
 
-    monkeypatch.setattr(pipeline, "open_captioner", load)
+    monkeypatch.setattr(stage_functions, "open_captioner", load)
     output = bench.state.parent / "out.jsonl"
     settings = dataclasses.replace(bench.settings, deadline=left_in(3.0))
     try:
@@ -192,7 +192,7 @@ def test_a_model_that_is_still_loading_is_not_waited_for(bench: Workbench, monke
 
 def test_what_was_finished_before_is_no_matter_of_time(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run with nothing left to do is done, however late it is."""
-    monkeypatch.setattr(pipeline, "open_captioner", lambda *_: PlainCaptioner())
+    monkeypatch.setattr(stage_functions, "open_captioner", lambda *_: PlainCaptioner())
     plan = Plan(fetch=True, caption=True)
     assert run_pipeline(bench.settings, plan, lambda _: None).state is RunState.DONE
     report = run_pipeline(dataclasses.replace(bench.settings, deadline="5s"), plan, lambda _: None)

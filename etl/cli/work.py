@@ -179,7 +179,7 @@ def _ingest_options(
     strict: bool,
 ) -> Any:
     from etl.captioning.prompts import PromptTemplate
-    from etl.stages.ingest import IngestOptions, Selection
+    from etl.stages.ingest_options import IngestOptions, Selection
 
     template = PromptTemplate.from_file(prompt_template) if prompt_template else PromptTemplate()
     return IngestOptions(id_field, image_field, Selection(only_synthetic, offset, limit), template, strict)

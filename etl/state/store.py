@@ -31,9 +31,9 @@ from etl.state.hosts import HostLog
 from etl.state.images import Images
 from etl.state.lock import StateLock
 from etl.state.log import RunLog, journal
+from etl.state.manifests import ManifestWriter
 from etl.state.merge import Merge
 from etl.state.parts import Split
-from etl.state.records import ManifestWriter
 from etl.state.sources import SourceQueue
 from etl.state.work_queue import recover
 

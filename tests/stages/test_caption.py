@@ -29,7 +29,7 @@ from etl.stages.caption import caption
 from etl.stages.export import ExportOptions, export
 from etl.stages.fetch import fetch
 from etl.stages.flow import Flow
-from etl.stages.ingest import IngestOptions
+from etl.stages.ingest_options import IngestOptions
 from etl.stages.verify import verify
 from etl.state.captions import CaptionQueue
 from etl.state.queries import Reader

@@ -22,7 +22,8 @@ from etl.captioning.prompts import PromptTemplate
 from etl.models import CaptionItem, FailureFilter, SourceItem, Stage
 from etl.stages import ingest as ingest_module
 from etl.stages.export import ExportOptions, export
-from etl.stages.ingest import IngestOptions, Selection, ingest, reselect
+from etl.stages.ingest import ingest, reselect
+from etl.stages.ingest_options import IngestOptions, Selection
 from etl.stages.manifest import Manifest
 from etl.state.queries import Reader
 from etl.state.store import Store
