@@ -235,6 +235,7 @@ def test_flagged_captions_are_made_again_by_the_live_run(server: FaultServer, ma
     assert program.rows("SELECT status, repetition_penalty FROM captions") == [("ready", 1.5)]
 
 
+@pytest.mark.soak
 def test_a_second_run_changes_nothing(server: FaultServer, make_program: MakeProgram) -> None:
     """A run on a state that another holds exits 4 with one line; readers go on beside it."""
     program = make_program(per_host=2)

@@ -274,6 +274,7 @@ def test_ascii_draws_nothing_else(hostile) -> None:
     drive(hostile.path, steps, readonly=True, ascii_only=True)
 
 
+@pytest.mark.soak
 def test_every_key_does_something_harmless(hostile) -> None:
     """Every key of the registry, pressed on every screen and in every list, leaves the dashboard alive."""
     places = {
