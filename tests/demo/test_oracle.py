@@ -67,7 +67,10 @@ def _assert_mostly_right(expected: dict[str, str], got: dict[str, Any], required
 def test_unseen_scenes_of_every_format_are_captioned_word_for_word(
     pipeline: RunPipeline, tmp_path: Path, scenes: int
 ) -> None:
-    """At least 98 % of the scenes, in every accepted format and eight sizes over HTTP, get their one right caption."""
+    """At least 98 % of the scenes, in every accepted format and eight sizes over HTTP, get their one right caption.
+
+    Of each format at most two are wrong: a crop, an orientation or a decode that is wrong leaves hardly any right.
+    """
     with DemoServer() as server:
         records = build_archive(server, scenes, SEED, ALL_FORMATS)
         server.heal()
@@ -80,7 +83,7 @@ def test_unseen_scenes_of_every_format_are_captioned_word_for_word(
     _assert_mostly_right(expected, {key: row["vlm_caption"] for key, row in rows.items()}, REQUIRED)
     for kind in {record.format for record in records if record.caption}:
         of_kind = {record.key: record.caption for record in records if record.format == kind and record.caption}
-        _assert_mostly_right(of_kind, {key: rows[key]["vlm_caption"] for key in of_kind}, REQUIRED_OF_FEW)
+        _assert_mostly_right(of_kind, {key: rows[key]["vlm_caption"] for key in of_kind}, 1 - 2 / len(of_kind))
 
 
 def _variants(scene: Scene, size: tuple[int, int]) -> Iterator[tuple[str, Image.Image]]:
