@@ -11,7 +11,7 @@ import typer
 from etl.cli import render
 from etl.cli.options import Context, command
 from etl.cli.units import size
-from etl.errors import EtlError
+from etl.errors import ConfigError, EtlError
 from etl.text import clean
 
 if TYPE_CHECKING:
@@ -28,13 +28,19 @@ def register(app: typer.Typer) -> None:
             bool, typer.Option("--delete-orphans", help="Delete cached files that no image owns.")
         ] = False,
         quick: Annotated[bool, typer.Option("--quick", help="Compare sizes alone, without reading the files.")] = False,
+        deep: Annotated[
+            bool,
+            typer.Option("--deep", help="Look at every row and line, decode every picture, reread the last export."),
+        ] = False,
     ) -> None:
         """Check database and image cache against each other; put lost pictures back into the fetch queue."""
+        if quick and deep:
+            raise ConfigError("--quick reads no file and --deep reads them all; choose one of them")
         from etl.stages.verify import verify as check
         from etl.state.store import Store
 
         with Store.open(context.settings, create=False) as store:
-            result = check(store, delete_orphans=delete_orphans, quick=quick)
+            result = check(store, delete_orphans=delete_orphans, quick=quick, deep=deep)
         if context.json:
             render.answer(render.summary_json(result))
         else:

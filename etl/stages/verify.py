@@ -5,11 +5,16 @@ A picture that is gone or damaged goes back into the fetch queue; nothing that i
 
 import errno
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from etl.errors import StateError
 from etl.imaging.cache import CachedFile, ImageCache, Shard
+from etl.imaging.look import fault_of
+from etl.stages.verify_export import ExportFound, compare_export
+from etl.state.deep import EXAMPLES, deep_problems, summed_up
 from etl.state.images import Expected, evicted, originals_of, working_copies_of
 from etl.state.integrity import problems
 from etl.state.queries import Reader
@@ -30,7 +35,9 @@ class VerifySummary:
         orphans: files in the cache that no image owns, or ``deleted`` ones.
         parts: unfinished files that the next fetch resumes or removes.
         quick: sizes were compared, contents not read.
-        problems: what is wrong with the database itself; empty for a sound one.
+        problems: what is wrong with the database itself, or what `deep` found; empty for a sound one.
+        deep: every row, line and picture was looked at, and the last export read again.
+        export: with ``deep``, what became of that last comparison.
     """
 
     images: int
@@ -46,6 +53,8 @@ class VerifySummary:
     parts: int
     quick: bool
     problems: tuple[str, ...]
+    deep: bool = False
+    export: ExportFound | None = None
 
     def lines(self) -> Iterator[str]:
         """Yield the findings for people."""
@@ -63,9 +72,20 @@ class VerifySummary:
             yield f"parts     {self.parts:,} unfinished files, which the next `etl fetch` resumes or removes"
         if self.quick:
             yield "contents  not read, sizes alone compared"
+        if self.export is not None:
+            yield f"export    {_EXPORT[self.export]}"
         yield from (f"problem   {problem}" for problem in self.problems)
         if not self.problems:
             yield "database  sound"
+
+
+_EXPORT = {
+    ExportFound.NONE: "none on record",
+    ExportFound.GONE: "not compared: the last one is no longer where it was written",
+    ExportFound.CHANGED: "not compared: the last one's file has changed since",
+    ExportFound.OLDER: "not compared: records or pictures may have changed since the last one",
+    ExportFound.COMPARED: "the last one was read again and compared",
+}
 
 
 @dataclass
@@ -76,6 +96,13 @@ class _Findings:
     missing: list[Expected] = field(default_factory=list)
     damaged: list[Expected] = field(default_factory=list)
     orphans: list[CachedFile] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    faulty: int = 0
+
+    def fault(self, what: str) -> None:
+        """Note what is wrong with a file; the first few are kept in words."""
+        self.faulty += 1
+        self.faults += [what] if self.faulty <= EXAMPLES else []
 
     @property
     def lost(self) -> list[int]:
@@ -83,20 +110,30 @@ class _Findings:
         return [one.image for one in (*self.missing, *self.damaged)]
 
 
-def verify(store: Store, *, delete_orphans: bool = False, quick: bool = False) -> VerifySummary:
+def verify(store: Store, *, delete_orphans: bool = False, quick: bool = False, deep: bool = False) -> VerifySummary:
     """Check everything; with ``quick`` compare the sizes of the files without reading them.
 
-    Removes damaged files, which are worth nothing; orphans only when asked.
+    With ``deep`` also look at every row and every stored line, decode each working copy, and read the last export
+    again.  Removes damaged files, which are worth nothing; orphans only when asked.
     """
     cache = ImageCache.of_state(store.directory)
     working, originals = _Findings(), _Findings()
-    with Reader(store.directory) as reader:
-        wrong = tuple(problems(reader))
+    depth = _size if quick else _content
+    found = None
+    with Reader(store.directory) as reader, ThreadPoolExecutor(os.cpu_count()) as threads:
+        wrong = [*store.damage(), *problems(reader)]
+        if deep:
+            wrong += deep_problems(reader)
+            found, differences = compare_export(reader)
+            wrong += differences
         gone = evicted(reader)
         for shard in cache.working_shards():
-            _check(working, cache, shard, working_copies_of(reader, shard.name), quick=quick)
+            rows = working_copies_of(reader, shard.name)
+            _check(working, cache, shard, rows, threads.map(_judge(shard, _working_copy if deep else depth), rows))
         for shard in cache.original_shards():
-            _check(originals, cache, shard, originals_of(reader, shard.name), quick=quick)
+            rows = originals_of(reader, shard.name)
+            _check(originals, cache, shard, rows, threads.map(_judge(shard, depth), rows))
+    wrong += summed_up("working copies that are no good", working.faults, working.faulty)
     requeued = store.requeue_missing_images(working.lost)
     store.images().drop_originals(originals.lost)
     orphans = [*working.orphans, *originals.orphans, *cache.strays()]
@@ -105,27 +142,57 @@ def verify(store: Store, *, delete_orphans: bool = False, quick: bool = False) -
             cache.remove(orphan.path)
     return VerifySummary(
         working.expected, len(working.missing), len(working.damaged), gone, requeued, originals.expected,
-        len(originals.missing), len(originals.damaged), len(orphans), delete_orphans, len(cache.parts()), quick, wrong,
+        len(originals.missing), len(originals.damaged), len(orphans), delete_orphans, len(cache.parts()), quick,
+        tuple(wrong), deep, found,
     )  # fmt: skip
 
 
-def _check(findings: _Findings, cache: ImageCache, shard: Shard, rows: list[Expected], *, quick: bool) -> None:
+_Test = Callable[[CachedFile, Expected], str | None]
+"""Says what is wrong with a file: nothing for a sound one, and an empty text where it is just not what it was."""
+
+
+def _judge(shard: Shard, test: _Test) -> Callable[[Expected], str | None]:
+    """Return a function that tests the file of a row, in any thread; one that is not there passes."""
+
+    def judged(row: Expected) -> str | None:
+        file = shard.files.get(row.sha256)
+        return None if file is None else test(file, row)
+
+    return judged
+
+
+def _size(file: CachedFile, row: Expected) -> str | None:
+    return None if file.size == row.size else ""
+
+
+def _content(file: CachedFile, row: Expected) -> str | None:
+    return None if file.size == row.size and _is_sound(file, row.sha256) else ""
+
+
+def _working_copy(file: CachedFile, row: Expected) -> str | None:
+    wrong = _content(file, row)
+    return fault_of(file.path, row.width, row.height) if wrong is None else wrong
+
+
+def _check(
+    findings: _Findings, cache: ImageCache, shard: Shard, rows: list[Expected], verdicts: Iterable[str | None]
+) -> None:
     """Compare one shard with what should be in it; remove what is damaged."""
     findings.expected += len(rows)
     findings.orphans += shard.strays
-    bad, owned = set[str](), set[str]()
-    for row in rows:
-        file = shard.files.get(row.sha256)
-        if file is None:
+    wrong = list(zip(rows, verdicts, strict=True))
+    bad = {row.sha256 for row, verdict in wrong if verdict is not None}
+    for row, verdict in wrong:
+        if row.sha256 not in shard.files:
             findings.missing.append(row)
-            continue
-        if row.sha256 not in owned and not (file.size == row.size and (quick or _is_sound(file, row.sha256))):
-            bad.add(row.sha256)
-            # First, and were it left, the next fetch would take it for the finished file of its name.
-            cache.remove(file.path)
-        owned.add(row.sha256)
-        if row.sha256 in bad:
+        elif row.sha256 in bad:
             findings.damaged.append(row)
+            if verdict:
+                findings.fault(f"image {row.image} ({shard.files[row.sha256].path}: {verdict})")
+    for sha256 in bad:
+        # First, and were it left, the next fetch would take it for the finished file of its name.
+        cache.remove(shard.files[sha256].path)
+    owned = {row.sha256 for row in rows}
     findings.orphans += (file for sha256, file in shard.files.items() if sha256 not in owned)
 
 

@@ -37,11 +37,13 @@ class Candidate(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """A file that should be there: its name, its bytes, and whose it is."""
+    """A file that should be there: its name, its bytes, whose it is, and the picture's size in pixels."""
 
     sha256: str
     size: int
     image: int
+    width: int
+    height: int
 
 
 _CURRENT = "(SELECT id FROM recipes WHERE current = 1)"
@@ -183,18 +185,19 @@ def _owned_working_copies(db: Database, names: Collection[str]) -> set[str]:
 
 def working_copies_of(reader: Reader, shard: str) -> list[Expected]:
     """Return the working copies that should be in one shard; one that several images share comes several times."""
-    return _expected(reader, "working_sha256", "working_bytes", "state = 'present'", shard)
+    columns = "working_sha256, working_bytes, id, working_width, working_height"
+    return _expected(reader, columns, "working_sha256", "state = 'present'", shard)
 
 
 def originals_of(reader: Reader, shard: str) -> list[Expected]:
     """Return the kept originals that should be in one shard."""
-    return _expected(reader, "sha256", "bytes", "original_kept = 1", shard)
+    return _expected(reader, "sha256, bytes, id, width, height", "sha256", "original_kept = 1", shard)
 
 
-def _expected(reader: Reader, name: str, size: str, there: str, shard: str) -> list[Expected]:
+def _expected(reader: Reader, columns: str, name: str, there: str, shard: str) -> list[Expected]:
     # "g" follows the last digit: a range of the index, which LIKE would not use.
     rows = reader.rows(
-        f"SELECT {name}, {size}, id FROM images WHERE {name} >= ? AND {name} < ? AND {there}", (shard, f"{shard}g")
+        f"SELECT {columns} FROM images WHERE {name} >= ? AND {name} < ? AND {there}", (shard, f"{shard}g")
     )
     return [Expected(*row) for row in rows]
 

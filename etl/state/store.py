@@ -230,6 +230,14 @@ class Store:
             )
         journal.info("exported %d rows to %s", summary.rows, summary.path)
 
+    def damage(self) -> list[str]:
+        """Return what SQLite finds wrong with the file of the database; nothing for a whole one.
+
+        Asked of the writer's connection: SQLite leaves CHECK constraints out where it may only read.
+        """
+        rows = self._connection.rows("PRAGMA integrity_check")
+        return [f"integrity: {message}" for (message,) in rows if message != "ok"]
+
     def requeue_missing_images(self, images: Sequence[int]) -> int:
         """Mark images whose working copy is gone or damaged, and put their sources back into the fetch queue.
 

@@ -18,7 +18,9 @@ from etl.captioning.prompts import PromptTemplate
 from etl.clock import now_ms
 from etl.models import CaptionItem, FailureFilter, QualityFlag, SourceItem, Stage
 from etl.stages.ingest import IngestOptions, Selection, reselect
+from etl.state.deep import deep_problems
 from etl.state.images import Grounds
+from etl.state.queries import Reader
 from etl.state.store import Store
 
 PICTURES = [f"http://{host}.example/{n}.jpg" for host in "ab" for n in range(3)]
@@ -158,6 +160,8 @@ class StateMachine(RuleBasedStateMachine):
         held = self._held_sources, self._held_captions
         run, recipe = self._run, self._recipe
         self._store.close()
+        with Store.open(self._settings), Reader(self._settings.state) as reader:
+            assert list(deep_problems(reader)) == []
         self._open()
         assert self._store.sources(run).commit([fetched(item) for item in held[0]], recipe) == 0
         assert self._store.captions(run, recipe).commit([captioned(item, "late") for item in held[1]], 0) == 0

@@ -5,7 +5,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from support.states import captioned, failed, put_records, settings_for, use_recipe
+from support.workbench import encoded
 
 from etl.captioning.prompts import PromptTemplate
 from etl.clock import now_ms
@@ -16,6 +18,9 @@ from etl.state.store import Store
 
 WORKING, ORIGINAL = 1000, 500
 """Bytes of each working copy and of each original."""
+
+_PICTURE = encoded(Image.new("RGB", (4, 3)))
+"""What every working copy shows; what follows its end tells them apart."""
 
 
 class CachedState:
@@ -64,7 +69,7 @@ class CachedState:
         """Put the files of one source into the cache, as a decoder does."""
         key = contents.get(key_of(item), key_of(item))
         original = f"original {key} ".encode().ljust(ORIGINAL, b".")
-        working = f"working {copies.get(key, key)} ".encode().ljust(WORKING, b".")
+        working = _PICTURE + f"working {copies.get(key, key)} ".encode().ljust(WORKING - len(_PICTURE), b".")
         sha256 = hashlib.sha256(original).hexdigest()
         if originals:
             part = self.cache.new_part()

@@ -82,4 +82,5 @@ def fetch_all(store: Store, contents: Sequence[str] = ()) -> None:
 def assert_sound(state: Path) -> None:
     """Assert that the database is whole, its counters true, and every outcome what the view says."""
     with Reader(state) as reader:
+        assert reader.rows("PRAGMA integrity_check") == [("ok",)]
         assert list(problems(reader)) == []
