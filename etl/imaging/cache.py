@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from etl.errors import DiskFullError, StateError
+from etl.failpoints import failpoint
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -96,6 +97,7 @@ class ImageCache:
                 _fsync(self.root / kind)
             _fsync(self.root)
             _fsync(self.root.parent)
+            failpoint("cache.prepared")
 
     def working_path(self, sha256: str) -> Path:
         """Return where the working copy with this hash lies, or would lie; ValueError for anything but a hash."""
@@ -194,6 +196,7 @@ class ImageCache:
         with disk_errors(path):
             try:
                 size = path.lstat().st_size
+                failpoint("cache.before_remove")
                 path.unlink()
             except FileNotFoundError:
                 return None
@@ -208,13 +211,17 @@ class ImageCache:
 
     def _move(self, part: Path, target: Path) -> None:
         """Make the content durable before the name, and the name before anybody relies on it."""
+        failpoint("cache.before_fsync")
         _fsync(part)
         prepared = target.parent.is_dir()
         target.parent.mkdir(parents=True, exist_ok=True)
+        failpoint("cache.before_rename")
         part.replace(target)
+        failpoint("cache.renamed")
         # Directories that are there were made by `prepare`, which has seen to it that they last.
         for directory in (target.parent,) if prepared else (target.parent, target.parent.parent, self.root):
             _fsync(directory)
+        failpoint("cache.synced")
 
 
 def _checked(sha256: str) -> str:

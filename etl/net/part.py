@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from etl.errors import BodyTooLargeError, DiskFullError, EtlError, ProtocolError, StateError, TruncatedBodyError
+from etl.failpoints import failpoint
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """``errno`` values that mean a full disk, an exhausted quota or a file size limit."""
@@ -98,6 +99,7 @@ class PartWriter:
         assert self._file is not None
         try:
             self._file.close()
+            failpoint("part.closed")
         except OSError as close_error:
             # An error that is already on its way says more than the failure to flush after it.
             if error is None:
@@ -118,6 +120,7 @@ class PartWriter:
             self._check_size(self.size)
             self._hash.update(data)
             try:
+                failpoint("part.before_write")
                 self._file.write(data)
             except OSError as error:
                 raise self._file_error(error) from error

@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from etl.failpoints import failpoint
+
 NOTE_SUFFIX = ".note"
 
 SMALLEST = 64 * 1024
@@ -63,8 +65,10 @@ def take_note(part: Path, headers: Mapping[str, str]) -> None:
     # A note is a convenience: where it cannot be written, the part's own writer finds out what is wrong.
     with suppress(OSError):
         if validator and whole and length.isdecimal() and int(length) >= SMALLEST:
+            failpoint("part.before_note")
             note = {"validator": validator, "total": int(length), "boot": _boot()}
             _note(part).write_text(json.dumps(note), encoding="utf-8")
+            failpoint("part.noted")
 
 
 def rest_of(part: Path) -> Rest | None:
@@ -87,6 +91,7 @@ def is_resumable(path: Path) -> bool:
 
 def forget(part: Path, *, note_only: bool = False) -> None:
     """Remove a part and its note, or the note of a finished part alone."""
+    failpoint("part.before_forget")
     _note(part).unlink(missing_ok=True)
     # Never a device or a directory that somebody named as the part.
     if not note_only and part.is_file():

@@ -23,6 +23,7 @@ from backports import zstd
 from etl.clock import iso_utc
 from etl.config import redact_url
 from etl.errors import ConfigError, DiskFullError, EtlError
+from etl.failpoints import failpoint
 from etl.models import ExportSummary, RecordOutcome, RecordState
 from etl.state.export_rows import ExportRow
 from etl.state.queries import Reader, RecipeRow
@@ -254,11 +255,16 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb", buffering=1 << 20) as file:
+            failpoint("export.begun")
             yield file
             file.flush()
+            failpoint("export.before_fsync")
             os.fsync(file.fileno())
+        failpoint("export.before_rename")
         part.replace(path)
+        failpoint("export.renamed")
         _fsync_directory(path.parent)
+        failpoint("export.synced")
     except BaseException:
         part.unlink(missing_ok=True)
         raise

@@ -62,7 +62,7 @@ def caption_again(connection: Connection, chosen: FailureFilter, *, dry_run: boo
     flagged, arguments = f"{_FLAGGED}{condition}{_NEEDED}", [chosen.flag or "", *arguments]
     higher = f"round(min({_LAST} + {step!r}, {HIGHEST_PENALTY}), 4)"
     where = f"{flagged} AND {_LAST} < {HIGHEST_PENALTY}"
-    with connection.transaction() as db:
+    with connection.transaction("retry.again") as db:
         rows = db.conn.execute(
             f"SELECT {higher}, {REVIVED['captions']}, count(*) FROM captions WHERE {where} GROUP BY 1, 2", arguments
         ).fetchall()

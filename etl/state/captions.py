@@ -34,7 +34,7 @@ class CaptionQueue(WorkQueue):
         The sources of evicted images that need one go back into the fetch queue.  Returns the number of captions that
         are new or wanted again.
         """
-        with self._connection.transaction() as db:
+        with self._connection.transaction("caption.enqueue") as db:
             # One after the other, each with the partial index of its statuses.
             for which in ("status IN ('ready', 'retry')", "status = 'dead'"):
                 db.conn.execute(
@@ -67,7 +67,7 @@ class CaptionQueue(WorkQueue):
         return None if value is None else int(value)
 
     def _claim(self, limit: int, which: str) -> list[CaptionItem]:
-        with self._connection.transaction() as db:
+        with self._connection.transaction("caption.claim") as db:
             claimed = [
                 row[0]
                 for row in db.conn.execute(
@@ -90,7 +90,7 @@ class CaptionQueue(WorkQueue):
     def commit(self, results: Sequence[CaptionResult], started_at: int) -> int:
         """Commit finished captions in one transaction; return how many were still held by this run."""
         now, committed = now_ms(), 0
-        with self._connection.transaction() as db:
+        with self._connection.transaction("caption.commit") as db:
             for result in results:
                 changed = db.conn.execute(
                     "UPDATE captions SET status = 'done', text = ?, tokens = ?, finish_reason = ?, flags = ?, run = ?, "
@@ -120,7 +120,7 @@ def use_recipe(connection: Connection, *, sha256: str, model: str, revision: str
 
     Images that were evicted because they had their captions under another recipe will be fetched again.
     """
-    with connection.transaction() as db:
+    with connection.transaction("caption.recipe") as db:
         db.conn.execute(
             "INSERT INTO recipes (sha256, model, revision, spec, created_at) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (sha256) DO NOTHING",

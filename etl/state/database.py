@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etl.errors import DiskFullError, EtlError, StateError, StateMissingError, StateNewerError
+from etl.failpoints import failpoint
 
 if TYPE_CHECKING:
     from etl.state.sqlite import Database
@@ -68,14 +69,21 @@ class Connection:
         self._lock = threading.RLock()
 
     @contextmanager
-    def transaction(self) -> "Iterator[Database]":
-        """Yield the database inside one transaction: committed at the end, rolled back on any exception."""
+    def transaction(self, name: str | None = None) -> "Iterator[Database]":
+        """Yield the database inside one transaction: committed at the end, rolled back on any exception.
+
+        ``name`` says what it commits, as `etl.failpoints` has it; one without a name writes nothing.
+        """
         with self._lock, translate_errors(self.path):
             raw = self.db.conn
             raw.execute("BEGIN IMMEDIATE")
             try:
                 yield self.db
+                if name:
+                    failpoint(f"{name}.before_commit")
                 raw.execute("COMMIT")
+                if name:
+                    failpoint(f"{name}.committed")
             except BaseException:
                 # SQLite itself rolls back on SQLITE_FULL; asking again would hide the first error.
                 if raw.in_transaction:

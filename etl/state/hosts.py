@@ -19,7 +19,7 @@ class HostLog:
     def record(self, hosts: Sequence[HostInfo]) -> None:
         """Write how the given hosts fare now; their counts are what came since the last call for the host."""
         now = now_ms()
-        with self._connection.transaction() as db:
+        with self._connection.transaction("fetch.hosts") as db:
             db.conn.executemany(
                 f"INSERT INTO hosts ({_COLUMNS}, run, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (host) DO UPDATE SET state = excluded.state, reason = excluded.reason, "

@@ -95,7 +95,7 @@ class Images:
         A working copy that another present image shares is not among them.  Captions that wait for the picture are
         cancelled until it is back, so that none is claimed without it.
         """
-        with self._connection.transaction() as db:
+        with self._connection.transaction("images.evict") as db:
             if grounds is Grounds.ORIGINAL:
                 return self._drop_originals(db, images)
             evicted = db.conn.execute(
@@ -109,7 +109,7 @@ class Images:
 
     def drop_originals(self, images: Sequence[int]) -> list[str]:
         """Note that originals are gone; return their names."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction("images.drop_originals") as db:
             return self._drop_originals(db, images)
 
     def _drop_originals(self, db: Database, images: Sequence[int]) -> list[str]:
@@ -134,7 +134,7 @@ class Images:
         the picture, or failed for want of it, are cancelled until it is back.  Returns the number of sources
         that will be fetched again.
         """
-        with self._connection.transaction() as db:
+        with self._connection.transaction("images.requeue") as db:
             _cancel_captions(db, images)
             db.conn.execute(f"UPDATE images SET state = 'missing' WHERE id {_AMONG}", (json.dumps(images),))
             rows = db.conn.execute(

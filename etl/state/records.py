@@ -100,7 +100,7 @@ class ManifestWriter:
 
     def begin(self, spec: str) -> ManifestRow:
         """Begin a new generation that reads the manifest from its start."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction("ingest.begin") as db:
             db.conn.execute(
                 "INSERT INTO manifests (path, spec, generation, offset_sha256) VALUES (?, ?, 1, ?) "
                 "ON CONFLICT (path) DO UPDATE SET spec = excluded.spec, generation = generation + 1, bytes = NULL, "
@@ -119,7 +119,7 @@ class ManifestWriter:
         With ``strict`` a key that was seen before raises `DuplicateKeyError`, and nothing of the batch is kept.
         """
         counts = BatchCounts()
-        with self._connection.transaction() as db:
+        with self._connection.transaction("ingest.batch") as db:
             known = _known(db, [record.key for record in records])
             records = _without_duplicates(db, manifest, records, known, strict=strict)
             sources = _source_ids(db, records)
@@ -136,7 +136,7 @@ class ManifestWriter:
 
         Only now, with the whole file read, is a record that was not seen known to be removed.
         """
-        with self._connection.transaction() as db:
+        with self._connection.transaction("ingest.finish") as db:
             removed, first = 0, manifest.generation == 1
             if not first:
                 removed = db.conn.execute(
@@ -162,7 +162,7 @@ class ManifestWriter:
 
     def reselect(self, manifest: int, spec: str, chosen: Iterable[tuple[int, RecordState]]) -> None:
         """Set the state of valid records as ``chosen`` says, and remember the selection in ``spec``."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction("ingest.reselect") as db:
             db.conn.executemany(
                 "UPDATE records SET state = ?2 WHERE id = ?1 AND state IN ('active', 'unselected') AND state <> ?2",
                 chosen,

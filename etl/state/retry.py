@@ -14,7 +14,7 @@ def retry_failed(connection: Connection, chosen: FailureFilter, *, dry_run: bool
     cancelled until it has been fetched again.  History stays in ``attempts``.  With ``dry_run`` they are only counted.
     """
     counts: dict[str, int] = {}
-    with connection.transaction() as db:
+    with connection.transaction("retry.dead") as db:
         for stage, table in ((Stage.FETCH, "sources"), (Stage.CAPTION, "captions")):
             if chosen.stage not in (None, stage):
                 continue

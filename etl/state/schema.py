@@ -7,6 +7,7 @@ Statuses are words (`etl.models`), times Unix milliseconds, hashes lower-case he
 
 from collections.abc import Iterable
 
+from etl.failpoints import failpoint
 from etl.models import QueueStatus, RecordOutcome, RecordState
 from etl.state.database import SCHEMA_VERSION, check_version
 from etl.state.sqlite import Database, Migrations
@@ -288,13 +289,19 @@ def _outcome_triggers() -> list[str]:
     ]
 
 
+def _execute(db: Database, statements: Iterable[str]) -> None:
+    """Run the statements of one migration, inside the transaction that `Migrations.apply` commits."""
+    for statement in statements:
+        db.conn.execute(statement)
+    failpoint("schema.before_commit")
+
+
 @migrations(name="0001_initial")
 def _initial(db: Database) -> None:
     statements = [part for part in (_TABLES + _INDEXES + _OUTCOMES).split(";") if part.strip()]
     statements += _record_triggers() + _counting_triggers("sources", "0") + _counting_triggers("captions", "recipe")
     statements += _counter_rows() + _image_triggers() + _outcome_triggers()
-    for statement in statements:
-        db.conn.execute(statement)
+    _execute(db, statements)
 
 
 _HOSTS = """
@@ -317,8 +324,7 @@ CREATE TABLE hosts (
 
 @migrations(name="0002_hosts_and_mirrors")
 def _hosts_and_mirrors(db: Database) -> None:
-    db.conn.execute("ALTER TABLE sources ADD COLUMN mirror TEXT")
-    db.conn.execute(_HOSTS)
+    _execute(db, ["ALTER TABLE sources ADD COLUMN mirror TEXT", _HOSTS])
 
 
 # A caption that is to be made again counts as it was until the new one is there, whatever becomes of the attempt.
@@ -366,8 +372,7 @@ CREATE TABLE engine_samples (
 
 @migrations(name="0003_captions_again_and_engine_samples")
 def _captions_again(db: Database) -> None:
-    for statement in _CAPTIONS_AGAIN.split(";"):
-        db.conn.execute(statement)
+    _execute(db, _CAPTIONS_AGAIN.split(";"))
 
 
 _WAITING = """
@@ -384,8 +389,7 @@ CREATE INDEX captions_flagged_in_order ON captions (id) WHERE flags <> ''
 @migrations(name="0004_looking")
 def _looking(db: Database) -> None:
     """What the dashboard looks at: failures by class, once a second, and flagged captions one after the other."""
-    for statement in _WAITING.split(";"):
-        db.conn.execute(statement)
+    _execute(db, _WAITING.split(";"))
 
 
 def migrate(db: Database) -> None:
@@ -395,7 +399,10 @@ def migrate(db: Database) -> None:
     """
     check_version(db.conn)
     if migrations.pending(db):
+        failpoint("schema.before_migrations")
         migrations.apply(db)
+        failpoint("schema.migrated")
     # Not only after a migration: a process that died between the two left the number behind.
     if db.conn.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
         db.conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        failpoint("schema.versioned")

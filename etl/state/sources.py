@@ -48,7 +48,7 @@ class SourceQueue(WorkQueue):
 
     def claim(self, host: str, limit: int) -> list[SourceItem]:
         """Lease up to ``limit`` due sources of one host, oldest first."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction("fetch.claim") as db:
             rows = db.conn.execute(
                 "UPDATE sources SET status = 'running', lease_run = ? WHERE id IN ("
                 "SELECT id FROM sources WHERE status IN ('ready', 'retry') AND host = ? AND not_before <= ? "
@@ -61,7 +61,7 @@ class SourceQueue(WorkQueue):
 
     def postpone(self, items: Iterable[tuple[int, int]]) -> None:
         """Put claimed sources back, each until an instant, Unix milliseconds, without charging an attempt."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction("fetch.postpone") as db:
             db.conn.executemany(
                 "UPDATE sources SET status = CASE WHEN attempts > 0 THEN 'retry' ELSE 'ready' END, lease_run = NULL, "
                 "not_before = ? WHERE id = ? AND status = 'running' AND lease_run = ?",
@@ -98,7 +98,7 @@ class SourceQueue(WorkQueue):
 
         They keep their images and what the server said of them, so unchanged ones cost one request each.
         """
-        with self._connection.transaction() as db:
+        with self._connection.transaction("fetch.refresh") as db:
             return db.conn.execute(
                 "UPDATE sources SET status = 'ready', attempts = 0, crashes = 0, not_before = 0 WHERE status = 'done' "
                 "AND EXISTS (SELECT 1 FROM records r WHERE r.source = sources.id AND r.state = 'active')"
@@ -106,7 +106,7 @@ class SourceQueue(WorkQueue):
 
     def give_up(self, host: str, slug: str, message: str) -> int:
         """Make every source of the host that is not in flight dead; return how many that were."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction("fetch.give_up") as db:
             return db.conn.execute(
                 "UPDATE sources SET status = 'dead', error_class = ?, error = ? "
                 "WHERE status IN ('ready', 'retry') AND host = ?",
@@ -119,7 +119,7 @@ class SourceQueue(WorkQueue):
         Identical bytes under two URLs become one image.  With a ``recipe`` the captions that have become
         possible are queued in the same transaction, so captioning can go on beside fetching.
         """
-        with self._connection.transaction() as db:
+        with self._connection.transaction("fetch.commit") as db:
             return sum(self._commit_one(db, image, recipe) for image in fetched)
 
     def _commit_one(self, db: Database, fetched: FetchedImage | KnownImage, recipe: int | None) -> bool:

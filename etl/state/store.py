@@ -131,7 +131,7 @@ class Store:
     def begin_run(self, stages: Sequence[Stage]) -> int:
         """Record the beginning of a run; return its id."""
         now = now_ms()
-        with self._connection.transaction() as db:
+        with self._connection.transaction("run.begin") as db:
             rows = db.conn.execute(
                 "INSERT INTO runs (uid, stages, started_at, heartbeat_at, host, pid, app_version, config) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
@@ -145,7 +145,7 @@ class Store:
 
     def heartbeat(self, run: int, state: RunState) -> None:
         """Tell readers that the run is alive and what it is doing."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction("run.heartbeat") as db:
             db.conn.execute(
                 "UPDATE runs SET heartbeat_at = ?, state = ? WHERE id = ? AND ended_at IS NULL",
                 (now_ms(), state, run),
@@ -156,7 +156,7 @@ class Store:
         now = now_ms()
         self.sources(run).release_all()
         self.captions(run, 0).release_all()
-        with self._connection.transaction() as db:
+        with self._connection.transaction("run.end") as db:
             ended = db.conn.execute(
                 "UPDATE runs SET ended_at = ?, heartbeat_at = ?, state = ?, message = ? "
                 "WHERE id = ? AND ended_at IS NULL",
@@ -190,7 +190,7 @@ class Store:
 
     def acknowledge(self, command: Command, run: int | None, result: str) -> None:
         """Answer a command; its sender waits for this."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction("command.answer") as db:
             db.conn.execute(
                 "UPDATE commands SET acknowledged_at = ?, run = ?, result = ? WHERE id = ?",
                 (now_ms(), run, result, command.id),
@@ -199,7 +199,7 @@ class Store:
 
     def record_gpu(self, run: int, sample: GpuSample) -> None:
         """Record the load of one GPU."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction("run.gpu_sample") as db:
             db.conn.execute(
                 "INSERT INTO gpu_samples (run, at, gpu, load_percent, memory_used, memory_total, power_w) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -211,7 +211,7 @@ class Store:
 
     def record_engine(self, run: int, sample: EngineSample) -> None:
         """Record how busy the caption engine of one worker is."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction("run.engine_sample") as db:
             db.conn.execute(
                 "INSERT INTO engine_samples (run, at, worker, slots, in_use, waiting, captions, tokens) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -223,7 +223,7 @@ class Store:
 
     def record_export(self, run: int, summary: ExportSummary, recipe: int | None) -> None:
         """Record a finished export."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction("export.row") as db:
             db.conn.execute(
                 "INSERT INTO exports (run, path, recipe, rows, bytes, sha256, at) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (run, str(summary.path), recipe, summary.rows, summary.size, summary.sha256, now_ms()),

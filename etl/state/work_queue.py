@@ -58,7 +58,7 @@ class WorkQueue:
 
         A failure of an item that this run no longer holds changes nothing and counts as not dead.
         """
-        with self._connection.transaction() as db:
+        with self._connection.transaction(f"{self.stage}.fail") as db:
             dead = [self._fail_one(db, failure) for failure in failures]
         for failure, final in zip(failures, dead, strict=True):
             if final:
@@ -96,7 +96,7 @@ class WorkQueue:
 
     def release(self, ids: Iterable[int]) -> None:
         """Put claimed items back without charging an attempt: we stopped, they did not fail."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction(f"{self.stage}.release") as db:
             db.conn.executemany(
                 f"UPDATE {self.table} SET status = CASE WHEN attempts > 0 THEN 'retry' ELSE 'ready' END, "
                 "lease_run = NULL WHERE id = ? AND status = 'running' AND lease_run = ?",
@@ -105,7 +105,7 @@ class WorkQueue:
 
     def release_all(self) -> int:
         """Put back everything this run still holds; return how many items that were."""
-        with self._connection.transaction() as db:
+        with self._connection.transaction(f"{self.stage}.release_all") as db:
             released = db.conn.execute(
                 f"UPDATE {self.table} SET status = CASE WHEN attempts > 0 THEN 'retry' ELSE 'ready' END, "
                 "lease_run = NULL WHERE status = 'running' AND lease_run = ?",
@@ -144,7 +144,7 @@ def recover(connection: Connection, *, backoff_cap_s: float) -> dict[str, int]:
     """
     now = now_ms()
     chosen, asked = now + round(backoff_cap_s * 1000), now + round(max(backoff_cap_s, LONGEST_ASKED_WAIT_S) * 1000)
-    with connection.transaction() as db:
+    with connection.transaction("recover") as db:
         db.conn.execute("UPDATE runs SET state = 'crashed', ended_at = heartbeat_at WHERE ended_at IS NULL")
         # A stop that came too late for its run must not stop the next one.
         db.conn.execute(

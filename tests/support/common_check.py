@@ -9,10 +9,7 @@ that a fault of the program's counting cannot hide behind the same fault in its 
 
 import gzip
 import json
-import os
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from backports import zstd
+from support.etl_process import Program
 
 NOTHING = ("missing", "damaged", "missing_originals", "damaged_originals", "orphans", "parts")
 """What `etl verify` counts and a state after a clean end has none of."""
@@ -45,14 +43,16 @@ def check_state(
     keys: Sequence[str] = (),
     id_field: str = "id",
     leftovers: bool = False,
+    program: Program | None = None,
 ) -> Exported | None:
     """Assert that the state is sound, and that ``output``, if given, holds each of ``keys`` once, in their order.
 
     Each must have a caption, or else an error class.  ``leftovers`` allows orphans and unfinished files, as a process
-    that was killed may leave them until the next fetch.  No run may be alive.  Returns what the export says.
+    that was killed may leave them until the next fetch.  A ``program`` runs `etl verify` where its processes start
+    faster than new ones.  No run may be alive.  Returns what the export says.
     """
     with closing(sqlite3.connect(state / "state.db", timeout=30)) as database:
-        found = _verified(state)
+        found = _verified(state, program)
         allowed = ("orphans", "parts") if leftovers else ()
         left = {name: found[name] for name in NOTHING if name not in allowed and found[name]}
         assert (found["deep"], found["problems"], left) == (True, [], {}), f"verify found {found}"
@@ -86,14 +86,10 @@ def check_export(output: Path, keys: Sequence[str], id_field: str = "id") -> Exp
     return Exported(captioned, failed)
 
 
-def _verified(state: Path) -> dict[str, Any]:
+def _verified(state: Path, program: Program | None) -> dict[str, Any]:
     """Return what `etl verify --deep --json` says, whose exit code must be 0."""
-    done = subprocess.run(
-        [sys.executable, "-m", "etl.cli.app", "verify", "--deep", "--json"],
-        env=os.environ | {"ETL_STATE": str(state), "ETL_FAILPOINTS": ""},
-        cwd=state.parent, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = (program or Program(state.parent, state=state)).run("verify", "--deep", "--json", timeout_s=300)
+    assert done.code == 0, done.stdout + done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 from support.workbench import query
+from support.zygote import ForkedProcess, Zygote
 
 SETTINGS: dict[str, Any] = {
     "allow_host": "127.0.0.1", "decoders": 1, "min_free": 0, "max_attempts": 3, "backoff_s": 0.1, "backoff_cap_s": 1,
@@ -33,7 +34,7 @@ class Ended:
 class EtlProcess:
     """One running `etl` command; a context manager that leaves no process behind."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: "subprocess.Popen[str] | ForkedProcess") -> None:
         self.process = process
 
     def __enter__(self) -> "EtlProcess":
@@ -73,27 +74,31 @@ class Program:
         state: the state directory.
     """
 
-    def __init__(self, directory: Path, **settings: Any) -> None:
+    def __init__(self, directory: Path, *, zygote: Zygote | None = None, **settings: Any) -> None:
         self.directory = directory
-        self.state = directory / "state"
+        self._zygote = zygote
+        self.state = Path(settings.pop("state", directory / "state"))
         kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
         values = SETTINGS | settings | {"state": self.state}
         # One thread: more are slower for a model this small on a busy machine.
         self._environment = kept | {"OMP_NUM_THREADS": "1"} | {f"ETL_{n.upper()}": str(v) for n, v in values.items()}
 
-    def start(self, *arguments: object) -> EtlProcess:
-        """Start one command."""
+    def start(self, *arguments: object, failpoints: str = "") -> EtlProcess:
+        """Start one command, with these orders in ``ETL_FAILPOINTS``; forked from the zygote, where there is one."""
+        environment = self._environment | {"ETL_FAILPOINTS": failpoints}
+        if self._zygote is not None:
+            return EtlProcess(self._zygote.start([*map(str, arguments)], self.directory, environment))
         command = [sys.executable, "-m", "etl.cli.app", *map(str, arguments)]
         return EtlProcess(
             subprocess.Popen(
-                command, cwd=self.directory, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                command, cwd=self.directory, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE, text=True,
             )
         )  # fmt: skip
 
-    def run(self, *arguments: object, timeout_s: float = 60.0) -> Ended:
+    def run(self, *arguments: object, timeout_s: float = 60.0, failpoints: str = "") -> Ended:
         """Run one command to its end."""
-        with self.start(*arguments) as process:
+        with self.start(*arguments, failpoints=failpoints) as process:
             return process.wait(timeout_s)
 
     def status(self) -> dict[str, Any]:
