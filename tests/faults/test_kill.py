@@ -1,174 +1,178 @@
-"""SIGKILL at random moments of `etl run`, until it completes: nothing lost, nothing done twice."""
+"""SIGKILL at random moments of every command: nothing lost, nothing done twice."""
 
+import contextlib
 import json
 import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
-from support.etl_process import Ended, EtlProcess, Program
-from support.fault_server import Exchange, FaultServer, ok
-from support.workbench import scenes, wait_for, write_manifest
+from support.etl_process import Ended, EtlProcess
+from support.fault_server import FaultServer
+from support.places import Place, World
+from support.tally import Tally
+from support.workbench import wait_for
+from support.zygote import Zygote
 
-PICTURES = 200
-SHARED = 100
-"""Records that name a picture of another record: a third of all."""
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "ingest": ("ingest", "MANIFEST"),
+    "fetch": ("fetch", "-q"),
+    "caption": ("caption", "-q"),
+    "run": ("run", "-q", "--input", "MANIFEST", "--output", "OUT"),
+    "export": ("export", "OUT"),
+    "verify": ("verify", "--deep"),
+    "retry-failed": ("retry-failed",),
+}
+"""Every command that writes, in the order in which a state is brought through them."""
 
-PHASES = ("start", "fetch", "load", "caption")
-
-LOAD_S = 4.0
-"""Roughly how long the demo model takes to load; kills of the phase "load" fall anywhere before."""
+ENDS = (0, 3, 128 + signal.SIGKILL)
+"""Exit codes: done, done but for the picture that is gone, killed."""
 
 
 @dataclass
 class Campaign:
-    """One state directory that is killed again and again.
+    """One state that is killed in one command after the other, and run to its end in between.
 
     Attributes:
-        fetched: requests that each URL had seen when it was first found done.
-        captioned: when and as what each finished caption was first found.
-        killed: kills that hit a live process, by phase.
+        killed: kills that hit a living process, by command.
+        spans: seconds that each command lasts, as far as known; kills are drawn from all of it.
     """
 
-    program: Program
-    server: FaultServer
-    command: tuple[object, ...]
+    place: Place
     rng: random.Random
-    fetched: dict[str, int] = field(default_factory=dict)
-    captioned: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    tally: Tally
     killed: Counter[str] = field(default_factory=Counter)
+    spans: dict[str, float] = field(default_factory=dict)
 
-    def kill_once(self, phase: str, kills_left: int) -> None:
-        """Start the run, kill it in a phase, and look at what it left."""
-        with self.program.start(*self.command) as run:
-            self._moment(run, phase, kills_left)
-            if run.process.poll() is None:
-                run.send(signal.SIGKILL)
-                self.killed[phase] += 1
-            self.check(run.wait())
+    def run(self, kills: dict[str, int]) -> None:
+        """Kill each command so many times, then let it end."""
+        for name, number in kills.items():
+            for _ in range(3 * number):
+                if self.killed[name] < number:
+                    self.kill_once(name, self.rng.random() < 0.3)
+            assert self.killed[name] == number, f"too few of the kills hit a live {name}"
+            ended = self.place.run(*COMMANDS[name])
+            assert ended.code in ENDS[:2], ended.stderr
 
-    def _moment(self, run: EtlProcess, phase: str, kills_left: int) -> None:
-        """Return at a random moment of the phase, or when the run has ended.
+    def kill_once(self, name: str, watched: bool) -> None:
+        """Start the command and kill it at a random moment; maybe look on with `etl status` meanwhile."""
+        begun = time.monotonic()
+        with self.place.start(*COMMANDS[name]) as run:
+            moment = begun + self.rng.uniform(0, self.spans.get(name, 0.5))
+            with self._onlooker(watched):
+                while time.monotonic() < moment and run.process.poll() is None:
+                    time.sleep(0.001)
+                if run.process.poll() is None:
+                    run.send(signal.SIGKILL)
+                ended = run.wait()
+        if ended.code == 128 + signal.SIGKILL:
+            self.killed[name] += 1
+            self.tally.add("random kills", name, tried=1)
+        else:
+            self.spans[name] = time.monotonic() - begun
+        self.check(ended)
 
-        Moments in the work are drawn by its progress, so that each kill lets some of the rest be done.
-        """
-        table = {"fetch": "sources", "caption": "captions"}.get(phase)
-        if table is None:
-            seconds = self.rng.uniform(0, 1.0 if phase == "start" else LOAD_S)
-            self._wait(run, lambda: False, seconds)
+    @contextlib.contextmanager
+    def _onlooker(self, watched: bool) -> Iterator[None]:
+        if not watched:
+            yield
             return
-        done = self.program.count(table, "done")
-        some = self.rng.randint(1, max(1, 2 * (PICTURES - done) // (kills_left + 1)))
-        goal = min(done + some, PICTURES - 1)
-        self._wait(run, lambda: self.program.count(table, "done") >= goal, 60)
-        time.sleep(self.rng.uniform(0, 0.15))
-
-    @staticmethod
-    def _wait(run: EtlProcess, condition: Callable[[], bool], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and run.process.poll() is None and not condition():
-            time.sleep(0.01)
+        with self.place.start("status", "--json") as status:
+            yield
+            ended = status.wait()
+        # Before the first ingest there is no state, or none of its tables yet; that is one clear line.
+        assert ended.code == 0 or (ended.code in (1, 2) and ended.stderr.startswith("error:")), ended
+        assert "Traceback" not in ended.stderr, ended.stderr
+        if ended.code == 0:
+            assert json.loads(ended.stdout)["sources"] is not None
 
     def check(self, ended: Ended) -> None:
         """What must hold after every end, by whatever moment: a sound database, and no process left over."""
-        assert ended.code in (0, 128 + signal.SIGKILL), ended.stderr
+        assert ended.code in ENDS, ended.stderr
         assert "Traceback" not in ended.stderr
-        wait_for(lambda: not self.program.processes(), 10)
-        if self.program.rows("SELECT 1 FROM sqlite_master WHERE name = 'captions'"):
-            assert self.program.rows("PRAGMA quick_check") == [("ok",)]
-            for (url,) in self.program.rows("SELECT url FROM sources WHERE status = 'done'"):
-                path = url.removeprefix(self.server.base)
-                self.fetched.setdefault(path, self.server.requests[path])
-            for number, *rest in self.program.rows("SELECT id, text, done_at FROM captions WHERE status = 'done'"):
-                self.captioned.setdefault(number, tuple(rest))
+        wait_for(lambda: not self.place.program.processes(), 30)
+        if self.place.program.rows("SELECT 1 FROM sqlite_master WHERE name = 'captions'"):
+            assert self.place.program.rows("PRAGMA quick_check") == [("ok",)]
+        self.place.ledger.look()
 
-    def downloaded_again(self) -> int:
-        """Return how many requests were for pictures that were done already."""
-        return sum(self.server.requests[path] - seen for path, seen in self.fetched.items())
-
-    def captioned_again(self) -> int:
-        """Return how many finished captions were lost or made anew."""
-        rows = self.program.rows("SELECT id, text, done_at FROM captions WHERE status = 'done'")
-        now = {number: tuple(rest) for number, *rest in rows}
-        return sum(now.get(number) != seen for number, seen in self.captioned.items())
+    def end(self) -> None:
+        """Run everything once more and check the whole; only then did the state survive its kills."""
+        self.place.complete(count=self.tally.take)
+        for name, number in self.killed.items():
+            self.tally.add("random kills", name, survived=number)
 
 
-def prepare(program: Program, server: FaultServer, hold_s: float, rng: random.Random) -> tuple[Path, list[str]]:
-    """Serve the pictures, each after a moment, and write the manifest; return it and the keys in its order."""
+QUICK = {"ingest": 1, "fetch": 2, "caption": 2, "run": 1, "export": 1, "verify": 1, "retry-failed": 1}
 
-    def held(exchange: Exchange) -> None:
-        exchange.closing.wait(hold_s)
-        ok(exchange)
+SOAK = {"ingest": 11, "fetch": 12, "caption": 6, "run": 5, "export": 7, "verify": 5, "retry-failed": 4}
+"""50 kills of one state; ten states make 500."""
 
-    urls = [server.add(f"/{n}.jpg", body) for n, (_, body) in enumerate(scenes(PICTURES))]
-    for n in range(PICTURES):
-        server.fail(f"/{n}.jpg", held)
-    chosen = urls + rng.sample(urls, SHARED)
-    rng.shuffle(chosen)
-    keys = [f"r{n}" for n in range(len(chosen))]
-    records = [{"id": key, "url": url} for key, url in zip(keys, chosen, strict=True)]
-    return write_manifest(program.directory / "manifest.jsonl", records), keys
+
+def test_a_state_survives_random_kills(tmp_path: Path, server: FaultServer, zygote: Zygote) -> None:
+    """However often and wherever it is killed, each record is exported once, and no finished work is done again."""
+    world = World.made(tmp_path, server, zygote, records=400, pictures=24)
+    campaign = Campaign(world.place("state"), random.Random(4), Tally(0))
+    campaign.run(QUICK)
+    campaign.end()
+
+
+@pytest.fixture(scope="module")
+def large_world(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Iterator[World]:
+    """Enough records for three batches of an ingest, and pictures for some seconds of a fetch."""
+    with FaultServer() as server:
+        yield World.made(tmp_path_factory.mktemp("large"), server, zygote, records=12_001, pictures=60, hold_s=0.1)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(10))
+def test_ten_states_survive_five_hundred_random_kills(large_world: World, tally: Tally, seed: int) -> None:
+    """The same with fifty kills for each state."""
+    campaign = Campaign(large_world.place(f"state {seed}"), random.Random(seed), tally)
+    campaign.run(SOAK)
+    campaign.end()
+
+
+def kill_a_child(run: EtlProcess, rng: random.Random) -> bool:
+    """Kill one of the processes that a run has started; tell whether there was one."""
+    children = run.family()
+    if children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rng.choice(children).kill()
+    return bool(children)
 
 
 @pytest.mark.parametrize(
-    ("kills", "hold_s"), [(4, 0.02), pytest.param(30, 0.25, marks=pytest.mark.soak)], ids=["4-kills", "30-kills"]
+    ("stage", "kills"),
+    [
+        ("fetch", 2),
+        pytest.param("fetch", 30, marks=pytest.mark.soak),
+        pytest.param("caption", 20, marks=pytest.mark.soak),
+    ],
 )
-def test_a_killed_run_loses_nothing_and_repeats_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], kills: int, hold_s: float
+def test_a_run_survives_the_death_of_its_children(
+    tmp_path: Path, server: FaultServer, zygote: Zygote, tally: Tally, stage: str, kills: int
 ) -> None:
-    """However often it is killed, each record is exported once, and no finished work is done again."""
+    """Decoders and feeders die, the run goes on with others, and no picture is lost for it."""
     rng = random.Random(kills)
-    program = Program(tmp_path, batch_size=4, decoders=2)
-    output = tmp_path / "out.jsonl"
-    with FaultServer() as server:
-        manifest, keys = prepare(program, server, hold_s, rng)
-        command = ("run", "-q", "--input", manifest, "--output", output)
-        campaign = Campaign(program, server, command, rng)
-        phases = [PHASES[n % len(PHASES)] for n in range(kills)]
-        rng.shuffle(phases)
-        for n, phase in enumerate(phases):
-            campaign.kill_once(phase, phases[n:].count(phase))
-        last = program.run(*command, timeout_s=120)
-        campaign.check(last)
-        requests = server.requests.total()
-    assert last.code == 0, last.stderr
-    exported = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    lost = len(keys) - len({record["id"] for record in exported if record["vlm_caption"]})
-    _print(capsys, campaign, requests, lost)
-    assert [record["id"] for record in exported] == keys
-    assert (lost, campaign.downloaded_again(), campaign.captioned_again()) == (0, 0, 0)
-    assert campaign.killed.total() >= kills - 2, "too few of the kills hit a live run"
-    _check_state(program)
-
-
-def _check_state(program: Program) -> None:
-    """Database sound, counters true, pictures whole, nothing held, nothing half written."""
-    verified = program.run("verify", "--json")
-    found = json.loads(verified.stdout)
-    assert (verified.code, found["problems"]) == (0, [])
-    assert (found["images"], found["missing"], found["damaged"]) == (PICTURES, 0, 0)
-    assert program.rows("PRAGMA integrity_check") == [("ok",)]
-    assert program.rows("PRAGMA foreign_key_check") == []
-    for table in ("sources", "captions"):
-        found = program.rows(f"SELECT status, count(*), count(lease_run) FROM {table} GROUP BY status")
-        assert found == [("done", PICTURES, 0)]
-    assert not list(program.directory.rglob("*.part"))
-
-
-def _print(capsys: pytest.CaptureFixture[str], campaign: Campaign, requests: int, lost: int) -> None:
-    [(crashed,)] = campaign.program.rows("SELECT count(*) FROM runs WHERE state = 'crashed'")
-    by_phase = ", ".join(f"{phase} {campaign.killed[phase]}" for phase in PHASES)
-    with capsys.disabled():
-        print(
-            f"\n  kills                {campaign.killed.total():>5}   ({by_phase})"
-            f"\n  runs cut short       {crashed:>5}   (the other kills came before or between runs)"
-            f"\n  requests             {requests:>5}   for {PICTURES} pictures"
-            f"\n  downloaded again     {campaign.downloaded_again():>5}"
-            f"\n  captioned again      {campaign.captioned_again():>5}"
-            f"\n  records lost         {lost:>5}   of {PICTURES + SHARED}"
-        )
+    world = World.made(tmp_path, server, zygote, records=2 + 2 * kills, pictures=1 + 2 * kills, hold_s=0.1)
+    place = world.place("state", "fetched" if stage == "caption" else "ingested")
+    killed = 0
+    with place.start(*COMMANDS[stage], decoders=2, feeders=2) as run:
+        while killed < kills and run.process.poll() is None:
+            time.sleep(rng.uniform(0.05, 0.3))
+            killed += kill_a_child(run, rng)
+        ended = run.wait(120)
+    assert ended.code == 3, ended.stderr
+    assert killed
+    dead = place.program.rows("SELECT count(*) FROM sources WHERE status = 'dead'")
+    assert dead == [(1,)], "a picture was given up for the death of a process that was killed"
+    place.ledger.look()
+    if kills > 2:
+        tally.add("kills of children", stage, tried=killed)
+        place.complete(count=tally.take)
+        tally.add("kills of children", stage, survived=killed)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,20 @@ class EtlProcess:
 
 
 class Program:
-    """Starts `etl` commands on one state directory.
+    """Starts `etl` commands on one state directory, with ``settings`` and other ``variables`` in their environment.
 
     Attributes:
         state: the state directory.
     """
 
-    def __init__(self, directory: Path, *, zygote: Zygote | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        zygote: Zygote | None = None,
+        variables: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
         self.directory = directory
         self._zygote = zygote
         self.state = Path(settings.pop("state", directory / "state"))
@@ -82,6 +90,7 @@ class Program:
         values = SETTINGS | settings | {"state": self.state}
         # One thread: more are slower for a model this small on a busy machine.
         self._environment = kept | {"OMP_NUM_THREADS": "1"} | {f"ETL_{n.upper()}": str(v) for n, v in values.items()}
+        self._environment |= variables or {}
 
     def start(self, *arguments: object, failpoints: str = "") -> EtlProcess:
         """Start one command, with these orders in ``ETL_FAILPOINTS``; forked from the zygote, where there is one."""

@@ -1,6 +1,5 @@
 """What was seen done on a state, so that whatever is done a second time is found."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from support.etl_process import Program
@@ -20,6 +19,7 @@ class Ledger:
         self.server = server
         self.fetched: dict[str, int] = {}
         self.captioned: dict[int, tuple[Any, ...]] = {}
+        self._allowed: set[str] = set()
 
     def look(self) -> None:
         """Take in what is done now; no process may be at work on the state."""
@@ -27,14 +27,19 @@ class Ledger:
             return
         for (url,) in self.program.rows("SELECT url FROM sources WHERE status = 'done'"):
             path = url.removeprefix(self.server.base)
-            self.fetched.setdefault(path, self.server.requests[path])
+            if path not in self._allowed:
+                self.fetched.setdefault(path, self.server.requests[path])
         for number, *rest in self.program.rows("SELECT id, text, done_at FROM captions WHERE status = 'done'"):
             self.captioned.setdefault(number, tuple(rest))
 
-    def forget(self, paths: Iterable[str] = (), captions: Iterable[int] = ()) -> None:
-        """Allow these to be done once more: somebody asked for it."""
+    def allow(self, *paths: str) -> None:
+        """Allow these pictures to be downloaded again from now on: somebody asked for it, or lost them."""
+        self._allowed.update(paths)
         for path in paths:
             self.fetched.pop(path, None)
+
+    def forget_captions(self, *captions: int) -> None:
+        """Forget what these captions were: they are to be made again."""
         for number in captions:
             self.captioned.pop(number, None)
 
