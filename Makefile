@@ -38,7 +38,7 @@ format: $(READY)  ## Format the code
 bench: $(READY)  ## Run the benchmarks that need no GPU (benchmarks/README.md)
 	$(BIN)/python -m benchmarks.ingest
 
-soak: $(READY)  ## Kill runs at random moments, for minutes
+soak: $(READY)  ## Kill, cut and garble for minutes, one test after the other; ends with a table of all faults
 	$(BIN)/python -m pytest -m soak
 
 constraints:  ## Write the exact versions of this environment into constraints.txt

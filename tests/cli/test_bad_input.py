@@ -113,6 +113,7 @@ CASES = {
     "export into nowhere": Case("export none/out", ("cannot write none/out", "No such file or directory"), 1),
     "export to a directory": Case("export .", (". is a directory",)),
     "export to nothing": Case("export ''", ("the empty name",)),
+    "quick and deep": Case("verify --quick --deep", ("--quick", "--deep", "choose one")),
     "a penalty for failed items": Case("retry-failed --repetition-penalty 1.3", ("needs --flag",)),
     "a flag of a failure": Case("retry-failed --flag echo --class timeout", ("--flag means finished", "--class")),
     "a flag of a download": Case("retry-failed --flag echo --stage fetch", ("--flag means finished", "--stage")),

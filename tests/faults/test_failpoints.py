@@ -15,7 +15,6 @@ from support.tally import Tally
 from support.workbench import wait_for, write_manifest
 from support.zygote import Zygote
 
-from etl.errors import StateMissingError
 from etl.failpoints import FAILPOINTS
 from etl.stages.ingest import BATCH
 from etl.state import control
@@ -116,19 +115,17 @@ def answer_again(place: Place) -> None:
 
 
 def add_a_dead_host(place: Place) -> None:
-    path = write_manifest(place.directory / "dead.jsonl", [{"id": "dead", "url": "http://localhost:1/x.jpg"}])
+    records = [{"id": key, "url": f"http://localhost:1/{key}.jpg"} for key in DEAD]
+    path = write_manifest(place.directory / "dead.jsonl", records)
     assert place.run("ingest", str(path)).code == 0
 
 
 def send_a_command(place: Place, run: EtlProcess) -> None:
     """Ask the live run for something; it dies while answering."""
-    deadline = time.monotonic() + 30
-    while run.process.poll() is None and time.monotonic() < deadline:
-        try:
-            control.send(place.state, control.RESUME, patience_s=0)
-            break
-        except StateMissingError:
-            time.sleep(0.02)
+    # What is asked before a run has begun was meant for another one.
+    begun = "SELECT 1 FROM runs WHERE stages = 'fetch' AND ended_at IS NULL"
+    wait_for(lambda: place.program.rows(begun), 60)
+    control.send(place.state, control.RESUME, patience_s=0)
     run.wait(90)
 
 
@@ -156,7 +153,12 @@ def both(name: str, route: Route) -> dict[str, Route]:
 INGEST, FETCH, CAPTION, EXPORT = ("ingest", "MANIFEST"), ("fetch", "-q"), ("caption", "-q"), ("export", "OUT")
 RESELECT = ("run", "-q", "--offset", "1")
 AGAIN = ("retry-failed", "--flag", "repetition")
-SLOW = "fetch.commit.before_commit=sleep:1.2"
+SLOW = "fetch.commit.before_commit=sleep:1.2@1+"
+
+DEAD = tuple(f"dead{number}" for number in range(20))
+"""Keys of pictures on a host that gives no sign of life: enough of them for it to be parked."""
+
+GIVE_UP = (("host_patience_s", 1), ("max_attempts", 100))
 
 ROUTES: dict[str, Route] = {
     "schema.before_migrations": Route("new", INGEST),
@@ -184,13 +186,13 @@ ROUTES: dict[str, Route] = {
     "cache.synced": Route("ingested", FETCH, later=3, decoder=True),
     "part.before_forget": Route("ingested", FETCH, later=9),
     **both("fetch.commit", Route("ingested", FETCH, later=2)),
-    **both("fetch.hosts", Route("ingested", FETCH, later=2)),
+    **both("fetch.hosts", Route("ingested", FETCH)),
     **both("run.heartbeat", Route("ingested", FETCH, later=2, also=SLOW)),
     **both("command.answer", Route("ingested", FETCH, beside=send_a_command, also=SLOW)),
     **both("fetch.postpone", Route("ingested", FETCH, prepare=ask_for_a_pause, after=answer_again)),
     **both(
         "fetch.give_up",
-        Route("ingested", FETCH, prepare=add_a_dead_host, more=("dead",), settings=(("host_patience_s", 1),)),
+        Route("ingested", FETCH, prepare=add_a_dead_host, more=DEAD, settings=GIVE_UP),
     ),
     **both(
         "fetch.release",
