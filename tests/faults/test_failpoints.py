@@ -260,6 +260,7 @@ def kill_at(place: Place, name: str, passing: int = 1) -> None:
     # Decoders end themselves when the run is gone; the lock went with it.
     if route.command in (FETCH, CAPTION):
         wait_for(lambda: not place.program.processes(), 30)
+    place.check_output()
     place.ledger.look()
     route.after(place)
 

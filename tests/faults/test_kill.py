@@ -98,6 +98,7 @@ class Campaign:
         wait_for(lambda: not self.place.program.processes(), 30)
         if self.place.program.rows("SELECT 1 FROM sqlite_master WHERE name = 'captions'"):
             assert self.place.program.rows("PRAGMA quick_check") == [("ok",)]
+        self.place.check_output()
         self.place.ledger.look()
 
     def end(self) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from backports import zstd
+from PIL import Image
 from support.cached import CachedState
 from support.common_check import check_export, check_state
+from support.workbench import encoded
 
 from etl.models import FailureFilter, QualityFlag, Stage
 from etl.stages.export import ExportOptions, export
@@ -146,14 +148,18 @@ def test_many_rows_with_one_fault_make_one_line(tmp_path: Path) -> None:
     assert problem.count("record ") == EXAMPLES and problem.endswith("and 5 more")
 
 
-def test_a_working_copy_that_does_not_decode_is_fetched_again(state: CachedState) -> None:
+HALF = encoded(Image.effect_noise((64, 64), 50).convert("RGB"))[:1500]
+"""A picture whose header is right and whose end is missing."""
+
+
+@pytest.mark.parametrize(("garbage", "size"), [(b"no picture at all", 4), (HALF, 64)], ids=["no picture", "half"])
+def test_a_working_copy_that_does_not_decode_is_fetched_again(state: CachedState, garbage: bytes, size: int) -> None:
     """Its hash is right, so only decoding tells; the picture goes back into the fetch queue."""
-    garbage = b"no picture at all"
     sha256 = hashlib.sha256(garbage).hexdigest()
     state.cache.remove(state.working_path("2"))
     execute(
-        state.store.directory, "UPDATE images SET working_sha256 = ?, working_bytes = ? WHERE id = 3", sha256,
-        len(garbage),
+        state.store.directory, "UPDATE images SET working_sha256 = ?1, working_bytes = ?2, working_width = ?3, "
+        "working_height = ?3 WHERE id = 3", sha256, len(garbage), size,
     )  # fmt: skip
     state.cache.put_working(garbage)
     assert verify(state.store).damaged == 0

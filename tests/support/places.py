@@ -145,6 +145,11 @@ class Place:
         assert not list(self.directory.rglob("*.part"))
         return exported
 
+    def check_output(self) -> None:
+        """An export is whole or not there, at whatever moment its writer died."""
+        if self.output.exists():
+            assert self.exported_keys()[: len(self.world.keys)] == self.world.keys
+
     def exported_keys(self) -> list[str]:
         """Return the keys in the export."""
         return [json.loads(line)["id"] for line in self.output.read_text(encoding="utf-8").splitlines()]
