@@ -60,3 +60,7 @@ rehearsal-small: $(READY)  ## Fetch all of the archive's manifest as small pictu
 .PHONY: screenshots
 screenshots: $(READY)  ## Make the pictures of docs/dashboard.md (needs rsvg-convert)
 	$(BIN)/python -m benchmarks.screenshots
+
+.PHONY: long-run
+long-run: $(READY)  ## Fetch and caption 100,000 small pictures: does anything grow or become slower?
+	$(BIN)/python -m benchmarks.long_run

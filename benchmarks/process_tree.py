@@ -63,6 +63,34 @@ def run_measured(
     return Usage(seconds, cpu_s, peak, busy_s, process.returncode)
 
 
+@dataclass(frozen=True)
+class Member:
+    """One living process of a session, as it was at a look.
+
+    Attributes:
+        cpu_s: its own user and system time so far, without its children's.
+        pss: proportional set size, in bytes.
+        descriptors, threads: how many it has open.
+    """
+
+    pid: int
+    cpu_s: float
+    pss: int
+    descriptors: int
+    threads: int
+
+
+def members(session: int) -> Iterator[Member]:
+    """Yield the living processes of a session; one that ends meanwhile is left out."""
+    for pid, cpu_s in _session(session, children=False):
+        here = Path(f"/proc/{pid}")
+        try:
+            counts = [sum(1 for _ in (here / kind).iterdir()) for kind in ("fd", "task")]
+        except OSError:
+            continue
+        yield Member(pid, cpu_s, _pss(pid), *counts)
+
+
 def session_cpu_s(session: int) -> float:
     """Return the user and system time of a session's living processes and of the children that they waited for."""
     return sum(cpu_s for _, cpu_s in _session(session))

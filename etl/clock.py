@@ -1,15 +1,58 @@
-"""The one clock of the state: Unix time in whole milliseconds, UTC."""
+"""The one clock of the state: Unix time in whole milliseconds, UTC.
+
+During a run it is held (`held`): whatever is done to the machine's clock, it goes on evenly until `follow` is called,
+so that the run can first set what it has stored by it (`etl.state.store.Store.follow_clock`).
+"""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+
+# Unlike the monotonic clock it goes on while the machine sleeps, as the waits do.
+_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+_ahead: int | None = None
+"""Unix time minus the steady clock while the clock is held, in milliseconds."""
 
 
 def now_ms() -> int:
-    """Return the current Unix time in milliseconds."""
-    return time.time_ns() // 1_000_000
+    """Return the current Unix time in milliseconds; while the clock is held, as it would be had nobody set it."""
+    return _wall_ms() if _ahead is None else _steady_ms() + _ahead
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Hold the clock of this process during the block."""
+    global _ahead
+    before, _ahead = _ahead, now_ms() - _steady_ms()
+    try:
+        yield
+    finally:
+        _ahead = before
+
+
+def drift_ms() -> int:
+    """Return by how much the machine's clock was set since this one is held; 0 when it is not held."""
+    return _wall_ms() - now_ms()
+
+
+def follow(by_ms: int) -> None:
+    """Set the held clock by so much."""
+    global _ahead
+    if _ahead is not None:
+        _ahead += by_ms
 
 
 def iso_utc(milliseconds: int) -> str:
     """Return ``2025-12-16T10:30:00.000Z`` for a Unix time in milliseconds."""
     moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{milliseconds % 1000:03d}Z"
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _steady_ms() -> int:
+    return time.clock_gettime_ns(_STEADY) // 1_000_000

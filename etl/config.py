@@ -5,6 +5,7 @@ One flat, frozen `Settings`.  Every field can be given in all three places under
 """
 
 import dataclasses
+import json
 import os
 import re
 import tomllib
@@ -44,6 +45,7 @@ class Settings:
         backoff_cap_s: longest wait between attempts that we choose ourselves, in seconds.
         contact: address put into the User-Agent, so that a host's operator can reach you.
         allow_host: hosts that may be dialled although their address is private or loopback.
+        allow_path: directories whose pictures a manifest may name, beside the one that the manifest lies in.
         rewrite_url: REGEX=REPLACEMENT, where else a picture may lie, made from its URL; can be given more than once.
         mirror_template: where else a picture may lie, made from its record: https://store.example/{field}.
         prefer_mirror: ask the mirrors before the URL of the record.
@@ -57,6 +59,17 @@ class Settings:
         revision: branch, tag or commit of the model; the resolved commit goes into the recipe.
         dtype: ``auto`` (float16 on a GPU, float32 on a CPU), ``float32``, ``float16`` or ``bfloat16``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+        backend: what captions: ``local``, the model on this machine, ``openai``, OpenAI-compatible endpoints, or
+            ``ray``, a Ray cluster.
+        endpoint: where the endpoints are, such as http://gpu:8000/v1, with commas between them; all serve one model.
+        endpoint_model: the model's name at the endpoints, where it is neither ``model`` nor the only one served.
+        endpoint_concurrency: requests at once to one endpoint at most; how many it bears is found out.
+        endpoint_timeout_s: seconds for an endpoint to give one caption.
+        endpoint_patience_s: seconds for which all endpoints may fail, or no Ray node be there, before the run ends.
+        ray_address: where the Ray cluster is: host:port, ray://host:port, or ``auto`` on one of its nodes.
+        ray_cpus: CPUs of each actor where the cluster captions without GPUs; 0 for one actor on each GPU.
+        ray_timeout_s: seconds for which an actor may finish nothing before it is ended.
+        insecure: send the endpoints' key over plain http to public hosts too; join a Ray cluster that takes anybody.
         engine: ``slots`` (continuous batching), ``generate`` (transformers' own), or ``auto``: slots where the model
             allows it.
         slots: captions written at once by the slot engine; 0 means as many as the memory holds.
@@ -70,6 +83,9 @@ class Settings:
             sides off.
         max_aspect: pictures longer than this ratio are cropped around their centre before the model sees them.
         interval_s: seconds between plain progress lines when there is no terminal.
+        metrics_port: serve metrics for Prometheus at this port while a run lasts; 0 for none.
+        metrics_address: address to serve them at; 0.0.0.0 lets other machines ask.
+        webhook: URL that gets one JSON message when a run has ended.
         gpu_price: what the machine costs per hour, in any money, to tell what the work has cost; 0 means not known.
     """
 
@@ -89,6 +105,7 @@ class Settings:
     backoff_cap_s: float = 600.0
     contact: str = ""
     allow_host: tuple[str, ...] = ()
+    allow_path: tuple[str, ...] = ()
     rewrite_url: tuple[str, ...] = ()
     mirror_template: str = ""
     prefer_mirror: bool = False
@@ -102,6 +119,16 @@ class Settings:
     revision: str = "main"
     dtype: str = "auto"
     device: str = "auto"
+    backend: str = "local"
+    endpoint: tuple[str, ...] = ()
+    endpoint_model: str = ""
+    endpoint_concurrency: int = 64
+    endpoint_timeout_s: float = 300.0
+    endpoint_patience_s: float = 600.0
+    ray_address: str = ""
+    ray_cpus: int = 0
+    ray_timeout_s: float = 900.0
+    insecure: bool = False
     engine: str = "auto"
     slots: int = 0
     gpu_memory_fraction: float = 0.92
@@ -112,21 +139,16 @@ class Settings:
     pad_to_square: bool = False
     max_aspect: float = 4.0
     interval_s: float = 30.0
+    metrics_port: int = 0
+    metrics_address: str = "127.0.0.1"
+    webhook: str = ""
     gpu_price: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _LIMITS.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"{name} = {value}: must be between {low:g} and {high:g}")
-        if not self.model:
-            raise ConfigError("model is empty: give a Hugging Face id, a directory, or 'demo'")
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype = {self.dtype!r}: must be one of {', '.join(DTYPES)}")
-        if self.engine not in ENGINES:
-            raise ConfigError(f"engine = {self.engine!r}: must be one of {', '.join(ENGINES)}")
-        if self.gpus != "all" and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", self.gpus):
-            raise ConfigError(f"gpus = {self.gpus!r}: must be 'all' or numbers such as 0,1")
+        for field in dataclasses.fields(self):
+            _check(field.name, getattr(self, field.name))
+        # A flag gives each value as it was typed.
+        object.__setattr__(self, "endpoint", _endpoints(self.endpoint))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Settings":
@@ -135,13 +157,23 @@ class Settings:
         return cls(**{name: _convert(name, value, kinds[name], "settings") for name, value in values.items()})
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as plain values for the run's row, with secrets removed."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        """Return the settings as plain values for another process of this run, whole but for the webhook."""
+        plain = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        # Whoever knows a webhook's path may post to it, and no other process needs to.
+        return plain | {"webhook": host_of(self.webhook) and f"https://{host_of(self.webhook)}/..."}
 
+    def redacted(self) -> dict[str, Any]:
+        """Return the settings as `to_json` does, for the run's row: addresses without what opens doors in them."""
+        return {name: redact(value) for name, value in self.to_json().items()}
+
+
+BACKENDS = ("local", "openai", "ray")
 
 ENGINES = ("auto", "slots", "generate")
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+_CHOICES = {"dtype": DTYPES, "backend": BACKENDS, "engine": ENGINES}
 
 _LIMITS: dict[str, tuple[float, float]] = {
     "concurrency": (1, 32),
@@ -161,6 +193,11 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "decoder_memory": (256 * 1024**2, 1e12),
     "min_free": (0, 1e15),
     "max_cache_size": (0, 1e15),
+    "endpoint_concurrency": (1, 1024),
+    "endpoint_timeout_s": (0.05, 86400),
+    "endpoint_patience_s": (0.05, 7 * 86400),
+    "ray_cpus": (0, 1024),
+    "ray_timeout_s": (0.05, 86400),
     "slots": (0, 4096),
     "gpu_memory_fraction": (0.05, 1),
     "feeders": (0, 64),
@@ -168,8 +205,42 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "max_new_tokens": (1, 4096),
     "max_aspect": (1, 1000),
     "interval_s": (0.1, 3600),
+    "metrics_port": (0, 65535),
     "gpu_price": (0, 1e6),
 }
+
+
+def _check(name: str, value: Any) -> None:
+    """Raise `ConfigError` where a value of the right type is none that the setting may have."""
+    if name in _LIMITS and not _LIMITS[name][0] <= value <= _LIMITS[name][1]:
+        low, high = _LIMITS[name]
+        raise ConfigError(f"{name} = {_shown(value)}: must be between {low:g} and {high:g}")
+    if name == "model" and not value:
+        raise ConfigError("model is empty: give a Hugging Face id, a directory, or 'demo'")
+    if name == "webhook" and value and not (value.startswith(("http://", "https://")) and host_of(value)):
+        raise ConfigError("webhook is no http or https URL; it must look like https://chat.example/hook")
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise ConfigError(f"{name} = {_shown(value)}: must be one of {', '.join(_CHOICES[name])}")
+    if name == "gpus" and value != "all" and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", value, re.ASCII):
+        raise ConfigError(f"gpus = {_shown(value)}: must be 'all' or numbers such as 0,1")
+    if name == "endpoint":
+        _endpoints(value)
+    texts = value if isinstance(value, tuple) else (str(value),) if isinstance(value, str | Path) else ()
+    if any("\0" in text for text in texts):
+        raise ConfigError(f"{name} holds a NUL character, which no path or name may")
+
+
+def _shown(value: object) -> str:
+    """Return a value for an error message: no longer than a line."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} too large to be shown"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+MAX_SHOWN = 100
+"""Characters of a wrong value in an error message."""
 
 DASHBOARD = "dashboard"
 """The table of ``etl.toml`` that belongs to the dashboard alone (`load_dashboard`)."""
@@ -193,15 +264,90 @@ def load_settings(
 
 
 def redact_url(url: str) -> str:
-    """Return the URL without user name, password and query values, for logs and stored errors."""
+    """Return the URL without user name, password, query values and fragment, for logs and stored errors.
+
+    What is no URL stays as it is; of a URL that cannot be taken to pieces only the scheme is left.
+    """
+    scheme = _SCHEME.match(url)
+    if scheme is None:
+        return url
     try:
         parts = urlsplit(url)
-        if not (parts.query or "@" in parts.netloc):
-            return url
-        query = "&".join(pair.split("=")[0] + ("=..." if "=" in pair else "") for pair in parts.query.split("&"))
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query if parts.query else ""))
     except ValueError:
+        return f"{scheme[0]}..."
+    if not (parts.query or parts.fragment or "@" in parts.netloc):
         return url
+    # A query without names, as in `?c2VjcmV0`, is one value.
+    query = "&".join(pair.split("=")[0] + "=..." if "=" in pair else "..." for pair in parts.query.split("&") if pair)
+    netloc = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=netloc, query=query, fragment="..." if parts.fragment else ""))
+
+
+def redact_text(text: str) -> str:
+    """Return the text with every http(s) URL in it as `redact_url` gives it, also one that is part of another."""
+    if "://" not in text:
+        return text
+    return _USER.sub("://", _URL.sub(lambda match: redact_url(match[0]), text))
+
+
+def redact(value: Any) -> Any:
+    """Return plain values with every URL in their texts as `redact_url` gives it."""
+    if isinstance(value, dict):
+        return {key: redact(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [redact(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    # A text that is one URL may hold quotes and backslashes, which end one in prose.
+    return redact_text(redact_url(value) if _ONE_URL.fullmatch(value) else value)
+
+
+def redact_line(line: str) -> str:
+    """Return a manifest line with every URL redacted; as values, for JSON can spell one in many ways."""
+    try:
+        return json.dumps(redact(json.loads(line)), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return redact_text(line)
+
+
+_SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
+
+_ONE_URL = re.compile(r"\s*https?://\S*\s*", re.IGNORECASE)
+
+_USER = re.compile(r"://[^/?#@\s\"]+@")
+
+_URL = re.compile(r"https?://[^\s\"'<>\\]+", re.IGNORECASE)
+"""Up to a quote, a bracket or a backslash: in JSON and in error messages URLs end there."""
+
+
+def _endpoints(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the addresses one by one.  Raises `ConfigError`, which never shows a secret, as settings are stored."""
+    found = [part.strip() for value in values for part in value.split(",") if part.strip()]
+    for number, address in enumerate(found, start=1):
+        try:
+            parts = urlsplit(address)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            secret = bool(parts.query or parts.fragment or "@" in parts.netloc)
+        except ValueError:
+            good = secret = False
+        if secret:
+            raise ConfigError(
+                f"endpoint {number} has a user name, a query or a fragment; give the bare address, and a key in the "
+                "environment as ETL_API_KEY"
+            )
+        if not good:
+            raise ConfigError(f"endpoint {number} is no address such as http://gpu:8000/v1")
+    if len(set(found)) < len(found):
+        raise ConfigError("endpoint: an address is given twice")
+    return tuple(found)
+
+
+def host_of(url: str) -> str:
+    """Return the host of a URL; empty where it has none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def load_dashboard(file: Path | None = None) -> tuple[Path, dict[str, Any]]:
@@ -224,7 +370,8 @@ def _read(file: Path | None) -> tuple[Path, dict[str, Any]]:
         return path, tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    # Not only `tomllib.TOMLDecodeError`: numbers and nesting may be more than Python itself reads.
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -234,7 +381,7 @@ def _from_file(file: Path | None) -> dict[str, Any]:
     kinds = typing.get_type_hints(Settings)
     for name in table:
         if name not in kinds:
-            raise ConfigError(f"{path}: unknown setting {name!r}; known: {', '.join(sorted(kinds))}")
+            raise ConfigError(f"{path}: unknown setting {_shown(name)}; known: {', '.join(sorted(kinds))}")
     return {name: _convert(name, value, kinds[name], str(path)) for name, value in table.items()}
 
 
@@ -246,18 +393,34 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _convert(name: str, value: Any, kind: Any, where: str) -> Any:
+    """Return a value from file, environment or JSON as the setting's type.  Raises `ConfigError` naming ``where``."""
     try:
-        if isinstance(kind, types.GenericAlias):
-            items = value.split(",") if isinstance(value, str) else value
-            return tuple(str(item).strip() for item in items if str(item).strip())
-        if kind is bool and isinstance(value, str):
-            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
-        if (kind is bool) != isinstance(value, bool) or (kind is int and isinstance(value, float)):
-            raise ValueError
-        return kind(value)
-    except (ValueError, KeyError, TypeError) as error:
-        wanted = getattr(kind, "__name__", str(kind))
-        raise ConfigError(f"{where}: {name} = {value!r} is not a valid {wanted}") from error
+        converted = _converted(value, kind)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        wanted = "list of texts" if isinstance(kind, types.GenericAlias) else kind.__name__
+        raise ConfigError(f"{where}: {name} = {_shown(value)} is not a valid {wanted}") from error
+    try:
+        _check(name, converted)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return converted
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    if isinstance(kind, types.GenericAlias):
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+            raise TypeError
+        return tuple(item.strip() for item in items if item.strip())
+    if kind is bool and isinstance(value, str):
+        return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
+    # `gpus = 0` is a text to us, but nobody puts quotes around it.
+    accepted = (bool,) if kind is bool else (str, int, float)
+    if not isinstance(value, accepted) or (kind is bool) != isinstance(value, bool):
+        raise TypeError
+    if kind is int and isinstance(value, float):
+        raise ValueError
+    return kind(value)
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@
     |-- StateError                1: the state directory cannot be used
     |   |-- StateMissingError     2: there is no state database here
     |   |-- StateNewerError       2: the database was written by a newer version
+    |   |-- StateSplitError       2: its work has been given to parts, see `etl split`
     |   `-- StateLockedError      4: another run holds it
     |-- DiskFullError             5: no space left; everything committed so far is safe
     |-- ChildEndedError           1: a child process is gone; who uses it starts another or fails the item
@@ -66,6 +67,12 @@ class StateMissingError(StateError):
 
 class StateNewerError(StateError):
     """The database was written by a newer version of the program."""
+
+    exit_code = 2
+
+
+class StateSplitError(StateError):
+    """The work of this state was given to parts that have not come back."""
 
     exit_code = 2
 
@@ -242,6 +249,12 @@ class BlockedAddressError(FetchError):
     slug = "blocked_address"
 
 
+class BlockedPathError(FetchError):
+    """The local path leads out of the manifest's directory and of those that ``allow_path`` names."""
+
+    slug = "blocked_path"
+
+
 class TooManyRedirectsError(FetchError):
     """The redirects did not end."""
 
@@ -337,6 +350,46 @@ class CrashedError(CaptionError):
     """The process died repeatedly while this item was in flight."""
 
     slug = "crashed"
+
+
+class ContentFilterError(CaptionError):
+    """The endpoint's content filter, or the model itself in so many words, refused the picture or the prompt."""
+
+    slug = "content_filter"
+
+
+class EndpointRefusedError(CaptionError):
+    """The endpoint refused this picture or prompt: HTTP 400, 413, 422 or the like."""
+
+    slug = "endpoint_refused"
+
+
+class EndpointAnswerError(CaptionError):
+    """The endpoint's answer is no caption: cut short, no JSON, or without text."""
+
+    slug = "endpoint_answer"
+    retryable = True
+
+
+class EndpointTimeoutError(CaptionError):
+    """The endpoint gave no caption within ``endpoint_timeout_s``."""
+
+    slug = "endpoint_timeout"
+    retryable = True
+
+
+class WorkerTimeoutError(CaptionError):
+    """A node of the cluster gave no caption within ``ray_timeout_s``."""
+
+    slug = "worker_timeout"
+    retryable = True
+
+
+class EndpointFailedError(CaptionError):
+    """Endpoints failed (HTTP 5xx, broken connections) each time that they were given this picture."""
+
+    slug = "endpoint_failed"
+    retryable = True
 
 
 def item_error_classes() -> Iterator[type[ItemError]]:

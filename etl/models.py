@@ -325,7 +325,16 @@ class StageSummary:
 
 @dataclass(frozen=True, slots=True)
 class ExportSummary:
-    """What one export wrote.  ``left_out`` counts invalid lines that are not JSON objects."""
+    """What one export holds.
+
+    Attributes:
+        left_out: invalid lines that are not JSON objects.
+        size, sha256: of the lines before compression; of a directory the bytes of its shards, and a hash over theirs.
+        format: as `etl.stages.export_lines.FORMATS`, with ``-since`` behind it for a part of the records and
+            ``-shards`` for a directory.
+        shards, written: files of a directory, and how many of them were missing or had changed.
+        without_picture: captioned records that a format with pictures lacks, because theirs has left the cache.
+    """
 
     path: Path | str
     rows: int
@@ -336,6 +345,10 @@ class ExportSummary:
     left_out: int
     size: int
     sha256: str
+    format: str = "jsonl"
+    shards: int = 0
+    written: int = 0
+    without_picture: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,8 +436,9 @@ class EngineSample:
     """How busy the caption engine of one worker is at one instant.
 
     Attributes:
-        worker: 0, or the number of the worker where there is one for each GPU.
-        slots: captions that it can write at once; the batch size where the engine knows no slots.
+        worker: 0, or the number of the worker where there is one for each GPU, or of the endpoint.
+        slots: captions that it can write at once; the batch size where the engine knows no slots, and the requests
+            that an endpoint may be sent at once.
         in_use: captions that it is writing.
         waiting: pictures that are prepared and wait for a slot.
         captions, tokens: finished since the worker began; they start again at 0 with a new run or worker.

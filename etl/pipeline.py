@@ -1,23 +1,27 @@
 """What the commands call: the stages of one run put together, from a manifest to an export."""
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from etl.captioning.backends import check_model, open_captioner
 from etl.config import Settings
-from etl.errors import StateLockedError
+from etl.errors import ConfigError, EtlError, StateLockedError, StateMissingError, StateSplitError
 from etl.models import ExportSummary, IngestSummary, Progress, RecordOutcome, RecordState, RunState, Stage, StageSummary
 from etl.net.mirrors import Mirrors
 from etl.runner import RunResult, StageFunction, run_stages, watch_signals
-from etl.stages.export import ExportOptions, export
+from etl.stages.export import ExportOptions, check_target, export
 from etl.stages.flow import Flow
 from etl.stages.ingest import IngestOptions, ingest, reselect
 from etl.stages.manifest import Manifest
 from etl.state.cost import Cost, cost
 from etl.state.outlook import Outlook
+from etl.state.parts import latest_split
 from etl.state.queries import Reader
 from etl.state.store import Store
+from etl.telemetry.metrics import metrics
+from etl.text import clean
 
 if TYPE_CHECKING:
     from etl.stages.foresight import Foresight
@@ -35,6 +39,7 @@ class Plan:
         refresh: ask again for the sources that were fetched before.
         output: where to export at the end.
         export: what the export holds.
+        force: fetch and caption although the work was given to parts.
     """
 
     fetch: bool = False
@@ -45,6 +50,7 @@ class Plan:
     refresh: bool = False
     output: str | None = None
     export: ExportOptions = field(default_factory=ExportOptions)
+    force: bool = False
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -107,20 +113,64 @@ def export_manifest(settings: Settings, target: str, options: ExportOptions) -> 
 
 
 def run_pipeline(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]) -> Report:
-    """Run the stages of a plan over one state directory.
+    """Run the stages of a plan over one state directory, and tell the webhook how that ended, where there is one.
 
-    Raises, before anything begins, `ModelError` when the model cannot be found and `ConfigError` for a mirror that is
-    wrongly given, else the errors of `Store.open` and
-    of the stages.
+    Raises, before anything begins, `ModelError` when the model cannot be found, `ConfigError` for a mirror that is
+    wrongly given, `StateSplitError` for a state whose work was given to parts, and what `check_target` says of the
+    output, else the errors of `Store.open` and of the stages.
     """
+    try:
+        report = _run(settings, plan, on_progress)
+    except (ConfigError, StateLockedError, StateSplitError):
+        # Nothing began, so nothing has ended.
+        raise
+    except EtlError as error:
+        _announce(settings, {"state": RunState.FAILED, "error": str(error)}, f"failed: {error}")
+        raise
+    _announce(settings, *_told(report))
+    return report
+
+
+def _told(report: Report) -> tuple[dict[str, Any], str]:
+    """Return what a webhook is told of a run, for programs and for people."""
+    outcomes, run = report.progress.outcomes, report.progress.run
+    counts = {str(outcome): outcomes.get(outcome, 0) for outcome in RecordOutcome}
+    # An invalid line of the manifest is a failure too.
+    counts[RecordOutcome.FAILED] = report.failed
+    spent = report.cost.total if report.cost else None
+    text = f"{report.state}: " + ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
+    facts = {
+        "run": run.uid if run else None, "state": report.state, "signal": report.signal, "records": counts,
+        "cost": spent,
+    }  # fmt: skip
+    return facts, text if spent is None else f"{text}; {spent:,.2f} spent"
+
+
+def _announce(settings: Settings, facts: dict[str, Any], text: str) -> None:
+    if not settings.webhook:
+        return
+    from etl.telemetry.webhook import send
+
+    line = clean(f"caption-etl on {socket.gethostname()}, {settings.state}: {text}", 1000)
+    # Slack shows "text", Discord shows "content"; both leave the rest alone.
+    send(settings.webhook, {"event": "run_ended", "text": line, "content": line, "host": socket.gethostname(), **facts})
+
+
+def _run(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]) -> Report:
     manifest = Manifest(plan.manifest) if plan.manifest is not None else None
     if plan.caption:
         check_model(settings)
     if plan.fetch:
         # Refused before anything begins, so that no run is on record for it.
         Mirrors.of(settings)
+    if plan.output is not None:
+        check_target(plan.output, plan.export)
+    if (plan.fetch or plan.caption) and not plan.force:
+        _refuse_split(settings)
     with (
         Store.open(settings, create=manifest is not None) as store,
+        # Before the run is on record: a port that is taken is a mistake of the command line.
+        metrics(settings.state, settings.metrics_address, settings.metrics_port),
         store.run(plan.stages) as run,
         watch_signals(second_interrupts=True) as caught,
     ):
@@ -144,6 +194,21 @@ def run_pipeline(settings: Settings, plan: Plan, on_progress: Callable[[Progress
         with Reader(store.directory) as reader:
             progress, spent = Outlook(reader).progress(), cost(reader)
         return Report(state, signal, result.summaries, progress, failed, ingested, exported, spent)
+
+
+def _refuse_split(settings: Settings) -> None:
+    try:
+        with Reader(settings.state) as reader:
+            found = latest_split(reader)
+    except StateMissingError:
+        # The run itself says so, or makes one.
+        return
+    if found is not None and found.is_open:
+        back = sum(part.closed for part in found.parts)
+        raise StateSplitError(
+            f"this state is split into {found.of} parts in {found.directory}, of which {back} have come back finished: "
+            "work on those, then `etl merge` them; --force works here too, and may do their work twice"
+        )
 
 
 def _stages(settings: Settings, plan: Plan) -> dict[Stage, StageFunction]:

@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -31,6 +32,9 @@ from etl.processes import run_child
 run_child(*sys.argv[2:])
 """
 
+_HARMLESS = re.compile(r"PATH|HOME|LANG|LC_\w+|TZ|TMPDIR|LD_LIBRARY_PATH|PYTHON(?!STARTUP)\w+|COVERAGE\w*|MALLOC_\w+")
+"""Variables that a confined child gets; everything else may be a secret."""
+
 _GONE = (EOFError, OSError)
 """What a socket raises when nobody is at its other end, or when this end was closed."""
 
@@ -45,6 +49,8 @@ class ChildProcess:
         config: what the child is told at its start; must be JSON.
         name: of the child, for people: "decoder process".
         env: environment variables beside those of this process.
+        confined: whether it works on what strangers sent: of this process's environment it gets only what an
+            interpreter needs, so no token and no key, and it leaves no core dump.
 
     Raises:
         EtlError: no process can be started.
@@ -57,14 +63,16 @@ class ChildProcess:
         *,
         name: str = "child process",
         env: Mapping[str, str] | None = None,
+        confined: bool = False,
     ) -> None:
         self.name = name
+        inherited = {k: v for k, v in os.environ.items() if not confined or _HARMLESS.fullmatch(k)}
         try:
             self._connection, theirs = Pipe()
         except OSError as error:
             raise EtlError(f"a {name} cannot be started: {error}") from error
         with theirs:
-            arguments = [json.dumps(sys.path), entry, str(theirs.fileno()), json.dumps(config)]
+            arguments = [json.dumps(sys.path), entry, str(theirs.fileno()), json.dumps(config), str(int(confined))]
             # Until the child ignores them, it inherits this mask: a Ctrl-C must not print tracebacks of its start.
             masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
             try:
@@ -73,7 +81,7 @@ class ChildProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
-                    env=os.environ | dict(env or {}),
+                    env=inherited | dict(env or {}),
                 )
             except OSError as error:
                 self._connection.close()
@@ -196,12 +204,28 @@ class Parent:
         os._exit(0)
 
 
-def run_child(entry: str, descriptor: str, config: str) -> None:
+def run_child(entry: str, descriptor: str, config: str, confined: str) -> None:
     """Be the child: what the boot of a new interpreter calls, with what `ChildProcess` gave it."""
     # A terminal or a service manager signals the whole group: the parent drains, and must find its children alive.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    if confined == "1":
+        _confine()
     parent = Parent(Connection(int(descriptor)))
     module, _, function = entry.partition(":")
     getattr(importlib.import_module(module), function)(json.loads(config), parent)
+
+
+def _confine() -> None:
+    """Write no core dump, which would hold a stranger's data and ours, and gain no rights from what is executed."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        # Here, because only children need it.
+        import ctypes
+
+        # 38 is PR_SET_NO_NEW_PRIVS; only Linux knows it.
+        ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)

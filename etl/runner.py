@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+from etl.clock import drift_ms, held
 from etl.gpu import GpuSampler
-from etl.models import FailureFilter, Progress, RunState, Stage, StageSummary
+from etl.models import Progress, RunState, Stage, StageSummary
 from etl.stages.flow import GRACE_S, Flow
 from etl.state import control
 from etl.state.log import journal
@@ -32,6 +33,9 @@ TICK_S = 0.1
 
 BEAT_S = 1.0
 """How often it writes a heartbeat and reads commands."""
+
+JUMP_MS = 1000
+"""A clock that is this far from where it should be was set, not slewed."""
 
 LAST_RESORT_S = GRACE_S + 4.0
 """A stage that has not ended so long after a stop is left behind: a spot machine would be gone soon."""
@@ -93,7 +97,7 @@ def run_stages(
     flow = Flow()
     flow.begin(stages)
     workers = [_Worker(stage, function, store, run, flow) for stage, function in stages.items()]
-    with watch_signals() as caught, Reader(store.directory) as reader, GpuSampler(store, run):
+    with watch_signals() as caught, held(), Reader(store.directory) as reader, GpuSampler(store, run):
         for worker in workers:
             worker.thread.start()
         try:
@@ -122,6 +126,8 @@ def _supervise(
         now = time.monotonic()
         if len(caught) > 1:
             _leave_now(store, run, caught[-1], "a second signal")
+        if abs(drift_ms()) > JUMP_MS:
+            store.follow_clock()
         if caught and not flow.stopping:
             flow.stop()
         if flow.stopping and stop_seen is None:
@@ -156,7 +162,11 @@ def _obey(store: Store, command: Command, flow: Flow) -> str:
             flow.stop()
             return "stopping; what is in flight is still finished"
         case control.RETRY:
-            chosen = FailureFilter(**command.arguments)
+            try:
+                chosen = control.filter_of(command.arguments)
+            except ValueError:
+                # Written by another version, or by hand: no reason to end a run.
+                return f"{command.name} has arguments that this version does not know; nothing was done"
             if chosen.flag is not None:
                 return store.caption_again(chosen).line()
             counts = store.retry_failed(chosen)

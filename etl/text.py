@@ -1,6 +1,8 @@
 """Making untrusted text safe to show: captions, URLs, record keys, server errors, host names."""
 
+import json
 import unicodedata
+from typing import Any
 
 ELLIPSIS = "..."
 
@@ -22,11 +24,27 @@ class _Visible(dict[int, str | int]):
     def __missing__(self, code: int) -> str | int:
         character = chr(code)
         hidden = unicodedata.category(character) in _HIDDEN_CATEGORIES or any(code in r for r in _HIDDEN_LETTERS)
-        shown = _SHORT.get(character) or _escape(code) if hidden else code
+        shown = self.escaped(code) if hidden else code
         # Only escapes are kept: a table of every letter ever seen would grow without need.
         if hidden:
             self[code] = shown
         return shown
+
+    def escaped(self, code: int) -> str:
+        return _SHORT.get(chr(code)) or _escape(code)
+
+
+class _InJson(_Visible):
+    """The same, with the escapes of JSON: a code unit of UTF-16 each, so they are read back as what they stand for."""
+
+    def escaped(self, code: int) -> str:
+        return "".join(f"\\u{unit:04x}" for unit in _utf16(code))
+
+
+def _utf16(code: int) -> tuple[int, ...]:
+    if code <= 0xFFFF:
+        return (code,)
+    return 0xD800 + ((code - 0x10000) >> 10), 0xDC00 + ((code - 0x10000) & 0x3FF)
 
 
 def _escape(code: int) -> str:
@@ -36,6 +54,7 @@ def _escape(code: int) -> str:
 
 
 _VISIBLE = _Visible()
+_IN_JSON = _InJson()
 
 
 def clean(text: str, limit: int | None = None) -> str:
@@ -55,3 +74,18 @@ def clean(text: str, limit: int | None = None) -> str:
     if limit is None or len(text) <= limit:
         return text
     return text[: max(0, limit - len(ELLIPSIS))] + ELLIPSIS[:limit]
+
+
+def clean_lines(text: str) -> str:
+    """Return a text of several lines with each of them clean; for tracebacks, whose lines are the program's own."""
+    return "\n".join(clean(line) for line in text.split("\n"))
+
+
+def clean_json(value: Any) -> str:
+    r"""Return a value as one line of JSON in which nothing is hidden and nothing acts on a terminal.
+
+    Letters stay as they are; what `clean` would show becomes an escape of JSON (``\u202e``), so that a program reads
+    exactly the text that was there.  What JSON does not know is written as text.
+    """
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if text.isascii() and text.isprintable() else text.translate(_IN_JSON)

@@ -1,5 +1,6 @@
 """What is not imported: commands that only look must not pay for the model, and the pipeline knows no dashboard."""
 
+import ast
 import json
 import os
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import etl
 
 HEAVY = ("torch", "transformers", "httpx", "numpy", "textual", "sqlite_utils", "PIL", "jinja2", "huggingface_hub")
 
@@ -67,8 +70,22 @@ def test_foresight_needs_no_network(state: Path) -> None:
     assert not {"torch", "httpx", "numpy"} & set(imported("fetch", "--dry-run", cwd=state))
 
 
+def test_no_module_of_the_program_names_the_dashboard() -> None:
+    """No module of the pipeline has an import of the dashboard or its library, not even inside a function."""
+    found = []
+    modules = sorted(Path(etl.__file__).parent.rglob("*.py"))
+    for module in modules:
+        for node in ast.walk(ast.parse(module.read_bytes())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            found += [f"{module.name}: {name}" for name in names if name.split(".")[0] in ("tui", "textual")]
+    assert (len(modules) > 50, found) == (True, [])
+
+
+@pytest.mark.soak
 def test_the_program_never_imports_the_dashboard(tmp_path: Path) -> None:
-    """No module of the pipeline imports the dashboard or its library."""
+    """Nothing that the modules of the pipeline import brings the dashboard or its library."""
     script = (
         "import importlib, pkgutil, sys, etl\n"
         "for module in pkgutil.walk_packages(etl.__path__, 'etl.'): importlib.import_module(module.name)\n"

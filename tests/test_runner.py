@@ -20,6 +20,7 @@ from support.workbench import scenes, wait_for, write_manifest
 from etl.captioning.checkpoint import DEMO_CHECKPOINT
 from etl.config import Settings
 from etl.models import CaptionResult, FinishReason, Stage
+from etl.stages.flow import GRACE_S
 from etl.state.store import Store
 
 MakeProgram = Callable[..., Program]
@@ -63,7 +64,7 @@ def ingest(program: Program, server: FaultServer, count: int, behaviour: Behavio
         if behaviour:
             server.fail(f"/{number}.jpg", behaviour)
     manifest = write_manifest(program.directory / "manifest.jsonl", records)
-    assert program.run("ingest", manifest).code == 0
+    assert program.here("ingest", manifest).code == 0
     return manifest
 
 
@@ -91,7 +92,7 @@ def test_a_signal_ends_the_run_after_committing(server: FaultServer, make_progra
         run.send(number)
         ended = run.wait()
     assert ended.code == SIGNALS[signal.Signals(number)]
-    assert ended.seconds < 5
+    assert ended.seconds < GRACE_S
     assert "everything finished is kept" in ended.stderr
     assert "Traceback" not in ended.stderr
     done = program.count("sources", "done")
@@ -100,7 +101,7 @@ def test_a_signal_ends_the_run_after_committing(server: FaultServer, make_progra
     assert leases(program) == 0
     assert last_run(program) == "interrupted"
     assert family, "the run had decoders"
-    assert not psutil.wait_procs(family, timeout=3)[1]
+    assert not psutil.wait_procs(family, timeout=30)[1]
     assert not program.processes()
 
 
@@ -112,16 +113,16 @@ def test_a_signal_in_the_middle_of_captioning_keeps_every_caption(
     manifest = ingest(program, server, 60)
     command = ("run", "--input", manifest, "--output", program.directory / "out.jsonl")
     with program.start(*command) as run:
-        wait_for(lambda: program.count("captions", "done") >= 8, 60)
+        wait_for(lambda: program.count("captions", "done") >= 8, 180)
         run.send(signal.SIGTERM)
         ended = run.wait()
-    assert (ended.code, ended.seconds < 10) == (143, True)
+    assert (ended.code, ended.seconds < GRACE_S) == (143, True)
     assert not (program.directory / "out.jsonl").exists()
     assert leases(program) == 0
     assert not program.processes()
     kept = dict(program.rows("SELECT id, done_at FROM captions WHERE status = 'done'"))
     assert 8 <= len(kept) < 60
-    assert program.run(*command).code == 0
+    assert program.here(*command).code == 0
     now = dict(program.rows("SELECT id, done_at FROM captions WHERE status = 'done'"))
     assert len(now) == 60
     assert kept.items() <= now.items(), "what was done before is not done again"
@@ -143,12 +144,12 @@ def test_a_second_signal_ends_the_run_at_once(server: FaultServer, make_program:
         assert run.process.poll() is None, "it waits for what is in flight"
         run.send(signal.SIGTERM)
         ended = run.wait()
-    assert (ended.code, ended.seconds < 2) == (143, True)
+    assert (ended.code, ended.seconds < GRACE_S / 2) == (143, True)
     assert (program.count("sources", "done"), program.count("sources", "ready"), leases(program)) == (5, 3, 0)
     assert program.rows("SELECT state, message FROM runs ORDER BY id DESC LIMIT 1") == [
         ("interrupted", "a second signal")
     ]
-    assert not psutil.wait_procs(family, timeout=3)[1]
+    assert not psutil.wait_procs(family, timeout=30)[1]
     assert not program.processes()
 
 
@@ -158,14 +159,14 @@ def test_a_live_run_obeys_pause_resume_and_stop(server: FaultServer, make_progra
     ingest(program, server, 40, SLOW)
     with program.start("fetch") as run:
         wait_for(lambda: program.count("sources", "done") >= 1)
-        paused = program.run("pause")
+        paused = program.here("pause")
         assert (paused.code, "paused" in paused.stderr, paused.seconds < 5) == (0, True, True)
         wait_for(lambda: program.count("sources", "running") == 0)
         wait_for(lambda: program.status()["run"]["state"] == "paused")
         before = server.requests.total()
         time.sleep(0.7)
         assert server.requests.total() == before
-        assert json.loads(program.run("resume", "--json").stdout) == {"answer": "resumed"}
+        assert json.loads(program.here("resume", "--json").stdout) == {"answer": "resumed"}
         wait_for(lambda: program.count("sources", "done") > before)
         stopped = program.run("stop")
         assert (stopped.code, "stopping" in stopped.stderr) == (0, True)
@@ -175,7 +176,7 @@ def test_a_live_run_obeys_pause_resume_and_stop(server: FaultServer, make_progra
     assert leases(program) == 0
     assert 0 < program.count("sources", "ready") < 40
     assert program.rows("SELECT count(*) FROM commands WHERE acknowledged_at IS NULL") == [(0,)]
-    nobody = program.run("stop")
+    nobody = program.here("stop")
     assert (nobody.code, "no run is active" in nobody.stderr) == (2, True)
 
 
@@ -188,7 +189,7 @@ def test_a_command_that_came_too_late_does_not_stop_the_next_run(
     with sqlite3.connect(program.state / "state.db") as connection:
         connection.execute("INSERT INTO commands (name, arguments, created_at) VALUES ('stop', '{}', 1)")
     connection.close()
-    assert program.run("fetch").code == 0
+    assert program.here("fetch").code == 0
     assert program.count("sources", "done") == 4
     assert last_run(program) == "done"
 
@@ -202,9 +203,9 @@ def test_failed_items_are_retried_by_the_live_run(server: FaultServer, make_prog
     server.fail("/3.jpg", status(404), times=1)
     with program.start("fetch") as run:
         wait_for(lambda: program.count("sources", "dead") == 1)
-        dry = program.run("retry-failed", "--dry-run")
+        dry = program.here("retry-failed", "--dry-run")
         assert (dry.code, program.count("sources", "dead")) == (4, 1), "only the writer can count for sure"
-        answer = program.run("retry-failed", "--class", "http_404")
+        answer = program.here("retry-failed", "--class", "http_404")
         held.free.set()
         ended = run.wait()
     assert (answer.code, "fetch: 1 ready again" in answer.stderr) == (0, True)
@@ -217,7 +218,7 @@ def test_flagged_captions_are_made_again_by_the_live_run(server: FaultServer, ma
     """`retry-failed --flag` beside a run is obeyed by it, with the penalty that was asked for."""
     program = make_program()
     ingest(program, server, 1)
-    assert program.run("fetch").code == 0
+    assert program.here("fetch").code == 0
     with Store.open(Settings(state=program.state)) as store:
         queue = store.captions(store.begin_run([Stage.CAPTION]), use_recipe(store))
         queue.enqueue_possible()
@@ -228,7 +229,7 @@ def test_flagged_captions_are_made_again_by_the_live_run(server: FaultServer, ma
     server.fail("/1.jpg", held)
     with program.start("fetch") as run:
         wait_for(lambda: program.count("sources", "running") == 1)
-        answer = program.run("retry-failed", "--flag", "repetition", "--repetition-penalty", "1.5")
+        answer = program.here("retry-failed", "--flag", "repetition", "--repetition-penalty", "1.5")
         held.free.set()
         assert run.wait().code == 0
     assert (answer.code, answer.stderr) == (0, "caption: 1 will be made again with a repetition penalty of 1.5\n")
@@ -244,8 +245,9 @@ def test_a_second_run_changes_nothing(server: FaultServer, make_program: MakePro
     with program.start("fetch") as run:
         wait_for(lambda: program.count("sources", "done") == 5)
         runs = program.rows("SELECT count(*) FROM runs")
+        assert program.run("fetch").code == 4
         for command in (("fetch",), ("run", "--input", manifest), ("ingest", manifest), ("verify",)):
-            second = program.run(*command)
+            second = program.here(*command)
             assert (second.code, second.stdout, second.stderr.count("\n")) == (4, "", 1)
             assert second.stderr.startswith(f"error: another run holds this state directory (pid {run.process.pid} ")
         assert program.rows("SELECT count(*) FROM runs") == runs
@@ -260,7 +262,7 @@ def test_a_model_that_is_not_there_ends_before_anything_begins(server: FaultServ
     """A wrong model directory exits 2 with one line, before a picture is asked for."""
     program = make_program()
     manifest = ingest(program, server, 20)
-    ended = program.run("run", "-q", "--input", manifest, "--model", program.directory / "nowhere")
+    ended = program.here("run", "-q", "--input", manifest, "--model", program.directory / "nowhere")
     assert ended.code == 2
     assert ended.stderr.startswith("error: there is no directory ")
     assert ended.stderr.count("\n") == 1
@@ -277,7 +279,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_but_not_the_fetched(
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     manifest = ingest(program, server, 20)
-    ended = program.run("run", "-q", "--input", manifest, "--model", broken)
+    ended = program.run("run", "-q", "--input", manifest, "--model", broken, timeout_s=180)
     assert ended.code == 2
     assert ended.stderr.startswith("error: ")
     assert ended.stderr.count("\n") == 1

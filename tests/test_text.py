@@ -1,11 +1,12 @@
 """`clean` leaves nothing hidden and nothing that acts on a terminal."""
 
+import json
 import sys
 import unicodedata
 
 import pytest
 
-from etl.text import clean
+from etl.text import clean, clean_json
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,14 @@ def test_escapes_count_towards_the_limit() -> None:
     """A text that only grows too long by its escapes is cut as well, one that fits is not."""
     assert clean("\x1b" * 5, 10) == "\\x1b\\x1..."
     assert clean("x" * 10, 10) == "x" * 10
+
+
+@pytest.mark.parametrize(
+    "text", ["plain é 漢", "\x1b]0;x\x07\x9b\x7f", "\u202e\u200b\U000e0041\u2028", "\ud800", 'q"\\\n']
+)
+def test_json_is_exact_and_harmless(text: str) -> None:
+    """A program reads exactly what was there, a terminal sees nothing that acts or hides, letters stay letters."""
+    line = clean_json({text: [text]})
+    assert json.loads(line) == {text: [text]}
+    assert clean(line) == line
+    assert ("é" in line) == ("é" in text)

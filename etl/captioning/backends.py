@@ -18,12 +18,20 @@ log = logging.getLogger(__name__)
 
 
 def open_captioner(settings: Settings, cache: ImageCache, longest_edge: int) -> Captioner:
-    """Load the model and return its captioner: in a process for each GPU, or in this one where there is none.
+    """Return the captioner of ``settings.backend``; the local one loads the model, in a process for each GPU there is.
 
     ``cache`` holds the working copies; ``longest_edge`` is what they were made with, in pixels.
 
     Raises `ModelError` when the model cannot be found, loaded or driven.
     """
+    if settings.backend == "openai":
+        from etl.captioning.openai.captioner import EndpointCaptioner
+
+        return EndpointCaptioner(settings, cache.working_path, longest_edge)
+    if settings.backend == "ray":
+        from etl.captioning.ray.captioner import RayCaptioner
+
+        return RayCaptioner(settings, cache, longest_edge)
     from etl.captioning.gpus import plan_workers
 
     if plans := plan_workers(settings):
@@ -85,10 +93,22 @@ def _slots(
 
 
 def check_model(settings: Settings) -> None:
-    """Raise `ModelError` at once for a model that cannot be found, before anything slow begins.
+    """Raise `ModelError` at once for a model that cannot be found or asks for too much, before anything slow begins.
 
-    A model of the hub has its small files fetched by this, if they are not cached.
+    A model of the hub has its small files fetched by this, if they are not cached; endpoints are asked what they serve;
+    the nodes of a cluster have the model, or have not, and are asked later.
     """
-    from etl.captioning.checkpoint import find_checkpoint
+    if settings.backend == "openai":
+        from etl.captioning.openai.captioner import check_endpoints
 
-    find_checkpoint(settings.model, settings.revision)
+        check_endpoints(settings)
+        return
+    if settings.backend == "ray":
+        from etl.captioning.ray.cluster import check
+
+        check(settings)
+        return
+    from etl.captioning.checkpoint import find_checkpoint
+    from etl.captioning.vetting import vet
+
+    vet(find_checkpoint(settings.model, settings.revision))

@@ -71,13 +71,21 @@ def find_checkpoint(model: str, revision: str) -> Checkpoint:
     if model == DEMO_MODEL:
         return Checkpoint(DEMO_MODEL, DEMO_CHECKPOINT, None)
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if _is_directory(folder):
         return Checkpoint(folder.resolve().name, folder, None)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelError(f"there is no directory {model}; give a Hugging Face id, a directory or 'demo'")
     log.info("fetching %s@%s unless it is cached", model, revision)
     snapshot = _snapshot(model, revision, _SMALL_FILES)
     return Checkpoint(model, snapshot, snapshot.name)
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        # Too long for a name, or behind a directory that may not be entered.
+        return False
 
 
 def _snapshot(model: str, revision: str, wanted: Sequence[str]) -> Path:

@@ -129,7 +129,7 @@ class _Worker(ChildProcess):
     """A process and what it was given, in the order in which it answers."""
 
     def __init__(self, plan: PixelPlan, start_timeout_s: float) -> None:
-        super().__init__("etl.captioning.feeder_worker:main", plan.to_json(), name="feeder process")
+        super().__init__("etl.captioning.feeder_worker:main", plan.to_json(), name="feeder process", confined=True)
         self.ready = self.deaf = False
         self.jobs: deque[Job] = deque()
         self.deadline: float | None = time.monotonic() + start_timeout_s

@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from etl.captioning.checkpoint import find_checkpoint, one_line
 from etl.captioning.recipe import Recipe, text_sha256
+from etl.captioning.vetting import vet
 from etl.config import Settings
 from etl.errors import ModelError
 
@@ -31,9 +32,9 @@ LLAVA_CHAT_TEMPLATE = (
 )
 """The conversation format of LLaVA-1.5, for snapshots from before chat templates were shipped."""
 
-_LOADING_FAULTS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError,
-                   SafetensorError)  # fmt: skip
-"""What transformers raises for a checkpoint that it cannot load, whichever layer finds out first."""
+_LOADING_FAULTS = (Exception,)
+"""What transformers raises for a checkpoint that it cannot load: a configuration may hold anything, and so divides by
+zero in one layer and fails a check of types in another."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def load(settings: Settings, *, spread: bool = False) -> LoadedModel:
     dtype = _dtype(settings.dtype, device)
     checkpoint = find_checkpoint(settings.model, settings.revision)
     name, folder = checkpoint.name, checkpoint.folder
+    vet(checkpoint)
     config = _config(name, folder)
     checkpoint.with_weights()
     revision = checkpoint.revision()

@@ -9,6 +9,13 @@ from typing import Any
 from PIL import Image
 
 from etl.errors import CaptionError, ModelError, PromptTooLongError, WorkingCopyError
+from etl.text import clean
+
+MAX_CHAT_CHARS = 20_000
+"""Of a chat template beside the question; LLaVA's has 30, the longest have a system prompt of some thousands."""
+
+MAX_WORKING_PIXELS = 16384 * 16384
+"""Of a working copy: the longest edge that can be asked for, squared."""
 
 CACHED_PROMPTS = 1024
 """Encoded prompts kept; one takes about 6 KB with the 576 image tokens of LLaVA-1.5."""
@@ -20,7 +27,10 @@ _BROKEN_PICTURE = (OSError, ValueError, Image.DecompressionBombError)
 def open_working_copy(path: Path) -> Image.Image:
     """Return the picture as RGB, wholly decoded.  Raises `WorkingCopyError` when it is missing or damaged."""
     try:
-        with Image.open(path) as picture:
+        # Working copies are JPEG files; a state that came from elsewhere may hold anything under their names.
+        with Image.open(path, formats=("JPEG",)) as picture:
+            if picture.width * picture.height > MAX_WORKING_PIXELS:
+                raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
             picture.load()
             # Nearly all are RGB; to convert them would copy them.
             return picture if picture.mode == "RGB" else picture.convert("RGB")
@@ -119,7 +129,13 @@ class PromptEncoder:
     def _render(self, prompt: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
         chat = [{"role": "user", "content": content}]
-        text: str = self._processor.apply_chat_template(chat, add_generation_prompt=True)
+        try:
+            text: str = self._processor.apply_chat_template(chat, add_generation_prompt=True)
+        # A template of a stranger may fail in every way that an expression can, the sandbox's refusal among them.
+        except Exception as error:
+            raise ModelError(f"the model's chat template failed: {_one_line(error)}") from error
+        if len(text) > len(prompt) + MAX_CHAT_CHARS:
+            raise ModelError(f"the model's chat template makes {len(text):,} characters of one short question")
         if (count := text.count(self._placeholder)) != 1:
             raise ModelError(f"the model's chat template gives {count} image placeholders for one picture")
         return text
@@ -127,6 +143,14 @@ class PromptEncoder:
     def _count_image_tokens(self) -> int:
         """Count what the processor makes of the placeholder, for a square picture."""
         blank = Image.new("RGB", (64, 64))
-        ids = self._processor(images=blank, text=self._placeholder, add_special_tokens=False)["input_ids"]
+        try:
+            ids = self._processor(images=blank, text=self._placeholder, add_special_tokens=False)["input_ids"]
+        # Whatever a configuration with impossible values ends in: numbers below one, unknown filters, no memory.
+        except Exception as error:
+            raise ModelError(f"the model's processor fails on a plain picture: {_one_line(error)}") from error
         row = ids[0] if len(ids) and not isinstance(ids[0], int) else ids
         return len(row)
+
+
+def _one_line(error: Exception) -> str:
+    return clean(str(error) or type(error).__name__, 300)

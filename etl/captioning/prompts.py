@@ -7,14 +7,16 @@ the model and is added by its processor when the prompt is tokenised.
 import hashlib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChainableUndefined, TemplateError, TemplateSyntaxError, meta
+from jinja2 import ChainableUndefined, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from etl.errors import ConfigError, InvalidRecordError
+from etl.errors import ChildEndedError, ConfigError, InvalidRecordError
+from etl.processes import ChildProcess
 
 DEFAULT_TEMPLATE = (
     "This is a photograph from an archive"
@@ -26,6 +28,11 @@ DEFAULT_TEMPLATE = (
 MAX_FIELD_CHARS = 300
 """Longest value of one record field in a prompt; the rest is cut off."""
 
+MAX_TEMPLATE_BYTES = 128 * 1024
+
+TRIAL_TIMEOUT_S = 60.0
+"""For the trial of a template, its process's start included; it has less time of a processor than that."""
+
 MAX_PROMPT_CHARS = 4000
 """Longest rendered prompt; a longer one makes its record invalid, because it could never fit a slot."""
 
@@ -33,13 +40,15 @@ _IMAGE_SUFFIX = re.compile(r"\.(jpe?g|tiff?|png|webp|gif|bmp|pdf|jp2)$", re.IGNO
 _SEPARATORS = re.compile(r"[\s,;:._/\\()\[\]#-]+")
 _PLACEHOLDERS = frozenset({"s/o", "n/a", "na", "none", "null", "untitled", "sans titre", "-", "?"})
 _CAMERA_WORDS = frozenset({"img", "dsc", "dscn", "dscf", "scan", "image", "photo", "pict", "page"})
-_UNSAFE = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\u200b-\u200f\u202a-\u202e\u2066-\u2069]+")
+_UNSAFE = re.compile(
+    r"[\x00-\x20\x7f-\xa0\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff\U000e0000-\U000e007f]+"
+)
 
 
 def clean_field(value: object) -> str:
     """Return a record's value as plain prompt text of at most ``MAX_FIELD_CHARS`` characters.
 
-    Runs of white space, control and direction characters become one space.  Angle brackets become
+    Runs of white space, control, direction and invisible characters become one space.  Angle brackets become
     guillemets, so that no value can spell ``<image>``, ``</s>`` or another special token of a model.
     """
     if value is None:
@@ -87,6 +96,20 @@ def record_date(record: Mapping[str, Any]) -> str | None:
     return clean_field(record.get("date")) or None
 
 
+def _try_out(source: str, name: str) -> None:
+    """Raise `ConfigError` when the template exceeds the limits of `etl.captioning.prompt_trial`."""
+    child = ChildProcess("etl.captioning.prompt_trial:main", {}, name="trial of the prompt template")
+    try:
+        child.wait_until_ready(TRIAL_TIMEOUT_S)
+        child.send(source.encode())
+        with suppress(ChildEndedError):
+            if child.poll(TRIAL_TIMEOUT_S) and child.recv():
+                return
+        raise ConfigError(f"{name} takes too much time or memory for one record: see to its loops and repetitions")
+    finally:
+        child.discard()
+
+
 class PromptTemplate:
     """A sandboxed Jinja2 template over ``title``, ``date`` and ``record`` (all fields of the manifest line).
 
@@ -107,14 +130,26 @@ class PromptTemplate:
             self._uses_record = "record" in meta.find_undeclared_variables(environment.parse(source))
         except TemplateSyntaxError as error:
             raise ConfigError(f"{name}, line {error.lineno}: {error.message}") from error
+        # Nested too deeply for Jinja or for Python's own compiler, or a constant that cannot be worked out.
+        except Exception as error:
+            raise ConfigError(f"{name} cannot be compiled: {str(error) or type(error).__name__}") from error
 
     @classmethod
     def from_file(cls, path: Path) -> "PromptTemplate":
-        """Read a template from a UTF-8 file.  Raises `ConfigError` for a missing file or a syntax error."""
+        """Read a template from a UTF-8 file.
+
+        Raises `ConfigError` for a missing file, a syntax error, or a template that takes very much time or memory.
+        """
         try:
-            return cls(path.read_text(encoding="utf-8").strip(), str(path))
+            with path.open("rb") as file:
+                source = file.read(MAX_TEMPLATE_BYTES + 1).decode().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read the prompt template {path}: {error}") from error
+        if len(source.encode()) > MAX_TEMPLATE_BYTES:
+            raise ConfigError(f"{path} is larger than {MAX_TEMPLATE_BYTES} bytes; is this a prompt template?")
+        # Before it is compiled here, which works out its constants.
+        _try_out(source, str(path))
+        return cls(source, str(path))
 
     def render(self, record: Mapping[str, Any]) -> str:
         """Return the prompt for one record.  Raises `InvalidRecordError` when it comes out empty or too long."""
@@ -126,8 +161,11 @@ class PromptTemplate:
     def _render(self, title: str | None, date: str | None, record: Mapping[str, Any] | None = None) -> str:
         try:
             prompt = self._template.render(title=title, date=date, record=record)
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise InvalidRecordError(f"the prompt template failed on this record: {error}") from error
+        # A template is a program of the user's, and fails in as many ways as one.
+        except Exception as error:
+            raise InvalidRecordError(
+                f"the prompt template failed on this record: {str(error) or type(error).__name__}"
+            ) from error
         if not prompt.strip():
             raise InvalidRecordError("the prompt template gave an empty prompt for this record")
         if len(prompt) > MAX_PROMPT_CHARS:

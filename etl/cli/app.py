@@ -1,14 +1,16 @@
 """The ``etl`` program: its commands, and what becomes of an error."""
 
 import sys
+import traceback
+from types import TracebackType
 from typing import Annotated
 
 import typer
 
 from etl import __version__
-from etl.cli import control, inspection, maintenance, work
+from etl.cli import control, inspection, maintenance, parts, work
 from etl.errors import EtlError
-from etl.text import clean
+from etl.text import clean, clean_lines
 
 app = typer.Typer(
     name="etl",
@@ -17,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _module in (work, inspection, control, maintenance):
+for _module in (work, parts, inspection, control, maintenance):
     _module.register(app)
 
 
@@ -40,8 +42,14 @@ def _options(
     """
 
 
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of a fault of ours; its words may quote a stranger."""
+    print(clean_lines("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr)
+
+
 def main() -> None:
     """Run the program; a user's mistake ends with one line and its exit code, not with a traceback."""
+    sys.excepthook = _print_traceback
     try:
         app(prog_name="etl")
     except EtlError as error:

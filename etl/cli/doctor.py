@@ -58,6 +58,8 @@ def _disk(settings: Settings) -> Check:
     detail = f"{settings.state} on {kind or 'an unknown file system'}, {free / 2**30:.1f} GiB free"
     if kind in NETWORK_FILE_SYSTEMS:
         return Check("disk", "fail", f"{detail}; a network file system cannot hold a state")
+    if settings.state.exists() and settings.state.stat().st_mode & 0o022:
+        return Check("disk", "note", f"{detail}; other users may write to it: `chmod go-w {settings.state}`")
     return Check("disk", "ok" if free > settings.min_free else "fail", detail)
 
 
@@ -65,7 +67,9 @@ def _proxy() -> Check:
     proxies = {scheme: url for scheme, url in urllib.request.getproxies().items() if scheme in ("http", "https", "all")}
     if not proxies:
         return Check("proxy", "ok", "none; private addresses are refused")
-    shown = ", ".join(f"{scheme}: {redact_url(url)}" for scheme, url in proxies.items())
+    # Without a scheme, as curl takes it, `me:secret@proxy` would not look like a URL.
+    whole = {scheme: url if "://" in url else f"http://{url}" for scheme, url in proxies.items()}
+    shown = ", ".join(f"{scheme}: {redact_url(url)}" for scheme, url in whole.items())
     return Check("proxy", "note", f"{shown}; the proxy resolves names, so private addresses are not refused")
 
 

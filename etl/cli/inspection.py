@@ -11,6 +11,7 @@ from etl.config import redact_url
 from etl.errors import UsageError
 from etl.models import Failure, FailureFilter, Stage
 from etl.state.outlook import Outlook
+from etl.state.parts import latest_split
 from etl.state.queries import Reader
 from etl.text import clean
 
@@ -28,14 +29,17 @@ def register(app: typer.Typer) -> None:
         """Show where everything stands."""
         with Reader(context.settings.state) as reader:
             progress, recipes = Outlook(reader).progress(), reader.recipes()
+            parts = render.split_json(latest_split(reader))
         if context.json:
-            render.answer(render.progress_json(progress))
+            render.answer(render.progress_json(progress) | {"split": parts})
             return
         for line in render.status_lines(progress):
-            print(line)
+            render.say(line)
+        if parts:
+            render.say(render.split_line(parts))
         for recipe in recipes:
             mark = "current" if recipe.current else "earlier"
-            print(f"recipe    {recipe.sha256[:12]} {clean(recipe.model)}@{clean(recipe.revision)} ({mark})")
+            render.say(f"recipe    {recipe.sha256[:12]} {clean(recipe.model)}@{clean(recipe.revision)} ({mark})")
 
     @command(app)
     def failures(
@@ -52,20 +56,26 @@ def register(app: typer.Typer) -> None:
                 if context.json:
                     render.answer(_failure_json(failure))
                 else:
-                    print(_failure_line(failure))
+                    render.say(_failure_line(failure))
 
     @command(app)
-    def why(context: Context, key: Annotated[str, typer.Argument(help="The record's key.")]) -> None:
+    def why(
+        context: Context,
+        key: Annotated[str, typer.Argument(help="The record's key.")],
+        raw: Annotated[
+            bool, typer.Option("--raw", help="With --json: URLs whole, with what is secret in them.")
+        ] = False,
+    ) -> None:
         """Tell the whole story of one record."""
         with Reader(context.settings.state) as reader:
             story = reader.story(key)
         if story is None:
             raise UsageError(f"there is no record with the key {key!r}")
         if context.json:
-            render.answer(story)
+            render.answer(story if raw else render.redacted(story))
             return
         for line in render.story_lines(story):
-            print(line)
+            render.say(line)
 
     @command(app)
     def runs(context: Context, limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20) -> None:
@@ -76,7 +86,7 @@ def register(app: typer.Typer) -> None:
             if context.json:
                 render.answer(render.run_json(run))
             else:
-                print(
+                render.say(
                     f"{run.uid}  {iso_utc(run.started_at)}  {'+'.join(run.stages):<14} {run.state:<12} "
                     f"{clean(run.host)} {run.pid}  {clean(run.message or '')}".rstrip()
                 )

@@ -12,6 +12,7 @@ from etl.cli import render
 from etl.cli.options import Context, command
 from etl.cli.units import size
 from etl.errors import ConfigError, EtlError
+from etl.state.queries import Reader
 from etl.text import clean
 
 if TYPE_CHECKING:
@@ -71,6 +72,31 @@ def register(app: typer.Typer) -> None:
                 render.note(context, line)
 
     @command(app)
+    def report(
+        context: Context,
+        output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("report.html"),
+        limit: Annotated[
+            int, typer.Option(min=1, max=1_000_000, help="Most records; of more, every second, third, ... is shown.")
+        ] = 20_000,
+        thumbnail: Annotated[
+            int, typer.Option(min=0, max=512, help="Longest edge of the pictures in pixels; 0 for none.")
+        ] = 160,
+    ) -> None:
+        """Write one HTML page with pictures, captions, failures and plots; it opens without a network."""
+        from etl.report.page import ReportOptions, write_report
+
+        with Reader(context.settings.state) as reader:
+            summary = write_report(reader, output, ReportOptions(limit, thumbnail))
+        if context.json:
+            render.answer(render.summary_json(summary))
+        else:
+            render.note(
+                context,
+                f"report    {summary.records:,} records with {summary.pictures:,} pictures, {size(summary.size)}: "
+                f"{clean(str(summary.path))}",
+            )
+
+    @command(app)
     def doctor(context: Context) -> None:
         """Say what this machine offers and what may go wrong on it."""
         from etl.cli.doctor import checks
@@ -80,7 +106,7 @@ def register(app: typer.Typer) -> None:
             if context.json:
                 render.answer(render.summary_json(check))
             else:
-                print(f"{check.verdict:<5} {check.name:<14} {clean(check.detail)}")
+                render.say(f"{check.verdict:<5} {check.name:<14} {clean(check.detail)}")
         if any(check.verdict == "fail" for check in found):
             raise typer.Exit(1)
 

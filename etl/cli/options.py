@@ -17,16 +17,19 @@ from typing import Annotated, Any
 import typer
 
 from etl.config import Settings, load_settings
+from etl.text import clean, clean_lines
 
 FETCH_SETTINGS = (
     "concurrency", "per_host", "host_rate", "host_patience_s", "respect_robots", "connect_timeout_s", "read_timeout_s",
     "min_rate", "max_bytes", "max_pixels", "max_attempts", "backoff_s", "backoff_cap_s", "contact", "allow_host",
-    "rewrite_url", "mirror_template", "prefer_mirror", "longest_edge", "keep_originals", "decoders", "decoder_memory",
-    "min_free", "max_cache_size", "interval_s",
+    "allow_path", "rewrite_url", "mirror_template", "prefer_mirror", "longest_edge", "keep_originals", "decoders",
+    "decoder_memory", "min_free", "max_cache_size", "metrics_port", "metrics_address", "webhook", "interval_s",
 )  # fmt: skip
 CAPTION_SETTINGS = (
-    "model", "revision", "dtype", "device", "engine", "slots", "gpu_memory_fraction", "gpus", "feeders", "batch_size",
-    "max_new_tokens", "pad_to_square", "max_aspect", "max_attempts", "interval_s", "gpu_price",
+    "model", "revision", "dtype", "device", "backend", "endpoint", "endpoint_model", "endpoint_concurrency",
+    "endpoint_timeout_s", "endpoint_patience_s", "ray_address", "ray_cpus", "ray_timeout_s", "insecure", "engine",
+    "slots", "gpu_memory_fraction", "gpus", "feeders", "batch_size", "max_new_tokens", "pad_to_square", "max_aspect",
+    "max_attempts", "metrics_port", "metrics_address", "webhook", "interval_s", "gpu_price",
 )  # fmt: skip
 
 
@@ -108,7 +111,7 @@ def _context(values: dict[str, Any], fields: tuple[str, ...]) -> Context:
     config = values.pop("config")
     flags = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     flags = {name: value for name, value in flags.items() if value != ()}
-    assert set(flags) <= {"state", *fields, "allow_host"}
+    assert set(flags) <= {"state", *fields}
     return Context(load_settings(flags, file=config), json_output, quiet, config)
 
 
@@ -116,10 +119,21 @@ def _configure_logging(verbose: int, quiet: bool) -> None:
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     if logging.getLogger().handlers:
         return
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(level=level)
     # The handler's own level too: runs log more than that, into the log of the state.
     for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Clean("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
         handler.setLevel(level)
+
+
+class _Clean(logging.Formatter):
+    """Makes each message one harmless line, and each line of a traceback behind it: both hold what strangers wrote."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return clean(super().formatMessage(record))
+
+    def formatException(self, info: Any) -> str:
+        return clean_lines(super().formatException(info))
 
 
 def _parameter(field: str) -> inspect.Parameter:

@@ -1,7 +1,6 @@
 """How answers look: progress and summaries on stderr for people, one JSON object on stdout for programs."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from etl.cli.options import Context
 from etl.cli.outlook import errors_text, host_json, host_line, is_news
 from etl.cli.units import duration, size
 from etl.clock import iso_utc, now_ms
-from etl.config import redact_url
+from etl.config import redact, redact_line, redact_url
 from etl.models import (
     ExportSummary,
     IngestSummary,
@@ -23,27 +22,58 @@ from etl.models import (
     Stage,
 )
 from etl.state.penalty import UNLIKELY
-from etl.text import clean
+from etl.text import clean, clean_json
 
 if TYPE_CHECKING:
     from etl.pipeline import Report
     from etl.state.cost import Cost
+    from etl.state.parts import Split
+
+
+def split_json(found: "Split | None") -> dict[str, Any] | None:
+    """Return what ``etl status --json`` says of a state that was split; ``None`` for one whose work is its own."""
+    if found is None or not found.is_open:
+        return None
+    return {
+        "directory": found.directory,
+        "parts": found.of,
+        "merged": sum(part.merged_at is not None for part in found.parts),
+        "finished": sum(part.closed for part in found.parts),
+    }
+
+
+def split_line(found: dict[str, Any]) -> str:
+    """Return one line on the parts that a state has given its work to."""
+    return (
+        f"split     into {found['parts']:,} parts in {clean(found['directory'])}: {found['merged']:,} merged, "
+        f"{found['finished']:,} finished; fetch and caption there, then `etl merge`"
+    )
 
 
 def note(context: Context, text: str) -> None:
-    """Print one line for people."""
+    """Print one line for people on stderr."""
     if not context.quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(clean(text), file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """Print one line of an answer for people on stdout."""
+    print(clean(text))
 
 
 def answer(value: Any) -> None:
     """Print one JSON value on stdout, as one line."""
-    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+    print(clean_json(value), flush=True)
 
 
 def summary_json(value: Any) -> dict[str, Any]:
     """Return a summary's fields as plain values."""
     return dataclasses.asdict(value)
+
+
+def redacted(story: dict[str, Any]) -> dict[str, Any]:
+    """Return a record's story with every URL redacted, in its manifest line too, which is then no longer as it came."""
+    return {name: redact_line(value) if name == "line" else redact(value) for name, value in story.items()}
 
 
 def progress_json(progress: Progress) -> dict[str, Any]:
@@ -81,7 +111,8 @@ def run_json(run: RunInfo | None) -> dict[str, Any]:
     if run is None:
         return {"uid": None, "state": RunState.NONE.value, "heartbeat_age_s": None}
     return {
-        "uid": run.uid, "state": run.state.value, "heartbeat_age_s": round((now_ms() - run.heartbeat_at) / 1000, 1),
+        "uid": run.uid, "state": run.state.value,
+        "heartbeat_age_s": round(max(0, now_ms() - run.heartbeat_at) / 1000, 1),
         "stages": list(run.stages), "host": run.host, "pid": run.pid, "started_at": run.started_at,
         "ended_at": run.ended_at, "message": run.message,
     }  # fmt: skip
@@ -155,6 +186,10 @@ def export_line(summary: ExportSummary) -> str:
         f"{where}: {summary.rows:,} rows, {size(summary.size)}: {summary.captioned:,} captioned, "
         f"{summary.failed:,} failed, {summary.pending:,} pending, {summary.unselected:,} not selected"
     )
+    if summary.shards:
+        line += f"; {summary.shards:,} shards, {summary.written:,} of them written"
+    if summary.without_picture:
+        line += f"; {summary.without_picture:,} captioned records whose picture has left the cache were left out"
     if summary.left_out:
         line += f"; {summary.left_out:,} lines that are not JSON were left out"
     return line
@@ -240,7 +275,7 @@ def story_lines(story: dict[str, Any]) -> Iterator[str]:
             yield f"earlier   of {iso_utc(earlier['done_at'])}:"
             yield from _words(earlier)
     for attempt in story["attempts"]:
-        took = (attempt["ended_at"] - attempt["started_at"]) / 1000
+        took = max(0, attempt["ended_at"] - attempt["started_at"]) / 1000
         what = f"{attempt['error_class']}: {clean(attempt['message'])}" if attempt["error_class"] else "done"
         yield f"attempt   {iso_utc(attempt['ended_at'])} {attempt['stage']} {attempt['n']}, {took:.1f} s: {what}"
 

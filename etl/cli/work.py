@@ -40,6 +40,9 @@ RecipeOption = Annotated[
     str | None, typer.Option(help="Beginning of the recipe's hash (see `etl status`). [default: the latest]")
 ]
 ProvenanceOption = Annotated[bool, typer.Option("--provenance", help="Add how each caption came to be.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Also where `etl split` gave the work to parts; it may then be done twice.")
+]
 OnlyCaptionedOption = Annotated[bool, typer.Option("--only-captioned", help="Leave out records without a caption.")]
 
 
@@ -49,7 +52,9 @@ def register(app: typer.Typer) -> None:
     @command(app, "interval_s")
     def ingest(
         context: Context,
-        manifest: Annotated[str, typer.Argument(help="JSON Lines (.gz, .zst), CSV, a directory of pictures, or -.")],
+        manifest: Annotated[
+            str, typer.Argument(help="JSON Lines (.gz, .zst), CSV, Parquet, a directory of pictures, or -.")
+        ],
         only_synthetic: SyntheticOption = None,
         limit: LimitOption = None,
         offset: OffsetOption = 0,
@@ -76,40 +81,54 @@ def register(app: typer.Typer) -> None:
         dry_run: Annotated[
             bool, typer.Option("--dry-run", help="Only say how much there is to fetch, how long and how large.")
         ] = False,
+        force: ForceOption = False,
     ) -> None:
         """Download and decode every source that is still due."""
         from etl.pipeline import Plan, foresee_fetch, run_pipeline
 
         if not dry_run:
-            _work(context, run_pipeline, Plan(fetch=True, refresh=refresh))
+            _work(context, run_pipeline, Plan(fetch=True, refresh=refresh, force=force))
             return
         foresight = foresee_fetch(context.settings, refresh=refresh)
         if context.json:
             render.answer(foresight.to_json())
             return
         for line in foresight_lines(foresight, refresh=refresh):
-            print(line)
+            render.say(line)
 
     @command(app, *CAPTION_SETTINGS)
-    def caption(context: Context) -> None:
+    def caption(context: Context, force: ForceOption = False) -> None:
         """Caption every fetched image that has no caption yet."""
         from etl.pipeline import Plan, run_pipeline
 
-        _work(context, run_pipeline, Plan(caption=True))
+        _work(context, run_pipeline, Plan(caption=True, force=force))
 
     @command(app)
     def export(
         context: Context,
-        output: Annotated[str, typer.Argument(help="File to write (.gz and .zst compress), or - for stdout.")],
+        output: Annotated[
+            str, typer.Argument(help="File to write (.gz and .zst compress) or directory, or - for stdout.")
+        ],
         recipe: RecipeOption = None,
         provenance: ProvenanceOption = False,
         only_captioned: OnlyCaptionedOption = False,
+        since: Annotated[
+            str, typer.Option(help="Only what was captioned or failed since this run began (uid or number).")
+        ] = "",
+        format: Annotated[  # noqa: A002 - the option's name
+            str,
+            typer.Option(help="jsonl, csv, parquet, imagefolder or webdataset. [default: by the name]"),
+        ] = "",
+        shard_size: Annotated[
+            int, typer.Option(min=0, help="Records in each file of a directory. [default: one file]")
+        ] = 0,
     ) -> None:
         """Write the manifest with its captions, in manifest order."""
         from etl.pipeline import export_manifest
         from etl.stages.export import ExportOptions
 
-        summary = export_manifest(context.settings, output, ExportOptions(recipe, provenance, only_captioned))
+        options = ExportOptions(recipe, provenance, only_captioned, since, format, shard_size)
+        summary = export_manifest(context.settings, output, options)
         render.exported(context, summary)
 
     @command(app, *dict.fromkeys((*FETCH_SETTINGS, *CAPTION_SETTINGS)))
@@ -127,6 +146,7 @@ def register(app: typer.Typer) -> None:
         prompt_template: TemplateOption = None,
         strict: StrictOption = False,
         provenance: ProvenanceOption = False,
+        force: ForceOption = False,
     ) -> None:
         """Do everything: ingest, fetch beside caption, export.  Run it again to go on."""
         from etl.pipeline import Plan, run_pipeline
@@ -136,7 +156,7 @@ def register(app: typer.Typer) -> None:
         plan = Plan(
             fetch=True, caption=True, manifest=manifest, options=_ingest_options(*given),
             reselect=manifest is None and (only_synthetic, limit, offset) != (None, None, 0),
-            output=output, export=ExportOptions(provenance=provenance),
+            output=output, export=ExportOptions(provenance=provenance), force=force,
         )  # fmt: skip
         if context.json and output == "-":
             raise ConfigError("--json and --output - both write to stdout; give --output FILE")

@@ -90,6 +90,7 @@ class ImageCache:
 
         Raises `DiskFullError` and `StateError` as `put_working` does.
         """
+        self._make_parts()
         with disk_errors(self.root):
             for kind in ("working", "original"):
                 for shard in range(256):
@@ -107,10 +108,16 @@ class ImageCache:
         """Return where the original with this hash lies, or would lie; ValueError for anything but a hash."""
         return self.root / "original" / _checked(sha256)[:2] / sha256
 
+    def _make_parts(self) -> None:
+        """Make the directory of unfinished files; the root is its owner's alone, for pictures may be private."""
+        with disk_errors(self._parts):
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, exist_ok=True)
+            self._parts.mkdir(exist_ok=True)
+
     def new_part(self) -> Path:
         """Return a path for a new unfinished file; it is not created, and nobody else is given it."""
-        with disk_errors(self._parts):
-            self._parts.mkdir(parents=True, exist_ok=True)
+        self._make_parts()
         return self._parts / f"{uuid.uuid4().hex}.part"
 
     def put_working(self, data: bytes) -> str:
@@ -146,8 +153,7 @@ class ImageCache:
 
     def part_of(self, url: str) -> Path:
         """Return the path of the unfinished file of one source: always the same, so that it can be resumed."""
-        with disk_errors(self._parts):
-            self._parts.mkdir(parents=True, exist_ok=True)
+        self._make_parts()
         return self._parts / f"{hashlib.sha256(url.encode()).hexdigest()}.part"
 
     def is_part(self, path: Path) -> bool:

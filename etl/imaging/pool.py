@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,9 @@ from etl.errors import ChildEndedError, DecoderCrashedError, DecoderLimitError, 
 from etl.imaging.worker import WorkerConfig, decoded_or_raise
 from etl.models import DecodedImage
 from etl.processes import ChildProcess
+
+CPU_RESERVE_S = 30
+"""Processor seconds that a picture may take beyond its time: the pool ends it first, unless the pool is gone."""
 
 _START_TIMEOUT_S = 60.0
 """A start takes 0.2 s; a cold network disk on a loaded machine may need much longer."""
@@ -46,7 +50,9 @@ class DecoderPool:
         max_pixels: int,
         timeout_s: float = 120.0,
     ) -> None:
-        self._config = WorkerConfig(str(cache_root), memory_bytes, longest_edge, max_pixels)
+        self._config = WorkerConfig(
+            str(cache_root), memory_bytes, longest_edge, max_pixels, math.ceil(timeout_s) + CPU_RESERVE_S
+        )
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decoder")
         self._lock = threading.Lock()
@@ -164,6 +170,7 @@ class _Decoder(ChildProcess):
             name="decoder process",
             # One arena per thread would reserve address space that the limit counts.
             env={"MALLOC_ARENA_MAX": "1"},
+            confined=True,
         )
 
     def takes(self, path: Path, timeout_s: float) -> bool:

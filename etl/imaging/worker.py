@@ -1,16 +1,19 @@
 """A decoder process: takes paths from its pool over a socket, one at a time, and answers with `DecodedImage`s.
 
-Confined, because decoders are written in C and the pictures come from strangers: limited address space, and
-answers in JSON, so that a decoder that was taken over can return nothing but a wrong picture.  Starting one
+Confined, because decoders are written in C and the pictures come from strangers: limited address space and processor
+time, no secrets in the environment, no core dump, no words of a C library on the terminal, and answers in JSON, so that
+nothing but a wrong picture comes back.  Starting one
 must stay cheap: neither this module nor what it imports may import torch, transformers, httpx or sqlite-utils.
 """
 
 import dataclasses
+import io
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from etl.errors import (
     DecoderLimitError,
@@ -25,6 +28,7 @@ from etl.imaging.cache import ImageCache
 from etl.imaging.decode import OUT_OF_MEMORY, make_working_copy
 from etl.models import DecodedImage, WorkingCopy
 from etl.processes import Parent
+from etl.text import clean_lines
 
 READY = b"ready"
 """Sent once: pictures are welcome."""
@@ -48,12 +52,14 @@ class WorkerConfig:
         memory_bytes: limit of its address space.
         longest_edge: of working copies, in pixels.
         max_pixels: largest accepted picture.
+        cpu_s: processor seconds that it may spend on one picture.
     """
 
     cache_root: str
     memory_bytes: int
     longest_edge: int
     max_pixels: int
+    cpu_s: int
 
 
 def main(config_fields: dict[str, Any], pool: Parent) -> None:
@@ -62,9 +68,11 @@ def main(config_fields: dict[str, Any], pool: Parent) -> None:
     os.nice(NICENESS)
     cache = ImageCache(Path(config.cache_root))
     _limit_memory(config.memory_bytes)
+    _silence_libraries()
     pool.send(READY)
     while True:
         path = Path(json.loads(pool.recv()))
+        _limit_time(config.cpu_s)
         pool.send(TAKEN)
         pool.send(_answer(path, cache, config))
 
@@ -106,3 +114,42 @@ def _limit_memory(wanted: int) -> None:
     except (ImportError, OSError, ValueError):
         # Only Linux limits address space reliably; elsewhere the pixel limit and the time limit remain.
         return
+
+
+def _limit_time(seconds: int) -> None:
+    """Let the next picture use so many seconds of processor time; the kernel ends what takes more.
+
+    The pool's own time is shorter, but a decoder that holds the interpreter does not notice when the pool is gone.
+    """
+    try:
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        wanted = int(used.ru_utime + used.ru_stime) + seconds + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    except (ImportError, OSError, ValueError):
+        return
+
+
+def _silence_libraries() -> None:
+    """Send what C libraries print, with a picture's own words in it, nowhere; Python's errors go where they went."""
+    kept = os.dup(2)
+    sys.stderr = _CleanStream(os.fdopen(kept, "w", encoding="utf-8", errors="backslashreplace", buffering=1))
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+
+
+class _CleanStream(io.TextIOBase):
+    """Lets nothing through that acts on a terminal but line ends."""
+
+    def __init__(self, inner: TextIO) -> None:
+        self._inner = inner
+
+    def write(self, text: str) -> int:
+        self._inner.write(clean_lines(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._inner.flush()

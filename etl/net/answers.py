@@ -30,6 +30,17 @@ def is_compressed(coding: str | None) -> bool:
     return coding in _DECODED
 
 
+MAX_VALIDATOR_CHARS = 1024
+"""Of an ETag or date that is sent back; servers refuse requests whose headers are long."""
+
+
+def sendable(validator: object) -> bool:
+    """Tell whether an ETag or date, as a server gave it, can be put into a request: HTTP headers are ASCII."""
+    if not isinstance(validator, str) or not 0 < len(validator) <= MAX_VALIDATOR_CHARS:
+        return False
+    return validator.isascii() and validator.isprintable()
+
+
 _STATUS_CLASSES: dict[int, type[FetchError]] = {
     401: ForbiddenError,
     403: ForbiddenError,

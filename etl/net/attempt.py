@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from etl.config import redact_url
 from etl.errors import EtlError, FetchError
+from etl.net.answers import sendable
 from etl.net.foreign import fetch_error, one_line
 from etl.net.part import PartWriter
 
@@ -19,9 +20,9 @@ class Validators:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The request headers that ask for the file only if it has changed."""
+        """The request headers that ask for the file only if it has changed; what cannot be sent is left out."""
         named = {"If-None-Match": self.etag, "If-Modified-Since": self.last_modified}
-        return {name: value for name, value in named.items() if value}
+        return {name: value for name, value in named.items() if value and sendable(value)}
 
 
 @dataclass

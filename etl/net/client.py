@@ -195,6 +195,8 @@ class Downloader:
     ) -> httpx.Response:
         """Return the first answer that is no redirect, its body unread.  Each hop has `_answer_s` seconds."""
         loop = asyncio.get_running_loop()
+        # Cookies live for one download and its redirects: no server may follow us, or set one that hinders others.
+        client.cookies.clear()
         request = client.build_request("GET", attempt.url, headers=headers)
         for _ in range(MAX_REDIRECTS + 1):
             _check_scheme(request.url)

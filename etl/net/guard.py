@@ -34,6 +34,7 @@ _NOT_PUBLIC = tuple(
     for network in (
         "192.0.0.0/24",  # RFC 6890, protocol assignments; `ipaddress` calls parts of it global
         "192.88.99.0/24",  # RFC 7526, the withdrawn 6to4 relays
+        "168.63.129.16/32",  # Azure's platform of each virtual machine, which hands out its credentials
         "3fff::/20",  # RFC 9637, documentation; unknown to `ipaddress` before 3.13
     )
 )

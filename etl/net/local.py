@@ -5,10 +5,11 @@ import hashlib
 import os
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from etl.errors import BodyTooLargeError, InvalidUrlError, LocalFileError
+from etl.errors import BlockedPathError, BodyTooLargeError, InvalidUrlError, LocalFileError
 from etl.net.part import Download
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -69,13 +70,43 @@ def local_path(url: str) -> Path:
     return Path(unquote(parts.path))
 
 
-def read_local(url: str, *, max_bytes: int) -> Download:
+class Roots:
+    """The directories below which local sources are read.
+
+    A manifest may come from a stranger, and its export go back there: what it may name is what lies beside it, and what
+    the operator allows.  Links count by where they lead.
+    """
+
+    def __init__(self, directories: Iterable[str | Path]) -> None:
+        self._roots = [Path(directory).resolve() for directory in directories]
+
+    def checked(self, url: str) -> Path:
+        """Return the file that a local source leads to.
+
+        Raises `BlockedPathError` when that lies below none of the directories, `LocalFileError` for no valid path.
+        """
+        path = local_path(url)
+        try:
+            real = path.resolve()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise LocalFileError(f"not a valid path: {_shown(path)}") from error
+        if not any(real.is_relative_to(root) for root in self._roots):
+            raise BlockedPathError(
+                f"outside of the manifest's directory: {_shown(real)} "
+                f"(--allow-path {_shown(real.parent)} would allow it)"
+            )
+        return real
+
+
+def read_local(source: str | Path, *, max_bytes: int) -> Download:
     """Hash a local file where it lies; nothing is copied.  Blocks: call it in a thread.
+
+    ``source`` is a path, or what a manifest names it by.
 
     Raises `LocalFileError` when the path is missing, not a regular file (a FIFO or device is never opened) or not
     readable, and `BodyTooLargeError` beyond ``max_bytes``.
     """
-    path = local_path(url)
+    path = source if isinstance(source, Path) else local_path(source)
     try:
         _check_regular(path.stat(), path)
         # O_NONBLOCK: should a FIFO take the file's place in between, opening it does not hang.

@@ -8,13 +8,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
 from etl.config import Settings
 from etl.errors import ConfigError, InvalidUrlError
-from etl.net.local import host_of, is_local
+from etl.net.local import host_of, is_local, local_path
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
 
@@ -72,6 +72,14 @@ class Mirrors:
     def needs_record(self) -> bool:
         """Whether `addresses` needs the record's line."""
         return bool(self._template)
+
+    @property
+    def directories(self) -> list[Path]:
+        """The local directories that the operator has written into rewrites and template."""
+        written = [replacement.partition("\\")[0] for _, replacement in self._rewrites]
+        written.append(self._template.partition("{")[0])
+        # Up to the last slash: what follows is the beginning of a name.
+        return [local_path(text[: text.rfind("/") + 1]) for text in written if is_local(text) and "/" in text]
 
     def addresses(self, url: str, host: str, line: bytes | None = None) -> list[Address]:
         """Return where to ask for the source ``url`` on ``host``, whose first record is ``line``; never empty.

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,7 +87,10 @@ class PartWriter:
     def __enter__(self) -> Self:
         try:
             # The with-block is the caller's: this object is the file's context manager.
-            self._file = open(self._path, "r+b" if self._resumed_at else "wb", buffering=BUFFER)  # noqa: PTH123
+            if self._resumed_at:
+                self._file = open(self._path, "r+b", buffering=BUFFER, opener=_private)
+            else:
+                self._file = open(self._path, "wb", buffering=BUFFER, opener=_private)
             if self._resumed_at:
                 self._file.seek(self._resumed_at)
         except OSError as error:
@@ -159,3 +163,8 @@ class PartWriter:
                 "done so far is kept"
             )
         return StateError(f"cannot write {self._path}: {what}")
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file for its owner alone.  Its name is known in advance, so a link of that name is not followed."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from etl.failpoints import failpoint
+from etl.net.answers import sendable
 
 NOTE_SUFFIX = ".note"
 
@@ -76,9 +77,11 @@ def rest_of(part: Path) -> Rest | None:
     try:
         note = json.loads(_note(part).read_text(encoding="utf-8"))
         received = part.stat().st_size
-        if note["boot"] == _boot() and 0 < received < note["total"]:
-            return Rest(note["validator"], note["total"], received)
-    except (OSError, ValueError, KeyError, TypeError):
+        validator, total = note["validator"], note["total"]
+        known = note["boot"] == _boot() and sendable(validator) and type(total) is int
+        if known and 0 < received < total:
+            return Rest(validator, total, received)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass  # No part, no note, or a note that was itself cut off: all mean the same.
     return None
 
@@ -105,9 +108,10 @@ def _note(part: Path) -> Path:
 def _validator(headers: Mapping[str, str]) -> str | None:
     etag = headers.get("etag", "").strip()
     # A weak ETag promises the same meaning, not the same bytes.
-    if etag.startswith('"'):
+    if etag.startswith('"') and sendable(etag):
         return etag
-    return headers.get("last-modified") or None
+    modified = headers.get("last-modified")
+    return modified if sendable(modified) else None
 
 
 def _boot() -> str:

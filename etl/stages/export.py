@@ -1,192 +1,86 @@
-"""Export: records joined with their captions, as JSON Lines in manifest order.
+"""Export: records joined with their captions, as JSON Lines in manifest order, or in another format.
 
-The file appears whole or not at all: it is written beside its name, made durable, and then renamed.
+A file appears whole or not at all: it is written beside its name, made durable, and then renamed.
 """
 
 import errno
-import functools
 import gzip
 import hashlib
 import io
-import json
 import os
+import stat
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from backports import zstd
 
-from etl.clock import iso_utc
-from etl.config import redact_url
 from etl.errors import ConfigError, DiskFullError, EtlError
 from etl.failpoints import failpoint
-from etl.models import ExportSummary, RecordOutcome, RecordState
-from etl.state.export_rows import ExportRow
-from etl.state.queries import Reader, RecipeRow
+from etl.models import ExportSummary
+from etl.stages.arrow import pyarrow
+from etl.stages.export_encoders import encoder
+from etl.stages.export_lines import (
+    DIRECTORY_FORMATS,
+    STDOUT,
+    ExportOptions,
+    Selected,
+    joined,
+    kind_of,
+    summary_of,
+    with_fields,
+)
+from etl.state.queries import Reader
 
-STDOUT = "-"
-CAPTION, CAPTIONED_AT, SOURCE, ERROR, PROVENANCE = (
-    "vlm_caption", "vlm_captioned_at", "vlm_caption_source", "vlm_error", "vlm_provenance",
-)  # fmt: skip
-FIELDS = (CAPTION, CAPTIONED_AT, SOURCE, ERROR, PROVENANCE)
+__all__ = ["STDOUT", "ExportOptions", "check_target", "export", "replaced", "with_fields"]
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """What an export holds.
-
-    Attributes:
-        recipe: beginning of a recipe's hash; ``None`` for the current one.
-        provenance: add one object that tells how each caption came to be.
-        only_captioned: leave out every record without a caption.
-    """
-
-    recipe: str | None = None
-    provenance: bool = False
-    only_captioned: bool = False
+def check_target(target: str, options: ExportOptions) -> None:
+    """Raise what `export` would for a target or format that cannot be written, so that nobody works for hours first."""
+    kind = kind_of(target, options)
+    if kind == "parquet":
+        pyarrow()
+    if target == STDOUT:
+        return
+    if kind in DIRECTORY_FORMATS or options.shard_size:
+        path = Path(target).resolve()
+        place = path if path.is_dir() else path.parent
+    else:
+        path = _checked(target)
+        if path.exists() and not path.is_file():
+            return
+        place = path.parent
+    with _write_errors(target):
+        place.stat()
+        if not os.access(place, os.W_OK | os.X_OK):
+            read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+            number = errno.EROFS if read_only else errno.EACCES
+            raise OSError(number, os.strerror(number))
 
 
 def export(reader: Reader, target: str, options: ExportOptions) -> tuple[ExportSummary, int | None]:
     """Write the export; return what was written and the recipe's row.
 
-    Raises `ConfigError` for an unknown or ambiguous recipe, `DiskFullError` or `EtlError` when the target
-    cannot be written; an existing file is then untouched.
+    Raises `ConfigError` for an unknown or ambiguous recipe, run or format, `DiskFullError` or `EtlError` when the
+    target cannot be written, and `StateError` for a damaged state; an existing file is then untouched.
     """
-    counts: Counter[str] = Counter()
+    kind = kind_of(target, options)
+    if kind in DIRECTORY_FORMATS or options.shard_size:
+        # It writes its files by this module.
+        from etl.stages.export_shards import export_shards
+
+        return export_shards(reader, target, kind, options)
     with reader.snapshot():
-        recipe = _chosen_recipe(reader, options.recipe)
+        selection = Selected.of(reader, options)
+        counts: Counter[str] = Counter()
         with _target(target) as stream:
-            for line in _lines(reader, recipe, options, counts):
-                stream.write(line)
-    return (
-        ExportSummary(
-            path=target if target == STDOUT else str(Path(target).resolve()), rows=counts["rows"],
-            captioned=counts[RecordOutcome.CAPTIONED], failed=counts[RecordOutcome.FAILED],
-            pending=counts[RecordOutcome.PENDING], unselected=counts[RecordState.UNSELECTED],
-            left_out=counts["left_out"], size=stream.size, sha256=stream.sha256,
-        ),
-        recipe.id if recipe else None,
-    )  # fmt: skip
-
-
-def _chosen_recipe(reader: Reader, wanted: str | None) -> RecipeRow | None:
-    recipes = reader.recipes()
-    if wanted is None:
-        return next((recipe for recipe in recipes if recipe.current), None)
-    found = [recipe for recipe in recipes if recipe.sha256.startswith(wanted.lower())]
-    if len(found) != 1:
-        known = ", ".join(f"{recipe.sha256[:12]} ({recipe.model}@{recipe.revision[:12]})" for recipe in recipes)
-        raise ConfigError(f"{len(found)} recipes begin with {wanted!r}; known: {known or 'none'}")
-    return found[0]
-
-
-def _lines(reader: Reader, recipe: RecipeRow | None, options: ExportOptions, counts: Counter[str]) -> Iterator[bytes]:
-    """Yield the finished lines; a line that ended its file without a line end gets one if more follow."""
-    previous = b"\n"
-    for manifest, *_ in reader.manifests():
-        for row in reader.export_rows(manifest, recipe.id if recipe else None):
-            line = _line(row, recipe, options, counts)
-            if line is None:
-                continue
-            if not previous.endswith(b"\n"):
-                yield b"\n"
-            counts["rows"] += 1
-            yield line
-            previous = line
-
-
-def _line(row: ExportRow, recipe: RecipeRow | None, options: ExportOptions, counts: Counter[str]) -> bytes | None:
-    if row.state == RecordState.INVALID:
-        if row.error_class == "invalid_json":
-            counts["left_out"] += 1
-            return None
-        outcome: str = RecordOutcome.FAILED
-    elif row.state == RecordState.UNSELECTED:
-        counts[RecordState.UNSELECTED] += 1
-        return None if options.only_captioned else row.line
-    else:
-        outcome = row.outcome
-    counts[outcome] += 1
-    if options.only_captioned and outcome != RecordOutcome.CAPTIONED:
-        return None
-    if outcome == RecordOutcome.PENDING:
-        return row.line
-    return with_fields(row.line, _added(row, outcome, recipe, options))
-
-
-def _added(row: ExportRow, outcome: str, recipe: RecipeRow | None, options: ExportOptions) -> dict[str, Any]:
-    if outcome == RecordOutcome.FAILED or recipe is None:
-        return {CAPTION: None, ERROR: row.error_class}
-    added: dict[str, Any] = {
-        CAPTION: row.text,
-        CAPTIONED_AT: iso_utc(row.done_at or 0),
-        SOURCE: f"{recipe.model}@{recipe.revision}",
-    }
-    if options.provenance:
-        added[PROVENANCE] = {
-            "recipe": recipe.sha256, "finish_reason": row.finish_reason, "tokens": row.tokens,
-            "flags": row.flags.split(",") if row.flags else [],
-            "repetition_penalty": row.repetition_penalty or _usual_penalty(recipe.spec),
-            "image_sha256": row.image_sha256,
-            "mirror": redact_url(row.mirror) if row.mirror else None,
-        }  # fmt: skip
-    return added
-
-
-@functools.lru_cache(maxsize=1)
-def _usual_penalty(spec: str) -> float | None:
-    """Return the repetition penalty that the recipe says; ``None`` where it says none."""
-    value: float | None = json.loads(spec).get("generation", {}).get("repetition_penalty")
-    return value
-
-
-def with_fields(line: bytes, added: dict[str, Any]) -> bytes:
-    """Return a JSON object's line with fields added at its end; ``vlm_*`` fields that it had are replaced.
-
-    Everything else stays byte for byte: numbers are not rounded, escapes and white space not changed.
-    """
-    body = line.rstrip(b"\r\n \t")
-    end = line[len(body) :]
-    start = body.index(b"{") + 1
-    inner = body[start:-1].rstrip()
-    if b"vlm_" in inner or b"\\u" in inner:
-        inner = ",".join(text for name, text in _members(inner.decode()) if name not in FIELDS).rstrip().encode()
-    separator = b"," if inner.strip() else b""
-    return body[:start] + inner + separator + _dump(added)[1:] + end
-
-
-_DECODER = json.JSONDecoder()
-
-
-def _members(inner: str) -> Iterator[tuple[str, str]]:
-    """Yield name and text of each member of a JSON object, given what stands between its braces."""
-    scan = _DECODER.raw_decode
-    place = 0
-    while inner[place:].strip():
-        name, after = scan(inner, _skip(inner, place))
-        _, after = scan(inner, _skip(inner, _skip(inner, after) + 1))
-        comma = _skip(inner, after)
-        yield name, inner[place:comma]
-        place = comma + 1
-
-
-def _skip(text: str, place: int) -> int:
-    """Return the next place that is not JSON's white space."""
-    while text[place : place + 1] in (" ", "\t", "\n", "\r"):
-        place += 1
-    return place
-
-
-def _dump(value: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
-        # Half a surrogate pair can only be written as the escape that it came in as.
-        return json.dumps(value, separators=(",", ":")).encode()
+            encoder(kind).write(stream, joined(reader, selection, counts))
+    path = target if target == STDOUT else str(Path(target).resolve())
+    summary = summary_of(path, counts, size=stream.size, sha256=stream.sha256, format=selection.format_of(kind))
+    return summary, selection.recipe.id if selection.recipe else None
 
 
 class _HashingWriter(io.RawIOBase):
@@ -216,9 +110,19 @@ def _target(target: str) -> Iterator[_HashingWriter]:
             yield _HashingWriter(sys.stdout.buffer)
             sys.stdout.buffer.flush()
         return
-    path = _checked(target)
-    with _write_errors(target), _opened(path) as file, _compressed(file, path.suffix) as stream:
+    with replaced(target) as file, _compressed(file, Path(target).resolve().suffix) as stream:
         yield _HashingWriter(stream)
+
+
+@contextmanager
+def replaced(target: str) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of ``target`` at the end of the block, durably, or not at all.
+
+    Raises `ConfigError` for a directory, `DiskFullError` or `EtlError` when it cannot be written.
+    """
+    path = _checked(target)
+    with _write_errors(target), _opened(path) as file:
+        yield file
 
 
 def _checked(target: str) -> Path:
@@ -254,7 +158,11 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         return
     part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb", buffering=1 << 20) as file:
+        # A link of that name is not followed, and a file that was private stays so.
+        part.unlink(missing_ok=True)
+        with open(part, "wb", buffering=1 << 20, opener=_unlinked) as file:
+            if path.exists():
+                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
             failpoint("export.begun")
             yield file
             file.flush()
@@ -280,6 +188,10 @@ def _compressed(file: BinaryIO, suffix: str) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, packed)
     else:
         yield file
+
+
+def _unlinked(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _fsync_directory(directory: Path) -> None:

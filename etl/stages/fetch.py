@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etl.clock import now_ms
@@ -29,16 +30,17 @@ from etl.imaging.cache import ImageCache
 from etl.imaging.pool import DecoderPool
 from etl.models import FetchedImage, HostState, ItemFailure, KnownImage, SourceItem, StageSummary
 from etl.net import resume
-from etl.net.local import host_of
+from etl.net.local import Roots, host_of
 from etl.net.mirrors import Mirrors
 from etl.net.politeness import HostGate, NotNowError
 from etl.stages.flow import Flow
+from etl.stages.manifest import STDIN
 from etl.stages.room import Room
 from etl.state.hosts import HostLog
 from etl.state.queries import Reader
 from etl.state.sources import SourceQueue
 from etl.state.store import Store
-from etl.state.work_queue import LONGEST_ASKED_WAIT_S
+from etl.state.waits import LONGEST_ASKED_WAIT_S
 
 if TYPE_CHECKING:
     from etl.net.client import Downloader
@@ -73,12 +75,14 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bo
     """
     with Reader(store.directory) as reader:
         edges = reader.longest_edges()
+        beside = [_folder(path) for _, path, _, _ in reader.manifests()]
     if edges and edges != [settings.longest_edge]:
         raise ConfigError(
             f"the working copies in {store.directory} have a longest edge of {edges[0]} pixels, not "
             f"{settings.longest_edge}; give --longest-edge {edges[0]} or another --state directory"
         )
     mirrors = Mirrors.of(settings)
+    roots = Roots([*beside, *mirrors.directories, *settings.allow_path])
     cache = ImageCache.of_state(store.directory)
     cache.prepare()
     cache.sweep_parts(keep=resume.is_resumable)
@@ -94,9 +98,16 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bo
         decoders.start(min(processes, queue.due()))
         stage = _Fetch(
             queue, store.hosts(run), settings, flow, cache, decoders, processes, mirrors,
-            Room(store, cache, queue, settings, flow),
+            roots, Room(store, cache, queue, settings, flow),
         )  # fmt: skip
         return asyncio.run(stage.run())
+
+
+def _folder(manifest: str) -> Path:
+    """Return the directory beside whose files the pictures of a manifest may lie: its own."""
+    if manifest == STDIN:
+        return Path.cwd()
+    return Path(manifest) if Path(manifest).is_dir() else Path(manifest).parent
 
 
 @dataclass
@@ -121,6 +132,7 @@ class _Fetch:
         decoders: DecoderPool,
         processes: int,
         mirrors: Mirrors,
+        roots: Roots,
         room: Room,
     ) -> None:
         self._queue = queue
@@ -130,6 +142,7 @@ class _Fetch:
         self._cache = cache
         self._decoders = decoders
         self._mirrors = mirrors
+        self._roots = roots
         self._room = room
         self._gate = HostGate(
             settings.concurrency, settings.per_host, rate=settings.host_rate, patience_s=settings.host_patience_s,
@@ -160,7 +173,8 @@ class _Fetch:
                 downloader.may_follow = self._robots_of(downloader)
             fetcher = SourceFetcher(
                 self._settings, self._queue, self._gate, downloader, self._decoders, self._cache, self._mirrors,
-                downloader.may_follow, on_downloaded=self._changed.set, is_stopping=lambda: self._flow.stopping,
+                self._roots, downloader.may_follow, on_downloaded=self._changed.set,
+                is_stopping=lambda: self._flow.stopping,
             )  # fmt: skip
             try:
                 await self._loop(fetcher)

@@ -14,7 +14,7 @@ from etl.imaging.pool import DecoderPool
 from etl.models import DecodedImage, FetchedImage, KnownImage, SourceItem
 from etl.net import resume
 from etl.net.client import Downloader, Validators
-from etl.net.local import is_local, local_path, read_local
+from etl.net.local import Roots, is_local, read_local
 from etl.net.mirrors import Address, Mirrors
 from etl.net.part import Download
 from etl.net.politeness import HostGate, NotNowError
@@ -38,6 +38,7 @@ class SourceFetcher:
         queue: asked which images are there already, and for the records that mirrors are made from.
         gate: lets requests to a host begin.
         downloader, decoders, cache, mirrors: do the work.
+        roots: where local files may lie.
         robots: awaited with the URL before it is asked for; raises a `FetchError` where that is not allowed.
         on_downloaded: called when a download has ended and another may begin, while its picture is decoded.
         is_stopping: whether broken downloads are no longer to be resumed.
@@ -50,6 +51,7 @@ class SourceFetcher:
     decoders: DecoderPool
     cache: ImageCache
     mirrors: Mirrors
+    roots: Roots
     robots: Callable[[str], Awaitable[None]] | None
     on_downloaded: Callable[[], None]
     is_stopping: Callable[[], bool]
@@ -121,11 +123,12 @@ class SourceFetcher:
 
     async def _from_file(self, address: Address, item: SourceItem, started: int) -> FetchedImage | KnownImage:
         async with self.gate.slot("", patient=False):
-            download = await asyncio.to_thread(read_local, address.url, max_bytes=self.settings.max_bytes)
+            path = await asyncio.to_thread(self.roots.checked, address.url)
+            download = await asyncio.to_thread(read_local, path, max_bytes=self.settings.max_bytes)
         image = self._known_image(download.sha256, with_original=False)
         if image is not None:
             return _known(item, address, download, image, started)
-        decoded = await self.decoders.decode(local_path(address.url))
+        decoded = await self.decoders.decode(path)
         return _fetched(item, address, download, decoded, started, kept=False)
 
     def _known_image(self, sha256: str, *, with_original: bool) -> int | None:

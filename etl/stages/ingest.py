@@ -6,9 +6,10 @@ when the part already read is unchanged; a manifest that is already complete in 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -21,6 +22,7 @@ from etl.errors import (
     InvalidUrlError,
     ManifestError,
     MissingImageFieldError,
+    StateError,
 )
 from etl.models import IngestSummary, RecordState
 from etl.net.local import host_of, is_local
@@ -32,9 +34,19 @@ from etl.state.store import Store
 BATCH = 5_000
 """Records committed together; about 7 MB of the real manifest."""
 
+BATCH_BYTES = 32 * 1024**2
+"""Bytes of lines from which a batch is full, however few they are: a line may have 16 MB."""
+
 KEY_FIELDS = ("metadata_filename", "id", "key")
 IMAGE_FIELDS = ("external_url", "url", "image_url", "image", "path")
 MAX_KEY_CHARS = 512
+
+MAX_DEPTH = 200
+"""Arrays and objects inside each other.  How many more Python bears depends on its version and on who calls, and what
+was ingested must be exported on any machine."""
+
+_JSON_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 @dataclass(frozen=True)
@@ -87,11 +99,17 @@ class IngestOptions:
 
     @classmethod
     def from_spec(cls, spec: str, selection: Selection | None = None) -> "IngestOptions":
-        """Return the options that a manifest was ingested with, with another selection if given."""
-        values = json.loads(spec)
-        stored = Selection(values["synthetic"], values["offset"], values["limit"])
-        template = PromptTemplate(values["template"])
-        return cls(values["id_field"], values["image_field"], selection or stored, template)
+        """Return the options that a manifest was ingested with, with another selection if given.
+
+        Raises `StateError` for what `spec` has not written.
+        """
+        try:
+            values = json.loads(spec)
+            stored = Selection(values["synthetic"], values["offset"], values["limit"])
+            template = PromptTemplate(values["template"])
+            return cls(values["id_field"], values["image_field"], selection or stored, template)
+        except (ValueError, LookupError, TypeError) as error:
+            raise StateError("the state database is damaged: how its manifest was read makes no sense") from error
 
 
 class RecordParser:
@@ -123,6 +141,9 @@ class RecordParser:
 
     @staticmethod
     def _load(line: bytes) -> dict[str, Any]:
+        # Counting brackets settles it for almost every line.
+        if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
+            raise InvalidJsonError(f"nested more than {MAX_DEPTH} levels deep")
         try:
             record = json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
@@ -216,7 +237,8 @@ def ingest(
     reader = LineReader(manifest.lines())
     if row is not None and not reader.skip_to(row.checkpoint):
         row, reader = None, LineReader(manifest.lines())
-    return _read(writer, row, reader, manifest, options, on_batch, should_stop)
+    with store.large_cache():
+        return _read(writer, row, reader, manifest, options, on_batch, should_stop)
 
 
 def _whole(manifest: Manifest) -> Checkpoint:
@@ -239,8 +261,7 @@ def _read(
     parser = RecordParser(options, manifest.name, manifest.base)
     resumed_at = row.checkpoint.rows if row else 0
     total = BatchCounts()
-    lines = iter(reader)
-    while batch := [parser.parse(*line) for line in islice(lines, BATCH)]:
+    for batch in _batches(parser.parse(*line) for line in reader):
         if options.strict:
             _refuse_invalid(batch, manifest)
         # Begun only now: an empty or unreadable file must not touch what the state knows.
@@ -255,6 +276,19 @@ def _read(
         raise ManifestError(f"{manifest.path} holds no records; nothing was changed")
     removed = writer.finish(row, reader.checkpoint())
     return _summary(writer, row, total, removed, resumed_at=resumed_at)
+
+
+def _batches(records: Iterable[NewRecord]) -> Iterator[list[NewRecord]]:
+    """Yield records in batches; when one is yielded, nothing beyond it has been read."""
+    batch, size = list[NewRecord](), 0
+    for record in records:
+        batch.append(record)
+        size += len(record.line)
+        if len(batch) == BATCH or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _store(
@@ -312,6 +346,12 @@ def _select(reader: Reader, manifest: int, selection: Selection) -> Iterator[tup
         if state != RecordState.INVALID:
             chosen = (index, json.loads(line)) in selection
             yield record, RecordState.ACTIVE if chosen else RecordState.UNSELECTED
+
+
+def _depth(line: bytes) -> int:
+    """Return how deep arrays and objects lie in each other, those under names that come again included."""
+    brackets = _JSON_STRING.sub(b"", line).translate(None, _NO_BRACKETS)
+    return max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0)
 
 
 def _storable(text: str, name: str) -> str:

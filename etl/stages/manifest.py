@@ -1,13 +1,16 @@
 """Reading manifests: every format becomes a stream of JSON lines.
 
-JSON Lines come out byte for byte; CSV rows and the files of a directory become one JSON object each.  Offsets
-and hashes are taken over this stream, so checkpoints mean the same for every format and compression.
+JSON Lines come out byte for byte; rows of CSV and Parquet and the files of a directory become one JSON object each.
+Offsets and hashes are taken over this stream, so checkpoints mean the same for every format and compression.
 """
 
 import csv
+import datetime
+import decimal
 import gzip
 import io
 import json
+import math
 import sys
 import zlib
 from collections.abc import Iterator
@@ -18,10 +21,14 @@ from typing import Any, cast
 from backports import zstd
 
 from etl.errors import ManifestError
+from etl.stages.arrow import pyarrow
 
 STDIN = "-"
 MAX_LINE = 16 * 1024 * 1024
 """Bytes.  A longer line is no record but a file of another kind."""
+
+PARQUET_ROWS = 2_000
+"""Rows of a Parquet file that are taken at once."""
 
 PICTURE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".jp2", ".pdf"}
@@ -66,6 +73,9 @@ class Manifest:
         """
         if self._file is not None and self._file.is_dir():
             yield from _directory_lines(self._file)
+            return
+        if self._file is not None and _suffix(self._file) == ".parquet":
+            yield from _parquet_lines(self._file, self.name)
             return
         with self._open() as stream:
             if _suffix(self._file) == ".csv":
@@ -134,9 +144,11 @@ def _json_lines(stream: "io.BufferedReader[Any]", name: str) -> Iterator[bytes]:
 def _csv_lines(stream: "io.BufferedReader[Any]", name: str) -> Iterator[bytes]:
     # surrogateescape carries bytes that are not UTF-8 through to the record, which then is invalid alone.
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-    rows = csv.DictReader(text, strict=True)
+    lines = _BoundedLines(text, name)
+    rows = csv.DictReader(lines, strict=True)
     try:
         for row in rows:
+            lines.in_row = 0
             if None in row:
                 raise ManifestError(f"{name}, line {rows.line_num}: more values than the header has columns")
             line = json.dumps(row, ensure_ascii=False) + "\n"
@@ -145,6 +157,60 @@ def _csv_lines(stream: "io.BufferedReader[Any]", name: str) -> Iterator[bytes]:
         raise ManifestError(f"{name}, line {rows.reader.line_num}: not valid CSV: {error}") from error
     finally:
         text.detach()
+
+
+class _BoundedLines:
+    """The lines of a CSV; a row, which quotes may spread over many lines, must not be longer than a line of JSON.
+
+    Attributes:
+        in_row: characters read since the last row ended.
+    """
+
+    def __init__(self, text: io.TextIOWrapper, name: str) -> None:
+        self._text = text
+        self._name = name
+        self._number = 0
+        self.in_row = 0
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._text.readline(MAX_LINE + 1):
+            self._number += 1
+            self.in_row += len(line)
+            if self.in_row > MAX_LINE:
+                raise ManifestError(f"{self._name}, line {self._number}: a row of more than {MAX_LINE} characters")
+            yield line
+
+
+def _parquet_lines(file: Path, name: str) -> Iterator[bytes]:
+    """Yield the rows of a Parquet file, a row group at a time."""
+    arrow = pyarrow()
+    try:
+        with arrow.parquet.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    yield json.dumps(_plain(row, name), ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+    except arrow.ArrowException as error:
+        raise ManifestError(f"{file} is cut short, damaged or no Parquet file: {error}") from error
+    except OSError as error:
+        raise ManifestError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def _plain(value: Any, name: str) -> Any:
+    """Return a value of Parquet as JSON has it: times as ISO 8601, decimals as text, what is no number as null."""
+    match value:
+        case dict():
+            return {str(key): _plain(inner, name) for key, inner in value.items()}
+        case list() | tuple():
+            return [_plain(inner, name) for inner in value]
+        case float():
+            return value if math.isfinite(value) else None
+        case bytes():
+            raise ManifestError(f"{name} holds bytes in a column; JSON has none: leave out pictures and binary columns")
+        case datetime.datetime() | datetime.date() | datetime.time():
+            return value.isoformat()
+        case decimal.Decimal() | datetime.timedelta():
+            return str(value)
+    return value
 
 
 def _directory_lines(directory: Path) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 from backports import zstd
 
 from etl.models import RecordOutcome, RecordState
-from etl.stages.export import CAPTION, FIELDS
+from etl.stages.export_lines import CAPTION, FIELDS
 from etl.state.deep import EXAMPLES, summed_up
 from etl.state.export_rows import ExportRow
 from etl.state.queries import Reader
@@ -63,7 +63,9 @@ class _Faults:
 
 def compare_export(reader: Reader) -> tuple[ExportFound, list[str]]:
     """Compare the last export on record with the state; return how far that went, and what is wrong."""
-    rows = reader.rows("SELECT run, path, recipe, rows, sha256 FROM exports ORDER BY id DESC LIMIT 1")
+    rows = reader.rows(
+        "SELECT run, path, recipe, rows, sha256 FROM exports WHERE format = 'jsonl' ORDER BY id DESC LIMIT 1"
+    )
     if not rows or rows[0][1] == "-":
         return ExportFound.NONE, []
     run, path, *rest = rows[0]

@@ -62,8 +62,8 @@ def engines(reader: Reader, run: int, now: int) -> tuple[EngineSample, ...]:
 def tokens_per_s(reader: Reader, progress: Progress) -> float:
     """Return the tokens of finished captions per second, over the last `RATE_WINDOW_MS`."""
     tokens = reader.rows(
-        "SELECT coalesce(sum(tokens), 0) FROM captions WHERE status = 'done' AND done_at > ?",
-        (progress.at - RATE_WINDOW_MS,),
+        "SELECT coalesce(sum(tokens), 0) FROM captions WHERE status = 'done' AND done_at > ? AND done_at <= ?",
+        (progress.at - RATE_WINDOW_MS, progress.at),
     )[0][0]
     since = progress.run.started_at if progress.run else 0
     return float(tokens) / max(1.0, min(RATE_WINDOW_MS, progress.at - since) / 1000)

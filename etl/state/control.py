@@ -7,15 +7,29 @@ import dataclasses
 import json
 import sqlite3
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from etl.clock import now_ms
 from etl.errors import StateMissingError
-from etl.models import FailureFilter
-from etl.state.database import DATABASE_NAME, translate_errors
+from etl.models import FailureFilter, QualityFlag, Stage
+from etl.state.database import DATABASE_NAME, be_wary, translate_errors
 from etl.state.lock import is_locked
 
 PAUSE, RESUME, STOP, RETRY = "pause", "resume", "stop", "retry"
+
+
+def filter_of(arguments: Mapping[str, Any]) -> FailureFilter:
+    """Return the filter that `send` was given.  Raises `ValueError` for arguments that it has not written."""
+    kinds = {"stage": Stage, "error_class": str, "host": str, "key": str, "flag": QualityFlag,
+             "repetition_penalty": float}  # fmt: skip
+    values: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name not in kinds or isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError(name)
+        values[name] = kinds[name](value)
+    return FailureFilter(**values)
 
 
 def send(state: Path, name: str, chosen: FailureFilter | None = None, *, patience_s: float = 10.0) -> str | None:
@@ -30,6 +44,7 @@ def send(state: Path, name: str, chosen: FailureFilter | None = None, *, patienc
     with translate_errors(path):
         connection = sqlite3.connect(path, isolation_level=None, timeout=10)
         try:
+            be_wary(connection)
             # Two connections that checkpoint at once can corrupt the log of SQLite up to 3.51.2.
             connection.execute("PRAGMA wal_autocheckpoint = 0")
             number = connection.execute(

@@ -30,11 +30,25 @@ class Cost:
 
 def cost(reader: Reader, price: float = 0.0) -> Cost | None:
     """Return what the runs have cost; ``None`` when neither they nor the caller know a price."""
+    runs = list(_priced(reader, price).values())
+    if not any(each for each, _ in runs):
+        return None
+    return Cost(runs[0][0], runs[0][1], sum(spent for _, spent in runs))
+
+
+def cost_by_run(reader: Reader, price: float = 0.0) -> dict[int, float]:
+    """Return what each run has cost so far, by its id; those without a price are left out."""
+    return {run: spent for run, (each, spent) in _priced(reader, price).items() if each}
+
+
+def _priced(reader: Reader, price: float) -> dict[int, tuple[float, float]]:
+    """Return the price per hour and the cost of each run, by its id, newest first."""
     # A live run's last heartbeat is this very second; a crashed one ended with its last.
     runs = reader.rows(
-        "SELECT stages, coalesce(ended_at, heartbeat_at) - started_at, json_extract(config, '$.gpu_price') FROM runs "
-        "ORDER BY id DESC"
+        "SELECT id, stages, coalesce(ended_at, heartbeat_at) - started_at, json_extract(config, '$.gpu_price') "
+        "FROM runs ORDER BY id DESC"
     )
-    prices = [float(own or 0) or (price if Stage.CAPTION in stages.split(",") else 0.0) for stages, _, own in runs]
-    spent = [each * max(0, took) / _HOUR_MS for each, (_, took, _) in zip(prices, runs, strict=True)]
-    return Cost(prices[0], spent[0], sum(spent)) if any(prices) else None
+    prices = {
+        run: float(own or 0) or (price if Stage.CAPTION in stages.split(",") else 0.0) for run, stages, _, own in runs
+    }
+    return {run: (prices[run], prices[run] * max(0, took) / _HOUR_MS) for run, _, took, _ in runs}

@@ -6,8 +6,9 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from etl.errors import DiskFullError, EtlError, StateError, StateMissingError, StateNewerError
 from etl.failpoints import failpoint
@@ -26,19 +27,36 @@ ENGINE_VERSION = 3
 LOOKING_VERSION = 4
 """The first version with the dashboard's indexes."""
 
-SCHEMA_VERSION = 4
+SPLIT_VERSION = 5
+"""The first version that knows splits, and the formats of exports."""
+
+SCHEMA_VERSION = 5
 """Number of migrations; stored as ``user_version`` so that an older program can refuse a newer database."""
 
 PAGE_SIZE = 16384
 """Manifest lines of about 1.3 kB fill 4 kB pages badly: 54k against 31k rows/s at ingest with 16 kB."""
+
+CACHE_KIB, LARGE_CACHE_KIB = 16 * 1024, 64 * 1024
+"""SQLite's cache of pages: an ingest looks up keys all over the database, a run works at one place after another."""
 
 _PRAGMAS = (
     f"PRAGMA page_size = {PAGE_SIZE}",
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
-    "PRAGMA cache_size = -65536",
+    f"PRAGMA cache_size = -{CACHE_KIB}",
 )
+
+WARY = ("PRAGMA trusted_schema = OFF", "PRAGMA cell_size_check = ON")
+"""For every connection: a state that was copied here may have been written by anybody.  Its views and triggers get no
+function that has an effect outside, and damaged pages are found before they are used."""
+
+
+def be_wary(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """Return the connection, set up for a database that a stranger may have written."""
+    for pragma in WARY:
+        connection.execute(pragma)
+    return connection
 
 
 class Connection:
@@ -53,9 +71,10 @@ class Connection:
             raise StateMissingError(f"there is no state database in {path.parent}; run `etl ingest` first")
         with translate_errors(path):
             # Created by us, so that the database is private from its first byte.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
             raw = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
             try:
+                be_wary(raw)
                 for pragma in _PRAGMAS:
                     raw.execute(pragma)
             except BaseException:
@@ -72,7 +91,7 @@ class Connection:
     def transaction(self, name: str | None = None) -> "Iterator[Database]":
         """Yield the database inside one transaction: committed at the end, rolled back on any exception.
 
-        ``name`` says what it commits, as `etl.failpoints` has it; one without a name writes nothing.
+        ``name`` says what it commits, as `etl.failpoints` has it; one without a name cannot be stopped there.
         """
         with self._lock, translate_errors(self.path):
             raw = self.db.conn
@@ -95,6 +114,18 @@ class Connection:
         """Hold other threads off and translate errors around work that manages its own transactions."""
         with self._lock, translate_errors(self.path):
             yield
+
+    @contextmanager
+    def large_cache(self) -> Iterator[None]:
+        """Keep more of the database in memory during the block."""
+        try:
+            with self.guard():
+                self.db.conn.execute(f"PRAGMA cache_size = -{LARGE_CACHE_KIB}")
+            yield
+        finally:
+            with self.guard():
+                self.db.conn.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+                self.db.conn.execute("PRAGMA shrink_memory")
 
     def rows(self, sql: str, arguments: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Run one read and fetch it whole, between the transactions of other threads."""
@@ -120,7 +151,7 @@ def open_reader(state: Path) -> sqlite3.Connection:
     finished = not os.access(state, os.W_OK) and not (state / f"{DATABASE_NAME}-wal").exists()
     uri = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if finished else ''}"
     with translate_errors(path):
-        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
+        return be_wary(sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10))
 
 
 def check_version(connection: sqlite3.Connection) -> int:
@@ -135,6 +166,23 @@ def check_version(connection: sqlite3.Connection) -> int:
             "upgrade caption-etl, or use another --state directory"
         )
     return version
+
+
+Word = TypeVar("Word", bound=StrEnum)
+
+
+def known(kind: type[Word], word: str) -> Word:
+    """Return a stored word as one of those that this version knows.
+
+    Raises `StateError` for another: the database is damaged, or something else has written it.
+    """
+    try:
+        return kind(word)
+    except ValueError as error:
+        raise StateError(
+            f"the state database holds the {kind.__name__} {word[:60]!r}, which this version does not know; "
+            "was it written by caption-etl?"
+        ) from error
 
 
 @contextmanager
@@ -153,6 +201,8 @@ def translate_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(_full(path)) from error
+        if error.errno == errno.ELOOP:
+            raise StateError(f"{path} is a link, which is never followed; put the file itself there") from error
         raise
 
 

@@ -10,7 +10,9 @@ class ExportRow:
     """One record with what became of it, for the export.
 
     ``error_class`` is the caption's, else the source's, else the record's own.  ``text`` and what follows is of the
-    caption that counts: one that is to be made again counts as it was until the new one is done.
+    caption that counts: one that is to be made again counts as it was until the new one is done.  ``failed_at`` is when
+    the caption or source failed for good, where that is known; ``working_sha256`` is ``None`` for a picture that is not
+    in the cache.
     """
 
     position: int
@@ -28,6 +30,9 @@ class ExportRow:
     repetition_penalty: float | None
     image_sha256: str | None
     mirror: str | None
+    url: str | None
+    failed_at: int | None
+    working_sha256: str | None
 
 
 def export_sql(version: int) -> str:
@@ -53,7 +58,12 @@ SELECT r.position, r.id, r.key, r.state,
                ELSE r.error_class END,
   iif(e.id, e.text, c.text), iif(e.id, e.done_at, c.done_at), iif(e.id, e.finish_reason, c.finish_reason),
   iif(e.id, e.tokens, c.tokens), iif(e.id, e.flags, c.flags), iif(e.id, e.repetition_penalty, c.repetition_penalty),
-  i.sha256, {mirror}
+  i.sha256, {mirror}, s.url,
+  CASE WHEN c.status = 'dead' THEN coalesce(c.done_at, (SELECT max(a.ended_at) FROM attempts a
+         WHERE a.stage = 'caption' AND a.item = c.id))
+       WHEN s.status = 'dead' THEN coalesce(s.done_at, (SELECT max(a.ended_at) FROM attempts a
+         WHERE a.stage = 'fetch' AND a.item = s.id)) END,
+  iif(i.state = 'present', i.working_sha256, NULL)
 FROM records r
 JOIN record_lines l ON l.record = r.id
 LEFT JOIN sources s ON s.id = r.source

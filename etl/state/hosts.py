@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from etl.clock import now_ms
 from etl.models import HostInfo, HostState
-from etl.state.database import Connection
+from etl.state.database import Connection, known
 
 _COLUMNS = "host, state, reason, until, allowed, in_flight, done, failed, bytes, busy_ms"
 
@@ -41,4 +41,4 @@ class HostLog:
             "SELECT host, state, reason, until FROM hosts WHERE state IN ('paused', 'parked') AND until > ?",
             (now_ms(),),
         )
-        return {row[0]: HostInfo(row[0], HostState(row[1]), *row[2:]) for row in rows}
+        return {row[0]: HostInfo(row[0], known(HostState, row[1]), *row[2:]) for row in rows}

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 
 from etl.state.queries import Reader
 
-_COUNTS = {
+COUNTS = {
     "sources": "SELECT 'sources', 0, status, count(*) FROM sources GROUP BY status",
     "captions": "SELECT 'captions', recipe, status, count(*) FROM captions GROUP BY recipe, status",
     "images": "SELECT 'images', 0, 'bytes', coalesce(sum(bytes), 0) FROM images HAVING count(*) > 0",
     "records": "SELECT 'records', 0, state, count(*) FROM records GROUP BY state",
     "outcomes": "SELECT 'outcomes', 0, outcome, count(*) FROM records WHERE state = 'active' GROUP BY outcome",
 }
+"""For each part of ``counters`` the query that gives its true rows, zeros left out."""
 
 
 def problems(reader: Reader) -> Iterator[str]:
@@ -18,7 +19,7 @@ def problems(reader: Reader) -> Iterator[str]:
     for table, row, parent, _ in reader.rows("PRAGMA foreign_key_check"):
         yield f"{table} row {row} points to a row of {parent} that does not exist"
     with reader.snapshot():
-        for stage, sql in _COUNTS.items():
+        for stage, sql in COUNTS.items():
             true = {row[:3]: row[3] for row in reader.rows(sql)}
             kept = {
                 row[:3]: row[3] for row in reader.rows("SELECT * FROM counters WHERE stage = ? AND n <> 0", (stage,))

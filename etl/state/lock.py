@@ -38,8 +38,11 @@ class StateLock:
         """
         state = self.path.parent
         try:
-            state.mkdir(parents=True, exist_ok=True)
-            file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
+            state.parent.mkdir(parents=True, exist_ok=True)
+            # Private, as what is in it; one that is there already is its owner's choice.
+            state.mkdir(mode=0o700, exist_ok=True)
+            _check_owner(state)
+            file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "r+")
         except OSError as error:
             raise _unusable(state, error) from error
         try:
@@ -74,6 +77,16 @@ class StateLock:
                 if time.monotonic() > deadline:
                     raise StateLockedError(_who(file)) from None
                 time.sleep(0.05)
+
+
+def _check_owner(state: Path) -> None:
+    """Raise `StateError` for a directory in which another user of the machine could put links for us to follow.
+
+    Root may use a directory of another user, as in a container with a mounted volume.
+    """
+    status = state.stat()
+    if status.st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:
+        raise StateError(f"the state directory {state} belongs to another user; give one of your own with --state")
 
 
 def is_locked(state: Path) -> bool:
@@ -114,6 +127,8 @@ def _sign(file: IO[str]) -> None:
 def _unusable(state: Path, error: OSError) -> EtlError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(f"the disk with {state} is full: free some space and run again")
+    if error.errno == errno.ELOOP:
+        return StateError(f"{state / LOCK_NAME} is a link, which is never followed; remove it")
     return StateError(f"the state directory {state} is not writable: {error.strerror}; give another one with --state")
 
 

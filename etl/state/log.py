@@ -30,6 +30,8 @@ TAIL_BYTES = 64 * 1024
 
 _PROGRAM = "etl"
 
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+
 journal = logging.getLogger("etl.run")
 """For what happens to a run: only the log of the state hears it, because the command says it in its own way."""
 journal.addHandler(logging.NullHandler())
@@ -63,7 +65,7 @@ class _PrivateFile(logging.handlers.RotatingFileHandler):
     """A bounded log file that is private from its first byte."""
 
     def _open(self) -> TextIOWrapper:
-        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self.baseFilename, _FLAGS, 0o600)
         return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
     def handleError(self, record: logging.LogRecord) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from etl.clock import now_ms
 from etl.models import HostInfo, HostProgress, HostState, Progress, Stage
-from etl.state.database import HOSTS_VERSION
+from etl.state.database import HOSTS_VERSION, known
 from etl.state.failures import CURRENT
 from etl.state.queries import PAGE, RATE_WINDOW_MS, Reader
 
@@ -65,15 +65,15 @@ def hosts(reader: Reader) -> list[HostInfo]:
         "until, allowed, in_flight, done, failed, bytes, busy_ms, updated_at FROM hosts ORDER BY host",
         (now_ms(),),
     )
-    return [HostInfo(row[0], HostState(row[1]), *row[2:]) for row in rows]
+    return [HostInfo(row[0], known(HostState, row[1]), *row[2:]) for row in rows]
 
 
 def host_rates(reader: Reader, progress: Progress) -> dict[str, tuple[float, float]]:
     """Return ``(pictures per second, bytes per second)`` of each host over the last `RATE_WINDOW_MS`."""
     rows = reader.rows(
         "SELECT s.host, count(*), coalesce(sum(i.bytes), 0) FROM sources s JOIN images i ON i.id = s.image "
-        "WHERE s.status = 'done' AND s.done_at > ? GROUP BY s.host",
-        (progress.at - RATE_WINDOW_MS,),
+        "WHERE s.status = 'done' AND s.done_at > ? AND s.done_at <= ? GROUP BY s.host",
+        (progress.at - RATE_WINDOW_MS, progress.at),
     )
     since = progress.run.started_at if progress.run else 0
     span_s = max(1.0, min(RATE_WINDOW_MS, progress.at - since) / 1000)

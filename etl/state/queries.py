@@ -13,7 +13,7 @@ from typing import Any
 
 from etl.clock import now_ms
 from etl.models import Failure, FailureFilter, Progress, RunInfo, RunState, Stage
-from etl.state.database import DATABASE_NAME, ENGINE_VERSION, check_version, open_reader, translate_errors
+from etl.state.database import DATABASE_NAME, ENGINE_VERSION, check_version, known, open_reader, translate_errors
 from etl.state.export_rows import ExportRow, export_sql
 from etl.state.failures import CURRENT, FAILURES, failure_condition
 from etl.state.lock import is_locked
@@ -23,6 +23,9 @@ RATE_WINDOW_MS = 60_000
 
 PAGE = 2000
 """Rows read at once by the queries that walk a whole state."""
+
+PAGE_BYTES = 32 * 1024**2
+"""Bytes of manifest lines from which such a page is full, however few they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,19 @@ class Reader:
         with translate_errors(self._path):
             return list(self._db.execute(sql, arguments).fetchall())
 
+    def _page(self, sql: str, arguments: Sequence[object], line: int) -> list[tuple[Any, ...]]:
+        """Run the query for a page whose column ``line`` holds manifest lines; rows beyond `PAGE_BYTES` are left."""
+        rows, size = list[tuple[Any, ...]](), 0
+        with translate_errors(self._path):
+            cursor = self._db.execute(sql, arguments)
+            for row in cursor:
+                rows.append(row)
+                size += len(row[line])
+                if size >= PAGE_BYTES:
+                    break
+            cursor.close()
+        return rows
+
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """See one unchanging state during the block; keep it short beside a live run."""
@@ -113,8 +129,9 @@ class Reader:
         size = "coalesce(sum(i.bytes), 0)" if table == "sources" else "0"
         join = "JOIN images i ON i.id = t.image" if table == "sources" else ""
         row = self.rows(
-            f"SELECT count(*), {size} FROM {table} t {join} WHERE t.status = 'done' AND t.done_at > ?",
-            (now - RATE_WINDOW_MS,),
+            f"SELECT count(*), {size} FROM {table} t {join} WHERE t.status = 'done' AND t.done_at > ? "
+            "AND t.done_at <= ?",
+            (now - RATE_WINDOW_MS, now),
         )[0]
         return int(row[0]), int(row[1])
 
@@ -133,9 +150,19 @@ class Reader:
             # Nobody holds the kernel's lock: the process is gone, however fresh its heartbeat.
             state = RunState.CRASHED
         return RunInfo(
-            number, uid, tuple(filter(None, stages.split(","))), RunState(state), started, heartbeat, ended, host, pid,
-            message,
+            number, uid, tuple(filter(None, stages.split(","))), known(RunState, state), started, heartbeat, ended,
+            host, pid, message,
         )  # fmt: skip
+
+    def began_at(self, run: str) -> int | None:
+        """Return when a run began, Unix milliseconds, by its uid, the beginning of that, or its number."""
+        number = int(run) if run.isdecimal() and len(run) < 12 else None
+        runs = self.rows("SELECT started_at, uid, id FROM runs WHERE uid LIKE ? || '%' OR id = ?", (run, number))
+        for is_it in (lambda uid, _: uid == run, lambda _, id_: id_ == number, lambda *_: len(runs) == 1):
+            for started_at, *names in runs:
+                if is_it(*names):
+                    return int(started_at)
+        return None
 
     def run_config(self, run: int) -> dict[str, Any]:
         """Return the settings that a run was started with."""
@@ -268,20 +295,23 @@ class Reader:
     def lines(self, manifest: int) -> Iterator[tuple[int, str, bytes]]:
         """Yield ``(record, state, line)`` for the records of one manifest, in order, removed ones left out."""
         after = (0, 0)
-        while rows := self.rows(
+        while rows := self._page(
             "SELECT r.position, r.id, r.state, l.line FROM records r JOIN record_lines l ON l.record = r.id "
             "WHERE r.manifest = ? AND (r.position, r.id) > (?, ?) AND r.state <> 'removed' "
             "ORDER BY r.position, r.id LIMIT ?",
             (manifest, *after, PAGE),
+            line=3,
         ):
             yield from (row[1:] for row in rows)
             after = rows[-1][:2]
 
-    def export_rows(self, manifest: int, recipe: int | None) -> Iterator[ExportRow]:
-        """Yield the records of one manifest in its order, removed ones left out, joined with one recipe's captions."""
-        after = (0, 0)
+    def export_rows(self, manifest: int, recipe: int | None, after: tuple[int, int] = (0, 0)) -> Iterator[ExportRow]:
+        """Yield the records of one manifest in its order, removed ones left out, joined with one recipe's captions.
+
+        Begins behind the record with the position and number ``after``.
+        """
         sql = export_sql(self.version)
-        while rows := self.rows(sql, (recipe, manifest, *after, PAGE)):
+        while rows := self._page(sql, (recipe, manifest, *after, PAGE), line=5):
             for row in rows:
                 yield ExportRow(*row)
             after = rows[-1][:2]

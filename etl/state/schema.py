@@ -1,6 +1,7 @@
 """The state database: tables, indexes and triggers as plain DDL in named migrations.
 
-Statuses are words (`etl.models`), times Unix milliseconds, hashes lower-case hex unless said otherwise.
+Statuses are words (`etl.models`), times Unix milliseconds, hashes lower-case hex unless said otherwise.  `done_at` of
+a queue is when the item was last done or dead; whether it is now, its status tells.
 `records.outcome` and `counters` are kept by triggers alone, so no writer can forget them; the view
 `record_outcomes` is the one definition of what became of a record.
 """
@@ -390,6 +391,43 @@ CREATE INDEX captions_flagged_in_order ON captions (id) WHERE flags <> ''
 def _looking(db: Database) -> None:
     """What the dashboard looks at: failures by class, once a second, and flagged captions one after the other."""
     _execute(db, _WAITING.split(";"))
+
+
+# What a state has handed out to parts, what it is a part of, and of what kind its exports are.
+_SPLITS = """
+CREATE TABLE splits (
+  id INTEGER PRIMARY KEY,
+  uid TEXT NOT NULL UNIQUE,
+  role TEXT NOT NULL CHECK (role IN ('given', 'part', 'gathered')),
+  parts INTEGER NOT NULL,
+  number INTEGER,
+  directory TEXT,
+  at INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE split_parts (
+  split INTEGER NOT NULL REFERENCES splits (id),
+  number INTEGER NOT NULL,
+  sources INTEGER NOT NULL,
+  made INTEGER NOT NULL DEFAULT 0,
+  merged_at INTEGER,
+  closed INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (split, number)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE split_sources (
+  part INTEGER NOT NULL,
+  source INTEGER NOT NULL,
+  PRIMARY KEY (part, source)
+) STRICT, WITHOUT ROWID;
+
+ALTER TABLE exports ADD COLUMN format TEXT NOT NULL DEFAULT 'jsonl'
+"""
+
+
+@migrations(name="0005_splits_and_formats")
+def _splits(db: Database) -> None:
+    _execute(db, _SPLITS.split(";"))
 
 
 def migrate(db: Database) -> None:

@@ -108,9 +108,9 @@ class SourceQueue(WorkQueue):
         """Make every source of the host that is not in flight dead; return how many that were."""
         with self._connection.transaction("fetch.give_up") as db:
             return db.conn.execute(
-                "UPDATE sources SET status = 'dead', error_class = ?, error = ? "
+                "UPDATE sources SET status = 'dead', error_class = ?, error = ?, done_at = ? "
                 "WHERE status IN ('ready', 'retry') AND host = ?",
-                (slug, message, host),
+                (slug, message, now_ms(), host),
             ).rowcount
 
     def commit(self, fetched: Sequence[FetchedImage | KnownImage], recipe: int | None = None) -> int:

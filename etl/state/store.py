@@ -10,17 +10,17 @@ import os
 import socket
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from etl import __version__
+from etl import __version__, clock
 from etl.clock import now_ms
 from etl.config import Settings
 from etl.models import EngineSample, ExportSummary, FailureFilter, GpuSample, RunState, Stage
-from etl.state import again, retry, schema
+from etl.state import again, retry, schema, split, waits
 from etl.state import captions as caption_queue
 from etl.state.again import CaptionsAgain
 from etl.state.captions import CaptionQueue
@@ -29,6 +29,8 @@ from etl.state.hosts import HostLog
 from etl.state.images import Images
 from etl.state.lock import StateLock
 from etl.state.log import RunLog, journal
+from etl.state.merge import Merge
+from etl.state.parts import Split
 from etl.state.records import ManifestWriter
 from etl.state.sources import SourceQueue
 from etl.state.work_queue import recover
@@ -86,6 +88,10 @@ class Store:
         """The state directory."""
         return self.settings.state
 
+    def large_cache(self) -> AbstractContextManager[None]:
+        """Return a block in which more of the database is kept in memory, for looking up keys all over it."""
+        return self._connection.large_cache()
+
     def manifest(self, path: str) -> ManifestWriter:
         """Return the writer for the manifest known as ``path``."""
         return ManifestWriter(self._connection, path)
@@ -105,6 +111,39 @@ class Store:
     def images(self) -> Images:
         """Return the writer of what the cache holds of each image."""
         return Images(self._connection)
+
+    # Parts: see `etl.stages.split` and `etl.stages.merge`.
+
+    def begin_split(self, parts: int, directory: Path) -> None:
+        """Deal the sources out to parts that are to be made in ``directory``."""
+        split.begin_split(self._connection, parts, directory)
+        journal.info("split into %d parts in %s", parts, directory)
+
+    def note_made(self, found: Split, number: int) -> None:
+        """Note that one part is complete."""
+        split.note_made(self._connection, found, number)
+
+    def fill_part(self, whole: Path, found: Split, number: int) -> None:
+        """Fill this new, empty state with what part ``number`` needs of the state directory ``whole``."""
+        split.fill_part(self._connection, whole, found, number)
+
+    def attached(self, other: Path) -> AbstractContextManager[None]:
+        """Let the connection see another state's database, as ``other``, during the block."""
+        return split.attached(self._connection, other)
+
+    def merge(self) -> Merge:
+        """Return the merge of the part that is attached."""
+        return Merge(self._connection)
+
+    def cached_images(self, after: int, limit: int) -> list[tuple[Any, ...]]:
+        """Return the next images behind ``after`` that have a file: their id, hash, bytes and whether the original is
+        kept; the same of the working copy.
+        """
+        return self._connection.rows(
+            "SELECT id, sha256, bytes, original_kept, working_sha256, working_bytes, state = 'present' FROM images "
+            "WHERE id > ? AND (state = 'present' OR original_kept = 1) ORDER BY id LIMIT ?",
+            (after, limit),
+        )
 
     def _patience(self) -> dict[str, Any]:
         settings = self.settings
@@ -137,7 +176,7 @@ class Store:
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
                 (
                     uuid.uuid4().hex[:12], ",".join(stages), now, now, socket.gethostname(), os.getpid(),
-                    __version__, json.dumps(self.settings.to_json()),
+                    __version__, json.dumps(self.settings.redacted()),
                 ),
             ).fetchall()  # fmt: skip
         journal.info("run %d began: %s", rows[0][0], ", ".join(stages) or "nothing to do")
@@ -150,6 +189,16 @@ class Store:
                 "UPDATE runs SET heartbeat_at = ?, state = ? WHERE id = ? AND ended_at IS NULL",
                 (now_ms(), state, run),
             )
+
+    def follow_clock(self) -> None:
+        """Let the held clock follow the machine's, which was set, and with it every instant that was stored by it."""
+        # Under the connection's lock, so that no other thread stores an instant of the old clock behind this.
+        with self._connection.transaction("run.heartbeat") as db:
+            by = clock.drift_ms()
+            waits.shift(db, now_ms(), by)
+            clock.follow(by)
+        journal.warning("the clock was set %s by %.0f s; waits stay as long as they were",
+                        "forward" if by > 0 else "back", abs(by) / 1000)  # fmt: skip
 
     def end_run(self, run: int, state: RunState, message: str | None = None) -> None:
         """Release every lease of the run and record how it ended."""
@@ -186,7 +235,7 @@ class Store:
     def open_commands(self) -> list[Command]:
         """Return the commands that nobody has acknowledged yet, oldest first."""
         rows = self._connection.rows("SELECT id, name, arguments FROM commands WHERE acknowledged_at IS NULL")
-        return [Command(number, name, json.loads(arguments)) for number, name, arguments in sorted(rows)]
+        return [Command(number, name, _arguments(text)) for number, name, text in sorted(rows)]
 
     def acknowledge(self, command: Command, run: int | None, result: str) -> None:
         """Answer a command; its sender waits for this."""
@@ -225,9 +274,13 @@ class Store:
         """Record a finished export."""
         with self._connection.transaction("export.row") as db:
             db.conn.execute(
-                "INSERT INTO exports (run, path, recipe, rows, bytes, sha256, at) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (run, str(summary.path), recipe, summary.rows, summary.size, summary.sha256, now_ms()),
-            )
+                "INSERT INTO exports (run, path, recipe, rows, bytes, sha256, at, format) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    run, str(summary.path), recipe, summary.rows, summary.size, summary.sha256, now_ms(),
+                    summary.format,
+                ),
+            )  # fmt: skip
         journal.info("exported %d rows to %s", summary.rows, summary.path)
 
     def damage(self) -> list[str]:
@@ -244,3 +297,12 @@ class Store:
         Returns the number of sources that will be fetched again.
         """
         return self.images().requeue_missing(images)
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    """Return a command's arguments; what is no JSON object is one that nobody knows, so that it is refused."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {"": text}

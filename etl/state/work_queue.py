@@ -14,19 +14,17 @@ from collections.abc import Iterable, Sequence
 
 from etl.clock import now_ms
 from etl.models import ItemFailure, Stage
+from etl.state import waits
 from etl.state.database import Connection
 from etl.state.log import journal
 from etl.state.sqlite import Database
+from etl.state.waits import LONGEST_ASKED_WAIT_S
 
 ALONE_AFTER_CRASHES = 3
 """A caption whose process died this often is tried alone, so that it cannot take its batch with it."""
 
 DEAD_AFTER_CRASHES = 5
 """Two deaths alone prove the item guilty; one could still be an operator's kill -9 at a bad moment."""
-
-
-LONGEST_ASKED_WAIT_S = 86_400.0
-"""A server may ask for a day's patience; a longer wait is taken for a fault of its clock or of its header."""
 
 WAKE_CANCELLED = (
     "ON CONFLICT (image, prompt, recipe) DO UPDATE SET status = 'ready', attempts = 0, crashes = 0, not_before = 0, "
@@ -80,9 +78,12 @@ class WorkQueue:
         wait = 0 if dead else self._wait_ms(attempts, failure.retry_after_s)
         db.conn.execute(
             f"UPDATE {self.table} SET status = ?, attempts = ?, crashes = ?, not_before = ?, lease_run = NULL, "
-            "error_class = ?, error = ?, done_at = NULL WHERE id = ?",
-            ("dead" if dead else "retry", attempts, crashes, now + wait, failure.slug, failure.message, failure.id),
-        )
+            "error_class = ?, error = ?, done_at = ? WHERE id = ?",
+            (
+                "dead" if dead else "retry", attempts, crashes, now + wait, failure.slug, failure.message,
+                now if dead else None, failure.id,
+            ),
+        )  # fmt: skip
         self._log_attempt(db, failure.id, failure.started_at, now, failure.slug, failure.message)
         return dead
 
@@ -138,12 +139,10 @@ def recover(connection: Connection, *, backoff_cap_s: float) -> dict[str, int]:
 
     The caller holds the writer lock, so every lease belongs to a dead run.  A caption that was in flight
     counts a crash, because its picture may have killed the process.  A source does not: its picture is
-    decoded in a child, whose death is charged where it happens.  A wait that lies further ahead than any that we
-    choose was set under another clock and is cut to that, but for those that a server may have asked for.
+    decoded in a child, whose death is charged where it happens.  Waits that were set under another clock are cut.
     Commands that nobody obeyed were meant for a run that is over.
     """
     now = now_ms()
-    chosen, asked = now + round(backoff_cap_s * 1000), now + round(max(backoff_cap_s, LONGEST_ASKED_WAIT_S) * 1000)
     with connection.transaction("recover") as db:
         db.conn.execute("UPDATE runs SET state = 'crashed', ended_at = heartbeat_at WHERE ended_at IS NULL")
         # A stop that came too late for its run must not stop the next one.
@@ -160,18 +159,9 @@ def recover(connection: Connection, *, backoff_cap_s: float) -> dict[str, int]:
             "UPDATE captions SET crashes = crashes + 1, lease_run = NULL, "
             "status = CASE WHEN crashes + 1 >= ? THEN 'dead' WHEN attempts > 0 THEN 'retry' ELSE 'ready' END, "
             "error_class = CASE WHEN crashes + 1 >= ? THEN 'crashed' ELSE error_class END, "
-            "error = CASE WHEN crashes + 1 >= ? THEN 'the process died repeatedly on this picture' ELSE error END "
-            "WHERE status = 'running'",
-            (DEAD_AFTER_CRASHES,) * 3,
+            "error = CASE WHEN crashes + 1 >= ? THEN 'the process died repeatedly on this picture' ELSE error END, "
+            "done_at = CASE WHEN crashes + 1 >= ? THEN ? ELSE done_at END WHERE status = 'running'",
+            (*(DEAD_AFTER_CRASHES,) * 4, now),
         ).rowcount
-        for table, latest, which in (
-            ("sources", asked, "http_status IN (429, 503)"),
-            ("sources", chosen, "http_status IS NOT 429 AND http_status IS NOT 503"),
-            ("captions", chosen, "true"),
-        ):
-            db.conn.execute(
-                f"UPDATE {table} SET not_before = ?1 "
-                f"WHERE status IN ('ready', 'retry') AND not_before > ?1 AND {which}",
-                (latest,),
-            )
+        waits.cut(db, now, backoff_cap_s)
     return {"sources": sources, "captions": captions}

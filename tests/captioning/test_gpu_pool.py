@@ -1,13 +1,11 @@
 """Captioning in processes of their own: the same words, and a process that dies costs nothing but its time."""
 
-import contextlib
 import dataclasses
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -18,11 +16,12 @@ from etl.captioning.generate import GenerateCaptioner
 from etl.captioning.gpu_pool import GpuPool
 from etl.captioning.gpus import WorkerPlan
 from etl.captioning.loading import LoadedModel
+from etl.config import Settings
 from etl.errors import ModelError
 from etl.imaging.cache import ImageCache
 from etl.models import CaptionItem, CaptionResult, ItemFailure
 
-MakeSettings = Callable[..., Any]
+SETTINGS = Settings(model="demo", device="cpu", dtype="float32", max_new_tokens=40, slots=4)
 TWO = (WorkerPlan("cpu"), WorkerPlan("cpu"))
 
 
@@ -37,31 +36,42 @@ def cache(tmp_path_factory: pytest.TempPathFactory, scenes: Scenes) -> Path:
     return cache.root
 
 
-@pytest.fixture(autouse=True)
-def one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def one_thread_each() -> Iterator[None]:
     """Let each worker compute in one thread; more are slower for a model this small."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="module")
 def right(loaded: LoadedModel, scenes: Scenes) -> dict[int, str]:
     """Return the captions that one process gives."""
-    from etl.config import Settings
-
-    settings = Settings(model="demo", device="cpu", dtype="float32", max_new_tokens=40)
-    return {o.id: o.text for o in GenerateCaptioner(loaded, settings, scenes.locate).caption(scenes.items)}  # type: ignore[union-attr]
+    return {o.id: o.text for o in GenerateCaptioner(loaded, SETTINGS, scenes.locate).caption(scenes.items)}  # type: ignore[union-attr]
 
 
-@contextlib.contextmanager
-def pool_of(settings: Any, plans: tuple[WorkerPlan, ...], cache: Path) -> Iterator[GpuPool]:
-    """Yield a pool; no process is left behind it."""
-    pool = GpuPool(settings, plans, cache, 1024)
-    children = [psutil.Process(worker.child.pid) for worker in pool._workers]
-    try:
-        yield pool
-    finally:
+@pytest.fixture(scope="module")
+def make_pool(cache: Path) -> Iterator[Callable[[], GpuPool]]:
+    """Return a maker of a pool of two workers, the same one while both can work; at the end no process is left."""
+    made: list[GpuPool] = []
+    children: dict[int, psutil.Process] = {}
+
+    def usable() -> GpuPool:
+        if not made or any(worker.given_up for worker in made[-1]._workers):
+            made.append(GpuPool(SETTINGS, TWO, cache, 1024))
+        return made[-1]
+
+    yield usable
+    for pool in made:
+        children |= {pid: psutil.Process(pid) for w in pool._workers if psutil.pid_exists(pid := w.child.pid)}
         pool.close()
-    assert not psutil.wait_procs(children, timeout=5)[1]
+    assert not psutil.wait_procs(children.values(), timeout=30)[1]
+
+
+@pytest.fixture
+def pool(make_pool: Callable[[], GpuPool]) -> GpuPool:
+    """Return a pool of two workers, which other tests use too: it may have captioned, and replaced workers."""
+    return make_pool()
 
 
 def many_of(scenes: Scenes, times: int) -> list[CaptionItem]:
@@ -71,65 +81,65 @@ def many_of(scenes: Scenes, times: int) -> list[CaptionItem]:
     ]  # fmt: skip
 
 
-def test_a_dead_worker_is_replaced_and_its_items_go_back(
-    scenes: Scenes, cache: Path, right: dict[int, str], settings: MakeSettings
-) -> None:
-    """After kill -9 of one of two workers every item has one outcome: right words, or a crash to be tried again."""
-    items = many_of(scenes, 10)
-    outcomes: list[CaptionResult | ItemFailure] = []
-    with pool_of(settings(slots=4), TWO, cache) as pool:
-        victim = pool._workers[0].child.pid
-        for outcome in pool.caption(items):
-            outcomes.append(outcome)
-            if len(outcomes) == 15:
-                os.kill(victim, signal.SIGKILL)
-        crashed = [o for o in outcomes if isinstance(o, ItemFailure)]
-        assert 0 < len(crashed) <= 4 + 16
-        assert all(o.crashed and o.retryable and o.slug == "crashed" and "SIGKILL" in o.message for o in crashed)
-        again = list(pool.caption([item for item in items if item.id in {o.id for o in crashed}]))
-        assert pool._workers[0].child.pid != victim
-        samples = pool.samples()
-    assert sorted(o.id for o in outcomes) == sorted(item.id for item in items)
-    texts = {o.id: o.text for o in [*outcomes, *again] if isinstance(o, CaptionResult)}
-    assert texts == {item.id: right[item.id % 1000] for item in items}
-    assert sum(sample.captions for sample in samples) == len(items)
-    assert all(sample.captions > 0 and sample.in_use == sample.waiting == 0 for sample in samples)
-
-
-def test_a_stop_leaves_nothing_in_hand(
-    scenes: Scenes, cache: Path, right: dict[int, str], settings: MakeSettings
-) -> None:
+def test_a_stop_leaves_nothing_in_hand(pool: GpuPool, scenes: Scenes, right: dict[int, str]) -> None:
     """After a stop nothing more is yielded, and late words of the workers are not taken for those of the next call."""
-    items = many_of(scenes, 5)
-    with pool_of(settings(slots=2), TWO[:1], cache) as pool:
-        looks = iter(range(10_000))
-        before = list(pool.caption(items, should_stop=lambda: next(looks) >= 3))
-        assert len(before) < len(items)
-        after = list(pool.caption(iter([*scenes.items, None])))
+    items = many_of(scenes, 10)
+    looks = iter(range(10_000))
+    before = list(pool.caption(items, should_stop=lambda: next(looks) >= 3))
+    assert len(before) < len(items)
+    after = list(pool.caption(iter([*scenes.items, None])))
     assert {o.id: o.text for o in after if isinstance(o, CaptionResult)} == right
 
 
-def test_a_model_that_cannot_be_loaded(tmp_path: Path, cache: Path, settings: MakeSettings) -> None:
+def test_a_dead_worker_is_replaced_and_its_items_go_back(pool: GpuPool, scenes: Scenes, right: dict[int, str]) -> None:
+    """After kill -9 of one of two workers every item has one outcome: right words, or a crash to be tried again."""
+    items = many_of(scenes, 10)
+    outcomes: list[CaptionResult | ItemFailure] = []
+    earlier = [sample.captions for sample in pool.samples()]
+    victim = pool._workers[0].child.pid
+    for outcome in pool.caption(items):
+        outcomes.append(outcome)
+        if len(outcomes) == 15:
+            os.kill(victim, signal.SIGKILL)
+    crashed = [o for o in outcomes if isinstance(o, ItemFailure)]
+    assert 0 < len(crashed) <= 4 + 16
+    assert all(o.crashed and o.retryable and o.slug == "crashed" and "SIGKILL" in o.message for o in crashed)
+    again = list(pool.caption([item for item in items if item.id in {o.id for o in crashed}]))
+    assert pool._workers[0].child.pid != victim
+    assert sorted(o.id for o in outcomes) == sorted(item.id for item in items)
+    texts = {o.id: o.text for o in [*outcomes, *again] if isinstance(o, CaptionResult)}
+    assert texts == {item.id: right[item.id % 1000] for item in items}
+    samples = pool.samples()
+    assert sum(sample.captions for sample in samples) == sum(earlier) + len(items)
+    assert all(sample.captions > before for sample, before in zip(samples, earlier, strict=True))
+    assert all(sample.in_use == sample.waiting == 0 for sample in samples)
+
+
+def test_a_model_that_cannot_be_loaded(tmp_path: Path, cache: Path) -> None:
     """What a worker cannot load is the caller's one line, with no process left."""
     broken = shutil.copytree(DEMO_CHECKPOINT, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0no json!")
     before = psutil.Process().children()
     with pytest.raises(ModelError, match="weights of broken are corrupt"):
-        GpuPool(settings(model=str(broken)), TWO[:1], cache, 1024)
+        GpuPool(dataclasses.replace(SETTINGS, model=str(broken)), TWO[:1], cache, 1024)
     assert psutil.Process().children() == before
 
 
 def test_a_worker_that_dies_again_and_again_is_given_up(
-    scenes: Scenes, cache: Path, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch,
+    pool: GpuPool, scenes: Scenes, right: dict[int, str], monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    """A GPU whose worker finishes nothing before it dies is left alone, and without another the run ends."""
+    """A GPU whose worker finishes nothing before it dies is left alone; others go on, and without any the run ends."""
     monkeypatch.setattr("etl.captioning.gpu_pool.FRUITLESS", 1)
-    with (
-        pool_of(settings(slots=2), TWO[:1], cache) as pool,
-        pytest.raises(ModelError, match="captioning worker 0 ended: killed by SIGKILL"),
-    ):
-        captions = pool.caption(many_of(scenes, 5))
-        os.kill(pool._workers[0].child.pid, signal.SIGKILL)
+    os.kill(pool._workers[0].child.pid, signal.SIGKILL)
+    items = many_of(scenes, 5)
+    outcomes = list(pool.caption(items))
+    assert [worker.given_up for worker in pool._workers] == [True, False]
+    assert sorted(o.id for o in outcomes) == sorted(item.id for item in items)
+    texts = {o.id: o.text for o in outcomes if isinstance(o, CaptionResult)}
+    assert texts == {number: right[number % 1000] for number in texts} != {}
+    with pytest.raises(ModelError, match="captioning worker 1 ended: killed by SIGKILL"):
+        captions = pool.caption(items)
+        os.kill(pool._workers[1].child.pid, signal.SIGKILL)
         list(captions)
     assert "is given up" in caplog.records[-1].getMessage()

@@ -153,3 +153,34 @@ def test_missing_template_file(tmp_path: Path) -> None:
     """A missing file is a `ConfigError`."""
     with pytest.raises(ConfigError, match="cannot read"):
         PromptTemplate.from_file(tmp_path / "none.j2")
+
+
+def test_templates_that_take_too_much_are_refused(tmp_path: Path) -> None:
+    """A template that would take all memory is a `ConfigError` before any record is read, also in a constant."""
+    path = tmp_path / "prompt.j2"
+    for source in ("{{ 'a' * 10**10 }}", "{{ title.center(10**10) if title else '' }}"):
+        path.write_text(source)
+        with pytest.raises(ConfigError, match="too much time or memory"):
+            PromptTemplate.from_file(path)
+    path.write_text("x" * 200_000)
+    with pytest.raises(ConfigError, match="larger than"):
+        PromptTemplate.from_file(path)
+
+
+@pytest.mark.parametrize("source", ["{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "{{ 9" + "9" * 5000 + " }}"])
+def test_templates_that_cannot_be_compiled(source: str) -> None:
+    """What is too much for Jinja or Python is a `ConfigError`, no traceback."""
+    with pytest.raises(ConfigError, match="the default prompt template"):
+        PromptTemplate(source)
+
+
+def test_templates_that_call_themselves() -> None:
+    """A recursion without end makes the record invalid, no traceback."""
+    with pytest.raises(InvalidRecordError, match="recursion"):
+        PromptTemplate("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}").render({})
+
+
+@pytest.mark.parametrize("hidden", ["\u061c", "\xad", "\ufeff", "\u2060", "\U000e0041"])
+def test_hidden_characters_are_taken_out(hidden: str) -> None:
+    """Nothing that nobody sees, such as tags that spell an instruction, gets into a prompt."""
+    assert clean_field(f"Gare{hidden * 2}Windsor") == "Gare Windsor"

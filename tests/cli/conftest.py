@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.made_state import MadeState
+from support.run_here import run_here
 
 from etl.cli.app import main
 from etl.demo.scenes import random_scene
@@ -107,8 +109,7 @@ class FinishedRun:
 
 @pytest.fixture(scope="session")
 def finished_once(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    import random
-
+    """Run the whole program once, inside this process: another would import torch for it."""
     folder = tmp_path_factory.mktemp("finished")
     rng = random.Random(5)
     for number in range(5):
@@ -119,7 +120,11 @@ def finished_once(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     lines = "".join(json.dumps(record) + "\n" for record in records) + "not json\n"
     (folder / "manifest.jsonl").write_text(lines, encoding="utf-8")
     arguments = ("run", "--input", "manifest.jsonl", "--output", "out.jsonl", "--model", "demo", "--decoders", "1")
-    return FinishedRun(folder, run_process(*arguments, "--device", "cpu", "--json", cwd=folder))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment().items():
+            patch.setenv(name, value)
+        patch.chdir(folder)
+        return FinishedRun(folder, Answer(*run_here(*arguments, "--device", "cpu", "--json")))
 
 
 @pytest.fixture

@@ -119,3 +119,23 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     path.write_bytes(b"contact = '\xff'\n")
     with pytest.raises(ConfigError, match="cannot read the configuration"):
         load_settings(file=path, environment={})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("per_host = " + "9" * 5000, "not valid TOML"), ("per_host = 0x" + "f" * 5000, "too large to be shown"),
+        ("host_rate = " + "9" * 400, "host_rate"), ("a = " + "[" * 5000, "not valid TOML"),
+        ("model = [1]", "model = [1] is not a valid str"), ("contact = 1979-05-27", "contact"),
+        ("allow_host = {a = 1}", "not a valid list of texts"), ("allow_host = [1]", "not a valid list of texts"),
+        ('state = "a\\u0000b"', "NUL"), ("per_host = 99", "per_host = 99: must be between 1 and 32"),
+        ('engine = "warp"', "must be one of auto"), ('gpus = "\u0663"', "must be 'all'"),
+    ],
+)  # fmt: skip
+def test_values_that_python_itself_refuses(tmp_path: Path, content: str, said: str) -> None:
+    """Numbers without end, deep nesting and wrong types are one line that names the file and stays short."""
+    path = tmp_path / "etl.toml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(file=path, environment={})
+    assert str(path) in str(caught.value) and said in str(caught.value) and len(str(caught.value)) < 400

@@ -18,8 +18,8 @@ from etl.errors import UsageError
 
 def _etl(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "etl.cli.app", *arguments], env=os.environ | environment, capture_output=True, text=True,
-        timeout=120, check=False,
+        [sys.executable, "-m", "etl.cli.app", *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
 

@@ -19,6 +19,13 @@ def zygote() -> Iterator[Zygote]:
 
 
 @pytest.fixture(scope="session")
+def plain_zygote() -> Iterator[Zygote]:
+    """Return what `etl` processes that do not caption are forked from, without torch."""
+    with Zygote(torch=False) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
 def tally() -> Tally:
     """Return what the long tests write into the table."""
     return TALLY

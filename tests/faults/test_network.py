@@ -1,6 +1,9 @@
-"""Bad networks and bad hosts through the whole fetch stage: right classes, few requests, no haste, nothing twice."""
+"""Bad networks and bad hosts: right classes, few requests, no haste, nothing twice, and never a broken picture."""
 
+import contextlib
+import itertools
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -8,13 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from PIL import Image
 from support.bad_answers import after_a_break
-from support.etl_process import Program
+from support.common_check import check_state
+from support.etl_process import EtlProcess, Program
 from support.fault_cases import CASES, DIALLED, MAX_BYTES, PICTURE, RESTS, Case, furnish
-from support.fault_server import Exchange, FaultServer
-from support.workbench import Workbench, encoded, wait_for, write_manifest
+from support.fault_server import (
+    Behaviour,
+    Exchange,
+    FaultServer,
+    drip,
+    html,
+    ok,
+    reset_at_once,
+    reset_mid_body,
+    status,
+    truncated,
+)
+from support.workbench import Workbench, encoded, scenes, wait_for, write_manifest
+from support.zygote import Zygote
 
 from benchmarks.archive_claims import first_round, second_round
 from benchmarks.small_archive import FAULTS, SmallArchive, behaviour_of
@@ -149,3 +166,88 @@ def test_an_archive_of_two_bad_hosts_is_fetched_politely_and_once(tmp_path: Path
         assert program.run("fetch").code == 0
         claims += second_round(archive.notes.visits[seen:], urls, program.status()["sources"])
     assert [str(claim) for claim in claims if not claim.holds] == []
+
+
+def late(exchange: Exchange) -> None:
+    """Answer after a while."""
+    exchange.closing.wait(0.5)
+    ok(exchange)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one picture of a run, and what it must come to.
+
+    Attributes:
+        behaviour: how the server answers, ``times`` times or always; as it should where there is none.
+        slug: the class in which the record fails; ``None`` where it is captioned.
+        requests: how often it is asked for.
+    """
+
+    behaviour: Behaviour | None = None
+    times: int | None = None
+    slug: str | None = None
+    requests: int = 1
+
+
+FAULTS_AT_ONCE = {
+    "good": Fault(),
+    "broken in the middle": Fault(reset_mid_body, 1, requests=2),
+    "broken at once": Fault(reset_at_once, 1, requests=2),
+    "late": Fault(late),
+    "dripping": Fault(drip(200), 1, requests=2),
+    "busy": Fault(status(429, retry_after="1"), 2, requests=3),
+    "always failing": Fault(status(503), slug="http_5xx", requests=ATTEMPTS),
+    "always short": Fault(truncated, slug="truncated", requests=ATTEMPTS),
+    "a page": Fault(html, slug="not_an_image"),
+    "half a picture": Fault(slug="corrupt_image"),
+    "no picture": Fault(slug="not_an_image"),
+    "deadly": Fault(slug="decoder_crashed", requests=3),
+}
+"""By the names of the records."""
+
+
+def kill_decoders(run: EtlProcess) -> None:
+    """Kill every decoder of a run that is busy with a large picture, told by its memory, until the run ends."""
+    while run.process.poll() is None:
+        for child in run.family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.memory_info().rss > 110 * 1024**2 and "etl.imaging.worker:main" in child.cmdline():
+                    child.kill()
+        time.sleep(0.01)
+
+
+def test_a_run_that_meets_every_fault_at_once(server: FaultServer, tmp_path: Path, zygote: Zygote) -> None:
+    """The real program: passing faults end in captions, lasting ones in their classes, and nobody is asked early."""
+    bodies = {name: body for name, (_, body) in zip(FAULTS_AT_ONCE, scenes(len(FAULTS_AT_ONCE)), strict=True)}
+    bodies["half a picture"] = bodies["half a picture"][:1500]
+    bodies["no picture"] = b"<!DOCTYPE html><title>Error</title>"
+    bodies["deadly"] = encoded(Image.new("1", (15000, 15000)), "PNG")
+    for name, fault in FAULTS_AT_ONCE.items():
+        server.add(f"/{name}.jpg", bodies[name])
+        if fault.behaviour:
+            server.fail(f"/{name}.jpg", fault.behaviour, fault.times)
+    manifest = write_manifest(
+        tmp_path / "manifest.jsonl", [{"id": name, "url": server.url(f"/{name}.jpg")} for name in FAULTS_AT_ONCE]
+    )
+    program = Program(
+        tmp_path, zygote=zygote, max_attempts=ATTEMPTS, read_timeout_s=5, min_rate=1000, max_new_tokens=8
+    )  # fmt: skip
+    output = tmp_path / "out.jsonl"
+    with program.start("run", "-q", "--input", manifest, "--output", output) as run:
+        killer = threading.Thread(target=kill_decoders, args=(run,))
+        killer.start()
+        ended = run.wait(120)
+        killer.join()
+    assert ended.code == 3, ended.stderr
+    asked = {name: [each.at for each in server.log if each.path == f"/{name}.jpg"] for name in FAULTS_AT_ONCE}
+    assert {name: len(times) for name, times in asked.items()} == {n: f.requests for n, f in FAULTS_AT_ONCE.items()}
+    assert all(later - earlier >= 1.0 for earlier, later in itertools.pairwise(asked["busy"]))
+    exported = check_state(program.state, output=output, keys=list(FAULTS_AT_ONCE), program=program)
+    assert exported is not None
+    assert exported.failed == {name: fault.slug for name, fault in FAULTS_AT_ONCE.items() if fault.slug}
+    assert program.rows("SELECT crashes, attempts FROM sources WHERE url LIKE '%deadly%'") == [(3, 3)]
+
+    again = server.requests.total()
+    assert program.run("fetch", "-q").code == 3
+    assert server.requests.total() == again, "nothing is left to be asked for"

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -84,10 +86,22 @@ def stop_in_work(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
 
 
+def make_black(path: Path, side: int) -> Path:
+    """A valid black square of one bit per pixel, written without ever holding its pixels in memory."""
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    packer = zlib.compressobj(1)
+    row = bytes(1 + (side + 7) // 8)
+    pixels = b"".join([*(packer.compress(row) for _ in range(side)), packer.flush()])
+    with path.open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for kind, data in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")):
+            file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+    return path
+
+
 def make_slow(tmp_path: Path) -> Path:
     """A picture that takes half a second and 225 MB."""
-    Image.new("1", (15000, 15000)).save(tmp_path / "slow.png")
-    return tmp_path / "slow.png"
+    return make_black(tmp_path / "slow.png", 15_000)
 
 
 def make_endless(tmp_path: Path) -> Path:
@@ -133,7 +147,7 @@ def test_errors_keep_their_class_and_message(tmp_path: Path, picture: Path) -> N
     """What the child raises arrives as the same class, and costs no process."""
     (tmp_path / "page.jpg").write_bytes(b"<html>gone</html>")
     (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:-60])
-    Image.new("1", (25000, 25000)).save(tmp_path / "bomb.png")
+    make_black(tmp_path / "bomb.png", 25_000)
     wanted = {
         "page.jpg": NotAnImageError, "cut.png": CorruptImageError, "bomb.png": ImageTooLargeError,
         "missing \udcff.png": LocalFileError,
@@ -223,7 +237,7 @@ def test_a_decoder_that_aborts_or_never_ends_is_contained(tmp_path: Path, pictur
 
 def test_a_picture_beyond_the_memory_limit_fails_alone(tmp_path: Path, picture: Path) -> None:
     """A small valid file that needs 400 MB fails under a limit of 256 MB, and the same process goes on."""
-    Image.new("1", (20000, 20000)).save(tmp_path / "huge.png")
+    make_black(tmp_path / "huge.png", 20_000)
     with make_pool(tmp_path, memory=256 * MiB) as pool:
         asyncio.run(pool.decode(picture))
         before = children(os.getpid())

@@ -15,7 +15,7 @@ from support.fault_server import Behaviour, Exchange, FaultServer, ranged, statu
 from etl.config import Settings
 from etl.errors import ClientStatusError, EtlError, ProtocolError, TransientFetchError
 from etl.net import resume
-from etl.net.client import Download, Downloader
+from etl.net.client import Download, Downloader, Validators
 
 BODY = random.Random(4).randbytes(400_000)
 HALF = len(BODY) // 2
@@ -193,3 +193,32 @@ def test_a_range_that_nobody_asked_for_is_an_error(server: FaultServer, get: Get
 
     server.fail("/a", unasked)
     assert isinstance(get(), ClientStatusError)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"validator": 5}, {"validator": None}, {"validator": "\u00e9"}, {"validator": "a\r\nb: c"}, {"total": 1e999},
+     {"total": True}, {"total": "9"}],
+)  # fmt: skip
+def test_notes_that_cannot_be_used_are_none(tmp_path: Path, odd: dict[str, object]) -> None:
+    """A note with a value of another kind is no note: the part begins anew instead of failing for ever."""
+    part = tmp_path / "a.part"
+    part.write_bytes(b"x" * 70_000)
+    note = {"validator": ETAG, "total": 80_000, "boot": resume._boot()}
+    resume._note(part).write_text(json.dumps(note))
+    assert resume.rest_of(part) == resume.Rest(ETAG, 80_000, 70_000)
+    resume._note(part).write_text(json.dumps(note | odd))
+    assert resume.rest_of(part) is None
+    resume._note(part).write_text("[" * 100_000)
+    assert resume.rest_of(part) is None
+
+
+@pytest.mark.parametrize("name", ["etag", "last-modified"])
+def test_validators_that_cannot_be_sent_are_left_out(tmp_path: Path, name: str) -> None:
+    """A version that is not ASCII, or long enough to be refused, is not noted and not sent: requests would fail."""
+    part = tmp_path / "a.part"
+    for value in ('"\u00e9"', '"' + "x" * 2000 + '"'):
+        resume.take_note(part, {name: value, "content-length": "100000"})
+        assert not resume._note(part).exists()
+        assert Validators(value, None).headers == Validators(None, value).headers == {}
+    assert Validators(ETAG, None).headers == {"If-None-Match": ETAG}

@@ -20,6 +20,7 @@ from etl.models import FailureFilter, QualityFlag, Stage
 from etl.pipeline import export_manifest
 from etl.stages.export import ExportOptions, with_fields
 from etl.stages.ingest import Selection
+from etl.state import queries
 from etl.state.queries import Reader
 from etl.state.store import Store
 
@@ -256,8 +257,8 @@ def test_failure_leaves_the_old_file(made: MadeState, monkeypatch: pytest.Monkey
     old = made.directory / "out.jsonl"
     old.write_bytes(b"precious")
 
-    def broken(reader: Reader, manifest: int, recipe: int | None) -> Any:
-        yield from list(rows(reader, manifest, recipe))[:2]
+    def broken(reader: Reader, manifest: int, recipe: int | None, *after: Any) -> Any:
+        yield from list(rows(reader, manifest, recipe, *after))[:2]
         raise OSError(5, "Input/output error")
 
     rows = Reader.export_rows
@@ -325,3 +326,29 @@ def test_beside_a_live_run(made: MadeState) -> None:
     with Reader(made.settings.state) as reader:
         expected = (str((made.directory / "out.jsonl").resolve()), 3, len(content), hashlib.sha256(content).hexdigest())
         assert reader.rows(recorded) == [expected]
+
+
+def test_with_fields_takes_a_line_of_many_members_apart_in_one_pass() -> None:
+    """A line of three megabytes in 400,000 members, which would take many minutes if each looked at all that follow."""
+    members = b"".join(b',"%d":0' % n for n in range(400_000))
+    assert with_fields(b'{"vlm_caption":0' + members + b"}", {"x": 1}) == b"{" + members[1:] + b',"x":1}'
+
+
+def test_long_lines_are_read_a_few_at_once(made: MadeState, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is full by its bytes too; every line comes out once and in order."""
+    pages: list[int] = []
+    read = Reader._page
+
+    def counted(reader: Reader, *arguments: Any, **named: Any) -> list[tuple[Any, ...]]:
+        page = read(reader, *arguments, **named)
+        pages.append(len(page))
+        return page
+
+    monkeypatch.setattr(Reader, "_page", counted)
+    monkeypatch.setattr(queries, "PAGE_BYTES", 30)
+    lines = b"".join(b'{"id":"%d","path":"%d.jpg"}\n' % (n, n) for n in range(5))
+    made.ingest(lines)
+    with Reader(made.settings.state) as reader:
+        assert b"".join(row.line for row in reader.export_rows(1, None)) == lines
+        assert [line for _, _, line in reader.lines(1)] == lines.splitlines(keepends=True)
+    assert pages == [2, 2, 1, 0] * 2

@@ -245,7 +245,7 @@ def test_killed_ingest_is_resumed_to_the_same_state(state: Path, path: Path, mon
         (b"null", "invalid_json", "a JSON NoneType"),
         (b'{"id": "1", "url": "caf\xe9.jpg"}', "invalid_json", "not UTF-8: byte 0xe9"),
         (b"\x00\x01\xff\xfe\x89PNG", "invalid_json", "not"),
-        (b"[" * 100_000, "invalid_json", "not JSON"),
+        (b"[" * 100_000, "invalid_json", "nested more than"),
         (b'{"id": ' + b"9" * 5000 + b', "url": "x.jpg"}', "invalid_json", "not JSON"),
         (b'{"id": "1"}', "no_image_field", "none of the fields"),
         (b'{"id": "1", "url": ""}', "no_image_field", "none of the fields"),
@@ -540,3 +540,36 @@ def test_a_pipe_is_read_once_and_whole(tmp_path: Path) -> None:
     threading.Thread(target=lambda: pipe.write_text(line), daemon=True).start()
     with Store.open(Settings(state=tmp_path / "state")) as store:
         assert ingest(store, Manifest(str(pipe)), IngestOptions()).selected == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"id":"a","url":"http://a.example/1.jpg","x":%s}' % (b"[" * 400 + b"]" * 400),
+        b'{"id":"a","url":"http://a.example/1.jpg","x":%s,"x":1}' % (b'{"y":' * 400 + b"1" + b"}" * 400),
+        b'{"id":"a","url":"http://a.example/1.jpg","name":%s}' % (b"[" * 950 + b"]" * 950),
+        b"[" * 100_000,
+    ],
+)
+def test_lines_that_nest_too_deeply(store: Store, path: Path, line: bytes) -> None:
+    """What nests deeper than every Python bears is an invalid line on each, also under a name that comes again."""
+    _ingest(store, path, b'{"id":"b","url":"http://a.example/2.jpg"}\n' + line + b"\n")
+    rows = _rows(store, "SELECT position, state, error_class, error FROM records ORDER BY position")
+    assert rows == [
+        (1, "active", None, None), (2, "invalid", "invalid_json", "nested more than 200 levels deep"),
+    ]  # fmt: skip
+
+
+def test_brackets_in_texts_do_not_nest(store: Store, path: Path) -> None:
+    """Only brackets outside of texts count, and only those that are open at once."""
+    _ingest(store, path, [{"id": "a", "url": "http://a.example/1.jpg", "x": '[\\"{' * 900, "y": [[]] * 900}])
+    assert _rows(store, "SELECT state FROM records") == [("active",)]
+
+
+def test_long_lines_are_committed_sooner(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch is full by its bytes too, so that a few megabytes of compressed lines cannot take all memory."""
+    monkeypatch.setattr(module, "BATCH_BYTES", 1000)
+    write_manifest(path, _records(5, x="x" * 600))
+    seen: list[int] = []
+    ingest(store, Manifest(str(path)), IngestOptions(), on_batch=seen.append)
+    assert seen == [2, 4, 5]

@@ -177,3 +177,15 @@ def test_standard_input_can_be_read_once() -> None:
     for content in (b"".join(LINES), gzip.compress(b"".join(LINES))):
         done = subprocess.run([sys.executable, "-c", code], input=content, capture_output=True, check=True)
         assert done.stdout == b"stdin False 4\n"
+
+
+@pytest.mark.parametrize("content", [b"a" + b",a" * 900, b"id,url\n" + b'"x\n",' * 300, b'id,url\n"' + b"x\n" * 900])
+def test_endless_csv_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """A row may be no longer than a line of JSON, however it is spread over lines; many short rows may."""
+    monkeypatch.setattr(module, "MAX_LINE", 1000)
+    path = tmp_path / "m.csv"
+    path.write_bytes(content)
+    with pytest.raises(ManifestError, match="a row of more than 1000 characters"):
+        list(Manifest(str(path)).lines())
+    path.write_bytes(b"id,url\n" + b"1,http://a.example\n" * 300)
+    assert len(list(Manifest(str(path)).lines())) == 300

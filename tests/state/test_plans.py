@@ -150,7 +150,7 @@ WORK: dict[str, tuple[Callable[[_State], object], str]] = {
     "failed attempt": (lambda s: s.sources.fail([failed(s.item.id)]), "attempts_by_item"),
 }
 
-_SMALL = {"runs", "recipes", "manifests", "counters", "commands", "p"}
+_SMALL = {"runs", "recipes", "manifests", "counters", "commands", "hosts", "p"}
 """Tables of a few rows; ``p`` is the alias of ``recipes`` in the view of outcomes."""
 
 

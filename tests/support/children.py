@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any
 
+from etl.imaging import worker
 from etl.processes import Parent
 
 
@@ -45,3 +46,19 @@ def looks(_config: dict[str, Any], parent: Parent) -> None:
             parent.recv()
             more += 1
         parent.send(b"%d" % more)
+
+
+def shouts(_config: dict[str, Any], parent: Parent) -> None:
+    """Be a decoder whose C library prints what a picture says, and which then fails in Python."""
+    worker._silence_libraries()
+    os.write(2, b"from C \x1b[31m\n")
+    parent.send(b"done")
+    raise RuntimeError("from Python \x1b]0;x\x07")
+
+
+def spins_confined(_config: dict[str, Any], parent: Parent) -> None:
+    """Be a decoder that never comes back from a picture, with a second of processor time."""
+    worker._limit_time(0)
+    parent.send(b"begun")
+    while True:
+        sum(range(1000))

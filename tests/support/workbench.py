@@ -67,7 +67,7 @@ def query(state: Path, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
         connection.close()
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
+def wait_for(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Wait until the condition holds; fail the test when it does not in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():

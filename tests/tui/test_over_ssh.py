@@ -4,26 +4,21 @@ An sshd of the test's own, with keys made for it, on a port of the loopback addr
 """
 
 import contextlib
-import fcntl
 import getpass
 import json
 import os
-import pty
 import re
 import shlex
 import shutil
-import signal
 import socket
-import struct
 import subprocess
 import sys
-import termios
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.etl_process import EtlProcess, Program
+from support.terminal import Terminal
 from support.workbench import wait_for
 
 from etl.demo.archive import build_archive, write_manifest
@@ -85,9 +80,9 @@ class Login:
         return [program("ssh"), "-tt", "-i", str(self.folder / "user"), "-p", str(self.port), *options, where, remote]
 
     @contextlib.contextmanager
-    def connected(self, remote: str, columns: int, lines: int) -> Iterator["Connection"]:
+    def connected(self, remote: str, columns: int, lines: int) -> Iterator[Terminal]:
         """Log in from a terminal of this size."""
-        connection = Connection(self.command(remote), columns, lines)
+        connection = Terminal(self.command(remote), columns, lines)
         try:
             yield connection
         finally:
@@ -104,36 +99,6 @@ class Login:
     def _tmux(self, *words: str) -> str:
         command = [*shlex.split(self.tmux), *words]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
-
-
-class Connection:
-    """One SSH client in a pseudo-terminal, whose output is read all the time."""
-
-    def __init__(self, command: list[str], columns: int, lines: int) -> None:
-        self._controller, terminal = pty.openpty()
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-        kept = {name: value for name, value in os.environ.items() if name not in ("COLORTERM", "TMUX")}
-        self.process = subprocess.Popen(
-            command, stdin=terminal, stdout=terminal, stderr=terminal,
-            env=kept | {"TERM": "xterm-256color"}, start_new_session=True,
-        )  # fmt: skip
-        os.close(terminal)
-        self.seen = b""
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        with contextlib.suppress(OSError):
-            while data := os.read(self._controller, 65536):
-                self.seen += data
-
-    def cut(self) -> None:
-        """Lose the connection, as a network does: the client is killed and says nothing to the other side."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait()
-            os.close(self._controller)
-        self._thread.join(timeout=5)
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ class SamplesScreen(StateScreen):
         self._words = ""
         self._looked_at = 0
         self._searching = False
+        self._unlaid = False
 
     def parts(self) -> Iterable[Widget]:
         yield Static(id="summary", markup=False)
@@ -75,6 +76,9 @@ class SamplesScreen(StateScreen):
         done = any(stage.done for stage in snapshot.stages if stage.stage == Stage.CAPTION)
         if self._sample is None and done and not self._searching and not self._filtered():
             self._go(NEWEST, older=True)
+        if self._unlaid and self._sample is not None:
+            self._unlaid = False
+            self.call_after_refresh(self._ask_for_picture, self._sample)
         self._summarize()
 
     # Going from one caption to the next.
@@ -183,8 +187,10 @@ class SamplesScreen(StateScreen):
         if path is None:
             self._picture.show(None, "The picture has left the cache.")
         elif not room.width and not self.has_class("-narrow"):
-            # Nothing was laid out yet.
-            self.call_after_refresh(self._ask_for_picture, found)
+            # Nothing was laid out yet; while a problem hides everything, nothing will be.
+            self._unlaid = self.has_class("-problem")
+            if not self._unlaid:
+                self.call_after_refresh(self._ask_for_picture, found)
         elif room.width:
             self.ask("picture", lambda _: picture.read(path, room.width, room.height), self._show_picture)
 

@@ -10,7 +10,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from etl.clock import iso_utc, now_ms
-from etl.config import redact_url
+from etl.config import redact_line, redact_url
 from etl.models import FailureFilter, QueueStatus, RecordState
 from etl.text import clean
 from tui.choice import Choice
@@ -99,7 +99,11 @@ def story_text(story: dict[str, Any], width: int) -> Content:
         parts += [Content(""), *_caption_lines(caption)]
     if story["attempts"]:
         parts += [Content(""), Content.styled("Attempts", STRONG), *map(_attempt, story["attempts"])]
-    parts += [Content(""), Content.styled("Manifest line", STRONG), Content(clean(story["line"], MAX_TEXT))]
+    parts += [
+        Content(""),
+        Content.styled("Manifest line", STRONG),
+        Content(clean(redact_line(story["line"]), MAX_TEXT)),
+    ]
     return Content("\n").join(line for part in parts for line in _folded(part, width))
 
 
@@ -168,7 +172,7 @@ def _caption_lines(caption: dict[str, Any]) -> list[Content]:
 
 
 def _attempt(attempt: dict[str, Any]) -> Content:
-    took = (attempt["ended_at"] - attempt["started_at"]) / 1000
+    took = max(0, attempt["ended_at"] - attempt["started_at"]) / 1000
     what: tuple[str, str] = ("done", GOOD)
     if attempt["error_class"]:
         what = (f"{clean(attempt['error_class'], 40)}: {clean(attempt['message'] or '', MAX_TEXT)}", ALERT)

@@ -1,0 +1,1 @@
+"""One HTML page about a state, for people who would rather look than read; it opens without a network."""
