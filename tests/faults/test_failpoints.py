@@ -95,6 +95,11 @@ def lose_an_original(place: Place) -> None:
     next(place.state.glob("images/original/*/*")).unlink()
 
 
+def verify_again(place: Place) -> None:
+    """Let what was found, and perhaps not committed, be found once more."""
+    assert place.run("verify").code == 0
+
+
 def allow_everything_again(place: Place) -> None:
     place.ledger.allow(*place.ledger.fetched)
 
@@ -216,8 +221,8 @@ ROUTES: dict[str, Route] = {
     "export.renamed": Route("captioned", EXPORT),
     "export.synced": Route("captioned", EXPORT),
     **both("export.row", Route("captioned", EXPORT)),
-    **both("images.requeue", Route("captioned", ("verify",), prepare=lose_a_working_copy)),
-    **both("images.drop_originals", Route("captioned", ("verify",), prepare=lose_an_original)),
+    **both("images.requeue", Route("captioned", ("verify",), prepare=lose_a_working_copy, after=verify_again)),
+    **both("images.drop_originals", Route("captioned", ("verify",), prepare=lose_an_original, after=verify_again)),
     **both("images.evict", Route("captioned", ("gc", "--originals"), after=collect)),
     "cache.before_remove": Route("captioned", ("gc", "--originals"), later=3, after=collect),
     **both("retry.dead", Route("captioned", ("retry-failed",))),
