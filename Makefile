@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench soak constraints clean
+.PHONY: help setup demo test lint format bench soak fuzz constraints clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -39,7 +39,10 @@ bench: $(READY)  ## Run the benchmarks that need no GPU (benchmarks/README.md)
 	$(BIN)/python -m benchmarks.ingest
 
 soak: $(READY)  ## Kill, cut and garble for minutes, one test after the other; ends with a table of all faults
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m soak --ignore tests/fuzz
+
+fuzz: $(READY)  ## Feed bad input to everything that reads a stranger's bytes, for minutes; ends with a table
+	$(BIN)/python -m pytest -m soak tests/fuzz
 
 constraints:  ## Write the exact versions of this environment into constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' | grep -vE '^(pip|triton)==' > constraints.txt

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from etl.config import Settings
-from etl.stages.ingest import IngestOptions, ingest
+from etl.stages.ingest import ingest
+from etl.stages.ingest_options import IngestOptions
 from etl.stages.manifest import Manifest
 from etl.state.store import Store
 

@@ -29,7 +29,8 @@ from etl.models import (
     Stage,
     WorkingCopy,
 )
-from etl.stages.ingest import IngestOptions, ingest
+from etl.stages.ingest import ingest
+from etl.stages.ingest_options import IngestOptions
 from etl.stages.manifest import Manifest
 from etl.stages.merge import merge
 from etl.stages.split import split

@@ -7,7 +7,7 @@ so that the run can first set what it has stored by it (`etl.state.store.Store.f
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 # Unlike the monotonic clock it goes on while the machine sleeps, as the waits do.
 _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -48,6 +48,19 @@ def iso_utc(milliseconds: int) -> str:
     """Return ``2025-12-16T10:30:00.000Z`` for a Unix time in milliseconds."""
     moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{milliseconds % 1000:03d}Z"
+
+
+def stops_at(moment: int, now: int) -> str:
+    """Return ``stops at 17:30 (in 1 h 12)`` for a deadline, in local time; both are Unix times in milliseconds."""
+    at, today = (datetime.fromtimestamp(each / 1000).astimezone() for each in (moment, now))
+    shown = f"{at:%H:%M}" if at - today < timedelta(hours=20) else f"{at:%Y-%m-%d %H:%M}"
+    left = (moment - now) // 1000
+    if left <= 0:
+        return f"stops at {shown} (now)"
+    if left < 60:
+        return f"stops at {shown} (in {left} s)"
+    minutes = left // 60
+    return f"stops at {shown} (in {f'{minutes // 60} h {minutes % 60:02}' if minutes >= 60 else f'{minutes} min'})"
 
 
 def _wall_ms() -> int:

@@ -5,19 +5,17 @@ One flat, frozen `Settings`.  Every field can be given in all three places under
 """
 
 import dataclasses
-import json
 import os
-import re
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from etl.errors import ConfigError
+from etl.redaction import host_of, redact
+from etl.setting_values import check, convert, endpoints, shown
 
 DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
 DEMO_MODEL = "demo"
@@ -82,6 +80,8 @@ class Settings:
         pad_to_square: pad pictures to a square, as the original LLaVA did, where its Hugging Face version cuts the
             sides off.
         max_aspect: pictures longer than this ratio are cropped around their centre before the model sees them.
+        deadline: when the run is to have ended, with what is left for a later one: a time (17:30), a date and time
+            (2026-11-25T17:30, also with a zone) or a duration (90m, 2h30m, +2h).
         interval_s: seconds between plain progress lines when there is no terminal.
         metrics_port: serve metrics for Prometheus at this port while a run lasts; 0 for none.
         metrics_address: address to serve them at; 0.0.0.0 lets other machines ask.
@@ -138,6 +138,7 @@ class Settings:
     max_new_tokens: int = 200
     pad_to_square: bool = False
     max_aspect: float = 4.0
+    deadline: str = ""
     interval_s: float = 30.0
     metrics_port: int = 0
     metrics_address: str = "127.0.0.1"
@@ -146,15 +147,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check(field.name, getattr(self, field.name))
+            check(field.name, getattr(self, field.name))
         # A flag gives each value as it was typed.
-        object.__setattr__(self, "endpoint", _endpoints(self.endpoint))
+        object.__setattr__(self, "endpoint", endpoints(self.endpoint))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Settings":
         """Return the settings that `to_json` gave, for another process.  Raises `ConfigError`."""
         kinds = typing.get_type_hints(cls)
-        return cls(**{name: _convert(name, value, kinds[name], "settings") for name, value in values.items()})
+        return cls(**{name: convert(name, value, kinds[name], "settings") for name, value in values.items()})
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain values for another process of this run, whole but for the webhook."""
@@ -166,81 +167,6 @@ class Settings:
         """Return the settings as `to_json` does, for the run's row: addresses without what opens doors in them."""
         return {name: redact(value) for name, value in self.to_json().items()}
 
-
-BACKENDS = ("local", "openai", "ray")
-
-ENGINES = ("auto", "slots", "generate")
-
-DTYPES = ("auto", "float32", "float16", "bfloat16")
-
-_CHOICES = {"dtype": DTYPES, "backend": BACKENDS, "engine": ENGINES}
-
-_LIMITS: dict[str, tuple[float, float]] = {
-    "concurrency": (1, 32),
-    "per_host": (1, 32),
-    "host_rate": (0, 1000),
-    "host_patience_s": (1, 7 * 86400),
-    "connect_timeout_s": (0.05, 3600),
-    "read_timeout_s": (0.05, 3600),
-    "min_rate": (0, 1e12),
-    "max_bytes": (1, 1e12),
-    "max_pixels": (1, 1e10),
-    "max_attempts": (1, 100),
-    "backoff_s": (0, 86400),
-    "backoff_cap_s": (0, 7 * 86400),
-    "longest_edge": (32, 16384),
-    "decoders": (0, 256),
-    "decoder_memory": (256 * 1024**2, 1e12),
-    "min_free": (0, 1e15),
-    "max_cache_size": (0, 1e15),
-    "endpoint_concurrency": (1, 1024),
-    "endpoint_timeout_s": (0.05, 86400),
-    "endpoint_patience_s": (0.05, 7 * 86400),
-    "ray_cpus": (0, 1024),
-    "ray_timeout_s": (0.05, 86400),
-    "slots": (0, 4096),
-    "gpu_memory_fraction": (0.05, 1),
-    "feeders": (0, 64),
-    "batch_size": (1, 4096),
-    "max_new_tokens": (1, 4096),
-    "max_aspect": (1, 1000),
-    "interval_s": (0.1, 3600),
-    "metrics_port": (0, 65535),
-    "gpu_price": (0, 1e6),
-}
-
-
-def _check(name: str, value: Any) -> None:
-    """Raise `ConfigError` where a value of the right type is none that the setting may have."""
-    if name in _LIMITS and not _LIMITS[name][0] <= value <= _LIMITS[name][1]:
-        low, high = _LIMITS[name]
-        raise ConfigError(f"{name} = {_shown(value)}: must be between {low:g} and {high:g}")
-    if name == "model" and not value:
-        raise ConfigError("model is empty: give a Hugging Face id, a directory, or 'demo'")
-    if name == "webhook" and value and not (value.startswith(("http://", "https://")) and host_of(value)):
-        raise ConfigError("webhook is no http or https URL; it must look like https://chat.example/hook")
-    if name in _CHOICES and value not in _CHOICES[name]:
-        raise ConfigError(f"{name} = {_shown(value)}: must be one of {', '.join(_CHOICES[name])}")
-    if name == "gpus" and value != "all" and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", value, re.ASCII):
-        raise ConfigError(f"gpus = {_shown(value)}: must be 'all' or numbers such as 0,1")
-    if name == "endpoint":
-        _endpoints(value)
-    texts = value if isinstance(value, tuple) else (str(value),) if isinstance(value, str | Path) else ()
-    if any("\0" in text for text in texts):
-        raise ConfigError(f"{name} holds a NUL character, which no path or name may")
-
-
-def _shown(value: object) -> str:
-    """Return a value for an error message: no longer than a line."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        return f"a {type(value).__name__} too large to be shown"
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
-
-
-MAX_SHOWN = 100
-"""Characters of a wrong value in an error message."""
 
 DASHBOARD = "dashboard"
 """The table of ``etl.toml`` that belongs to the dashboard alone (`load_dashboard`)."""
@@ -261,93 +187,6 @@ def load_settings(
     values = _from_file(file) | _from_environment(environment)
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
     return Settings(**values)
-
-
-def redact_url(url: str) -> str:
-    """Return the URL without user name, password, query values and fragment, for logs and stored errors.
-
-    What is no URL stays as it is; of a URL that cannot be taken to pieces only the scheme is left.
-    """
-    scheme = _SCHEME.match(url)
-    if scheme is None:
-        return url
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return f"{scheme[0]}..."
-    if not (parts.query or parts.fragment or "@" in parts.netloc):
-        return url
-    # A query without names, as in `?c2VjcmV0`, is one value.
-    query = "&".join(pair.split("=")[0] + "=..." if "=" in pair else "..." for pair in parts.query.split("&") if pair)
-    netloc = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=netloc, query=query, fragment="..." if parts.fragment else ""))
-
-
-def redact_text(text: str) -> str:
-    """Return the text with every http(s) URL in it as `redact_url` gives it, also one that is part of another."""
-    if "://" not in text:
-        return text
-    return _USER.sub("://", _URL.sub(lambda match: redact_url(match[0]), text))
-
-
-def redact(value: Any) -> Any:
-    """Return plain values with every URL in their texts as `redact_url` gives it."""
-    if isinstance(value, dict):
-        return {key: redact(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [redact(inner) for inner in value]
-    if not isinstance(value, str):
-        return value
-    # A text that is one URL may hold quotes and backslashes, which end one in prose.
-    return redact_text(redact_url(value) if _ONE_URL.fullmatch(value) else value)
-
-
-def redact_line(line: str) -> str:
-    """Return a manifest line with every URL redacted; as values, for JSON can spell one in many ways."""
-    try:
-        return json.dumps(redact(json.loads(line)), ensure_ascii=False)
-    except (ValueError, RecursionError):
-        return redact_text(line)
-
-
-_SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
-
-_ONE_URL = re.compile(r"\s*https?://\S*\s*", re.IGNORECASE)
-
-_USER = re.compile(r"://[^/?#@\s\"]+@")
-
-_URL = re.compile(r"https?://[^\s\"'<>\\]+", re.IGNORECASE)
-"""Up to a quote, a bracket or a backslash: in JSON and in error messages URLs end there."""
-
-
-def _endpoints(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the addresses one by one.  Raises `ConfigError`, which never shows a secret, as settings are stored."""
-    found = [part.strip() for value in values for part in value.split(",") if part.strip()]
-    for number, address in enumerate(found, start=1):
-        try:
-            parts = urlsplit(address)
-            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-            secret = bool(parts.query or parts.fragment or "@" in parts.netloc)
-        except ValueError:
-            good = secret = False
-        if secret:
-            raise ConfigError(
-                f"endpoint {number} has a user name, a query or a fragment; give the bare address, and a key in the "
-                "environment as ETL_API_KEY"
-            )
-        if not good:
-            raise ConfigError(f"endpoint {number} is no address such as http://gpu:8000/v1")
-    if len(set(found)) < len(found):
-        raise ConfigError("endpoint: an address is given twice")
-    return tuple(found)
-
-
-def host_of(url: str) -> str:
-    """Return the host of a URL; empty where it has none."""
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
 
 
 def load_dashboard(file: Path | None = None) -> tuple[Path, dict[str, Any]]:
@@ -381,46 +220,15 @@ def _from_file(file: Path | None) -> dict[str, Any]:
     kinds = typing.get_type_hints(Settings)
     for name in table:
         if name not in kinds:
-            raise ConfigError(f"{path}: unknown setting {_shown(name)}; known: {', '.join(sorted(kinds))}")
-    return {name: _convert(name, value, kinds[name], str(path)) for name, value in table.items()}
+            raise ConfigError(f"{path}: unknown setting {shown(name)}; known: {', '.join(sorted(kinds))}")
+    return {name: convert(name, value, kinds[name], str(path)) for name, value in table.items()}
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """Return what the environment sets; an empty variable counts as not given, as `ETL_STATE=` is no directory."""
     kinds = typing.get_type_hints(Settings)
     found = {name: environment.get(f"ETL_{name.upper()}") for name in kinds}
-    return {name: _convert(name, value, kinds[name], f"ETL_{name.upper()}") for name, value in found.items() if value}
-
-
-def _convert(name: str, value: Any, kind: Any, where: str) -> Any:
-    """Return a value from file, environment or JSON as the setting's type.  Raises `ConfigError` naming ``where``."""
-    try:
-        converted = _converted(value, kind)
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        wanted = "list of texts" if isinstance(kind, types.GenericAlias) else kind.__name__
-        raise ConfigError(f"{where}: {name} = {_shown(value)} is not a valid {wanted}") from error
-    try:
-        _check(name, converted)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    return converted
-
-
-def _converted(value: Any, kind: Any) -> Any:
-    if isinstance(kind, types.GenericAlias):
-        items = value.split(",") if isinstance(value, str) else value
-        if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
-            raise TypeError
-        return tuple(item.strip() for item in items if item.strip())
-    if kind is bool and isinstance(value, str):
-        return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
-    # `gpus = 0` is a text to us, but nobody puts quotes around it.
-    accepted = (bool,) if kind is bool else (str, int, float)
-    if not isinstance(value, accepted) or (kind is bool) != isinstance(value, bool):
-        raise TypeError
-    if kind is int and isinstance(value, float):
-        raise ValueError
-    return kind(value)
+    return {name: convert(name, value, kinds[name], f"ETL_{name.upper()}") for name, value in found.items() if value}
 
 
 def _plain(value: Any) -> Any:

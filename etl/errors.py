@@ -27,6 +27,15 @@ item waits for another attempt or is dead at once.  Messages are for people and 
 from collections.abc import Iterator
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal cut the work off; its number is the only argument.  No error: nothing may hide it."""
+
+    @property
+    def number(self) -> int:
+        """The signal."""
+        return int(self.args[0])
+
+
 class EtlError(Exception):
     """Base of all errors that end with one clear line instead of a traceback."""
 

@@ -1,4 +1,8 @@
-"""The words of the domain: enumerations and frozen values.  No I/O, no dependencies."""
+"""The words of the domain: enumerations and frozen values.  No I/O, no dependencies.
+
+One module although it is long: it holds declarations alone, and well over a hundred modules import it, so that one
+place to look beats several to guess.
+"""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -54,6 +58,10 @@ class RunState(StrEnum):
     PARTIAL = "partial"
     INTERRUPTED = "interrupted"
     FAILED = "failed"
+
+
+LIVE = frozenset({RunState.RUNNING, RunState.PAUSED, RunState.STOPPING})
+"""The states of a run that a process stands behind; only such a run hears commands."""
 
 
 class FinishReason(StrEnum):
@@ -353,7 +361,11 @@ class ExportSummary:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """One row of ``runs``, as readers see it.  Times are Unix milliseconds."""
+    """One row of ``runs``, as readers see it.  Times are Unix milliseconds.
+
+    Attributes:
+        stops_at: when the run wants to have ended; ``None`` without a deadline.
+    """
 
     id: int
     uid: str
@@ -365,6 +377,7 @@ class RunInfo:
     host: str
     pid: int
     message: str | None = None
+    stops_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,30 +1,48 @@
 """What the commands call: the stages of one run put together, from a manifest to an export."""
 
-import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from etl.captioning.backends import check_model, open_captioner
+from etl.captioning.backends import check_model
 from etl.config import Settings
-from etl.errors import ConfigError, EtlError, StateLockedError, StateMissingError, StateSplitError
-from etl.models import ExportSummary, IngestSummary, Progress, RecordOutcome, RecordState, RunState, Stage, StageSummary
+from etl.deadline import Deadline
+from etl.errors import ConfigError, EtlError, StateLockedError, StateSplitError
+from etl.models import (
+    ExportSummary,
+    IngestSummary,
+    Progress,
+    QueueStatus,
+    RecordOutcome,
+    RecordState,
+    RunState,
+    Stage,
+    StageSummary,
+)
 from etl.net.mirrors import Mirrors
-from etl.runner import RunResult, StageFunction, run_stages, watch_signals
-from etl.stages.export import ExportOptions, check_target, export
-from etl.stages.flow import Flow
-from etl.stages.ingest import IngestOptions, ingest, reselect
+from etl.runner import RunResult, run_stages
+from etl.signals import Signals, watch_signals
+from etl.stage_functions import stage_functions
+from etl.stages.export import ExportOptions, check_target, export, export_seconds
+from etl.stages.flow import GRACE_S
+from etl.stages.ingest import ingest, reselect
+from etl.stages.ingest_options import IngestOptions
 from etl.stages.manifest import Manifest
 from etl.state.cost import Cost, cost
 from etl.state.outlook import Outlook
-from etl.state.parts import latest_split
+from etl.state.parts import refuse_split
 from etl.state.queries import Reader
 from etl.state.store import Store
 from etl.telemetry.metrics import metrics
-from etl.text import clean
 
 if TYPE_CHECKING:
     from etl.stages.foresight import Foresight
+
+SPARE_S = 5.0
+"""Seconds between the last moment of work in flight and the deadline, beside the export: to end decoders and GPU
+workers, to commit, and to end the process."""
+
+_MANIFEST_LEFT = "deadline reached before the manifest was read; nothing was exported"
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,11 @@ class Plan:
         }  # fmt: skip
         return tuple(stage for stage, yes in wanted.items() if yes)
 
+    @property
+    def counted(self) -> str:
+        """What the work that is left is counted in: one of them."""
+        return "record" if self.caption else "picture"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -74,6 +97,7 @@ class Report:
         failed: records that are failed or invalid, over the whole state.
         ingested, exported: what was read and written, if anything was.
         cost: what this run and all runs have cost; ``None`` when no price is known.
+        deadline: whether its time was over before its work was done.
     """
 
     state: RunState
@@ -84,6 +108,7 @@ class Report:
     ingested: IngestSummary | None = None
     exported: ExportSummary | None = None
     cost: Cost | None = None
+    deadline: bool = False
 
 
 def ingest_manifest(
@@ -91,36 +116,40 @@ def ingest_manifest(
 ) -> tuple[IngestSummary, int | None]:
     """Ingest one manifest as a run of its own; return its summary and the signal that stopped it, if one did."""
     manifest = Manifest(path)
-    with (
-        Store.open(settings) as store,
-        store.run((Stage.INGEST,)),
-        watch_signals(second_interrupts=True) as caught,
-    ):
-        summary = ingest(store, manifest, options, on_batch=on_batch, should_stop=lambda: bool(caught))
-        return summary, caught[0] if caught else None
+    with watch_signals() as signals, Store.open(settings) as store, store.run((Stage.INGEST,)) as run:
+        signals.release = _release(store, run)
+        summary = ingest(store, manifest, options, on_batch=on_batch, should_stop=lambda: bool(signals))
+        if signals:
+            store.end_run(run, RunState.INTERRUPTED)
+        return summary, signals.first
 
 
 def export_manifest(settings: Settings, target: str, options: ExportOptions) -> ExportSummary:
-    """Export the state; beside a live run from a snapshot, which then is not recorded."""
+    """Export the state; beside a live run from a snapshot, which then is not recorded.
+
+    Raises `Interrupted` when a signal comes; a file that was there is then untouched.
+    """
     with Reader(settings.state):
         pass
-    try:
-        with Store.open(settings, create=False) as store, store.run((Stage.EXPORT,)) as run:
-            return _export(store, run, target, options)
-    except StateLockedError:
-        with Reader(settings.state) as reader:
-            return export(reader, target, options)[0]
+    with watch_signals(interrupt=True) as signals:
+        try:
+            with Store.open(settings, create=False) as store, store.run((Stage.EXPORT,)) as run:
+                signals.release = _release(store, run)
+                return _export(store, run, target, options)
+        except StateLockedError:
+            with Reader(settings.state) as reader:
+                return export(reader, target, options)[0]
 
 
 def run_pipeline(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]) -> Report:
     """Run the stages of a plan over one state directory, and tell the webhook how that ended, where there is one.
 
     Raises, before anything begins, `ModelError` when the model cannot be found, `ConfigError` for a mirror that is
-    wrongly given, `StateSplitError` for a state whose work was given to parts, and what `check_target` says of the
-    output, else the errors of `Store.open` and of the stages.
+    wrongly given or a deadline that is over, `StateSplitError` for a state whose work was given to parts, and what
+    `check_target` says of the output, else the errors of `Store.open` and of the stages.
     """
     try:
-        report = _run(settings, plan, on_progress)
+        report = _recorded(settings, plan, on_progress)
     except (ConfigError, StateLockedError, StateSplitError):
         # Nothing began, so nothing has ended.
         raise
@@ -147,16 +176,17 @@ def _told(report: Report) -> tuple[dict[str, Any], str]:
 
 
 def _announce(settings: Settings, facts: dict[str, Any], text: str) -> None:
-    if not settings.webhook:
-        return
-    from etl.telemetry.webhook import send
+    if settings.webhook:
+        from etl.telemetry.webhook import announce
 
-    line = clean(f"caption-etl on {socket.gethostname()}, {settings.state}: {text}", 1000)
-    # Slack shows "text", Discord shows "content"; both leave the rest alone.
-    send(settings.webhook, {"event": "run_ended", "text": line, "content": line, "host": socket.gethostname(), **facts})
+        announce(settings, facts, text)
 
 
-def _run(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]) -> Report:
+def _recorded(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]) -> Report:
+    deadline = Deadline.begin(settings.deadline)
+    if deadline is not None:
+        # What a duration means is known from here on, and told by the run's row.
+        settings = replace(settings, deadline=deadline.at.isoformat(timespec="milliseconds"))
     manifest = Manifest(plan.manifest) if plan.manifest is not None else None
     if plan.caption:
         check_model(settings)
@@ -166,58 +196,105 @@ def _run(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]
     if plan.output is not None:
         check_target(plan.output, plan.export)
     if (plan.fetch or plan.caption) and not plan.force:
-        _refuse_split(settings)
+        refuse_split(settings.state)
     with (
+        watch_signals() as signals,
         Store.open(settings, create=manifest is not None) as store,
         # Before the run is on record: a port that is taken is a mistake of the command line.
         metrics(settings.state, settings.metrics_address, settings.metrics_port),
         store.run(plan.stages) as run,
-        watch_signals(second_interrupts=True) as caught,
     ):
-        ingested = exported = None
-        if manifest is not None:
-            ingested = ingest(store, manifest, plan.options, should_stop=lambda: bool(caught))
-        elif plan.reselect:
-            reselect(store, plan.options.selection)
-        result = RunResult(RunState.INTERRUPTED, None)
-        if not caught:
-            result = run_stages(store, run, _stages(settings, plan), on_progress=on_progress)
-        if plan.output is not None and not caught and result.signal is None:
-            exported = _export(store, run, plan.output, plan.export)
-        failed = _failed(store)
-        state, signal = result.state, caught[0] if caught else result.signal
-        if caught:
-            state = RunState.INTERRUPTED
-        elif state is RunState.DONE and failed:
-            state = RunState.PARTIAL
-        store.end_run(run, state)
-        with Reader(store.directory) as reader:
+        signals.release = _release(store, run)
+        return _Run(store, run, settings, plan, signals, deadline).work(manifest, on_progress)
+
+
+def _release(store: Store, run: int) -> Callable[[str], None]:
+    return lambda why: store.end_run(run, RunState.INTERRUPTED, why)
+
+
+class _Run:
+    """One recorded run of a plan."""
+
+    def __init__(
+        self, store: Store, run: int, settings: Settings, plan: Plan, signals: Signals, deadline: Deadline | None
+    ) -> None:
+        self._store = store
+        self._run = run
+        self._settings = settings
+        self._plan = plan
+        self._signals = signals
+        self._deadline = deadline
+
+    def work(self, manifest: Manifest | None, on_progress: Callable[[Progress], None]) -> Report:
+        """Do what the plan says, and record how it ended."""
+        ingested, whole = self._ingest(manifest)
+        result = RunResult(RunState.INTERRUPTED, None, deadline=not whole and not self._signals)
+        if whole:
+            plan = self._plan
+            stages = stage_functions(self._settings, fetch=plan.fetch, caption=plan.caption, refresh=plan.refresh)
+            result = run_stages(
+                self._store, self._run, stages, on_progress=on_progress, signals=self._signals, stop_at=self._stop_at()
+            )
+        exported = self._export() if whole else None
+        with Reader(self._store.directory) as reader:
             progress, spent = Outlook(reader).progress(), cost(reader)
-        return Report(state, signal, result.summaries, progress, failed, ingested, exported, spent)
+        failed = _failed(progress)
+        left = self._left(progress) if result.deadline and not self._signals else 0
+        state = result.state
+        if self._signals:
+            state = RunState.INTERRUPTED
+        elif state is RunState.DONE or (result.deadline and whole and not left):
+            state = RunState.PARTIAL if failed else RunState.DONE
+        message = None
+        if result.deadline and state is RunState.INTERRUPTED and not self._signals:
+            message = (
+                f"deadline reached, {left:,} {self._plan.counted}{'s' * (left != 1)} left" if whole else _MANIFEST_LEFT
+            )
+        self._store.end_run(self._run, state, message)
+        with Reader(self._store.directory) as reader:
+            progress = replace(progress, run=reader.runs(1)[0])
+        return Report(
+            state, self._signals.first, result.summaries, progress, failed, ingested, exported, spent,
+            self._deadline is not None and message is not None,
+        )  # fmt: skip
 
+    def _ingest(self, manifest: Manifest | None) -> tuple[IngestSummary | None, bool]:
+        """Read the manifest, or select anew; return what was read, and whether nothing cut it short."""
+        if manifest is None:
+            if self._plan.reselect:
+                reselect(self._store, self._plan.options.selection)
+            return None, not self._signals
+        cut = False
 
-def _refuse_split(settings: Settings) -> None:
-    try:
-        with Reader(settings.state) as reader:
-            found = latest_split(reader)
-    except StateMissingError:
-        # The run itself says so, or makes one.
-        return
-    if found is not None and found.is_open:
-        back = sum(part.closed for part in found.parts)
-        raise StateSplitError(
-            f"this state is split into {found.of} parts in {found.directory}, of which {back} have come back finished: "
-            "work on those, then `etl merge` them; --force works here too, and may do their work twice"
-        )
+        def should_stop() -> bool:
+            nonlocal cut
+            cut = bool(self._signals) or (self._deadline is not None and self._deadline.left() <= SPARE_S)
+            return cut
 
+        return ingest(self._store, manifest, self._plan.options, should_stop=should_stop), not cut
 
-def _stages(settings: Settings, plan: Plan) -> dict[Stage, StageFunction]:
-    stages: dict[Stage, StageFunction] = {}
-    if plan.fetch:
-        stages[Stage.FETCH] = lambda store, run, flow: _fetch(store, run, settings, flow, plan.refresh)
-    if plan.caption:
-        stages[Stage.CAPTION] = lambda store, run, flow: _caption(store, run, settings, flow)
-    return stages
+    def _stop_at(self) -> float | None:
+        """Return the moment, of `time.monotonic`, from which nothing is claimed so that the deadline is kept."""
+        if self._deadline is None:
+            return None
+        needed = GRACE_S + SPARE_S
+        if self._plan.output is not None:
+            with Reader(self._store.directory) as reader:
+                needed += export_seconds(sum(reader.progress().records.values()))
+        return self._deadline.ends - needed
+
+    def _export(self) -> ExportSummary | None:
+        """Export, where that is wanted and no signal has come; one that comes now ends it."""
+        if self._plan.output is None or self._signals:
+            return None
+        target = self._plan.output
+        return self._signals.unless_interrupted(lambda: _export(self._store, self._run, target, self._plan.export))
+
+    def _left(self, progress: Progress) -> int:
+        """Return how much a run of the same plan would still have to do."""
+        if self._plan.caption:
+            return progress.outcomes.get(RecordOutcome.PENDING, 0)
+        return sum(progress.sources.get(status, 0) for status in (QueueStatus.READY, QueueStatus.RETRY))
 
 
 def foresee_fetch(settings: Settings, *, refresh: bool) -> "Foresight":
@@ -228,28 +305,6 @@ def foresee_fetch(settings: Settings, *, refresh: bool) -> "Foresight":
         return foresee(reader, settings, refresh=refresh)
 
 
-def _fetch(store: Store, run: int, settings: Settings, flow: Flow, refresh: bool) -> StageSummary:
-    # Imported here: captioning alone needs no HTTP client.
-    from etl.stages.fetch import fetch
-
-    return fetch(store, run, settings, flow, refresh=refresh)
-
-
-def _caption(store: Store, run: int, settings: Settings, flow: Flow) -> StageSummary:
-    from etl.imaging.cache import ImageCache
-    from etl.stages.caption import caption
-
-    with Reader(store.directory) as reader:
-        edges = reader.longest_edges()
-    # The copies that are there decide, not the setting: they may have been made on another machine.
-    edge = edges[0] if edges else settings.longest_edge
-    captioner = open_captioner(settings, ImageCache.of_state(store.directory), edge)
-    try:
-        return caption(store, run, settings, captioner, flow, more_coming=lambda: flow.is_active(Stage.FETCH))
-    finally:
-        captioner.close()
-
-
 def _export(store: Store, run: int, target: str, options: ExportOptions) -> ExportSummary:
     with Reader(store.directory) as reader:
         summary, recipe = export(reader, target, options)
@@ -257,8 +312,6 @@ def _export(store: Store, run: int, target: str, options: ExportOptions) -> Expo
     return summary
 
 
-def _failed(store: Store) -> int:
+def _failed(progress: Progress) -> int:
     """Return how many records are failed or invalid, over the whole state."""
-    with Reader(store.directory) as reader:
-        progress = reader.progress()
     return progress.outcomes.get(RecordOutcome.FAILED, 0) + progress.records.get(RecordState.INVALID, 0)

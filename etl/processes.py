@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Mapping
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -34,6 +35,11 @@ run_child(*sys.argv[2:])
 
 _HARMLESS = re.compile(r"PATH|HOME|LANG|LC_\w+|TZ|TMPDIR|LD_LIBRARY_PATH|PYTHON(?!STARTUP)\w+|COVERAGE\w*|MALLOC_\w+")
 """Variables that a confined child gets; everything else may be a secret."""
+
+_STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+"""Signals that a whole group is sent: the parent finishes what is in flight, and must find its children alive."""
+
+_living: "weakref.WeakSet[ChildProcess]" = weakref.WeakSet()
 
 _GONE = (EOFError, OSError)
 """What a socket raises when nobody is at its other end, or when this end was closed."""
@@ -74,7 +80,7 @@ class ChildProcess:
         with theirs:
             arguments = [json.dumps(sys.path), entry, str(theirs.fileno()), json.dumps(config), str(int(confined))]
             # Until the child ignores them, it inherits this mask: a Ctrl-C must not print tracebacks of its start.
-            masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+            masked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", _BOOT, *arguments],
@@ -88,6 +94,7 @@ class ChildProcess:
                 raise EtlError(f"a {name} cannot be started: {error}") from error
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        _living.add(self)
 
     @property
     def pid(self) -> int:
@@ -169,6 +176,15 @@ class ChildProcess:
         return ChildEndedError(f"a {self.name} has ended")
 
 
+def kill_all() -> None:
+    """End every child of this process at once, for a process that is about to end itself; does not wait.
+
+    They would end by themselves once their sockets close, but not while they are inside a call that holds them up.
+    """
+    for child in list(_living):
+        child.kill()
+
+
 class Parent:
     """The child's end of the socket: what came from the parent, and the way back.
 
@@ -205,10 +221,9 @@ class Parent:
 
 def run_child(entry: str, descriptor: str, config: str, confined: str) -> None:
     """Be the child: what the boot of a new interpreter calls, with what `ChildProcess` gave it."""
-    # A terminal or a service manager signals the whole group: the parent drains, and must find its children alive.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     if confined == "1":
         _confine()
     parent = Parent(Connection(int(descriptor)))

@@ -1,30 +1,29 @@
-"""One run: stages in threads, while the main thread keeps heartbeat, obeys commands and watches for signals.
+"""One run: stages in threads, while the main thread keeps heartbeat, obeys commands and looks for signals.
 
-The first SIGINT or SIGTERM stops claiming and lets work in flight finish within its grace period; the second
-gives everything back and ends the process at once.
+The first signal (`etl.signals`), a deadline and `etl stop` stop claiming and let work in flight finish within its
+grace period.
 """
 
-import contextlib
 import functools
 import logging
-import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any
 
+from etl import processes
 from etl.clock import drift_ms, held
+from etl.errors import UsageError
 from etl.gpu import GpuSampler
 from etl.models import Progress, RunState, Stage, StageSummary
-from etl.stages.flow import GRACE_S, Flow
+from etl.signals import PATIENCE_S, Signals
+from etl.stages.flow import GRACE_S, LEFT_BEHIND, Flow
 from etl.state import control
 from etl.state.log import journal
 from etl.state.outlook import Outlook
 from etl.state.queries import Reader
 from etl.state.store import Command, Store
+from etl.text import clean
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +36,10 @@ BEAT_S = 1.0
 JUMP_MS = 1000
 """A clock that is this far from where it should be was set, not slewed."""
 
-LAST_RESORT_S = GRACE_S + 4.0
+LAST_RESORT_S = PATIENCE_S - 1.0
 """A stage that has not ended so long after a stop is left behind: a spot machine would be gone soon."""
+
+assert GRACE_S < LAST_RESORT_S
 
 StageFunction = Callable[[Store, int, Flow], StageSummary]
 
@@ -51,11 +52,13 @@ class RunResult:
         state: done or interrupted.
         signal: the signal that stopped it, if one did.
         summaries: per stage.
+        deadline: whether it was stopped because its time was over.
     """
 
     state: RunState
     signal: int | None
     summaries: dict[Stage, StageSummary] = field(default_factory=dict)
+    deadline: bool = False
 
 
 class _Worker:
@@ -89,59 +92,114 @@ def run_stages(
     stages: dict[Stage, StageFunction],
     *,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    signals: Signals | None = None,
+    stop_at: float | None = None,
 ) -> RunResult:
     """Run the stages of a recorded run side by side and return how they ended.
 
-    Raises the first error of a stage, after the others have stopped.
+    Nothing is claimed from ``stop_at`` on, a moment of `time.monotonic`.  Raises the first error of a stage, after the
+    others have stopped.
     """
     flow = Flow()
     flow.begin(stages)
     workers = [_Worker(stage, function, store, run, flow) for stage, function in stages.items()]
-    with watch_signals() as caught, held(), Reader(store.directory) as reader, GpuSampler(store, run):
+    supervisor = _Supervisor(store, run, flow, workers, Signals() if signals is None else signals, stop_at)
+    with held(), Reader(store.directory) as reader, GpuSampler(store, run):
+        supervisor.look()
         for worker in workers:
             worker.thread.start()
         try:
             outlook = Outlook(reader)
-            _supervise(store, run, flow, workers, caught, outlook, on_progress)
+            supervisor.supervise(lambda: on_progress(outlook.progress()))
             on_progress(outlook.progress())
         except BaseException:
             flow.stop()
             for worker in workers:
                 worker.thread.join(LAST_RESORT_S)
             raise
-    return _result(flow, workers, caught)
+    return supervisor.result()
 
 
-def _supervise(
-    store: Store,
-    run: int,
-    flow: Flow,
-    workers: Sequence[_Worker],
-    caught: list[int],
-    outlook: Outlook,
-    on_progress: Callable[[Progress], None],
-) -> None:
-    beat, stop_seen = 0.0, None
-    while any(worker.thread.is_alive() for worker in workers):
-        now = time.monotonic()
-        if len(caught) > 1:
-            _leave_now(store, run, caught[-1], "a second signal")
-        if abs(drift_ms()) > JUMP_MS:
-            store.follow_clock()
-        if caught and not flow.stopping:
-            flow.stop()
-        if flow.stopping and stop_seen is None:
-            stop_seen, beat = now, 0.0
-        if stop_seen is not None and now - stop_seen > LAST_RESORT_S:
-            _leave_now(store, run, caught[-1] if caught else signal.SIGTERM, "a stage did not end in time")
-        if now - beat >= BEAT_S:
-            beat = now
-            store.heartbeat(run, _state(flow))
-            for command in store.open_commands():
-                store.acknowledge(command, run, _obey(store, command, flow))
-            on_progress(outlook.progress())
-        # A stage that ends is noticed at once.
-        next((worker.thread for worker in workers if worker.thread.is_alive()), workers[0].thread).join(TICK_S)
+class _Supervisor:
+    """What the main thread does while the stages work."""
+
+    def __init__(
+        self,
+        store: Store,
+        run: int,
+        flow: Flow,
+        workers: Sequence[_Worker],
+        signals: Signals,
+        stop_at: float | None,
+    ) -> None:
+        self._store = store
+        self._run = run
+        self._flow = flow
+        self._workers = workers
+        self._signals = signals
+        self._stop_at = stop_at
+        self._stopped_at: float | None = None
+        self._deadline = False
+        self._left_behind: list[_Worker] = []
+
+    def supervise(self, show: Callable[[], None]) -> None:
+        """Return when every stage has ended or was left behind."""
+        beat = 0.0
+        while living := [worker for worker in self._workers if worker.thread.is_alive()]:
+            now = time.monotonic()
+            if abs(drift_ms()) > JUMP_MS:
+                self._store.follow_clock()
+            if self.look():
+                beat = 0.0
+            if self._flow.stopping and self._leaves_behind(living, now):
+                return
+            if now - beat >= BEAT_S:
+                beat = now
+                self._store.heartbeat(self._run, _state(self._flow))
+                for command in self._store.open_commands():
+                    self._store.acknowledge(command, self._run, _obey(self._store, command, self._flow))
+                show()
+            # A stage that ends is noticed at once.
+            living[0].thread.join(TICK_S)
+
+    def look(self) -> bool:
+        """Stop when a signal has come or the time is over; tell whether a stop is news, whoever asked for it."""
+        if self._stop_at is not None and time.monotonic() >= self._stop_at and not self._flow.stopping:
+            self._deadline = True
+            self._flow.stop()
+        if self._signals:
+            self._flow.stop()
+        if not self._flow.stopping or self._stopped_at is not None:
+            return False
+        self._stopped_at = time.monotonic()
+        return True
+
+    def _leaves_behind(self, living: Sequence[_Worker], now: float) -> bool:
+        """Tell whether nothing is to be waited for any more, although threads live."""
+        overdue = self._stopped_at is not None and now - self._stopped_at > LAST_RESORT_S
+        if overdue and not self._deadline:
+            self._signals.leave("a stage did not end in time")
+        # Nothing is lost with a model that is not loaded yet, and nobody can interrupt who loads it.
+        if not overdue and not all(self._flow.is_loading(worker.stage) for worker in living):
+            return False
+        self._left_behind = list(living)
+        for worker in living:
+            worker.thread.name = LEFT_BEHIND
+        # Whatever they still say is said by a run that holds nothing any more.
+        self._store.sources(self._run).release_all()
+        self._store.captions(self._run, 0).release_all()
+        processes.kill_all()
+        return True
+
+    def result(self) -> RunResult:
+        """Return how the stages ended; raises the first error of one."""
+        ended = [worker for worker in self._workers if worker not in self._left_behind]
+        error = next((worker.error for worker in ended if worker.error is not None), None)
+        if error is not None:
+            raise error
+        summaries = {worker.stage: worker.summary for worker in ended if worker.summary is not None}
+        state = RunState.INTERRUPTED if self._flow.stopping else RunState.DONE
+        return RunResult(state, self._signals.first, summaries, self._deadline)
 
 
 def _state(flow: Flow) -> RunState:
@@ -151,6 +209,20 @@ def _state(flow: Flow) -> RunState:
 
 
 def _obey(store: Store, command: Command, flow: Flow) -> str:
+    """Do what another process asks for and return the answer; what is not understood is answered too, in one line."""
+    if command.fault is not None:
+        return _refused(command, command.fault)
+    try:
+        return _done(store, command, flow)
+    except UsageError as error:
+        return _refused(command, str(error))
+
+
+def _refused(command: Command, why: str) -> str:
+    return clean(f"{command.name} was not obeyed: {why}; was it sent by another version of etl?", 500)
+
+
+def _done(store: Store, command: Command, flow: Flow) -> str:
     match command.name:
         case control.PAUSE:
             flow.pause()
@@ -162,54 +234,9 @@ def _obey(store: Store, command: Command, flow: Flow) -> str:
             flow.stop()
             return "stopping; what is in flight is still finished"
         case control.RETRY:
-            try:
-                chosen = control.filter_of(command.arguments)
-            except ValueError:
-                # Written by another version, or by hand: no reason to end a run.
-                return f"{command.name} has arguments that this version does not know; nothing was done"
+            chosen = control.chosen_by(command.arguments)
             if chosen.flag is not None:
                 return store.caption_again(chosen).line()
             counts = store.retry_failed(chosen)
             return ", ".join(f"{stage}: {n} ready again" for stage, n in counts.items())
-    return f"unknown command {command.name!r}"
-
-
-def _result(flow: Flow, workers: Sequence[_Worker], caught: list[int]) -> RunResult:
-    error = next((worker.error for worker in workers if worker.error is not None), None)
-    if error is not None:
-        raise error
-    summaries = {worker.stage: worker.summary for worker in workers if worker.summary is not None}
-    state = RunState.INTERRUPTED if flow.stopping else RunState.DONE
-    return RunResult(state, caught[0] if caught else None, summaries)
-
-
-def _leave_now(store: Store, run: int, number: int, why: str) -> None:
-    """Give everything back and end the process without waiting for its threads."""
-    log.warning("leaving at once: %s; unfinished work was given back", why)
-    store.end_run(run, RunState.INTERRUPTED, why)
-    os._exit(128 + number)
-
-
-@contextlib.contextmanager
-def watch_signals(*, second_interrupts: bool = False) -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying of them.
-
-    With ``second_interrupts`` a second one raises KeyboardInterrupt, for work that looks at the list too seldom.
-    Outside the main thread (in a test) there is nothing to collect.
-    """
-    caught: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        caught.append(number)
-        if second_interrupts and len(caught) > 1:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return _refused(command, "this version does not know this command")

@@ -104,11 +104,12 @@ def test_a_child_that_does_not_come_up(start: Starter, monkeypatch: pytest.Monke
 
 
 def test_children_outlive_the_signals_of_their_group(start: Starter) -> None:
-    """The Ctrl-C and TERM that a terminal sends to everybody do not end a child, from its first instant on."""
+    """The Ctrl-C, TERM and HUP that a terminal sends to everybody do not end a child, from its first instant on."""
     child = start("echo")
     for _ in range(50):
         os.kill(child.pid, signal.SIGINT)
         os.kill(child.pid, signal.SIGTERM)
+        os.kill(child.pid, signal.SIGHUP)
         time.sleep(0.002)
     child.wait_until_ready(20)
     os.kill(child.pid, signal.SIGINT)

@@ -20,7 +20,6 @@ from support.workbench import scenes, wait_for, write_manifest
 from etl.captioning.checkpoint import DEMO_CHECKPOINT
 from etl.config import Settings
 from etl.models import CaptionResult, FinishReason, Stage
-from etl.stages.flow import GRACE_S
 from etl.state.store import Store
 
 MakeProgram = Callable[..., Program]
@@ -92,7 +91,7 @@ def test_a_signal_ends_the_run_after_committing(server: FaultServer, make_progra
         run.send(number)
         ended = run.wait()
     assert ended.code == SIGNALS[signal.Signals(number)]
-    assert ended.seconds < GRACE_S
+    assert ended.seconds < 25
     assert "everything finished is kept" in ended.stderr
     assert "Traceback" not in ended.stderr
     done = program.count("sources", "done")
@@ -116,7 +115,7 @@ def test_a_signal_in_the_middle_of_captioning_keeps_every_caption(
         wait_for(lambda: program.count("captions", "done") >= 8, 180)
         run.send(signal.SIGTERM)
         ended = run.wait()
-    assert (ended.code, ended.seconds < GRACE_S) == (143, True)
+    assert (ended.code, ended.seconds < 25) == (143, True)
     assert not (program.directory / "out.jsonl").exists()
     assert leases(program) == 0
     assert not program.processes()
@@ -144,7 +143,7 @@ def test_a_second_signal_ends_the_run_at_once(server: FaultServer, make_program:
         assert run.process.poll() is None, "it waits for what is in flight"
         run.send(signal.SIGTERM)
         ended = run.wait()
-    assert (ended.code, ended.seconds < GRACE_S / 2) == (143, True)
+    assert (ended.code, ended.seconds < 10) == (143, True), "a stop alone takes 20 s"
     assert (program.count("sources", "done"), program.count("sources", "ready"), leases(program)) == (5, 3, 0)
     assert program.rows("SELECT state, message FROM runs ORDER BY id DESC LIMIT 1") == [
         ("interrupted", "a second signal")
@@ -236,6 +235,7 @@ def test_flagged_captions_are_made_again_by_the_live_run(server: FaultServer, ma
     assert program.rows("SELECT status, repetition_penalty FROM captions") == [("ready", 1.5)]
 
 
+@pytest.mark.soak
 def test_a_second_run_changes_nothing(server: FaultServer, make_program: MakeProgram) -> None:
     """A run on a state that another holds exits 4 with one line; readers go on beside it."""
     program = make_program(per_host=2)

@@ -4,7 +4,7 @@ Counts come from ``counters``.  What must be counted over many rows is read agai
 has changed, and paced (`tui.pace`).
 """
 
-from etl.models import HostInfo, HostProgress, HostState, Progress, QueueStatus, RecordState, Stage
+from etl.models import LIVE, HostInfo, HostProgress, HostState, Progress, QueueStatus, RecordState, Stage
 from etl.state import log
 from etl.state.activity import done_per_span, engines, gpus, last_export, manifests, tokens_per_s
 from etl.state.cost import Cost, cost
@@ -13,7 +13,7 @@ from etl.state.outlook import host_rates, hosts, pending_by_host
 from etl.state.queries import Reader
 from tui.pace import Paced
 from tui.rates import Steadiness
-from tui.snapshot import LIVE, CaptionView, ClassView, FetchView, Snapshot, records_view, stage_views
+from tui.snapshot import CaptionView, ClassView, FetchView, Snapshot, records_view, stage_views
 
 SHOWN_HOSTS = 20
 LOG_LINES = 500

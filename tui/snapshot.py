@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from etl.models import (
+    LIVE,
     EngineSample,
     GpuSample,
     HostProgress,
@@ -18,9 +19,6 @@ from etl.models import (
 from etl.state.activity import Exported, ManifestProgress
 from etl.state.cost import Cost
 from etl.state.log import LogLine
-
-LIVE = frozenset({RunState.RUNNING, RunState.PAUSED, RunState.STOPPING})
-"""The states of a run that a process stands behind; only such a run hears commands."""
 
 
 class StageState(StrEnum):

@@ -1,6 +1,9 @@
 """The ``etl`` program: its commands, and what becomes of an error."""
 
+import contextlib
+import os
 import sys
+import threading
 import traceback
 from types import TracebackType
 from typing import Annotated
@@ -9,7 +12,9 @@ import typer
 
 from etl import __version__
 from etl.cli import control, inspection, maintenance, parts, work
+from etl.cli.terminal import outlive_the_terminal
 from etl.errors import EtlError
+from etl.stages.flow import LEFT_BEHIND
 from etl.text import clean, clean_lines
 
 app = typer.Typer(
@@ -38,7 +43,8 @@ def _options(
     """Caption every picture of a manifest once, resumably: ingest, fetch, caption, export.
 
     Exit codes: 0 done; 1 fatal error; 2 wrong usage; 3 finished, but some records failed; 4 another run
-    holds the state; 5 disk full or a limit reached; 130/143 stopped by a signal after committing.
+    holds the state; 5 disk full or a limit reached; 6 deadline reached, work is left: run again;
+    129/130/143 stopped by a signal after committing.
     """
 
 
@@ -50,11 +56,21 @@ def _print_traceback(kind: type[BaseException], error: BaseException, trace: Tra
 def main() -> None:
     """Run the program; a user's mistake ends with one line and its exit code, not with a traceback."""
     sys.excepthook = _print_traceback
+    outlive_the_terminal()
+    code: int | str | None = 0
     try:
         app(prog_name="etl")
     except EtlError as error:
         typer.echo(f"error: {clean(str(error))}", err=True)
-        sys.exit(error.exit_code)
+        code = error.exit_code
+    except SystemExit as error:
+        code = error.code
+    if any(thread.name == LEFT_BEHIND for thread in threading.enumerate()):
+        # The interpreter would trip over it at its end.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code if isinstance(code, int) else 1)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from etl.config import Settings, redact_url
+from etl.config import Settings
+from etl.redaction import redact_url
 from etl.state.lock import NETWORK_FILE_SYSTEMS, file_system_of
 
 _PACKAGES = ("torch", "transformers", "pillow", "httpx", "sqlite-utils", "textual")

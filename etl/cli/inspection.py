@@ -6,10 +6,11 @@ import typer
 
 from etl.cli import render
 from etl.cli.options import Context, command
+from etl.cli.story import redacted, story_lines
 from etl.clock import iso_utc
-from etl.config import redact_url
 from etl.errors import UsageError
 from etl.models import Failure, FailureFilter, Stage
+from etl.redaction import redact_url
 from etl.state.outlook import Outlook
 from etl.state.parts import latest_split
 from etl.state.queries import Reader
@@ -72,9 +73,9 @@ def register(app: typer.Typer) -> None:
         if story is None:
             raise UsageError(f"there is no record with the key {key!r}")
         if context.json:
-            render.answer(story if raw else render.redacted(story))
+            render.answer(story if raw else redacted(story))
             return
-        for line in render.story_lines(story):
+        for line in story_lines(story):
             render.say(line)
 
     @command(app)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from etl.cli import render
-from etl.cli.options import Context, command
+from etl.cli.options import Context, command, ends_when_interrupted
 from etl.cli.units import size
 from etl.errors import ConfigError, EtlError
 from etl.state.queries import Reader
@@ -37,10 +37,15 @@ def register(app: typer.Typer) -> None:
         """Check database and image cache against each other; put lost pictures back into the fetch queue."""
         if quick and deep:
             raise ConfigError("--quick reads no file and --deep reads them all; choose one of them")
+        from etl.signals import watch_signals
         from etl.stages.verify import verify as check
         from etl.state.store import Store
 
-        with Store.open(context.settings, create=False) as store:
+        with (
+            ends_when_interrupted(),
+            watch_signals(interrupt=True),
+            Store.open(context.settings, create=False) as store,
+        ):
             result = check(store, delete_orphans=delete_orphans, quick=quick, deep=deep)
         if context.json:
             render.answer(render.summary_json(result))
@@ -60,10 +65,15 @@ def register(app: typer.Typer) -> None:
         originals: Annotated[bool, typer.Option("--originals", help="Also all originals that were kept.")] = False,
     ) -> None:
         """Remove from the image cache what nothing needs; what is needed again is fetched again."""
+        from etl.signals import watch_signals
         from etl.stages.gc import gc
         from etl.state.store import Store
 
-        with Store.open(context.settings, create=False) as store:
+        with (
+            ends_when_interrupted(),
+            watch_signals(interrupt=True),
+            Store.open(context.settings, create=False) as store,
+        ):
             result = gc(store, captioned=captioned, originals=originals, dry_run=dry_run)
         if context.json:
             render.answer(render.summary_json(result))

@@ -1,5 +1,6 @@
 """Options shared by commands: the global ones, and one option for each field of `Settings`."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -9,7 +10,7 @@ import re
 import signal
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,19 +18,21 @@ from typing import Annotated, Any
 import typer
 
 from etl.config import Settings, load_settings
+from etl.errors import Interrupted
 from etl.text import clean, clean_lines
 
 FETCH_SETTINGS = (
     "concurrency", "per_host", "host_rate", "host_patience_s", "respect_robots", "connect_timeout_s", "read_timeout_s",
     "min_rate", "max_bytes", "max_pixels", "max_attempts", "backoff_s", "backoff_cap_s", "contact", "allow_host",
     "allow_path", "rewrite_url", "mirror_template", "prefer_mirror", "longest_edge", "keep_originals", "decoders",
-    "decoder_memory", "min_free", "max_cache_size", "metrics_port", "metrics_address", "webhook", "interval_s",
+    "decoder_memory", "min_free", "max_cache_size", "metrics_port", "metrics_address", "webhook", "deadline",
+    "interval_s",
 )  # fmt: skip
 CAPTION_SETTINGS = (
     "model", "revision", "dtype", "device", "backend", "endpoint", "endpoint_model", "endpoint_concurrency",
     "endpoint_timeout_s", "endpoint_patience_s", "ray_address", "ray_cpus", "ray_timeout_s", "insecure", "engine",
     "slots", "gpu_memory_fraction", "gpus", "feeders", "batch_size", "max_new_tokens", "pad_to_square", "max_aspect",
-    "max_attempts", "metrics_port", "metrics_address", "webhook", "interval_s", "gpu_price",
+    "max_attempts", "metrics_port", "metrics_address", "webhook", "deadline", "interval_s", "gpu_price",
 )  # fmt: skip
 
 
@@ -99,6 +102,16 @@ def command(app: typer.Typer, *fields: str, name: str | None = None) -> Callable
         return function
 
     return register
+
+
+@contextlib.contextmanager
+def ends_when_interrupted() -> Iterator[None]:
+    """End with the exit code of the signal that cut the block off."""
+    try:
+        yield
+    except Interrupted as error:
+        typer.echo(f"stopped by {signal.Signals(error.number).name}; run the same command again", err=True)
+        raise typer.Exit(128 + error.number) from error
 
 
 def _default(option: str) -> Any:

@@ -11,6 +11,7 @@ from etl.cli.options import Context
 from etl.cli.outlook import errors_text, host_line, is_news
 from etl.cli.render import note
 from etl.cli.units import duration, size
+from etl.clock import stops_at
 from etl.models import Progress, QueueStatus, RecordState, Stage
 from etl.text import clean
 
@@ -72,6 +73,8 @@ def progress_line(now: Progress) -> str:
     if now.fetch_errors:
         parts.append(f"errors: {errors_text(now)}")
     parts += [f"host {host_line(host)}" for host in now.hosts if is_news(host)]
+    if now.run is not None and now.run.stops_at is not None:
+        parts.append(stops_at(now.run.stops_at, now.at))
     return "; ".join(parts)
 
 
@@ -112,7 +115,13 @@ def _bars() -> Iterator[Callable[[Progress], None]]:
     with Bars(*columns, console=Console(stderr=True), transient=False) as bars, _log_above_bars():
         tasks: dict[str, Any] = {stage: bars.add_task(stage, total=None, rest="") for stage in _STAGES}
 
+        told = False
+
         def show(now: Progress) -> None:
+            nonlocal told
+            if not told and now.run is not None and now.run.stops_at is not None:
+                bars.console.print(stops_at(now.run.stops_at, now.at), highlight=False)
+            told = True
             selected = now.records.get(RecordState.ACTIVE, 0)
             for stage, counts, rate in (
                 (Stage.FETCH, now.sources, now.fetched_per_s),

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from etl.cli.options import Context
 from etl.cli.outlook import errors_text, host_json, host_line, is_news
 from etl.cli.units import duration, size
-from etl.clock import iso_utc, now_ms
-from etl.config import redact, redact_line, redact_url
+from etl.clock import now_ms, stops_at
 from etl.models import (
+    LIVE,
     ExportSummary,
     IngestSummary,
     Progress,
@@ -71,11 +71,6 @@ def summary_json(value: Any) -> dict[str, Any]:
     return dataclasses.asdict(value)
 
 
-def redacted(story: dict[str, Any]) -> dict[str, Any]:
-    """Return a record's story with every URL redacted, in its manifest line too, which is then no longer as it came."""
-    return {name: redact_line(value) if name == "line" else redact(value) for name, value in story.items()}
-
-
 def progress_json(progress: Progress) -> dict[str, Any]:
     """Return the object of ``etl status --json``."""
     records, outcomes = progress.records, progress.outcomes
@@ -114,7 +109,7 @@ def run_json(run: RunInfo | None) -> dict[str, Any]:
         "uid": run.uid, "state": run.state.value,
         "heartbeat_age_s": round(max(0, now_ms() - run.heartbeat_at) / 1000, 1),
         "stages": list(run.stages), "host": run.host, "pid": run.pid, "started_at": run.started_at,
-        "ended_at": run.ended_at, "message": run.message,
+        "ended_at": run.ended_at, "message": run.message, "stops_at": run.stops_at,
     }  # fmt: skip
 
 
@@ -146,6 +141,8 @@ def status_lines(progress: Progress) -> Iterator[str]:
             f"last heartbeat {duration(run['heartbeat_age_s'])} ago"
             + (f"; {clean(run['message'])}" if run["message"] else "")
         )
+        if progress.run.stops_at is not None and progress.run.state in LIVE:
+            yield f"deadline  {stops_at(progress.run.stops_at, now_ms())}"
 
 
 def ingested(context: Context, summary: IngestSummary) -> None:
@@ -199,7 +196,7 @@ def report(context: Context, done: "Report") -> None:
     """Tell what a run did and what to do next."""
     if context.json:
         answer({
-            "state": done.state, "signal": done.signal, "failed": done.failed,
+            "state": done.state, "signal": done.signal, "deadline": done.deadline, "failed": done.failed,
             "stages": {stage: summary_json(summary) for stage, summary in done.stages.items()},
             "ingested": summary_json(done.ingested) if done.ingested else None,
             "exported": summary_json(done.exported) if done.exported else None,
@@ -221,7 +218,9 @@ def report(context: Context, done: "Report") -> None:
     if Stage.CAPTION in done.stages:
         for line in flag_lines(done.progress.flags):
             note(context, line)
-    if done.state is RunState.INTERRUPTED:
+    if done.deadline:
+        note(context, f"{done.progress.run.message if done.progress.run else ''}; run the same command again to go on")
+    elif done.state is RunState.INTERRUPTED:
         note(context, "stopped; everything finished is kept: run the same command again to go on")
     elif done.failed:
         note(context, "some records failed: `etl failures` lists them, `etl retry-failed` tries them again")
@@ -239,61 +238,3 @@ def flag_lines(flags: Mapping[str, int]) -> Iterator[str]:
             yield f"{n:,} captions are flagged {flag}; making them again is unlikely to help: {UNLIKELY[flag]}"
         else:
             yield f"{n:,} captions are flagged {flag}; `etl retry-failed --flag {flag}` has them made again"
-
-
-def story_lines(story: dict[str, Any]) -> Iterator[str]:
-    """Yield what ``etl why`` says to people about one record."""
-    record, source, image = story["record"], story["source"], story["image"]
-    yield f"{clean(record['key'])}: line {record['line']} of {clean(record['manifest'])}"
-    outcome = f", {record['outcome']}" if record["state"] == RecordState.ACTIVE else ""
-    yield f"state     {record['state']}{outcome}" + (f": {clean(record['error'])}" if record["error"] else "")
-    if record["prompt"]:
-        yield f"prompt    {clean(record['prompt'])}"
-    if source:
-        yield f"source    {clean(redact_url(source['url']))}: {source['status']}" + _why_failed(source)
-        if source.get("mirror"):
-            yield f"mirror    {clean(redact_url(source['mirror']))}: the picture came from here"
-    if image:
-        yield (
-            f"image     {image['mime']}, {image['width']}x{image['height']}, {size(image['bytes'])}, {image['state']}; "
-            f"working copy {image['working_width']}x{image['working_height']}, {image['working_sha256'][:12]}"
-        )
-    for caption in story["captions"]:
-        mark = "" if caption["current"] else " (earlier recipe)"
-        yield (
-            f"caption   {clean(caption['model'])}@{clean(caption['revision'])}{mark}: {caption['status']}"
-            + _why_failed(caption)
-        )
-        if caption["text"] is not None:
-            yield from _words(caption)
-        elif caption["earlier"]:
-            told = "could not" if caption["status"] == QueueStatus.DEAD else "is to"
-            penalty = caption["repetition_penalty"]
-            yield f"          {told} be made again with repetition penalty {penalty:g}; what counts:"
-            yield from _words(caption["earlier"][-1])
-        for earlier in reversed(caption["earlier"][: None if caption["text"] is not None else -1]):
-            yield f"earlier   of {iso_utc(earlier['done_at'])}:"
-            yield from _words(earlier)
-    for attempt in story["attempts"]:
-        took = max(0, attempt["ended_at"] - attempt["started_at"]) / 1000
-        what = f"{attempt['error_class']}: {clean(attempt['message'])}" if attempt["error_class"] else "done"
-        yield f"attempt   {iso_utc(attempt['ended_at'])} {attempt['stage']} {attempt['n']}, {took:.1f} s: {what}"
-
-
-def _words(caption: dict[str, Any]) -> Iterator[str]:
-    """Yield the text of a caption, and how it was made."""
-    yield f"          {clean(caption['text'])}"
-    # A database that no newer version has written does not know penalties.
-    penalty = caption.get("repetition_penalty")
-    yield f"          {caption['tokens']} tokens, {caption['finish_reason']}" + (
-        (f", repetition penalty {penalty:g}" if penalty else "")
-        + (f", flags: {caption['flags']}" if caption["flags"] else "")
-    )
-
-
-def _why_failed(item: dict[str, Any]) -> str:
-    if not item["error_class"]:
-        return ""
-    due = (item["not_before"] - now_ms()) / 1000
-    again = f"; next attempt in {duration(due)}" if item["status"] == QueueStatus.RETRY and due > 0 else ""
-    return f", {item['error_class']} after {item['attempts']} attempts: {clean(item['error'])}{again}"

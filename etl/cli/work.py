@@ -7,13 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from etl.cli import render
-from etl.cli.options import CAPTION_SETTINGS, FETCH_SETTINGS, Context, command
+from etl.cli.options import CAPTION_SETTINGS, FETCH_SETTINGS, Context, command, ends_when_interrupted
 from etl.cli.outlook import foresight_lines
 from etl.cli.progress import ingest_progress, progress
 from etl.errors import ConfigError
 
 FAILED_RECORDS = 3
 """Exit code: finished, but some records are dead."""
+
+DEADLINE = 6
+"""Exit code: the deadline was reached, and work is left."""
 
 SyntheticOption = Annotated[
     bool | None,
@@ -128,7 +131,8 @@ def register(app: typer.Typer) -> None:
         from etl.stages.export import ExportOptions
 
         options = ExportOptions(recipe, provenance, only_captioned, since, format, shard_size)
-        summary = export_manifest(context.settings, output, options)
+        with ends_when_interrupted():
+            summary = export_manifest(context.settings, output, options)
         render.exported(context, summary)
 
     @command(app, *dict.fromkeys((*FETCH_SETTINGS, *CAPTION_SETTINGS)))
@@ -175,7 +179,7 @@ def _ingest_options(
     strict: bool,
 ) -> Any:
     from etl.captioning.prompts import PromptTemplate
-    from etl.stages.ingest import IngestOptions, Selection
+    from etl.stages.ingest_options import IngestOptions, Selection
 
     template = PromptTemplate.from_file(prompt_template) if prompt_template else PromptTemplate()
     return IngestOptions(id_field, image_field, Selection(only_synthetic, offset, limit), template, strict)
@@ -185,11 +189,13 @@ def _work(context: Context, run_pipeline: Any, plan: Any) -> None:
     with progress(context) as on_progress:
         report = run_pipeline(context.settings, plan, on_progress)
     render.report(context, report)
-    _leave(report.signal, failed=report.failed > 0)
+    _leave(report.signal, failed=report.failed > 0, deadline=report.deadline)
 
 
-def _leave(signal: int | None, *, failed: bool) -> None:
+def _leave(signal: int | None, *, failed: bool, deadline: bool = False) -> None:
     if signal is not None:
         sys.exit(128 + signal)
+    if deadline:
+        sys.exit(DEADLINE)
     if failed:
         sys.exit(FAILED_RECORDS)

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from etl.config import redact_url
 from etl.errors import EtlError, FetchError
 from etl.net.answers import sendable
 from etl.net.foreign import fetch_error, one_line
 from etl.net.part import PartWriter
+from etl.redaction import redact_url
 
 
 @dataclass(frozen=True, slots=True)

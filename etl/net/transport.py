@@ -11,9 +11,9 @@ from typing import Any
 import httpcore
 import httpx
 
-from etl.config import redact_url
 from etl.errors import ConfigError
 from etl.net.guard import GuardedBackend
+from etl.redaction import redact_url
 
 
 class GuardedTransport(httpx.AsyncHTTPTransport):

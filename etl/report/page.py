@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import jinja2
 from markupsafe import Markup
 
-from etl.config import redact_url
 from etl.imaging.cache import ImageCache
+from etl.redaction import redact_url
 from etl.report.summary import summarise
 from etl.report.thumbnails import thumbnails
 from etl.stages.export import replaced

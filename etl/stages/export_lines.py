@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from etl.clock import iso_utc
-from etl.config import redact_url
 from etl.errors import ConfigError, StateError
 from etl.models import ExportSummary, RecordOutcome, RecordState
+from etl.redaction import redact_url
 from etl.state.export_rows import ExportRow
 from etl.state.queries import Reader, RecipeRow
 

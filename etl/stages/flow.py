@@ -9,6 +9,9 @@ from etl.models import Stage
 GRACE_S = 20.0
 """How long work in flight may go on after a stop, in seconds; a spot machine gives 25 to 30."""
 
+LEFT_BEHIND = "left behind"
+"""Name of a stage's thread that nobody waits for any more, because it is in a call that nobody can end."""
+
 
 class Flow:
     """Shared by the threads of a run; every method may be called from any thread.
@@ -41,6 +44,10 @@ class Flow:
         if self._stop_at is None:
             self._stop_at = time.monotonic()
         self._changed.set()
+
+    def is_loading(self, stage: Stage) -> bool:
+        """Tell whether a stage is loading its model: it has nothing in flight that could be lost."""
+        return stage is Stage.CAPTION and self.model_is_loading
 
     def pause(self) -> None:
         """Claim nothing until `resume`; what is in flight goes on."""

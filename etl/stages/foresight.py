@@ -13,7 +13,7 @@ from etl.config import Settings
 from etl.imaging.cache import ImageCache
 from etl.models import HostInfo, HostState
 from etl.net.mirrors import Mirrors
-from etl.stages.fetch import DECODE_AHEAD
+from etl.stages.fetch_loop import DECODE_AHEAD
 from etl.state import outlook
 from etl.state.queries import Reader
 

@@ -6,29 +6,16 @@ when the part already read is unchanged; a manifest that is already complete in 
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import accumulate
-from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from collections.abc import Callable, Iterable, Iterator
 
-from etl.captioning.prompts import PromptTemplate
-from etl.errors import (
-    DuplicateKeyError,
-    InvalidJsonError,
-    InvalidRecordError,
-    InvalidUrlError,
-    ManifestError,
-    MissingImageFieldError,
-    StateError,
-)
+from etl.errors import DuplicateKeyError, ManifestError
 from etl.models import IngestSummary, RecordState
-from etl.net.local import host_of, is_local
+from etl.stages.ingest_options import IngestOptions, Selection
 from etl.stages.manifest import Manifest
+from etl.stages.record_parser import RecordParser
+from etl.state.manifests import Checkpoint, ManifestRow, ManifestWriter
 from etl.state.queries import Reader
-from etl.state.records import BatchCounts, Checkpoint, ManifestRow, ManifestWriter, NewRecord
+from etl.state.records import BatchCounts, NewRecord
 from etl.state.store import Store
 
 BATCH = 5_000
@@ -36,147 +23,6 @@ BATCH = 5_000
 
 BATCH_BYTES = 32 * 1024**2
 """Bytes of lines from which a batch is full, however few they are: a line may have 16 MB."""
-
-KEY_FIELDS = ("metadata_filename", "id", "key")
-IMAGE_FIELDS = ("external_url", "url", "image_url", "image", "path")
-MAX_KEY_CHARS = 512
-
-MAX_DEPTH = 200
-"""Arrays and objects inside each other.  How many more Python bears depends on its version and on who calls, and what
-was ingested must be exported on any machine."""
-
-_JSON_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which records of a manifest are captioned.
-
-    Attributes:
-        synthetic: ``True``: only those whose ``description_source`` contains "synthetic"; ``False``: all;
-            ``None``: only those, where the field exists.
-        offset, limit: a window over the records of the file, counted before the rule above.
-    """
-
-    synthetic: bool | None = None
-    offset: int = 0
-    limit: int | None = None
-
-    def __contains__(self, row: tuple[int, Mapping[str, Any]]) -> bool:
-        index, record = row
-        if index < self.offset or (self.limit is not None and index >= self.offset + self.limit):
-            return False
-        if self.synthetic is False or (self.synthetic is None and "description_source" not in record):
-            return True
-        return "synthetic" in str(record.get("description_source") or "")
-
-
-@dataclass(frozen=True)
-class IngestOptions:
-    """How a manifest is read; a change of any of them reads it anew.
-
-    Attributes:
-        id_field, image_field: the fields with the record's key and image; ``None`` tries the usual names.
-        selection: which records are captioned.
-        template: what the model is asked about each.
-        strict: stop at the first bad line instead of keeping it as an invalid record.
-    """
-
-    id_field: str | None = None
-    image_field: str | None = None
-    selection: Selection = field(default_factory=Selection)
-    template: PromptTemplate = field(default_factory=PromptTemplate)
-    strict: bool = False
-
-    def spec(self) -> str:
-        """Return what decides the records, as canonical JSON."""
-        selection = self.selection
-        return json.dumps({
-            "id_field": self.id_field, "image_field": self.image_field, "synthetic": selection.synthetic,
-            "offset": selection.offset, "limit": selection.limit, "template": self.template.source,
-        }, sort_keys=True)  # fmt: skip
-
-    @classmethod
-    def from_spec(cls, spec: str, selection: Selection | None = None) -> "IngestOptions":
-        """Return the options that a manifest was ingested with, with another selection if given.
-
-        Raises `StateError` for what `spec` has not written.
-        """
-        try:
-            values = json.loads(spec)
-            stored = Selection(values["synthetic"], values["offset"], values["limit"])
-            template = PromptTemplate(values["template"])
-            return cls(values["id_field"], values["image_field"], selection or stored, template)
-        except (ValueError, LookupError, TypeError) as error:
-            raise StateError("the state database is damaged: how its manifest was read makes no sense") from error
-
-
-class RecordParser:
-    """Turns manifest lines into `NewRecord` values; a bad line becomes an invalid record."""
-
-    def __init__(self, options: IngestOptions, name: str, base: Path) -> None:
-        self._options = options
-        self._name = name
-        self._base = base
-        self._key_fields = (options.id_field,) if options.id_field else KEY_FIELDS
-        self._image_fields = (options.image_field,) if options.image_field else IMAGE_FIELDS
-
-    def parse(self, line: bytes, position: int, index: int) -> NewRecord:
-        """Return the record of one line: line number ``position`` from 1, record number ``index`` from 0."""
-        key = f"{self._name}:{position}"
-        try:
-            record = self._load(line)
-            key = self._key(record) or key
-            url = self._url(record)
-            host = host_of(url)
-            prompt = self._options.template.render(record)
-        except (InvalidRecordError, InvalidUrlError) as error:
-            return NewRecord(key, position, line, None, "", None, RecordState.INVALID, error.slug, str(error))
-        except ValueError as error:
-            return NewRecord(key, position, line, None, "", None, RecordState.INVALID, "invalid_record", str(error))
-        chosen = (index, record) in self._options.selection
-        state = RecordState.ACTIVE if chosen else RecordState.UNSELECTED
-        return NewRecord(key, position, line, url, host, prompt, state)
-
-    @staticmethod
-    def _load(line: bytes) -> dict[str, Any]:
-        # Counting brackets settles it for almost every line.
-        if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
-            raise InvalidJsonError(f"nested more than {MAX_DEPTH} levels deep")
-        try:
-            record = json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise InvalidJsonError(f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}") from error
-        except (ValueError, RecursionError) as error:
-            raise InvalidJsonError(f"not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise InvalidJsonError(f"a JSON {type(record).__name__}, not an object")
-        return record
-
-    def _key(self, record: Mapping[str, Any]) -> str | None:
-        for name in self._key_fields:
-            value = record.get(name)
-            if isinstance(value, (str, int)) and not isinstance(value, bool) and (key := str(value).strip()):
-                if len(key) > MAX_KEY_CHARS:
-                    raise InvalidRecordError(f"{name} has {len(key)} characters, more than {MAX_KEY_CHARS}")
-                return _storable(key, name)
-        if self._options.id_field:
-            raise InvalidRecordError(f"no field {self._options.id_field!r} for the record's key")
-        return None
-
-    def _url(self, record: Mapping[str, Any]) -> str:
-        for name in self._image_fields:
-            value = record.get(name)
-            if isinstance(value, str) and (url := value.strip()):
-                return self._absolute(_storable(url, name))
-        raise MissingImageFieldError(f"no image: none of the fields {', '.join(self._image_fields)} has a value")
-
-    def _absolute(self, url: str) -> str:
-        if not is_local(url):
-            return url
-        path = unquote(urlsplit(url).path) if url.startswith("file:") else url
-        return str(self._base / path)
 
 
 class LineReader:
@@ -346,20 +192,3 @@ def _select(reader: Reader, manifest: int, selection: Selection) -> Iterator[tup
         if state != RecordState.INVALID:
             chosen = (index, json.loads(line)) in selection
             yield record, RecordState.ACTIVE if chosen else RecordState.UNSELECTED
-
-
-def _depth(line: bytes) -> int:
-    """Return how deep arrays and objects lie in each other, those under names that come again included."""
-    brackets = _JSON_STRING.sub(b"", line).translate(None, _NO_BRACKETS)
-    return max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0)
-
-
-def _storable(text: str, name: str) -> str:
-    """Return the text; JSON can spell half a surrogate pair and NUL, which the database cannot store or find."""
-    if "\0" in text:
-        raise InvalidRecordError(f"{name} holds a NUL character, which is no text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRecordError(f"{name} holds half a surrogate pair, which is no text") from error
-    return text

@@ -12,23 +12,36 @@ from pathlib import Path
 from typing import Any
 
 from etl.clock import now_ms
-from etl.errors import StateMissingError
+from etl.errors import StateMissingError, UsageError
 from etl.models import FailureFilter, QualityFlag, Stage
 from etl.state.database import DATABASE_NAME, be_wary, translate_errors
 from etl.state.lock import is_locked
+from etl.state.penalty import HIGHEST_PENALTY, LOWEST_PENALTY
 
 PAUSE, RESUME, STOP, RETRY = "pause", "resume", "stop", "retry"
 
 
-def filter_of(arguments: Mapping[str, Any]) -> FailureFilter:
-    """Return the filter that `send` was given.  Raises `ValueError` for arguments that it has not written."""
-    kinds = {"stage": Stage, "error_class": str, "host": str, "key": str, "flag": QualityFlag,
-             "repetition_penalty": float}  # fmt: skip
-    values: dict[str, Any] = {}
-    for name, value in arguments.items():
-        if name not in kinds or isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ValueError(name)
-        values[name] = kinds[name](value)
+def chosen_by(arguments: Mapping[str, Any]) -> FailureFilter:
+    """Return the filter that the arguments of a command say.
+
+    Raises `UsageError` for what another version may mean, or nobody: fields and values that are not known here.
+    """
+    known = {field.name for field in dataclasses.fields(FailureFilter)}
+    if unknown := sorted(arguments.keys() - known):
+        raise UsageError(f"this version does not know {', '.join(map(repr, unknown))} in a filter")
+    values = dict(arguments)
+    for name, kind in (("stage", Stage), ("flag", QualityFlag)):
+        if values.get(name) is not None:
+            try:
+                values[name] = kind(values[name])
+            except ValueError as error:
+                raise UsageError(f"this version knows no {name} {values[name]!r}") from error
+    for name in ("error_class", "host", "key"):
+        if not isinstance(values.get(name), str | None):
+            raise UsageError(f"{name} must be a text, not {values[name]!r}")
+    penalty = values.get("repetition_penalty")
+    if penalty is not None and not (type(penalty) in (int, float) and LOWEST_PENALTY <= penalty <= HIGHEST_PENALTY):
+        raise UsageError(f"repetition_penalty must be from {LOWEST_PENALTY} to {HIGHEST_PENALTY:g}, not {penalty!r}")
     return FailureFilter(**values)
 
 

@@ -45,7 +45,8 @@ def _priced(reader: Reader, price: float) -> dict[int, tuple[float, float]]:
     """Return the price per hour and the cost of each run, by its id, newest first."""
     # A live run's last heartbeat is this very second; a crashed one ended with its last.
     runs = reader.rows(
-        "SELECT id, stages, coalesce(ended_at, heartbeat_at) - started_at, json_extract(config, '$.gpu_price') "
+        "SELECT id, stages, coalesce(ended_at, heartbeat_at) - started_at, "
+        "CASE WHEN json_valid(config) THEN json_extract(config, '$.gpu_price') END "
         "FROM runs ORDER BY id DESC"
     )
     prices = {

@@ -1,7 +1,9 @@
 """What is known of the parts that a state has given its work to."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from etl.errors import StateMissingError, StateSplitError
 from etl.state.database import SPLIT_VERSION
 from etl.state.queries import Reader
 
@@ -57,6 +59,22 @@ class Split:
 def latest_split(reader: Reader) -> Split | None:
     """Return the latest split of this state itself; ``None`` where it was never split."""
     return _split(reader, "role = 'given' ORDER BY id DESC")
+
+
+def refuse_split(directory: Path) -> None:
+    """Raise `StateSplitError` where the work of a state is with its parts."""
+    try:
+        with Reader(directory) as reader:
+            found = latest_split(reader)
+    except StateMissingError:
+        # The run itself says so, or makes one.
+        return
+    if found is not None and found.is_open:
+        back = sum(part.closed for part in found.parts)
+        raise StateSplitError(
+            f"this state is split into {found.of} parts in {found.directory}, of which {back} have come back finished: "
+            "work on those, then `etl merge` them; --force works here too, and may do their work twice"
+        )
 
 
 def _split(reader: Reader, where: str) -> Split | None:

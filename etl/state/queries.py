@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -138,20 +139,21 @@ class Reader:
     def runs(self, limit: int = 20) -> list[RunInfo]:
         """Return the latest runs, newest first."""
         rows = self.rows(
-            "SELECT id, uid, stages, state, started_at, heartbeat_at, ended_at, host, pid, message FROM runs "
+            "SELECT id, uid, stages, state, started_at, heartbeat_at, ended_at, host, pid, message, "
+            "CASE WHEN json_valid(config) THEN json_extract(config, '$.deadline') END FROM runs "
             "ORDER BY id DESC LIMIT ?",
             (limit,),
         )
         return [self._run(*row) for row in rows]
 
     def _run(self, number: int, uid: str, stages: str, state: str, *rest: Any) -> RunInfo:
-        started, heartbeat, ended, host, pid, message = rest
+        started, heartbeat, ended, host, pid, message, deadline = rest
         if ended is None and not is_locked(self.state):
             # Nobody holds the kernel's lock: the process is gone, however fresh its heartbeat.
             state = RunState.CRASHED
         return RunInfo(
             number, uid, tuple(filter(None, stages.split(","))), known(RunState, state), started, heartbeat, ended,
-            host, pid, message,
+            host, pid, message, _unix_ms(deadline),
         )  # fmt: skip
 
     def began_at(self, run: str) -> int | None:
@@ -315,3 +317,8 @@ class Reader:
             for row in rows:
                 yield ExportRow(*row)
             after = rows[-1][:2]
+
+
+def _unix_ms(moment: str | None) -> int | None:
+    """Return a run's deadline, which is stored as a moment with its zone."""
+    return round(datetime.fromisoformat(moment).timestamp() * 1000) if moment else None

@@ -1,20 +1,22 @@
-"""Writing manifests: records, their lines, sources and prompts, in batches with the committed offset.
+"""Writing the records of one batch of a manifest, with their lines, sources and prompts.
 
-Rows and the offset up to which the manifest was read are committed together, so an ingest that was killed
-goes on exactly behind its last committed line.  Ids are given out here: this is the only writer.
+Ids are given out here: this is the only writer.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from etl.errors import DuplicateKeyError
 from etl.models import RecordState
-from etl.state.database import Connection
-from etl.state.images import wake_evicted
 from etl.state.sqlite import Database
+
+_WOKEN = (
+    "status = CASE WHEN EXISTS (SELECT 1 FROM images i WHERE i.id = sources.image AND i.state = 'present') "
+    "THEN 'done' ELSE 'ready' END, attempts = 0, crashes = 0, not_before = 0, error_class = NULL, error = NULL"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +43,6 @@ class NewRecord:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """How far a manifest was read.
-
-    Attributes:
-        offset: bytes of the (decompressed) manifest read so far.
-        sha256: hash of those bytes, hex.
-        lines: lines so far, blank ones included.
-        rows: records so far.
-    """
-
-    offset: int = 0
-    sha256: str = hashlib.sha256().hexdigest()
-    lines: int = 0
-    rows: int = 0
-
-
 @dataclass(slots=True)
 class BatchCounts:
     """What storing one batch changed."""
@@ -66,125 +51,29 @@ class BatchCounts:
     changed: int = 0
 
 
-@dataclass(slots=True)
-class ManifestRow:
-    """The manifest's row: what is known of it from earlier runs."""
+def write_batch(
+    db: Database, manifest: int, generation: int, records: Sequence[NewRecord], *, strict: bool
+) -> BatchCounts:
+    """Write one batch of a manifest's generation, with the sources and prompts that it names first.
 
-    id: int
-    spec: str
-    generation: int
-    complete: bool
-    size: int | None
-    sha256: str | None
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-
-
-class ManifestWriter:
-    """Stores the records of one manifest, one generation at a time."""
-
-    def __init__(self, connection: Connection, path: str) -> None:
-        self._connection = connection
-        self.path = path
-
-    def find(self) -> ManifestRow | None:
-        """Return what is known of this manifest, or ``None``."""
-        rows = self._connection.rows(
-            "SELECT id, spec, generation, complete, bytes, sha256, offset, offset_sha256, lines, rows "
-            "FROM manifests WHERE path = ?",
-            (self.path,),
-        )
-        if not rows:
-            return None
-        number, spec, generation, complete, size, sha256, *progress = rows[0]
-        return ManifestRow(number, spec, generation, bool(complete), size, sha256, Checkpoint(*progress))
-
-    def begin(self, spec: str) -> ManifestRow:
-        """Begin a new generation that reads the manifest from its start."""
-        with self._connection.transaction("ingest.begin") as db:
-            db.conn.execute(
-                "INSERT INTO manifests (path, spec, generation, offset_sha256) VALUES (?, ?, 1, ?) "
-                "ON CONFLICT (path) DO UPDATE SET spec = excluded.spec, generation = generation + 1, bytes = NULL, "
-                "sha256 = NULL, offset = 0, offset_sha256 = excluded.offset_sha256, lines = 0, rows = 0, complete = 0",
-                (self.path, spec, Checkpoint().sha256),
-            )
-        row = self.find()
-        assert row is not None
-        return row
-
-    def store(
-        self, manifest: ManifestRow, records: Sequence[NewRecord], checkpoint: Checkpoint, *, strict: bool = False
-    ) -> BatchCounts:
-        """Commit one batch and the checkpoint behind it.
-
-        With ``strict`` a key that was seen before raises `DuplicateKeyError`, and nothing of the batch is kept.
-        """
-        counts = BatchCounts()
-        with self._connection.transaction("ingest.batch") as db:
-            known = _known(db, [record.key for record in records])
-            records = _without_duplicates(db, manifest, records, known, strict=strict)
-            sources = _source_ids(db, records)
-            prompts = _prompt_ids(db, records)
-            _write_records(db, manifest, records, known, sources, prompts, counts)
-            db.conn.execute(
-                "UPDATE manifests SET offset = ?, offset_sha256 = ?, lines = ?, rows = ? WHERE id = ?",
-                (checkpoint.offset, checkpoint.sha256, checkpoint.lines, checkpoint.rows, manifest.id),
-            )
-        return counts
-
-    def finish(self, manifest: ManifestRow, checkpoint: Checkpoint) -> int:
-        """Mark the generation complete; return how many records are no longer in the manifest.
-
-        Only now, with the whole file read, is a record that was not seen known to be removed.
-        """
-        with self._connection.transaction("ingest.finish") as db:
-            removed, first = 0, manifest.generation == 1
-            if not first:
-                removed = db.conn.execute(
-                    "UPDATE records SET state = 'removed' "
-                    "WHERE manifest = ? AND generation <> ? AND state <> 'removed'",
-                    (manifest.id, manifest.generation),
-                ).rowcount
-            if not first or db.conn.execute("SELECT 1 FROM manifests WHERE id <> ?", (manifest.id,)).fetchone():
-                _align_sources(db)
-            # Also in a first generation, of which a part may have been captioned before the rest was read.
-            wake_evicted(db)
-            db.conn.execute(
-                "UPDATE manifests SET complete = 1, bytes = offset, sha256 = offset_sha256, lines = ?, rows = ? "
-                "WHERE id = ?",
-                (checkpoint.lines, checkpoint.rows, manifest.id),
-            )
-        return removed
-
-    def states(self, manifest: ManifestRow) -> dict[str, int]:
-        """Return the number of this manifest's records per state."""
-        sql = "SELECT state, count(*) FROM records WHERE manifest = ? GROUP BY state"
-        return {state: n for state, n in self._connection.rows(sql, (manifest.id,))}
-
-    def reselect(self, manifest: int, spec: str, chosen: Iterable[tuple[int, RecordState]]) -> None:
-        """Set the state of valid records as ``chosen`` says, and remember the selection in ``spec``."""
-        with self._connection.transaction("ingest.reselect") as db:
-            db.conn.executemany(
-                "UPDATE records SET state = ?2 WHERE id = ?1 AND state IN ('active', 'unselected') AND state <> ?2",
-                chosen,
-            )
-            db.conn.execute("UPDATE manifests SET spec = ? WHERE id = ?", (spec, manifest))
-            _align_sources(db)
-            wake_evicted(db)
+    With ``strict`` a key that was seen before raises `DuplicateKeyError`.
+    """
+    counts = BatchCounts()
+    known = _known(db, [record.key for record in records])
+    records = _without_duplicates(db, manifest, generation, records, known, strict=strict)
+    sources = _source_ids(db, records)
+    prompts = _prompt_ids(db, records)
+    _write_records(db, manifest, generation, records, known, sources, prompts, counts)
+    return counts
 
 
-def _align_sources(db: Database) -> None:
+def align_sources(db: Database) -> None:
     """Cancel the sources that no active record needs any more, and wake those that are needed again."""
     needed = "EXISTS (SELECT 1 FROM records r WHERE r.source = sources.id AND r.state = 'active')"
     db.conn.execute(
         f"UPDATE sources SET status = 'cancelled' WHERE status IN ('ready', 'retry', 'dead') AND NOT {needed}"
     )
     db.conn.execute(f"UPDATE sources SET {_WOKEN} WHERE status = 'cancelled' AND {needed}")
-
-
-_WOKEN = (
-    "status = CASE WHEN EXISTS (SELECT 1 FROM images i WHERE i.id = sources.image AND i.state = 'present') "
-    "THEN 'done' ELSE 'ready' END, attempts = 0, crashes = 0, not_before = 0, error_class = NULL, error = NULL"
-)
 
 
 class _Known(NamedTuple):
@@ -211,7 +100,8 @@ def _known(db: Database, keys: Sequence[str]) -> dict[str, _Known]:
 
 def _without_duplicates(
     db: Database,
-    manifest: ManifestRow,
+    manifest: int,
+    generation: int,
     records: Sequence[NewRecord],
     known: dict[str, _Known],
     *,
@@ -222,7 +112,7 @@ def _without_duplicates(
     ``known`` gains what the state has under the keys that such lines get.  With ``strict`` raises
     `DuplicateKeyError` instead.
     """
-    this = (manifest.id, manifest.generation)
+    this = (manifest, generation)
     seen = {key: old.position for key, old in known.items() if (old.manifest, old.generation) == this}
     result = []
     for record in records:
@@ -294,7 +184,8 @@ def _prompt_ids(db: Database, records: Sequence[NewRecord]) -> dict[str, int]:
 
 def _write_records(
     db: Database,
-    manifest: ManifestRow,
+    manifest: int,
+    generation: int,
     records: Sequence[NewRecord],
     known: Mapping[str, _Known],
     sources: Mapping[str, int],
@@ -309,7 +200,7 @@ def _write_records(
             hashlib.sha256(record.line).digest(), sources.get(record.url or ""), prompts.get(record.prompt or ""),
             record.state.value, record.error_class, record.error,
         )  # fmt: skip
-        place = (manifest.id, record.position, manifest.generation)
+        place = (manifest, record.position, generation)
         old = known.get(record.key)
         if old is None:
             added.append((following, record.key, *place, *content))

@@ -7,6 +7,7 @@ with Store.open(settings) as store, store.run((Stage.FETCH,)) as run:
 import json
 import logging
 import os
+import signal
 import socket
 import uuid
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 from etl import __version__, clock
 from etl.clock import now_ms
 from etl.config import Settings
+from etl.errors import Interrupted
 from etl.models import EngineSample, ExportSummary, FailureFilter, GpuSample, RunState, Stage
 from etl.state import again, retry, schema, split, waits
 from etl.state import captions as caption_queue
@@ -29,20 +31,21 @@ from etl.state.hosts import HostLog
 from etl.state.images import Images
 from etl.state.lock import StateLock
 from etl.state.log import RunLog, journal
+from etl.state.manifests import ManifestWriter
 from etl.state.merge import Merge
 from etl.state.parts import Split
-from etl.state.records import ManifestWriter
 from etl.state.sources import SourceQueue
 from etl.state.work_queue import recover
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A request of another process; ``arguments`` as `etl.state.control` wrote them."""
+    """A request of another process; ``arguments`` as `etl.state.control` wrote them, unless there is a ``fault``."""
 
     id: int
     name: str
     arguments: dict[str, Any]
+    fault: str | None = None
 
 
 class Store:
@@ -226,7 +229,8 @@ class Store:
             try:
                 yield run
             except BaseException as error:
-                self.end_run(run, RunState.FAILED, str(error)[:500])
+                cut_off = isinstance(error, KeyboardInterrupt)
+                self.end_run(run, RunState.INTERRUPTED if cut_off else RunState.FAILED, _why(error))
                 raise
             self.end_run(run, RunState.DONE)
 
@@ -235,7 +239,7 @@ class Store:
     def open_commands(self) -> list[Command]:
         """Return the commands that nobody has acknowledged yet, oldest first."""
         rows = self._connection.rows("SELECT id, name, arguments FROM commands WHERE acknowledged_at IS NULL")
-        return [Command(number, name, _arguments(text)) for number, name, text in sorted(rows)]
+        return [_command(*row) for row in sorted(rows)]
 
     def acknowledge(self, command: Command, run: int | None, result: str) -> None:
         """Answer a command; its sender waits for this."""
@@ -299,10 +303,15 @@ class Store:
         return self.images().requeue_missing(images)
 
 
-def _arguments(text: str) -> dict[str, Any]:
-    """Return a command's arguments; what is no JSON object is one that nobody knows, so that it is refused."""
+def _command(number: int, name: str, text: str) -> Command:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
-    return found if isinstance(found, dict) else {"": text}
+        arguments = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return Command(number, name, {}, f"its arguments are not JSON: {error}")
+    if not isinstance(arguments, dict):
+        return Command(number, name, {}, f"its arguments are a JSON {type(arguments).__name__}, not an object")
+    return Command(number, name, arguments)
+
+
+def _why(error: BaseException) -> str:
+    return f"stopped by {signal.Signals(error.number).name}" if isinstance(error, Interrupted) else str(error)[:500]

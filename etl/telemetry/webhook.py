@@ -1,12 +1,15 @@
 """One message to a URL of the user's when a run has ended: chat rooms and other programs take it from there."""
 
 import logging
+import socket
 import time
 from typing import Any
 
 import httpx
 
-from etl.config import host_of
+from etl.config import Settings
+from etl.redaction import host_of
+from etl.text import clean
 
 log = logging.getLogger(__name__)
 
@@ -19,14 +22,23 @@ PAUSE_S = 0.5
 """Between two attempts.  All together they stay below the seconds that a spot machine has left after a stop."""
 
 
-def send(url: str, message: dict[str, Any]) -> bool:
+def announce(settings: Settings, facts: dict[str, Any], text: str) -> None:
+    """Tell the webhook of the settings that a run has ended: ``facts`` for programs, ``text`` for people."""
+    line = clean(f"caption-etl on {socket.gethostname()}, {settings.state}: {text}", 1000)
+    # Slack shows "text", Discord shows "content"; both leave the rest alone.
+    message = {"event": "run_ended", "text": line, "content": line, "host": socket.gethostname(), **facts}
+    # After a signal the machine may be gone in seconds.
+    send(settings.webhook, message, attempts=1 if facts.get("signal") else ATTEMPTS)
+
+
+def send(url: str, message: dict[str, Any], attempts: int = ATTEMPTS) -> bool:
     """POST a message as JSON; tell whether it was taken.
 
     Never raises and is never tried for long: the work is done, and whoever waits for the program shall not wait for a
     chat room.  A redirect counts as a refusal, since what is sent may be meant for one place alone.
     """
     why = ""
-    for attempt in range(ATTEMPTS):
+    for attempt in range(attempts):
         if attempt:
             time.sleep(PAUSE_S)
         try:

@@ -23,6 +23,7 @@ from etl.models import CaptionResult
 SETTINGS = Settings(model="demo", device="cpu", dtype="float32", max_new_tokens=8)
 
 
+@pytest.mark.soak
 def test_one_command_measures_rows_and_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It prints a table and the checks, and writes every figure as JSON."""
     file = tmp_path / "figures.json"

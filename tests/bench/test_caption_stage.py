@@ -7,6 +7,7 @@ import pytest
 from benchmarks.caption_stage import main
 
 
+@pytest.mark.soak
 def test_the_stage_is_measured_on_a_state_of_the_product(capsys: pytest.CaptureFixture[str]) -> None:
     """The product fetches and captions the pictures; CPU time is told for the whole, its parts, and the model."""
     assert main(["--pictures", "6", "--json"]) == 0

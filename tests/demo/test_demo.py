@@ -23,6 +23,7 @@ def _etl(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[st
     )  # fmt: skip
 
 
+@pytest.mark.soak
 def test_the_demo_ends_well_and_leaves_a_state_to_look_at(tmp_path: Path) -> None:
     """It exits 0, prints a table that fits, names both hopeless records, and keeps export and state; proxies or not."""
     state = tmp_path / "kept"

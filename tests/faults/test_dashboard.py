@@ -12,7 +12,8 @@ from support.workbench import wait_for
 from etl.config import Settings
 from etl.models import Stage
 from etl.stages import ingest as ingest_module
-from etl.stages.ingest import IngestOptions, ingest
+from etl.stages.ingest import ingest
+from etl.stages.ingest_options import IngestOptions
 from etl.stages.manifest import Manifest
 from etl.state.queries import Reader
 from etl.state.store import Store

@@ -19,7 +19,8 @@ from support.zygote import Zygote
 from etl.models import IngestSummary, Stage
 from etl.pipeline import export_manifest
 from etl.stages.export import ExportOptions
-from etl.stages.ingest import IngestOptions, ingest
+from etl.stages.ingest import ingest
+from etl.stages.ingest_options import IngestOptions
 from etl.stages.manifest import Manifest
 from etl.state.store import Store
 
@@ -28,12 +29,13 @@ import os, signal, sys
 from pathlib import Path
 from etl.config import Settings
 from etl.stages import ingest as module
+from etl.stages.ingest_options import IngestOptions
 from etl.stages.manifest import Manifest
 from etl.state.store import Store
 module.BATCH = 2
 with Store.open(Settings(state=Path(sys.argv[1]))) as store, store.run(("ingest",)):
     kill = lambda _: os.kill(os.getpid(), signal.SIGKILL)
-    module.ingest(store, Manifest(sys.argv[2]), module.IngestOptions(), on_batch=kill)
+    module.ingest(store, Manifest(sys.argv[2]), IngestOptions(), on_batch=kill)
 """
 """Ingests two records of a manifest and is gone."""
 

@@ -172,6 +172,7 @@ for statement in range(1, 1000):
 """Opens copies of a state, each killed before another one of the statements of its opening, and opens them again."""
 
 
+@pytest.mark.soak
 def test_a_process_that_dies_in_the_migration(half_done: Workbench, tmp_path: Path) -> None:
     """Killed before each statement from the first schema to today's, the next process opens it whole."""
     path = as_of(1, half_done, tmp_path / "old")

@@ -39,7 +39,7 @@ def prepare(directory: Path, count: int, nodes: RayNodes | None = None, **settin
         settings |= {"backend": "ray", "ray_address": nodes.address, "ray_cpus": 1}
     program = Program(directory, batch_size=16, decoders=2, **settings)
     if nodes is not None:
-        program._environment |= nodes.environment
+        program.environment |= nodes.environment
     for command in (("ingest", pictures), ("fetch",)):
         ended = program.run(*command, timeout_s=300)
         assert ended.code == 0, ended.stderr
@@ -152,7 +152,7 @@ def test_a_process_that_dies_or_hangs_is_replaced(nodes: RayNodes, tmp_path: Pat
 def test_who_has_no_token_is_not_let_in(nodes: RayNodes, tmp_path: Path) -> None:
     """A driver with another token ends with one line, and nothing is charged."""
     program = prepare(tmp_path / "ray", 4, nodes)
-    program._environment |= {"RAY_AUTH_TOKEN": "0" * 64}
+    program.environment |= {"RAY_AUTH_TOKEN": "0" * 64}
     ended = program.run("caption", timeout_s=180)
     assert ended.code == 2, ended.stderr
     assert "cannot be joined" in ended.stderr

@@ -13,7 +13,7 @@ from etl.captioning.prompts import PromptTemplate
 from etl.pipeline import export_manifest
 from etl.stages.export import ExportOptions
 from etl.stages.flow import Flow
-from etl.stages.ingest import IngestOptions
+from etl.stages.ingest_options import IngestOptions
 
 PICTURES = 8
 HALF = 4

@@ -21,8 +21,10 @@ from etl.errors import ManifestError, item_error_classes
 from etl.stages import ingest as ingest_module
 from etl.stages import manifest as manifest_module
 from etl.stages.export import ExportOptions, export, with_fields
-from etl.stages.ingest import MAX_DEPTH, IngestOptions, ingest
+from etl.stages.ingest import ingest
+from etl.stages.ingest_options import IngestOptions
 from etl.stages.manifest import Manifest
+from etl.stages.record_parser import MAX_DEPTH
 from etl.state import queries as queries_module
 from etl.state.queries import Reader
 from etl.state.store import Store

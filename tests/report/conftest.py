@@ -14,7 +14,8 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> MadeState:
     return make_state(tmp_path_factory.mktemp("report"), gpu_price=36_000)
 
 
-@pytest.fixture(scope="session")
+# Playwright's event loop runs in this thread as long as the fixture lives, and other tests want one of their own.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[object]:
     """A headless Chromium without a network; skips where there is none."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

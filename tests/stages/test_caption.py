@@ -29,7 +29,7 @@ from etl.stages.caption import caption
 from etl.stages.export import ExportOptions, export
 from etl.stages.fetch import fetch
 from etl.stages.flow import Flow
-from etl.stages.ingest import IngestOptions
+from etl.stages.ingest_options import IngestOptions
 from etl.stages.verify import verify
 from etl.state.captions import CaptionQueue
 from etl.state.queries import Reader
@@ -336,6 +336,7 @@ def test_a_late_result_of_a_lost_lease_changes_nothing(bench: Workbench) -> None
     assert bench.rows("SELECT text FROM captions") == [(None,)]
 
 
+@pytest.mark.soak
 def test_a_worker_that_is_killed_costs_nothing_but_time(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two worker processes, one of them killed in the middle, every picture has its caption, committed once."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

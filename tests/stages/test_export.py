@@ -19,7 +19,7 @@ from etl.errors import ConfigError, EtlError
 from etl.models import FailureFilter, QualityFlag, Stage
 from etl.pipeline import export_manifest
 from etl.stages.export import ExportOptions, with_fields
-from etl.stages.ingest import Selection
+from etl.stages.ingest_options import Selection
 from etl.state import queries
 from etl.state.queries import Reader
 from etl.state.store import Store

@@ -22,7 +22,8 @@ from etl.config import Settings
 from etl.errors import ManifestError
 from etl.models import IngestSummary, Stage
 from etl.stages import ingest as module
-from etl.stages.ingest import IngestOptions, Selection, ingest, reselect
+from etl.stages.ingest import ingest, reselect
+from etl.stages.ingest_options import IngestOptions, Selection
 from etl.stages.manifest import Manifest
 from etl.state.queries import Reader
 from etl.state.store import Store
@@ -204,6 +205,7 @@ import os, signal, sys
 from pathlib import Path
 from etl.config import Settings
 from etl.stages import ingest as module
+from etl.stages.ingest_options import IngestOptions
 from etl.stages.manifest import Manifest
 from etl.state.queries import Reader
 from etl.state.store import Store
@@ -214,7 +216,7 @@ def note(done):
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
 with Store.open(Settings(state=Path(sys.argv[1]))) as store:
-    module.ingest(store, Manifest(sys.argv[2]), module.IngestOptions(), on_batch=note)
+    module.ingest(store, Manifest(sys.argv[2]), IngestOptions(), on_batch=note)
 """
 
 
@@ -481,7 +483,8 @@ import sys
 import threading
 from pathlib import Path
 from etl.config import Settings
-from etl.stages.ingest import IngestOptions, ingest
+from etl.stages.ingest import ingest
+from etl.stages.ingest_options import IngestOptions
 from etl.stages.manifest import Manifest
 from etl.state.queries import Reader
 from etl.state.store import Store

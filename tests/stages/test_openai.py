@@ -156,7 +156,7 @@ def test_a_killed_driver_loses_nothing_and_repeats_only_what_was_under_way(tmp_p
         assert 6 <= len(done) < count
         ended = subprocess.run(
             [sys.executable, "-c", WATCHED, "caption", "-q", "--endpoint", second.url],
-            cwd=tmp_path, env=program._environment, capture_output=True, text=True, timeout=120, check=False,
+            cwd=tmp_path, env=program.environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert (ended.returncode, ended.stdout.strip()) == (0, "False"), ended.stderr
         assert len(second.asked) == count - len(done)

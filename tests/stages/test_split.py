@@ -15,7 +15,7 @@ from etl.config import Settings
 from etl.errors import ConfigError, StateError, StateSplitError
 from etl.models import RunState
 from etl.pipeline import Plan, run_pipeline
-from etl.stages.ingest import IngestOptions, Selection
+from etl.stages.ingest_options import IngestOptions, Selection
 from etl.state.cost import cost
 from etl.state.queries import Reader
 

@@ -17,7 +17,7 @@ from support.states import (
 from etl.captioning.prompts import PromptTemplate
 from etl.clock import now_ms
 from etl.models import Stage
-from etl.stages.ingest import IngestOptions
+from etl.stages.ingest_options import IngestOptions
 from etl.state.captions import CaptionQueue
 from etl.state.store import Store
 

@@ -1,5 +1,6 @@
 """Commands from other processes to a live run."""
 
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -8,9 +9,12 @@ from pathlib import Path
 
 import pytest
 from support.states import put_sources, settings_for
+from support.workbench import wait_for
 
-from etl.errors import StateMissingError
-from etl.models import FailureFilter, Stage
+from etl.errors import StateMissingError, UsageError
+from etl.models import FailureFilter, RunState, Stage, StageSummary
+from etl.runner import run_stages
+from etl.stages.flow import Flow
 from etl.state import control
 from etl.state.store import Command, Store
 
@@ -83,3 +87,46 @@ def test_sending_does_not_empty_the_log(store: Store, state: Path) -> None:
     size = (state / "state.db").stat().st_size
     control.send(state, control.PAUSE, patience_s=0.0)
     assert (state / "state.db").stat().st_size == size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"stage": "fetch", "since": 1}, "'since'"),
+        ({"stage": "export2"}, "no stage 'export2'"),
+        ({"stage": ["fetch"]}, "no stage"),
+        ({"flag": "ugly"}, "no flag 'ugly'"),
+        ({"host": 7}, "host must be a text"),
+        ({"flag": "echo", "repetition_penalty": "much"}, "repetition_penalty"),
+        ({"flag": "echo", "repetition_penalty": 9.0}, "repetition_penalty"),
+        ({"flag": "echo", "repetition_penalty": True}, "repetition_penalty"),
+    ],
+)
+def test_a_filter_of_another_version_is_refused(arguments: dict[str, object], why: str) -> None:
+    """Fields and values that are not known here mean nothing that could be guessed."""
+    with pytest.raises(UsageError, match=why):
+        control.chosen_by(arguments)
+
+
+def test_a_run_answers_what_it_does_not_understand_and_goes_on(tmp_path: Path) -> None:
+    """A newer sender, a garbled row and an unknown word each get one line; the pause behind them is obeyed."""
+    rows = [
+        ("retry", '{"since": "yesterday"}'), ("retry", '{"stage": 3}'), ("retry", '{"stage": "fe'), ("retry", "[1]"),
+        ("explode", "{}"), ("retry", "[" * 100_000), ("pause", "{}"),
+    ]  # fmt: skip
+    with Store.open(settings_for(tmp_path / "state")) as store, store.run((Stage.FETCH,)) as run:
+        connection = sqlite3.connect(tmp_path / "state" / "state.db", isolation_level=None)
+        connection.executemany("INSERT INTO commands (name, arguments, created_at) VALUES (?, ?, 1)", rows)
+
+        def stage(_store: Store, _run: int, flow: Flow) -> StageSummary:
+            wait_for(lambda: flow.paused, 30)
+            return StageSummary(1, 0, 0, 0)
+
+        result = run_stages(store, run, {Stage.FETCH: stage})
+        answers = [answer for (answer,) in connection.execute("SELECT result FROM commands ORDER BY id")]
+        connection.close()
+    assert (result.state, result.summaries[Stage.FETCH].done) == (RunState.DONE, 1)
+    assert answers[-1].startswith("paused")
+    for (name, _), answer in zip(rows[:-1], answers[:-1], strict=True):
+        assert answer.startswith(f"{name} was not obeyed: ")
+        assert "\n" not in answer

@@ -8,7 +8,8 @@ from support.cached import CachedState
 from support.states import assert_sound, failed
 
 from etl.models import Stage
-from etl.stages.ingest import Selection, reselect
+from etl.stages.ingest import reselect
+from etl.stages.ingest_options import Selection
 from etl.state.images import Grounds
 
 

@@ -17,7 +17,8 @@ from support.states import assert_sound, captioned, failed, fetched, put_records
 from etl.captioning.prompts import PromptTemplate
 from etl.clock import now_ms
 from etl.models import CaptionItem, FailureFilter, QualityFlag, SourceItem, Stage
-from etl.stages.ingest import IngestOptions, Selection, reselect
+from etl.stages.ingest import reselect
+from etl.stages.ingest_options import IngestOptions, Selection
 from etl.state.deep import deep_problems
 from etl.state.images import Grounds
 from etl.state.queries import Reader

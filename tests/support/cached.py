@@ -13,7 +13,7 @@ from etl.captioning.prompts import PromptTemplate
 from etl.clock import now_ms
 from etl.imaging.cache import ImageCache
 from etl.models import DecodedImage, FailureFilter, FetchedImage, SourceItem, Stage, WorkingCopy
-from etl.stages.ingest import IngestOptions
+from etl.stages.ingest_options import IngestOptions
 from etl.state.store import Store
 
 WORKING, ORIGINAL = 1000, 500

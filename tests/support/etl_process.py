@@ -91,12 +91,12 @@ class Program:
         kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
         values = SETTINGS | settings | {"state": self.state}
         # One thread: more are slower for a model this small on a busy machine.
-        self._environment = kept | {"OMP_NUM_THREADS": "1"} | {f"ETL_{n.upper()}": str(v) for n, v in values.items()}
-        self._environment |= variables or {}
+        self.environment = kept | {"OMP_NUM_THREADS": "1"} | {f"ETL_{n.upper()}": str(v) for n, v in values.items()}
+        self.environment |= variables or {}
 
     def start(self, *arguments: object, failpoints: str = "") -> EtlProcess:
         """Start one command, with these orders in ``ETL_FAILPOINTS``; forked from the zygote, where there is one."""
-        environment = self._environment | {"ETL_FAILPOINTS": failpoints}
+        environment = self.environment | {"ETL_FAILPOINTS": failpoints}
         if self._zygote is not None:
             return EtlProcess(self._zygote.start([*map(str, arguments)], self.directory, environment))
         command = [sys.executable, "-m", "etl.cli.app", *map(str, arguments)]
@@ -119,9 +119,9 @@ class Program:
         """
         begun = time.monotonic()
         with pytest.MonkeyPatch.context() as patch:
-            for name in set(os.environ) - set(self._environment):
+            for name in set(os.environ) - set(self.environment):
                 patch.delenv(name)
-            for name, value in self._environment.items():
+            for name, value in self.environment.items():
                 patch.setenv(name, value)
             patch.chdir(self.directory)
             code, out, err = run_here(*arguments)

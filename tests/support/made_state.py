@@ -22,7 +22,8 @@ from etl.models import (
 )
 from etl.pipeline import export_manifest
 from etl.stages.export import ExportOptions
-from etl.stages.ingest import IngestOptions, Selection, ingest
+from etl.stages.ingest import ingest
+from etl.stages.ingest_options import IngestOptions, Selection
 from etl.stages.manifest import Manifest
 from etl.state.queries import Reader
 from etl.state.store import Store

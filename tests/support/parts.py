@@ -26,7 +26,7 @@ from etl.models import (
 )
 from etl.pipeline import export_manifest
 from etl.stages.export import ExportOptions
-from etl.stages.ingest import IngestOptions
+from etl.stages.ingest_options import IngestOptions
 from etl.stages.merge import MergeSummary, merge
 from etl.stages.split import SplitSummary, split
 from etl.state.store import Store

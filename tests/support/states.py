@@ -19,7 +19,8 @@ from etl.models import (
     Stage,
     WorkingCopy,
 )
-from etl.stages.ingest import IngestOptions, ingest
+from etl.stages.ingest import ingest
+from etl.stages.ingest_options import IngestOptions
 from etl.stages.manifest import Manifest
 from etl.state.integrity import problems
 from etl.state.queries import Reader

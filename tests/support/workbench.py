@@ -32,7 +32,8 @@ from etl.models import (
 from etl.stages.caption import caption
 from etl.stages.fetch import fetch
 from etl.stages.flow import Flow
-from etl.stages.ingest import IngestOptions, ingest
+from etl.stages.ingest import ingest
+from etl.stages.ingest_options import IngestOptions
 from etl.stages.manifest import Manifest
 from etl.state.queries import Reader
 from etl.state.store import Store

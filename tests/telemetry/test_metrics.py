@@ -18,7 +18,7 @@ from etl.config import Settings
 from etl.errors import ConfigError
 from etl.models import EngineSample, GpuSample, HostInfo, HostState, Stage
 from etl.pipeline import Plan, run_pipeline
-from etl.stages.ingest import IngestOptions
+from etl.stages.ingest_options import IngestOptions
 from etl.state.queries import Reader
 from etl.state.store import Store
 from etl.telemetry.metrics import StateMetrics, metrics

@@ -23,7 +23,8 @@ from etl.models import (
     Stage,
     WorkingCopy,
 )
-from etl.stages.ingest import IngestOptions, ingest
+from etl.stages.ingest import ingest
+from etl.stages.ingest_options import IngestOptions
 from etl.stages.manifest import Manifest
 from etl.state.log import RunLog
 from etl.state.store import Store

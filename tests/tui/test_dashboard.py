@@ -4,6 +4,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,21 @@ def test_the_run_line_says_how_a_run_ended(make_state, end: RunState | None, wor
 
     async def steps(pilot: Pilot[None]) -> None:
         await until(pilot, *words)
+
+    drive(state.path, steps)
+
+
+def test_the_run_line_says_when_a_run_stops(make_state) -> None:
+    """A deadline stands there while the run lives, and what was left once it has ended."""
+    state = make_state(3)
+    at = datetime.now().astimezone() + timedelta(minutes=72, seconds=30)
+    with state.store._connection.transaction() as db:
+        db.conn.execute("UPDATE runs SET config = json_set(config, '$.deadline', ?)", (at.isoformat(),))
+
+    async def steps(pilot: Pilot[None]) -> None:
+        await until(pilot, f"running  stops at {at:%H:%M} (in 1 h 12)")
+        state.store.end_run(state.run, RunState.INTERRUPTED, "deadline reached, 3 records left")
+        await until(pilot, "interrupted  deadline reached, 3 records left")
 
     drive(state.path, steps)
 
@@ -258,6 +274,7 @@ def test_ascii_draws_nothing_else(hostile) -> None:
     drive(hostile.path, steps, readonly=True, ascii_only=True)
 
 
+@pytest.mark.soak
 def test_every_key_does_something_harmless(hostile) -> None:
     """Every key of the registry, pressed on every screen and in every list, leaves the dashboard alive."""
     places = {

@@ -9,8 +9,8 @@ from textual.events import Resize
 from textual.widget import Widget
 from textual.widgets import Static
 
-from etl.config import redact_url
 from etl.models import Failure, FailureFilter, Stage
+from etl.redaction import redact_url
 from etl.state.failure_pages import PAGE, failure_page
 from etl.text import clean
 from tui.choice import Choice, choice_of

@@ -13,8 +13,8 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from etl.clock import now_ms
-from etl.config import redact_url
 from etl.models import Stage
+from etl.redaction import redact_url
 from etl.state.queries import Reader
 from etl.state.samples import NEWEST, Place, Sample, Sought, Step, at_random, sample, step
 from etl.text import clean

@@ -10,8 +10,8 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from etl.clock import iso_utc, now_ms
-from etl.config import redact_line, redact_url
 from etl.models import FailureFilter, QueueStatus, RecordState
+from etl.redaction import redact_line, redact_url
 from etl.text import clean
 from tui.choice import Choice
 from tui.format import breaks, duration, plural, size

@@ -2,8 +2,8 @@
 
 from textual.content import Content
 
-from etl.clock import now_ms
-from etl.models import RunInfo, RunState, Stage
+from etl.clock import now_ms, stops_at
+from etl.models import LIVE, RunInfo, RunState, Stage
 from etl.text import clean
 from tui.format import NOTHING, duration, money
 from tui.theme import ALERT, GOOD, QUIET, STRONG
@@ -42,6 +42,8 @@ class RunPanel(Panel):
         state = run.state if run is not None else RunState.NONE
         colour = ALERT if state in _ALERTS else QUIET if run is None else GOOD
         sentence = clean(run.message, 500) if run is not None and run.message else SENTENCES[state]
+        if run is not None and run.stops_at is not None and state in LIVE:
+            sentence = "; ".join(filter(None, (sentence, stops_at(run.stops_at, now))))
         left = Content.assemble(
             (f"{self.glyphs.run[state]} {state}", f"bold {colour}"), "  " if sentence else "", (sentence, "$foreground")
         )
