@@ -111,16 +111,15 @@ class ChildProcess:
     def wait_until_ready(self, timeout_s: float) -> None:
         """Return once the child has sent its first message, which is dropped.
 
-        Raises `EtlError`, for people, when the child ends before or takes longer.
+        Raises, for people, `ChildEndedError` when the child ends before and `EtlError` when it takes longer.
         """
         try:
             if self.poll(timeout_s):
                 self.recv()
                 return
-            reason = f"it was not ready after {timeout_s:g} s"
         except ChildEndedError:
-            reason = self.how_it_ended()
-        raise EtlError(f"a {self.name} cannot be started: {reason}")
+            raise ChildEndedError(f"a {self.name} cannot be started: {self.how_it_ended()}") from None
+        raise EtlError(f"a {self.name} cannot be started: it was not ready after {timeout_s:g} s")
 
     def send(self, message: bytes) -> None:
         """Give the child a message; it is kept there until the child asks for it.

@@ -27,6 +27,9 @@ CPU_RESERVE_S = 30
 _START_TIMEOUT_S = 60.0
 """A start takes 0.2 s; a cold network disk on a loaded machine may need much longer."""
 
+_STARTS = 3
+"""Starts before the run is ended: one process may be killed for memory that others take, three are no accident."""
+
 
 class DecoderPool:
     """Decodes pictures in up to ``processes`` child processes, which start when they are first needed.
@@ -81,14 +84,20 @@ class DecoderPool:
                 self._idle.append(decoder)
 
     def _new_decoder(self) -> "_Decoder":
-        """Start a process and wait until it is ready."""
-        with self._lock:
-            if self._closed:
-                raise EtlError(_CLOSED)
-            self._all.add(decoder := _Decoder(self._config))
-        with self._dropped_on_error(decoder):
-            decoder.wait_until_ready(_START_TIMEOUT_S)
-        return decoder
+        """Start a process and wait until it is ready; one that dies meanwhile is replaced a few times."""
+        for starts_left in reversed(range(_STARTS)):
+            with self._lock:
+                if self._closed:
+                    raise EtlError(_CLOSED)
+                self._all.add(decoder := _Decoder(self._config))
+            try:
+                with self._dropped_on_error(decoder):
+                    decoder.wait_until_ready(_START_TIMEOUT_S)
+                return decoder
+            except ChildEndedError:
+                if not starts_left:
+                    raise
+        raise AssertionError("the last start returns or raises")
 
     async def decode(self, path: Path) -> DecodedImage:
         """Decode the file into the cache.
@@ -126,8 +135,9 @@ class DecoderPool:
     def _hand_over(self, path: Path) -> "_Decoder":
         """Return a decoder that has taken the picture: the last one used, so that no more start than are needed.
 
-        An idle process may have died unnoticed; that is not the picture's fault, and the next one gets it.
+        A process may have died before it took the picture; that is not the picture's fault, and the next one gets it.
         """
+        starts_left = _STARTS
         while True:
             with self._lock:
                 if self._closed:
@@ -137,8 +147,9 @@ class DecoderPool:
             with self._dropped_on_error(decoder):
                 if decoder.takes(path, self._timeout_s):
                     return decoder
-                if idle is None:
-                    raise EtlError(f"a decoder process ended right after its start: {decoder.how_it_ended()}")
+                starts_left -= idle is None
+                if not starts_left:
+                    raise EtlError(f"decoder processes end right after their start: {decoder.how_it_ended()}")
             self._drop(decoder)
 
     @contextlib.contextmanager

@@ -337,3 +337,30 @@ def test_a_decoder_process_does_not_load_the_heavy_libraries() -> None:
     )  # fmt: skip
     assert not {"torch", "transformers", "httpx", "sqlite_utils", "numpy", "pypdfium2"} & set(done.stdout.split())
     assert "PIL.PsdImagePlugin" not in done.stdout.split()
+
+
+@pytest.mark.parametrize("deaths", [2, 3])
+def test_processes_that_die_while_they_start_are_replaced(tmp_path: Path, picture: Path, deaths: int) -> None:
+    """Two deaths are an accident, and the picture is decoded by the next; three in a row end the run in one line."""
+    seen, done = children(os.getpid()), threading.Event()
+
+    def kill_new_ones() -> None:
+        killed = 0
+        while killed < deaths and not done.is_set():
+            for pid in children(os.getpid()) - seen:
+                seen.add(pid)
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+
+    killer = threading.Thread(target=kill_new_ones)
+    with make_pool(tmp_path) as pool:
+        killer.start()
+        try:
+            if deaths < 3:
+                assert asyncio.run(pool.decode(picture)).width == 300
+            else:
+                with pytest.raises(EtlError, match="a decoder process cannot be started: killed by SIGKILL"):
+                    asyncio.run(pool.decode(picture))
+        finally:
+            done.set()
+            killer.join()
