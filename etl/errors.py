@@ -9,6 +9,7 @@
     |-- StateError                1: the state directory cannot be used
     |   |-- StateMissingError     2: there is no state database here
     |   |-- StateNewerError       2: the database was written by a newer version
+    |   |-- NotAHashError         1: it names a file of the cache by something else than a hash
     |   |-- StateSplitError       2: its work has been given to parts, see `etl split`
     |   `-- StateLockedError      4: another run holds it
     |-- DiskFullError             5: no space left; everything committed so far is safe
@@ -66,6 +67,10 @@ class UnsupportedProcessorError(ModelError):
 
 class StateError(EtlError):
     """The state directory cannot be used."""
+
+
+class NotAHashError(StateError, ValueError):
+    """What should name a file of the cache is no hash: the database is damaged, or a stranger wrote it."""
 
 
 class StateMissingError(StateError):

@@ -269,6 +269,7 @@ def test_a_model_that_is_not_there_ends_before_anything_begins(server: FaultServ
     assert server.requests.total() == 0
 
 
+@pytest.mark.soak
 def test_a_model_that_cannot_be_loaded_ends_the_run_but_not_the_fetched(
     server: FaultServer, make_program: MakeProgram
 ) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from etl.errors import DiskFullError, StateError
+from etl.errors import DiskFullError, NotAHashError, StateError
 from etl.failpoints import failpoint
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -101,11 +101,11 @@ class ImageCache:
             failpoint("cache.prepared")
 
     def working_path(self, sha256: str) -> Path:
-        """Return where the working copy with this hash lies, or would lie; ValueError for anything but a hash."""
+        """Return where the working copy with this hash lies, or would lie; `NotAHashError` for anything but a hash."""
         return self.root / "working" / _checked(sha256)[:2] / f"{sha256}.jpg"
 
     def original_path(self, sha256: str) -> Path:
-        """Return where the original with this hash lies, or would lie; ValueError for anything but a hash."""
+        """Return where the original with this hash lies, or would lie; `NotAHashError` for anything but a hash."""
         return self.root / "original" / _checked(sha256)[:2] / sha256
 
     def _make_parts(self) -> None:
@@ -232,7 +232,7 @@ class ImageCache:
 
 def _checked(sha256: str) -> str:
     if not _SHA256.fullmatch(sha256):
-        raise ValueError(f"not a SHA-256 in hex: {sha256!r}")
+        raise NotAHashError(f"not a SHA-256 in hex: {sha256[:80]!r}; is the database damaged?")
     return sha256
 
 

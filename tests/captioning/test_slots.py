@@ -29,7 +29,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
     return make_scenes(tmp_path_factory.mktemp("many"), 30, seed=11)
 
 
-@pytest.mark.parametrize("count", [120, pytest.param(500, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [80, pytest.param(500, marks=pytest.mark.soak)])
 def test_many_captions_are_those_of_generate_one_by_one(
     loaded: LoadedModel, settings: MakeSettings, tmp_path: Path, count: int
 ) -> None:

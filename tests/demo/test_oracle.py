@@ -95,6 +95,7 @@ def _variants(scene: Scene, size: tuple[int, int]) -> Iterator[tuple[str, Image.
     yield "red and blue swapped", Image.merge("RGB", picture.split()[::-1])
 
 
+@pytest.mark.soak
 def test_pictures_that_were_spoiled_on_the_way_get_clearly_fewer_right_captions(
     pipeline: RunPipeline, tmp_path: Path
 ) -> None:

@@ -145,6 +145,7 @@ def archive_urls(port: int, count: int = 300) -> list[str]:
     raise AssertionError("no series has every behaviour")
 
 
+@pytest.mark.soak
 def test_an_archive_of_two_bad_hosts_is_fetched_politely_and_once(tmp_path: Path) -> None:
     """Real runs over 300 sources, a tenth of them faulty, keep every promise; once healed, all of it is done."""
     per_host = 6

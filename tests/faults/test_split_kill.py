@@ -57,6 +57,7 @@ def whole(tmp_path: Path) -> Work:
     return work
 
 
+@pytest.mark.soak
 def test_killed_split_and_merge_come_to_the_same_end(whole: Work, tmp_path: Path) -> None:
     """No record is lost or in two parts, no caption made twice, no file left over, whatever the moment of the kill."""
     one = Work(tmp_path / "one" / "state", keep_originals=True)

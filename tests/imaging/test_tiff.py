@@ -418,7 +418,7 @@ def test_a_raw_tiff_of_123_megabytes_takes_little_memory(tmp_path: Path, rows: i
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
-@pytest.mark.parametrize("kind", ["LZW strips", "one Deflate strip"])
+@pytest.mark.parametrize("kind", ["LZW strips", pytest.param("one Deflate strip", marks=pytest.mark.soak)])
 def test_a_compressed_tiff_of_four_hundred_megabytes_takes_little_memory(tmp_path: Path, kind: str) -> None:
     """What inflates to 400 MB of RGB is decoded within 150 MB; at once it would be over 600."""
     width, height = 11600, 11520

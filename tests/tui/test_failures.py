@@ -8,7 +8,7 @@ from etl.models import FailureFilter, RunState
 from tui.screens.dialogs import ConfirmScreen
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("size", [SMALL, pytest.param(LARGE, marks=pytest.mark.soak)])
 def test_from_a_kind_to_a_story_and_back(make_state, size: tuple[int, int]) -> None:
     """Kinds with counts open their items, an item opens its story with URL and attempts; escape goes back."""
     state = make_state(20)
@@ -196,7 +196,7 @@ def test_nothing_failed(make_state) -> None:
     drive(state.path, steps)
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("size", [SMALL, pytest.param(LARGE, marks=pytest.mark.soak)])
 def test_hostile_text_is_shown_and_does_nothing(hostile, size: tuple[int, int]) -> None:
     """Escapes, markup, bidirectional controls and 10,000 characters stay text, in lists, details and stories."""
 

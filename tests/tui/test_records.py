@@ -10,7 +10,7 @@ from etl.state.queries import Reader
 from etl.state.search import records_by_key, records_by_text
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("size", [SMALL, pytest.param(LARGE, marks=pytest.mark.soak)])
 def test_finding_a_record(make_state, size: tuple[int, int]) -> None:
     """The first records are listed; a key's beginning, words of a line or of a caption find others."""
     lines = [{"id": f"VM97-{n}", "url": f"http://archive.example/{n}.jpg", "name": f"Pont {n}"} for n in range(30)]

@@ -19,7 +19,7 @@ def records(count: int) -> list[dict[str, str]]:
     ]
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("size", [SMALL, pytest.param(LARGE, marks=pytest.mark.soak)])
 def test_going_through_captions(make_state, size: tuple[int, int]) -> None:
     """The latest is shown with picture, title, date, tokens and key; older, newer and newest go through them."""
     state = make_state(records(4), pictures=True)
