@@ -179,11 +179,13 @@ def _summary(
 def reselect(store: Store, selection: Selection) -> None:
     """Apply another selection to every manifest in the state, from the lines that the state itself holds."""
     with Reader(store.directory) as reader:
-        for number, path, spec, _ in reader.manifests():
-            options = IngestOptions.from_spec(spec, selection)
-            if options.spec() != spec:
-                chosen = _select(reader, number, selection)
-                store.manifest(path).reselect(number, options.spec(), chosen)
+        changed = [
+            (number, wanted)
+            for number, _, spec, _ in reader.manifests()
+            if (wanted := IngestOptions.from_spec(spec, selection).spec()) != spec
+        ]
+        if changed:
+            store.reselect((number, spec, _select(reader, number, selection)) for number, spec in changed)
 
 
 def _select(reader: Reader, manifest: int, selection: Selection) -> Iterator[tuple[int, RecordState]]:

@@ -119,13 +119,19 @@ class ManifestWriter:
         sql = "SELECT state, count(*) FROM records WHERE manifest = ? GROUP BY state"
         return {state: n for state, n in self._connection.rows(sql, (manifest.id,))}
 
-    def reselect(self, manifest: int, spec: str, chosen: Iterable[tuple[int, RecordState]]) -> None:
-        """Set the state of valid records as ``chosen`` says, and remember the selection in ``spec``."""
-        with self._connection.transaction("ingest.reselect") as db:
+
+def reselect(connection: Connection, selections: Iterable[tuple[int, str, Iterable[tuple[int, RecordState]]]]) -> None:
+    """Set the states of valid records, and remember each manifest's selection.
+
+    ``selections`` has the manifest, its ``spec`` and the states of its records.  All in one transaction: a source that
+    one manifest drops and another takes is needed all along, and a dead one among them stays dead.
+    """
+    with connection.transaction("ingest.reselect") as db:
+        for manifest, spec, chosen in selections:
             db.conn.executemany(
                 "UPDATE records SET state = ?2 WHERE id = ?1 AND state IN ('active', 'unselected') AND state <> ?2",
                 chosen,
             )
             db.conn.execute("UPDATE manifests SET spec = ? WHERE id = ?", (spec, manifest))
-            align_sources(db)
-            wake_evicted(db)
+        align_sources(db)
+        wake_evicted(db)

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,8 @@ from etl import __version__, clock
 from etl.clock import now_ms
 from etl.config import Settings
 from etl.errors import Interrupted
-from etl.models import EngineSample, ExportSummary, FailureFilter, GpuSample, RunState, Stage
-from etl.state import again, retry, schema, split, waits
+from etl.models import EngineSample, ExportSummary, FailureFilter, GpuSample, RecordState, RunState, Stage
+from etl.state import again, manifests, retry, schema, split, waits
 from etl.state import captions as caption_queue
 from etl.state.again import CaptionsAgain
 from etl.state.captions import CaptionQueue
@@ -98,6 +98,10 @@ class Store:
     def manifest(self, path: str) -> ManifestWriter:
         """Return the writer for the manifest known as ``path``."""
         return ManifestWriter(self._connection, path)
+
+    def reselect(self, selections: Iterable[tuple[int, str, Iterable[tuple[int, RecordState]]]]) -> None:
+        """Apply other selections of records (`etl.state.manifests.reselect`), all of them or none."""
+        manifests.reselect(self._connection, selections)
 
     def sources(self, run: int) -> SourceQueue:
         """Return the fetch queue, leased to ``run``."""

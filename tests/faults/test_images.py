@@ -43,7 +43,10 @@ def test_damaged_pictures_are_fetched_again_and_captioned_once(tmp_path: Path, p
         assert bench.caption(first, flow).done == 4
         captioned = bench.rows("SELECT id, text, done_at FROM captions WHERE status = 'done'")
 
-        files = bench.rows("SELECT working_sha256, sha256 FROM images ORDER BY id")
+        # In the order of their URLs: downloads end in any.
+        files = bench.rows(
+            "SELECT i.working_sha256, i.sha256 FROM sources s JOIN images i ON i.id = s.image ORDER BY s.id"
+        )
         for n in (0, 1, 2, 4, 5, 6):
             damage(cache.working_path(files[n][0]), n % 4)
             damage(cache.original_path(files[n][1]), n % 4)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.made_state import MadeState
 from support.states import assert_sound, captioned, fetch_all, fetched, settings_for, use_recipe
 from support.workbench import query, write_manifest
 
@@ -576,3 +577,17 @@ def test_long_lines_are_committed_sooner(store: Store, path: Path, monkeypatch: 
     seen: list[int] = []
     ingest(store, Manifest(str(path)), IngestOptions(), on_batch=seen.append)
     assert seen == [2, 4, 5]
+
+
+def test_a_dead_source_that_passes_from_one_manifest_to_another_stays_dead(tmp_path: Path) -> None:
+    """Another selection drops one manifest's record and takes the other's: somebody needed the source all along."""
+    made = MadeState(tmp_path)
+    window = Selection(synthetic=False, limit=1)
+    made.ingest(b'{"id": "1", "url": "http://a.example/1.jpg"}\n', "one.jsonl", selection=window)
+    other = b'{"id": "2", "url": "http://a.example/2.jpg"}\n{"id": "3", "url": "http://a.example/1.jpg"}\n'
+    made.ingest(other, "two.jsonl", selection=window)
+    made.finish(dead_sources={"1": "http_404"})
+    with Store.open(made.settings) as store:
+        reselect(store, Selection(synthetic=False, offset=1))
+        rows = store._connection.rows("SELECT url, status, attempts FROM sources ORDER BY url")
+    assert rows == [("http://a.example/1.jpg", "dead", 1), ("http://a.example/2.jpg", "cancelled", 0)]
