@@ -10,6 +10,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from etl.durable import fsync
 from etl.imaging.cache import ImageCache, disk_errors
 
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS})
@@ -45,7 +46,7 @@ class Adoption:
         """Make the names of all that was brought durable; only then may a row promise them."""
         for directory in sorted(self._directories):
             with disk_errors(directory):
-                _fsync(directory)
+                fsync(directory)
         self._directories.clear()
 
     def _bring(self, origin: Path, target: Path, sha256: str, size: int) -> bool:
@@ -74,7 +75,7 @@ class Adoption:
         part = self.target.new_part()
         try:
             shutil.copyfile(origin, part)
-            _fsync(part)
+            fsync(part)
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
@@ -90,11 +91,3 @@ class Adoption:
         except OSError:
             # Not there, or the disk cannot give it back.
             return False
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from etl.durable import fsync
 from etl.errors import DiskFullError, NotAHashError, StateError
 from etl.failpoints import failpoint
 
@@ -95,9 +96,9 @@ class ImageCache:
             for kind in ("working", "original"):
                 for shard in range(256):
                     (self.root / kind / f"{shard:02x}").mkdir(parents=True, exist_ok=True)
-                _fsync(self.root / kind)
-            _fsync(self.root)
-            _fsync(self.root.parent)
+                fsync(self.root / kind)
+            fsync(self.root)
+            fsync(self.root.parent)
             failpoint("cache.prepared")
 
     def working_path(self, sha256: str) -> Path:
@@ -218,7 +219,7 @@ class ImageCache:
     def _move(self, part: Path, target: Path) -> None:
         """Make the content durable before the name, and the name before anybody relies on it."""
         failpoint("cache.before_fsync")
-        _fsync(part)
+        fsync(part)
         prepared = target.parent.is_dir()
         target.parent.mkdir(parents=True, exist_ok=True)
         failpoint("cache.before_rename")
@@ -226,7 +227,7 @@ class ImageCache:
         failpoint("cache.renamed")
         # Directories that are there were made by `prepare`, which has seen to it that they last.
         for directory in (target.parent,) if prepared else (target.parent, target.parent.parent, self.root):
-            _fsync(directory)
+            fsync(directory)
         failpoint("cache.synced")
 
 
@@ -283,11 +284,3 @@ def _has_size(path: Path, size: int) -> bool:
         return path.stat().st_size == size
     except FileNotFoundError:
         return False
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

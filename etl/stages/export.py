@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, cast
 
 from backports import zstd
 
+from etl.durable import fsync
 from etl.errors import ConfigError, DiskFullError, EtlError
 from etl.failpoints import failpoint
 from etl.models import ExportSummary
@@ -181,7 +182,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         failpoint("export.before_rename")
         part.replace(path)
         failpoint("export.renamed")
-        _fsync_directory(path.parent)
+        fsync(path.parent)
         failpoint("export.synced")
     except BaseException:
         part.unlink(missing_ok=True)
@@ -202,11 +203,3 @@ def _compressed(file: BinaryIO, suffix: str) -> Iterator[BinaryIO]:
 
 def _unlinked(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-
-
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from etl.durable import fsync
 from etl.errors import ConfigError, DiskFullError, EtlError
 from etl.imaging.cache import ImageCache
 from etl.models import ExportSummary, RecordOutcome
@@ -192,11 +193,11 @@ class _Writer:
                 size += len(data) + len(line)
             metadata.flush()
             os.fsync(metadata.fileno())
-        _fsync(new)
+        fsync(new)
         # A directory cannot take another one's place; killed between the two, this shard is written again.
         shutil.rmtree(path, ignore_errors=True)
         new.rename(path)
-        _fsync(self._directory)
+        fsync(self._directory)
         return size, digest.hexdigest()
 
     def _picture(self, record: Joined) -> Path:
@@ -285,14 +286,6 @@ def _put(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

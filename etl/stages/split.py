@@ -7,12 +7,12 @@ and committed first, so a split that was killed goes on with the same parts.
 """
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from etl.durable import fsync
 from etl.errors import ConfigError, EtlError, StateSplitError
 from etl.imaging.adopt import Adoption
 from etl.imaging.cache import ImageCache, disk_errors
@@ -149,9 +149,9 @@ def _make(store: Store, found: Split, part: MadePart) -> MadePart:
         with Reader(new) as reader:
             progress = reader.progress()
     with disk_errors(part.path):
-        _fsync(new)
+        fsync(new)
         new.rename(part.path)
-        _fsync(part.path.parent)
+        fsync(part.path.parent)
     return dataclasses.replace(
         part, records=sum(progress.records.values()), pending=progress.outcomes.get("pending", 0),
         linked=adoption.linked, copied=adoption.copied, lost=lost, made=True,
@@ -176,11 +176,3 @@ def _bring_files(whole: Path, part: Store) -> tuple[Adoption, int]:
         after = rows[-1][0]
     adoption.settle()
     return adoption, lost
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
