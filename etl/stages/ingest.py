@@ -83,8 +83,7 @@ def ingest(
     reader = LineReader(manifest.lines())
     if row is not None and not reader.skip_to(row.checkpoint):
         row, reader = None, LineReader(manifest.lines())
-    with store.large_cache():
-        return _read(writer, row, reader, manifest, options, on_batch, should_stop)
+    return _read(writer, row, reader, manifest, options, on_batch, should_stop)
 
 
 def _whole(manifest: Manifest) -> Checkpoint:

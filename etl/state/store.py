@@ -11,7 +11,7 @@ import signal
 import socket
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -90,10 +90,6 @@ class Store:
     def directory(self) -> Path:
         """The state directory."""
         return self.settings.state
-
-    def large_cache(self) -> AbstractContextManager[None]:
-        """Return a block in which more of the database is kept in memory, for looking up keys all over it."""
-        return self._connection.large_cache()
 
     def manifest(self, path: str) -> ManifestWriter:
         """Return the writer for the manifest known as ``path``."""

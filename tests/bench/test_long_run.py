@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.long_claims import MEMORY_BYTES, Look, claims, tenths
+from benchmarks.long_claims import CACHE_BYTES, MEMORY_BYTES, Look, claims, tenths
 from benchmarks.long_run import LongRun
 
 ITEMS = 1000
@@ -38,7 +38,7 @@ def test_a_steady_run_holds_every_claim() -> None:
 @pytest.mark.parametrize(
     ("name", "rate", "claim"),
     [
-        ("main_bytes", 3 * MEMORY_BYTES / ITEMS, "memory of the main process"),
+        ("main_bytes", 3 * (MEMORY_BYTES + CACHE_BYTES) / ITEMS, "memory of the main process"),
         ("child_bytes", 2 * MEMORY_BYTES / ITEMS, "memory of its largest child"),
         ("descriptors", 0.01, "file descriptors"),
         ("child_descriptors", 0.01, "those of a child"),
