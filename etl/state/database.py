@@ -37,8 +37,7 @@ PAGE_SIZE = 16384
 """Manifest lines of about 1.3 kB fill 4 kB pages badly: 54k against 31k rows/s at ingest with 16 kB."""
 
 CACHE_KIB = 64 * 1024
-"""SQLite's cache of pages.  Keys and hashes are looked up all over their indexes: with 16 MiB the last of 100,000
-pictures were fetched a fifth slower than the first."""
+"""SQLite's cache of pages.  Keys and hashes are looked up all over their indexes, so it is not to be small."""
 
 _PRAGMAS = (
     f"PRAGMA page_size = {PAGE_SIZE}",
