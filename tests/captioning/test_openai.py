@@ -408,7 +408,7 @@ def test_a_hung_endpoint_loses_its_items_to_the_other(
         outcomes: Outcomes = {}
         for outcome in captioner.caption(items):
             outcomes[outcome.id] = outcome
-            if captioner.samples()[1].captions == 2:
+            if captioner.samples()[1].captions >= 2:
                 hung.process.send_signal(signal.SIGSTOP)
         assert captioner.samples()[1].slots == 0
         hung.process.send_signal(signal.SIGCONT)
