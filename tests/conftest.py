@@ -1,6 +1,10 @@
-"""What holds for every test: the collector looks only at what tests make."""
+"""What holds for every test: the collector looks only at what tests make, and what processes are forked from."""
 
 import gc
+from collections.abc import Iterator
+
+import pytest
+from support.zygote import Zygote
 
 
 def pytest_collection_finish() -> None:
@@ -11,3 +15,17 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """Let the interpreter take everything down as ever; what libraries see leaked at the end they complain of."""
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Return what `etl` processes are forked from, torch and all."""
+    with Zygote(torch=True) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def plain_zygote() -> Iterator[Zygote]:
+    """Return what `etl` processes that do not caption are forked from, without torch."""
+    with Zygote(torch=False) as made:
+        yield made

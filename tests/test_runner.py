@@ -16,6 +16,7 @@ from support.etl_process import SIGNALS, Program
 from support.fault_server import Behaviour, Exchange, FaultServer, drip, hang, ok, status
 from support.states import use_recipe
 from support.workbench import scenes, wait_for, write_manifest
+from support.zygote import Zygote
 
 from etl.captioning.checkpoint import DEMO_CHECKPOINT
 from etl.config import Settings
@@ -46,11 +47,11 @@ def server() -> Iterator[FaultServer]:
 
 
 @pytest.fixture
-def make_program(tmp_path: Path) -> MakeProgram:
+def make_program(tmp_path: Path, plain_zygote: Zygote) -> MakeProgram:
     """Return a maker of the program on this test's state directory."""
 
     def make(**settings: Any) -> Program:
-        return Program(tmp_path, **settings)
+        return Program(tmp_path, zygote=plain_zygote, **settings)
 
     return make
 
@@ -102,31 +103,6 @@ def test_a_signal_ends_the_run_after_committing(server: FaultServer, make_progra
     assert family, "the run had decoders"
     assert not psutil.wait_procs(family, timeout=30)[1]
     assert not program.processes()
-
-
-def test_a_signal_in_the_middle_of_captioning_keeps_every_caption(
-    server: FaultServer, make_program: MakeProgram
-) -> None:
-    """SIGTERM beside a model at work exits 143 within seconds; the same command then finishes the rest, once each."""
-    program = make_program(batch_size=4)
-    manifest = ingest(program, server, 60)
-    command = ("run", "--input", manifest, "--output", program.directory / "out.jsonl")
-    with program.start(*command) as run:
-        wait_for(lambda: program.count("captions", "done") >= 8, 180)
-        run.send(signal.SIGTERM)
-        ended = run.wait()
-    assert (ended.code, ended.seconds < 25) == (143, True)
-    assert not (program.directory / "out.jsonl").exists()
-    assert leases(program) == 0
-    assert not program.processes()
-    kept = dict(program.rows("SELECT id, done_at FROM captions WHERE status = 'done'"))
-    assert 8 <= len(kept) < 60
-    assert program.here(*command).code == 0
-    now = dict(program.rows("SELECT id, done_at FROM captions WHERE status = 'done'"))
-    assert len(now) == 60
-    assert kept.items() <= now.items(), "what was done before is not done again"
-    assert set(server.requests.values()) == {1}
-    assert len((program.directory / "out.jsonl").read_bytes().splitlines()) == 60
 
 
 def test_a_second_signal_ends_the_run_at_once(server: FaultServer, make_program: MakeProgram) -> None:

@@ -86,16 +86,19 @@ class ImageCache:
         """Return the cache of a state directory."""
         return cls(state / "images")
 
-    def prepare(self) -> None:
-        """Make the directories of the working copies and originals, durably, so that no file need wait for its own.
+    def prepare(self, *, originals: bool = True) -> None:
+        """Make the directories of working copies and ``originals``, durably, so that no file need wait for its own.
 
         Raises `DiskFullError` and `StateError` as `put_working` does.
         """
         self._make_parts()
         with disk_errors(self.root):
-            for kind in ("working", "original"):
-                for shard in range(256):
-                    (self.root / kind / f"{shard:02x}").mkdir(parents=True, exist_ok=True)
+            for kind in ("working", "original") if originals else ("working",):
+                (self.root / kind).mkdir(exist_ok=True)
+                there = {entry.name for entry in _entries(self.root / kind) if entry.is_dir()}
+                for shard in _SHARDS:
+                    if shard not in there:
+                        (self.root / kind / shard).mkdir(exist_ok=True)
                 fsync(self.root / kind)
             fsync(self.root)
             fsync(self.root.parent)

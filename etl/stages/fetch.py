@@ -46,7 +46,7 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bo
     mirrors = Mirrors.of(settings)
     roots = Roots([*beside, *mirrors.directories, *settings.allow_path])
     cache = ImageCache.of_state(store.directory)
-    cache.prepare()
+    cache.prepare(originals=settings.keep_originals)
     cache.sweep_parts(keep=resume.is_resumable)
     queue = store.sources(run)
     if refresh:

@@ -82,20 +82,26 @@ STRONG = 10.0
 """A repetition penalty that the demo model, which is very sure of its words, gives way to."""
 
 
+@pytest.fixture(scope="module")
+def penalised(loaded: LoadedModel, scenes: Scenes, oracle: dict[int, str]) -> dict[float | None, dict[int, str]]:
+    """Return the right caption of every scene, by repetition penalty."""
+    return {None: oracle} | {p: one_by_one(loaded, scenes, repetition_penalty=p) for p in (5.0, STRONG)}
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 12])
 def test_each_item_is_decoded_with_its_own_penalty(
-    batch_size: int, loaded: LoadedModel, scenes: Scenes, oracle: dict[int, str], settings: MakeSettings
-) -> None:
+    batch_size: int, loaded: LoadedModel, scenes: Scenes, settings: MakeSettings,
+    penalised: dict[float | None, dict[int, str]],
+) -> None:  # fmt: skip
     """In mixed batches each caption is what `generate()` gives alone with that item's repetition penalty."""
-    penalties = (None, 5.0, STRONG)
+    penalties = list(penalised)
     items = [dataclasses.replace(i, repetition_penalty=penalties[i.id % 3]) for i in scenes.items]
-    expected = {None: oracle} | {p: one_by_one(loaded, scenes, repetition_penalty=p) for p in penalties[1:]}
     captioner = GenerateCaptioner(loaded, settings(batch_size=batch_size), scenes.locate)
 
     texts, failures = split(list(captioner.caption(items)))
 
-    assert (texts, failures) == ({i.id: expected[i.repetition_penalty][i.id] for i in items}, {})
-    assert len({tuple(found.values()) for found in expected.values()}) == 3, "a penalty changes no word"
+    assert (texts, failures) == ({i.id: penalised[i.repetition_penalty][i.id] for i in items}, {})
+    assert len({tuple(found.values()) for found in penalised.values()}) == 3, "a penalty changes no word"
 
 
 def test_padding_bears_no_penalty(loaded: LoadedModel, scenes: Scenes, settings: MakeSettings) -> None:

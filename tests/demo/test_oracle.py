@@ -63,7 +63,7 @@ def _assert_mostly_right(expected: dict[str, str], got: dict[str, Any], required
     assert share >= required, f"only {share:.1%} of {len(expected)} captions are right:{shown}"
 
 
-@pytest.mark.parametrize("scenes", [200, pytest.param(500, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("scenes", [100, pytest.param(500, marks=pytest.mark.soak)])
 def test_unseen_scenes_of_every_format_are_captioned_word_for_word(
     pipeline: RunPipeline, tmp_path: Path, scenes: int
 ) -> None:

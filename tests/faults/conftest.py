@@ -6,23 +6,8 @@ from collections.abc import Iterator
 import pytest
 from support.fault_server import FaultServer
 from support.tally import Tally
-from support.zygote import Zygote
 
 TALLY = Tally(time.monotonic())
-
-
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    """Return what `etl` processes are forked from, torch and all."""
-    with Zygote(torch=True) as made:
-        yield made
-
-
-@pytest.fixture(scope="session")
-def plain_zygote() -> Iterator[Zygote]:
-    """Return what `etl` processes that do not caption are forked from, without torch."""
-    with Zygote(torch=False) as made:
-        yield made
 
 
 @pytest.fixture(scope="session")

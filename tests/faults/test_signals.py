@@ -90,6 +90,27 @@ def test_while_the_model_loads(program: Program, server: FaultServer) -> None:
     assert last_run(program) == ("interrupted", None)
 
 
+def test_while_it_captions(server: FaultServer, tmp_path: Path, zygote: Zygote) -> None:
+    """Every caption that is done stays; the same command then makes the others, each once."""
+    program = Program(tmp_path, zygote=zygote, batch_size=4)
+    manifest = ingest(program, server, 60)
+    command = ("run", "--input", manifest, "--output", program.directory / "out.jsonl")
+    with program.start(*command) as run:
+        wait_for(lambda: program.count("captions", "done") >= 8, 180)
+        stop(run, signal.SIGTERM)
+    assert not (program.directory / "out.jsonl").exists()
+    assert leases(program) == []
+    assert not program.processes()
+    kept = dict(program.rows("SELECT id, done_at FROM captions WHERE status = 'done'"))
+    assert 8 <= len(kept) < 60
+    assert program.run(*command).code == 0
+    now = dict(program.rows("SELECT id, done_at FROM captions WHERE status = 'done'"))
+    assert len(now) == 60
+    assert kept.items() <= now.items(), "what was done before is not done again"
+    assert set(server.requests.values()) == {1}
+    assert len((program.directory / "out.jsonl").read_bytes().splitlines()) == 60
+
+
 @pytest.mark.parametrize("place", ["export.begun", pytest.param("export.before_rename", marks=pytest.mark.soak)])
 def test_in_an_export(program: Program, server: FaultServer, place: str) -> None:
     """An export that is cut off leaves the old file, no part, and a run that was interrupted."""

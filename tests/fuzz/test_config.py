@@ -14,7 +14,7 @@ from etl.cli.app import main
 from etl.config import Settings, load_dashboard, load_settings
 from etl.errors import ConfigError
 
-CONFIGS, COMMANDS = 500, 30
+CONFIGS, COMMANDS = 250, 15
 FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
 
 TOML_VALUES = (

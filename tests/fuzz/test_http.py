@@ -22,7 +22,7 @@ from etl.net import resume
 from etl.net.client import Download, Downloader, Validators
 from etl.net.robots import Robots
 
-ANSWERS, STALLS, ROBOTS = 450, 20, 80
+ANSWERS, STALLS, ROBOTS = 225, 10, 40
 AT_ONCE = 16
 MAX_BYTES = 300_000
 MEMORY = 256 * 2**20

@@ -17,7 +17,7 @@ from etl.imaging.cache import ImageCache
 from etl.imaging.pool import DecoderPool
 from etl.models import DecodedImage
 
-PICTURES = 144
+PICTURES = 72
 EDGE = 64
 MAX_PIXELS = 50_000_000
 MEMORY = 512 * 2**20
@@ -40,7 +40,7 @@ def test_pictures_soak(tmp_path: Path, tally: Tally) -> None:
 @pytest.mark.soak
 def test_great_bombs_soak(tmp_path: Path, tally: Tally) -> None:
     """Files of the worst kind, each of which takes a decoder's whole time or memory."""
-    asyncio.run(feed(tmp_path, GREAT_BOMBS, SOAK_FACTOR // 4, tally))
+    asyncio.run(feed(tmp_path, GREAT_BOMBS, SOAK_FACTOR // 8, tally))
 
 
 async def feed(directory: Path, kinds: Mapping[str, Maker], count: int, tally: Tally) -> None:

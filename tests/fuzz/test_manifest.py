@@ -29,7 +29,7 @@ from etl.state import queries as queries_module
 from etl.state.queries import Reader
 from etl.state.store import Store
 
-LINES, FILES = 480, 42
+LINES, FILES = 240, 21
 LINES_IN_ONE = 150
 
 MEMORY, SPARE_MEMORY = 20, 24 * 2**20
@@ -204,7 +204,7 @@ def test_files_soak(tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.soak
 def test_great_files_soak(tmp_path: Path, tally: Tally) -> None:
     """The largest files, against the limits that the program has."""
-    feed_files(tmp_path, ("bomb", "csv, endless", "giant line"), SOAK_FACTOR // 4, tally)
+    feed_files(tmp_path, ("bomb", "csv, endless", "giant line"), SOAK_FACTOR // 8, tally)
 
 
 def use_small_limits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from etl.captioning.prompts import MAX_FIELD_CHARS, MAX_PROMPT_CHARS, PromptTemp
 from etl.config import Settings
 from etl.errors import CaptionError, ConfigError, InvalidRecordError
 
-VALUES, TEMPLATES = 300, 250
+VALUES, TEMPLATES = 150, 125
 MEMORY = 64 * 2**20
 
 SPELLINGS = (

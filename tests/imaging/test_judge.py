@@ -13,7 +13,7 @@ picture itself, before it was written, is the reference.
 import functools
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +146,16 @@ def assert_judged_right(path: Path, convert: Callable[[Any], Any] = managed) -> 
     assert difference(copy, reference(path, copy.size, convert)) < ALLOWED
 
 
-@pytest.fixture(params=["at once", "in pieces"])
-def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Both ways to decode a TIFF."""
-    if request.param == "in pieces":
-        monkeypatch.setattr(bands, "LARGE_BYTES", 0)
-        monkeypatch.setattr(tiff, "PIECE_BYTES", 100_000)
-    yield request.param
+def assert_both_ways_judged_right(path: Path, convert: Callable[[Any], Any] = managed) -> None:
+    """A TIFF decoded at once and in pieces, both against the same reference."""
+    at_once = working_copy(path)
+    right = reference(path, at_once.size, convert)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bands, "LARGE_BYTES", 0)
+        patch.setattr(tiff, "PIECE_BYTES", 100_000)
+        in_pieces = working_copy(path)
+    found = {"at once": difference(at_once, right), "in pieces": difference(in_pieces, right)}
+    assert max(found.values()) < ALLOWED, found
 
 
 # Formats --------------------------------------------------------------------------------------------------------
@@ -213,13 +216,12 @@ TIFF_MODES = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mode", TIFF_MODES)
 @pytest.mark.parametrize("compression", ["none", "lzw", "deflate", "packbits"])
-@pytest.mark.usefixtures("pieces")
 def test_every_kind_of_tiff_is_what_the_judge_sees(tmp_path: Path, layout: str, mode: str, compression: str) -> None:
     """Depths, layouts and compressions as libtiff writes them, with a predictor where there can be one."""
     has_predictor = compression in ("lzw", "deflate")
     predictor = "none" if not has_predictor else "float" if mode == "L float" else "horizontal"
     judges(mode).tiffsave(str(tmp_path / "a"), compression=compression, predictor=predictor, **LAYOUTS[layout])
-    assert_judged_right(tmp_path / "a", TIFF_MODES[mode])
+    assert_both_ways_judged_right(tmp_path / "a", TIFF_MODES[mode])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -236,13 +238,12 @@ def test_every_kind_of_tiff_is_what_the_judge_sees(tmp_path: Path, layout: str, 
         ("L", {"bitdepth": 4, "predictor": "none", "compression": "lzw"}),
     ],
 )
-@pytest.mark.usefixtures("pieces")
 def test_jpeg_fax_and_inverted_tiffs_are_what_the_judge_sees(
     tmp_path: Path, layout: str, mode: str, options: dict[str, Any]
 ) -> None:
     """JPEG in TIFF with and without subsampling, Group 4, few bits, and files where 0 is white."""
     judges(mode).tiffsave(str(tmp_path / "a"), **options, **LAYOUTS[layout])
-    assert_judged_right(tmp_path / "a")
+    assert_both_ways_judged_right(tmp_path / "a")
 
 
 # Profiles and orientation ---------------------------------------------------------------------------------------

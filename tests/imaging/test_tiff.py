@@ -1,5 +1,6 @@
 """TIFFs decoded in pieces: the same pixels as at once, in little memory; and TIFFs that Pillow alone misreads."""
 
+import functools
 import math
 import os
 import struct
@@ -66,6 +67,7 @@ def drawn(mode: str = "RGB", size: tuple[int, int] = (W, H)) -> Image.Image:
     return picture.convert("P", palette=Image.Palette.ADAPTIVE) if mode == "P" else picture.convert(mode)
 
 
+@functools.cache
 def samples(kind: str, order: str) -> tuple[bytes, list[int]]:
     """The pixels of a `PLAIN` kind, chunky, and the tag of its colour map."""
     if kind in ("16-bit gray", "signed gray", "float gray", "16-bit RGB"):

@@ -141,10 +141,11 @@ class PlainState:
                 source.renew("done" if source.image else "ready")
 
     def select(self, offset: int, limit: int | None) -> None:
-        """Caption only a window of each manifest."""
-        for name, manifest in self.manifests.items():
-            if manifest.window == (offset, limit):
-                continue
+        """Caption only a window of each manifest; one that has it already changes nothing, not even what is needed."""
+        others = {name: one for name, one in self.manifests.items() if one.window != (offset, limit)}
+        if not others:
+            return
+        for name, manifest in others.items():
             manifest.window = (offset, limit)
             for index, record in enumerate(self.of_manifest(name)):
                 if record.state != "invalid":
