@@ -10,7 +10,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks.split_merge import make, timed, work
+from benchmarks.growth import make, timed, work
 from etl.config import Settings
 from etl.pipeline import export_manifest
 from etl.stages.export import ExportOptions
@@ -41,7 +41,7 @@ def main() -> None:
             make(directory, records)
             work(directory / "state", records)
             for way in WAYS:
-                seconds, peak = timed(write, directory, way)
+                seconds, _, peak = timed(write, directory, way)
                 print(f"{records:>11,} records  {way:<15} {seconds:>7.1f} s  {peak / 2**20:>5,.0f} MiB", flush=True)
 
 

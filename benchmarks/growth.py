@@ -1,10 +1,11 @@
-"""How long splitting a state and merging its parts takes, how much memory, and how both grow.
+"""How long ingest, split and merge take, how much memory, and how they grow with the number of records.
 
-    python -m benchmarks.split_merge --records 10000 100000 1000000 --parts 3
+    python -m benchmarks.growth --records 10000 100000 1000000 10000000 --json growth.jsonl
+    python -m benchmarks.growth_plot growth.jsonl docs/pictures/growth.svg
 
 Makes a state of made-up records of about 1.3 kB (`benchmarks.ingest`), a tenth of it fetched and captioned, splits
 it, lets each part do the rest (rows alone, no picture is drawn or captioned), merges the parts, and merges them again.
-Each step runs in a process of its own, so that its peak of memory is its own.
+Each step runs in a process of its own, so that its peak of memory is its own.  Ten million records need 60 GB of disk.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.ingest import peak_rss, write_manifest
 from etl.clock import now_ms
@@ -34,20 +35,32 @@ from etl.stages.ingest_options import IngestOptions
 from etl.stages.manifest import Manifest
 from etl.stages.merge import merge
 from etl.stages.split import split
+from etl.state.database import DATABASE_NAME
 from etl.state.queries import Reader
 from etl.state.store import Store
 
 BATCH = 5_000
 
+MANIFEST = "manifest.jsonl"
+
 
 def make(directory: Path, records: int) -> None:
     """Make the state that is to be split."""
-    manifest = directory / "manifest.jsonl"
-    write_manifest(manifest, records)
-    with Store.open(Settings(state=directory / "state")) as store, store.run((Stage.INGEST,)):
-        ingest(store, Manifest(str(manifest)), IngestOptions())
-    manifest.unlink()
+    write_manifest(directory / MANIFEST, records)
+    load(directory)
+    (directory / MANIFEST).unlink()
     work(directory / "state", records // 10)
+
+
+def load(directory: Path) -> None:
+    with Store.open(Settings(state=directory / "state")) as store, store.run((Stage.INGEST,)):
+        ingest(store, Manifest(str(directory / MANIFEST)), IngestOptions())
+
+
+def look(directory: Path) -> None:
+    """Ask what `etl status` asks."""
+    with Reader(directory / "state") as reader:
+        reader.progress()
 
 
 def work(state: Path, limit: int) -> None:
@@ -87,60 +100,76 @@ def unite(directory: Path, parts: int) -> None:
         merge(store, [directory / "parts" / f"part-{number}" for number in range(1, parts + 1)])
 
 
-def timed(function: Callable[..., None], *arguments: Any) -> tuple[float, int]:
-    """Run a step in a process of its own; return its seconds and its peak of memory, in bytes."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        seconds, peak = pool.apply(_measured, (function, arguments))
-    return round(seconds, 1), peak
+class Cost(NamedTuple):
+    """What a step took: seconds, seconds of the processor, peak of memory in bytes."""
+
+    s: float
+    cpu_s: float
+    peak: int
 
 
-def _measured(function: Callable[..., None], arguments: tuple[Any, ...]) -> tuple[float, int]:
-    began = time.perf_counter()
+def timed(function: Callable[..., None], *arguments: Any) -> Cost:
+    """Run a step in a process of its own; return what it took."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measured, (function, arguments))
+
+
+def _measured(function: Callable[..., None], arguments: tuple[Any, ...]) -> Cost:
+    began, cpu_began = time.perf_counter(), time.process_time()
     function(*arguments)
-    return time.perf_counter() - began, peak_rss()
+    return Cost(round(time.perf_counter() - began, 3), round(time.process_time() - cpu_began, 3), peak_rss())
 
 
 def measure(directory: Path, records: int, parts: int) -> dict[str, Any]:
-    """Make, split, work and merge; return the figures."""
-    make(directory, records)
-    evict(directory / "state")
+    """Ingest, split, work and merge; return the figures."""
     figures: dict[str, Any] = {"records": records, "parts": parts}
-    figures["split_s"], figures["split_peak"] = timed(divide, directory, parts)
+
+    def step(name: str, function: Callable[..., None], *arguments: Any) -> None:
+        figures.update({f"{name}_{kind}": value for kind, value in timed(function, *arguments)._asdict().items()})
+        print(f"{name:>14} {figures[f'{name}_s']:10,.2f} s, of the processor {figures[f'{name}_cpu_s']:10,.2f} s, "
+              f"{figures[f'{name}_peak'] / 2**20:7,.0f} MiB", flush=True)  # fmt: skip
+
+    write_manifest(directory / MANIFEST, records)
+    step("ingest", load, directory)
+    step("ingest_again", load, directory)
+    (directory / MANIFEST).unlink()
+    figures["ingested_bytes"] = database_bytes(directory)
+    step("work", work, directory / "state", records // 10)
+    evict(directory / "state")
+    step("split", divide, directory, parts)
     for number in range(1, parts + 1):
         part = directory / "parts" / f"part-{number}"
-        work(part, records)
+        step(f"work_{number}", work, part, records)
         evict(part)
-    figures["merge_s"], figures["merge_peak"] = timed(unite, directory, parts)
-    figures["merge_again_s"], _ = timed(unite, directory, parts)
+    step("merge", unite, directory, parts)
+    step("merge_again", unite, directory, parts)
     with Reader(directory / "state") as reader:
         progress = reader.progress()
     assert progress.outcomes["captioned"] == progress.records["active"], progress
-    figures["database_bytes"] = (directory / "state" / "state.db").stat().st_size
+    step("look", look, directory)
+    figures["database_bytes"] = database_bytes(directory)
     return figures
 
 
+def database_bytes(directory: Path) -> int:
+    return (directory / "state" / DATABASE_NAME).stat().st_size
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure `etl split` and `etl merge` on made-up states.")
+    parser = argparse.ArgumentParser(description="Measure how ingest, split and merge grow, on made-up states.")
     parser.add_argument("--records", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--parts", type=int, default=3)
     parser.add_argument("--directory", type=Path, help="where the temporary files go (default: the system's place)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object for each size")
+    parser.add_argument("--json", type=Path, help="add one JSON object for each size to this file")
     arguments = parser.parse_args()
     for records in arguments.records:
-        with tempfile.TemporaryDirectory(prefix="split-", dir=arguments.directory) as directory:
+        print(f"{records:,} records in {arguments.parts} parts", flush=True)
+        with tempfile.TemporaryDirectory(prefix="growth-", dir=arguments.directory) as directory:
             figures = measure(Path(directory), records, arguments.parts)
+        print(f"      database {figures['database_bytes'] / 1e6:10,.0f} MB", flush=True)
         if arguments.json:
-            print(json.dumps(figures), flush=True)
-            continue
-        rates = {step: f"{figures[f'{step}_s']:,} s" for step in ("split", "merge", "merge_again")}
-        print(
-            f"{records:>11,} records, {figures['parts']} parts: split {rates['split']} "
-            f"({figures['split_peak'] / 2**20:,.0f} MiB), merge {rates['merge']} "
-            f"({figures['merge_peak'] / 2**20:,.0f} MiB), merged again {rates['merge_again']}; "
-            f"database {figures['database_bytes'] / 1e6:,.0f} MB",
-            flush=True,
-        )
+            with arguments.json.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(figures) + "\n")
 
 
 if __name__ == "__main__":

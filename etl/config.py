@@ -49,7 +49,8 @@ class Settings:
         prefer_mirror: ask the mirrors before the URL of the record.
         longest_edge: longest edge of the working copies, in pixels.
         keep_originals: keep the original bytes in the cache beside the working copy.
-        decoders: decoder processes; 0 means one for each core.
+        fetch_backend: what fetches: ``local``, this machine, or ``ray``, the nodes of a Ray cluster.
+        decoders: decoder processes, on each node of a cluster; 0 means one for each core.
         decoder_memory: address space of one decoder process, in bytes.
         min_free: bytes of disk that fetch leaves free.
         max_cache_size: bytes that the image cache may take; 0 means no limit.
@@ -66,7 +67,8 @@ class Settings:
         endpoint_patience_s: seconds for which all endpoints may fail, or no Ray node be there, before the run ends.
         ray_address: where the Ray cluster is: host:port, ray://host:port, or ``auto`` on one of its nodes.
         ray_cpus: CPUs of each actor where the cluster captions without GPUs; 0 for one actor on each GPU.
-        ray_timeout_s: seconds for which an actor may finish nothing before it is ended.
+        ray_timeout_s: seconds for which a captioning actor may finish nothing, a fetching one fall silent, before it is
+            ended.
         insecure: send the endpoints' key over plain http to public hosts too; join a Ray cluster that takes anybody.
         engine: ``slots`` (continuous batching), ``generate`` (transformers' own), or ``auto``: slots where the model
             allows it.
@@ -111,6 +113,7 @@ class Settings:
     prefer_mirror: bool = False
     longest_edge: int = 1024
     keep_originals: bool = False
+    fetch_backend: str = "local"
     decoders: int = 0
     decoder_memory: int = 4 * 1024**3
     min_free: int = 256 * 1024 * 1024

@@ -4,6 +4,7 @@
     |-- UsageError                2: what was asked for cannot be done
     |   |-- ConfigError           a setting, template or flag is wrong
     |   |-- ManifestError         the manifest file itself cannot be read (missing, empty, cut short)
+    |   |-- ClusterError          the Ray cluster cannot be joined, or no node of it can fetch
     |   `-- ModelError            the model cannot be found, loaded or driven
     |       `-- UnsupportedProcessorError    its pictures must go through the processor itself
     |-- StateError                1: the state directory cannot be used
@@ -59,6 +60,10 @@ class ManifestError(UsageError):
 
 class ModelError(UsageError):
     """The model is unknown, incomplete, unsafe or of a kind that cannot caption pictures."""
+
+
+class ClusterError(UsageError):
+    """The Ray cluster cannot be joined, or none of its nodes can fetch."""
 
 
 class UnsupportedProcessorError(ModelError):
@@ -237,6 +242,13 @@ class ClientStatusError(FetchError):
     """Any other HTTP status that is not a success."""
 
     slug = "http_4xx"
+
+
+class NodeFailedError(FetchError):
+    """The cluster's node that fetched it fell silent, sent something damaged, or died again and again with it."""
+
+    slug = "node_failed"
+    retryable = True
 
 
 class RobotsError(FetchError):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from etl.captioning.backends import check_model
+from etl.cluster.connection import check as check_cluster
 from etl.config import Settings
 from etl.deadline import Deadline
 from etl.errors import ConfigError, EtlError, StateLockedError, StateSplitError
@@ -193,6 +194,8 @@ def _recorded(settings: Settings, plan: Plan, on_progress: Callable[[Progress], 
     if plan.fetch:
         # Refused before anything begins, so that no run is on record for it.
         Mirrors.of(settings)
+        if settings.fetch_backend == "ray":
+            check_cluster(settings, "--fetch-backend ray")
     if plan.output is not None:
         check_target(plan.output, plan.export)
     if (plan.fetch or plan.caption) and not plan.force:

@@ -17,7 +17,9 @@ ENGINES = ("auto", "slots", "generate")
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
-_CHOICES = {"dtype": DTYPES, "backend": BACKENDS, "engine": ENGINES}
+FETCH_BACKENDS = ("local", "ray")
+
+_CHOICES = {"dtype": DTYPES, "backend": BACKENDS, "engine": ENGINES, "fetch_backend": FETCH_BACKENDS}
 
 _LIMITS: dict[str, tuple[float, float]] = {
     "concurrency": (1, 32),

@@ -104,9 +104,9 @@ def check_model(settings: Settings) -> None:
         check_endpoints(settings)
         return
     if settings.backend == "ray":
-        from etl.captioning.ray.cluster import check
+        from etl.cluster.connection import check
 
-        check(settings)
+        check(settings, "--backend ray")
         return
     from etl.captioning.checkpoint import find_checkpoint
     from etl.captioning.vetting import vet

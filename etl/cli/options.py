@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,9 +24,9 @@ from etl.text import clean, clean_lines
 FETCH_SETTINGS = (
     "concurrency", "per_host", "host_rate", "host_patience_s", "respect_robots", "connect_timeout_s", "read_timeout_s",
     "min_rate", "max_bytes", "max_pixels", "max_attempts", "backoff_s", "backoff_cap_s", "contact", "allow_host",
-    "allow_path", "rewrite_url", "mirror_template", "prefer_mirror", "longest_edge", "keep_originals", "decoders",
-    "decoder_memory", "min_free", "max_cache_size", "metrics_port", "metrics_address", "webhook", "deadline",
-    "interval_s",
+    "allow_path", "rewrite_url", "mirror_template", "prefer_mirror", "longest_edge", "keep_originals", "fetch_backend",
+    "ray_address", "ray_timeout_s", "endpoint_patience_s", "insecure", "decoders", "decoder_memory", "min_free",
+    "max_cache_size", "metrics_port", "metrics_address", "webhook", "deadline", "interval_s",
 )  # fmt: skip
 CAPTION_SETTINGS = (
     "model", "revision", "dtype", "device", "backend", "endpoint", "endpoint_model", "endpoint_concurrency",
@@ -66,8 +66,12 @@ _GLOBALS: dict[str, Any] = {
 }
 
 
-def command(app: typer.Typer, *fields: str, name: str | None = None) -> Callable[[Callable[..., Any]], Any]:
+def command(
+    app: typer.Typer, *fields: str, name: str | None = None, also: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., Any]], Any]:
     """Register a command that takes the global options and one option for each named field of `Settings`.
+
+    ``also`` gives second names to the options of fields.
 
     The function's first parameter receives the `Context`; its others stay its own options.
     """
@@ -89,7 +93,7 @@ def command(app: typer.Typer, *fields: str, name: str | None = None) -> Callable
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(128 + signal.SIGPIPE) from error
 
-        parameters = own + [_parameter(field) for field in fields]
+        parameters = own + [_parameter(field, (also or {}).get(field)) for field in fields]
         parameters += [
             inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=_default(option), annotation=annotation)
             for option, annotation in _GLOBALS.items()
@@ -149,7 +153,7 @@ class _Clean(logging.Formatter):
         return clean_lines(super().formatException(info))
 
 
-def _parameter(field: str) -> inspect.Parameter:
+def _parameter(field: str, second: str | None = None) -> inspect.Parameter:
     """Return the option for one field: ``None`` stands for "not given", so that file and environment count."""
     default = {f.name: f.default for f in dataclasses.fields(Settings)}[field]
     kind = typing.get_type_hints(Settings)[field]
@@ -159,7 +163,7 @@ def _parameter(field: str) -> inspect.Parameter:
     if kind is bool:
         option = typer.Option(f"{flag}/--no-{flag[2:]}", help=text, show_default=False)
     else:
-        option = typer.Option(flag, help=text, show_default=False)
+        option = typer.Option(flag, *((second,) if second else ()), help=text, show_default=False)
     wanted = list[str] | None if isinstance(default, tuple) else kind | None
     return inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[wanted, option])
 

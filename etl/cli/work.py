@@ -75,7 +75,7 @@ def register(app: typer.Typer) -> None:
         render.ingested(context, summary)
         _leave(signal, failed=summary.invalid > 0)
 
-    @command(app, *FETCH_SETTINGS)
+    @command(app, *FETCH_SETTINGS, also={"fetch_backend": "--backend"})
     def fetch(
         context: Context,
         refresh: Annotated[

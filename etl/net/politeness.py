@@ -82,6 +82,17 @@ class HostGate:
         self._closed = False
 
     @property
+    def total(self) -> int:
+        """Requests at once, over all hosts; running ones go on where it becomes less."""
+        return self._total
+
+    @total.setter
+    def total(self, total: int) -> None:
+        if total != self._total:
+            self._total = total
+            self._start_waiting()
+
+    @property
     def waiting(self) -> int:
         """Requests that wait for a slot."""
         return len(self._waiting)
@@ -161,7 +172,7 @@ class HostGate:
 
     def free(self, host: str) -> int:
         """How many further requests to ``host`` could start now or in a moment; 0 while it is paused or parked."""
-        total = self._total - self._active
+        total = max(0, self._total - self._active)
         if host == "":
             return total
         known = self._hosts.get(host) or self._new(host)

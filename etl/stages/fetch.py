@@ -5,13 +5,12 @@ Here is put together what one fetch works with; the work itself is in `etl.stage
 
 import asyncio
 import logging
-import os
 from pathlib import Path
 
 from etl.config import Settings
 from etl.errors import ConfigError
+from etl.fetching.hands import Hands, LocalHands
 from etl.imaging.cache import ImageCache
-from etl.imaging.pool import DecoderPool
 from etl.models import StageSummary
 from etl.net import resume
 from etl.net.local import Roots
@@ -33,7 +32,8 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bo
 
     Raises `ConfigError` when the state's working copies were made with another ``longest_edge`` or a mirror is not
     well given, and `DiskFullError` when the disk has less than ``min_free`` bytes or the cache no room below
-    ``max_cache_size``; what was committed stays.
+    ``max_cache_size``; what was committed stays.  Raises `ClusterError` when no node of the cluster could fetch for
+    ``endpoint_patience_s``.
     """
     with Reader(store.directory) as reader:
         edges = reader.longest_edges()
@@ -51,18 +51,24 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bo
     queue = store.sources(run)
     if refresh:
         log.info("%d sources are asked for again", queue.refresh())
-    processes = settings.decoders or os.cpu_count() or 1
-    with DecoderPool(
-        cache.root, processes=processes, memory_bytes=settings.decoder_memory, longest_edge=settings.longest_edge,
-        max_pixels=settings.max_pixels,
-    ) as decoders:  # fmt: skip
+    with _open_hands(settings, cache) as hands:
         # While this process prepares itself; what it asks for first comes within hundredths of a second.
-        decoders.start(min(processes, queue.due()))
+        hands.begin(queue.due())
         loop = FetchLoop(
-            queue, store.hosts(run), settings, flow, cache, decoders, processes, mirrors,
-            roots, Room(store, cache, queue, settings, flow),
+            queue, store.hosts(run), settings, flow, cache, hands, mirrors, roots,
+            Room(store, cache, queue, settings, flow),
         )  # fmt: skip
         return asyncio.run(loop.run())
+
+
+def _open_hands(settings: Settings, cache: ImageCache) -> Hands:
+    """Return who downloads and decodes.  Raises `ConfigError` and `ClusterError` where a cluster cannot be joined."""
+    if settings.fetch_backend == "local":
+        return LocalHands(settings, cache)
+    from etl.fetching.cluster import ClusterHands
+    from etl.fetching.ray import RayCluster
+
+    return ClusterHands(settings, cache, RayCluster(settings))
 
 
 def _folder(manifest: str) -> Path:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from etl.clock import now_ms
 from etl.config import Settings
 from etl.errors import DecoderCrashedError, EtlError, FetchError, HostDownError, InternalError, ItemError
+from etl.fetching.hands import Hands, LostError
 from etl.imaging.cache import ImageCache
-from etl.imaging.pool import DecoderPool
 from etl.models import FetchedImage, HostState, ItemFailure, KnownImage, SourceItem, StageSummary
 from etl.net import resume
 from etl.net.local import Roots, host_of
@@ -70,8 +70,7 @@ class FetchLoop:
         settings: Settings,
         flow: Flow,
         cache: ImageCache,
-        decoders: DecoderPool,
-        processes: int,
+        hands: Hands,
         mirrors: Mirrors,
         roots: Roots,
         room: Room,
@@ -81,7 +80,7 @@ class FetchLoop:
         self._settings = settings
         self._flow = flow
         self._cache = cache
-        self._decoders = decoders
+        self._hands = hands
         self._mirrors = mirrors
         self._roots = roots
         self._room = room
@@ -91,7 +90,6 @@ class FetchLoop:
             longest_wait_s=settings.backoff_cap_s,
         )  # fmt: skip
         self._in_flight: dict[asyncio.Task[None], SourceItem] = {}
-        self._limit = settings.concurrency + DECODE_AHEAD * processes
         self._changed = asyncio.Event()
         self._ended = _Ended()
         self._last_host = ""
@@ -113,15 +111,16 @@ class FetchLoop:
                 log.info("a proxy is set: it resolves names, so private addresses are not refused")
             if self._settings.respect_robots:
                 downloader.may_follow = self._robots_of(downloader)
-            fetcher = SourceFetcher(
-                self._settings, self._queue, self._gate, downloader, self._decoders, self._cache, self._mirrors,
-                self._roots, downloader.may_follow, on_downloaded=self._changed.set,
-                is_stopping=lambda: self._flow.stopping,
-            )  # fmt: skip
-            try:
-                await self._loop(fetcher)
-            finally:
-                released = await self._give_back(fetcher)
+            async with self._hands.at_work(downloader) as (downloads, decoders):
+                fetcher = SourceFetcher(
+                    self._settings, self._queue, self._gate, downloads, decoders, self._cache, self._mirrors,
+                    self._roots, downloader.may_follow, on_downloaded=self._changed.set,
+                    is_stopping=lambda: self._flow.stopping,
+                )  # fmt: skip
+                try:
+                    await self._loop(fetcher)
+                finally:
+                    released = await self._give_back(fetcher)
         return StageSummary(self._done, self._retried, self._dead, released)
 
     def _robots_of(self, downloader: "Downloader") -> Callable[[str], Awaitable[None]]:
@@ -139,6 +138,8 @@ class FetchLoop:
         while not self._flow.should_abandon():
             self._report_hosts()
             claiming = self._flow.claiming and self._room.may_grow(busy=bool(self._in_flight))
+            claiming = claiming and self._hands.are_ready()
+            self._gate.total = self._settings.concurrency * self._hands.machines
             self._gate.closed = not claiming
             if claiming:
                 await self._claim(fetcher)
@@ -185,13 +186,14 @@ class FetchLoop:
                 more.append(host)
             self._last_host = host
         for host in more:
-            room = min(self._gate.ahead(host), self._settings.concurrency - self._gate.waiting)
+            room = min(self._gate.ahead(host), self._gate.total - self._gate.waiting)
             if room > 0 and self._room_in_all > 0:
                 await self._start(fetcher, host, room)
 
     @property
     def _room_in_all(self) -> int:
-        return self._limit - (len(self._in_flight) - self._gate.waiting)
+        limit = self._gate.total + DECODE_AHEAD * self._hands.processes
+        return limit - (len(self._in_flight) - self._gate.waiting)
 
     async def _start(self, fetcher: "SourceFetcher", host: str, most: int) -> int:
         """Claim and start up to so many sources of a host; return how many there were."""
@@ -267,6 +269,11 @@ class FetchLoop:
             self._ended.fetched.append(fetched)
         except NotNowError as blocked:
             self._ended.not_now.append((item.id, blocked.until_ms))
+        except LostError as lost:
+            if lost.charge is None:
+                self._ended.not_now.append((item.id, now_ms()))
+            else:
+                self._ended.failed.append((_failure(item, lost.charge, started), item))
         except ItemError as error:
             self._ended.failed.append((_failure(item, error, started), item))
         except EtlError:

@@ -9,11 +9,10 @@ from pathlib import Path
 from etl.clock import now_ms
 from etl.config import Settings
 from etl.errors import FetchError, HostDownError, ItemError, TransientFetchError
+from etl.fetching.hands import Decoders, Downloads
 from etl.imaging.cache import ImageCache
-from etl.imaging.pool import DecoderPool
 from etl.models import DecodedImage, FetchedImage, KnownImage, SourceItem
-from etl.net import resume
-from etl.net.client import Downloader, Validators
+from etl.net.attempt import Validators
 from etl.net.local import Roots, is_local, read_local
 from etl.net.mirrors import Address, Mirrors
 from etl.net.part import Download
@@ -37,7 +36,8 @@ class SourceFetcher:
         settings: of the run.
         queue: asked which images are there already, and for the records that mirrors are made from.
         gate: lets requests to a host begin.
-        downloader, decoders, cache, mirrors: do the work.
+        downloads, decoders: do the work, here or elsewhere.
+        cache, mirrors: of the run.
         roots: where local files may lie.
         robots: awaited with the URL before it is asked for; raises a `FetchError` where that is not allowed.
         on_downloaded: called when a download has ended and another may begin, while its picture is decoded.
@@ -47,8 +47,8 @@ class SourceFetcher:
     settings: Settings
     queue: SourceQueue
     gate: HostGate
-    downloader: Downloader
-    decoders: DecoderPool
+    downloads: Downloads
+    decoders: Decoders
     cache: ImageCache
     mirrors: Mirrors
     roots: Roots
@@ -80,7 +80,7 @@ class SourceFetcher:
         """Remove what unfinished downloads of the source have left."""
         for address in self._addresses(item):
             if address.host:
-                resume.forget(self.cache.part_of(address.url))
+                self.downloads.forget(self.cache.part_of(address.url))
 
     def _addresses(self, item: SourceItem) -> list[Address]:
         if not self.mirrors:
@@ -116,10 +116,11 @@ class SourceFetcher:
                 return _known(item, address, download, image, started)
             decoded = await self.decoders.decode(part)
             if keep:
+                await self.downloads.bring(part, download.sha256)
                 await asyncio.to_thread(self.cache.keep_original, part, download.sha256)
             return _fetched(item, address, download, decoded, started, kept=keep)
         finally:
-            resume.forget(part)
+            self.downloads.forget(part)
 
     async def _from_file(self, address: Address, item: SourceItem, started: int) -> FetchedImage | KnownImage:
         async with self.gate.slot("", patient=False):
@@ -145,14 +146,15 @@ class SourceFetcher:
         """
         await self._ask_leave(address)
         while True:
-            before = _size(part)
+            begun = self.downloads.rest_of(part)
             async with self.gate.slot(address.host, address.url, patient=False) as request:
                 try:
-                    download = await self.downloader.download(address.url, part, validators=validators)
+                    download = await self.downloads.download(address.url, part, validators=validators)
                     self.gate.succeeded(request, download.size)
                     return download
                 except TransientFetchError as error:
-                    rest = resume.rest_of(part)
+                    rest = self.downloads.rest_of(part)
+                    before = begun.received if begun else 0
                     if rest is None or rest.received < before + PROGRESS or self.is_stopping():
                         raise
                     log.info("resuming at byte %d of %d: %s", rest.received, rest.total, error)
@@ -185,13 +187,6 @@ def _combined(errors: list[ItemError]) -> ItemError:
     if isinstance(chosen, FetchError) and isinstance(combined, FetchError):
         combined.http_status = chosen.http_status
     return combined
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _fetched(

@@ -13,8 +13,9 @@ import pytest
 
 from etl import __version__
 from etl.captioning.backends import open_local
-from etl.captioning.ray.cluster import check
-from etl.captioning.ray.worker import PREFIX, RayWorker, _own_directory
+from etl.captioning.ray.worker import RayWorker
+from etl.cluster.connection import check
+from etl.cluster.directory import PREFIX, own_directory
 from etl.config import Settings
 from etl.demo.scenes import random_scene
 from etl.errors import ConfigError
@@ -122,10 +123,10 @@ def test_a_node_that_cannot_take_part_says_why(changed: dict[str, Any], why: str
 
 def test_pictures_of_dead_workers_are_removed() -> None:
     """A killed process cannot clean up; the next on its node does, and leaves the living alone."""
-    mine = _own_directory()
+    mine = own_directory(in_memory=True)
     dead = mine.with_name(f"{PREFIX}999999999-x")
     dead.mkdir()
-    other = _own_directory()
+    other = own_directory(in_memory=True)
     try:
         assert mine.is_dir()
         assert not dead.exists()
@@ -150,15 +151,15 @@ def test_a_cluster_that_takes_anybody_is_refused(
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_AUTH_MODE", mode)
     with pytest.raises(ConfigError, match=why):
-        check(Settings(backend="ray", **settings))
+        check(Settings(backend="ray", **settings), "--backend ray")
     if settings:
-        check(Settings(backend="ray", insecure=True, **settings))
+        check(Settings(backend="ray", insecure=True, **settings), "--backend ray")
         monkeypatch.setenv("RAY_AUTH_MODE", "token")
-        check(Settings(backend="ray", **settings))
+        check(Settings(backend="ray", **settings), "--backend ray")
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray is wanted only by those who ask for it."""
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"caption-etl\[ray\]"):
-        check(Settings(backend="ray", ray_address="auto"))
+        check(Settings(backend="ray", ray_address="auto"), "--backend ray")

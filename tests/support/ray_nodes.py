@@ -65,11 +65,11 @@ class RayNodes:
         return []
 
     def actors(self, number: int) -> list[psutil.Process]:
-        """Return the processes of a node's captioning actors."""
+        """Return the processes of a node's actors."""
         found = []
         for process in self.processes(number):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if "RayWorker" in " ".join(process.cmdline()):
+                if any(name in " ".join(process.cmdline()) for name in ("RayWorker", "FetchNode")):
                     found.append(process)
         return found
 

@@ -33,12 +33,6 @@ NODES_S = 2.0
 AHEAD = 16
 """Items that an actor is given at least beyond its slots, so that pictures are there when a slot is free."""
 
-FRUITLESS = 6
-"""Deaths in a row of a node's actors that finished no caption, after which the node is left alone.
-
-A picture that kills its worker kills five before it is given up (`etl.state.work_queue`).
-"""
-
 Outcome = CaptionResult | ItemFailure
 
 
@@ -48,7 +42,8 @@ class RayCaptioner:
     def __init__(self, settings: Settings, cache: ImageCache, longest_edge: int) -> None:
         """Join the cluster, and wait until one model is loaded; others follow while captions are made.
 
-        Raises `ConfigError` where Ray is missing or the cluster takes anybody, `ModelError` where no node can caption.
+        Raises `ConfigError` where Ray is missing or the cluster takes anybody, `ClusterError` where it cannot be
+        joined, and `ModelError` where no node can caption.
         """
         config = {"version": __version__, "settings": settings.to_json(), "longest_edge": longest_edge}
         self._settings = settings
@@ -170,7 +165,7 @@ class RayCaptioner:
                 log.warning("node %s is gone; %d captions go to others", actor.node.name, len(actor.in_hand))
                 self._back.extend(item for item, _ in actor.in_hand.values())
             else:
-                yield from self._crashed(actor, actor.why)
+                yield from self._crashed(actor, actor.death.why if actor.death else "")
 
     def _greet(self, actor: Actor, word: dict[str, Any]) -> None:
         """Let an actor that has loaded its model take part, if it would caption as the others do."""
@@ -190,10 +185,8 @@ class RayCaptioner:
             "a captioning actor on node %s ended: %s; %d captions go back", actor.node.name, how, len(actor.in_hand)
         )
         lost, actor.in_hand = list(actor.in_hand.values()), {}
-        actor.node.fruitless += 1
         self._cluster.discard(actor)
-        if actor.node.fruitless >= FRUITLESS:
-            self._cluster.leave_alone(actor.node, how)
+        actor.node.actor_died(how)
         for item, started_at in lost:
             message = f"the captioning actor died with this picture in hand: {how}"
             yield ItemFailure(item.id, CrashedError.slug, message, True, started_at, crashed=True)

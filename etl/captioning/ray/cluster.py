@@ -1,55 +1,22 @@
 """What the driver knows of a Ray cluster: its nodes, its actors, and which of them are alive."""
 
-import contextlib
 import dataclasses
-import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from etl.captioning.ray.worker import RayWorker
 from etl.clock import now_ms
+from etl.cluster.connection import joined, leave
+from etl.cluster.nodes import Death, Node, Nodes, kill
 from etl.config import Settings
-from etl.errors import ConfigError, ModelError
 from etl.models import CaptionItem, EngineSample
-
-log = logging.getLogger(__name__)
 
 TAKE_S = 10.0
 """Longest wait of an actor before it answers that nothing is finished."""
 
-NODE_DEATH_S = 6.0
-"""When a process has died, how long its node may take to be known as dead too; then the process died alone.
-
-Measured with Ray 2.60 on the loopback: a killed raylet is noticed by its actors' callers after 3 s.
-"""
-
-OUT_OF_REACH_S = 30.0
-"""An actor that cannot be reached for so long is given up as if its node were gone."""
-
 THREADS = 8
 """Calls of one actor at once: one waits for the model, one takes, the others give."""
-
-
-@dataclass(eq=False)
-class Node:
-    """A machine of the cluster.
-
-    Attributes:
-        id: Ray's.
-        name: for people.
-        room: actors that it can have.
-        fruitless: deaths in a row of its actors without a caption in between.
-        left_alone: why it is given no actor any more; empty while it is.
-    """
-
-    id: str
-    name: str
-    room: int
-    fruitless: int = 0
-    left_alone: str = ""
 
 
 class Actor:
@@ -59,7 +26,8 @@ class Actor:
         in_hand: items that it was given and has not finished, by id, with when that was (Unix milliseconds).
         busy: slots, and those in use, at its last word.
         heard_at: when it last finished something, or began to have something to do; monotonic seconds.
-        node_is_gone: whether it died because its whole node did; decided a while after `died`.
+        node_is_gone: whether it died because its whole node did; decided a while after ``death``.
+        death: once it does not answer any more.
     """
 
     def __init__(self, ray: Any, number: int, node: Node, handle: Any) -> None:
@@ -72,9 +40,8 @@ class Actor:
         self.captions = self.tokens = 0
         self.heard_at = 0.0
         self.is_ready = False
-        self.why = ""
-        self.died_at: float | None = None
-        self.is_out_of_reach = self.node_is_gone = False
+        self.death: Death | None = None
+        self.node_is_gone = False
         self.refs: set[Any] = {handle.ready.remote()}
 
     def room(self, ahead: int) -> int:
@@ -109,23 +76,20 @@ class Actor:
     def abandon(self) -> None:
         """Want nothing any more of what is in hand."""
         had, self.in_hand = self.in_hand, {}
-        if had and self.died_at is None:
+        if had and self.death is None:
             self.refs.add(self._handle.abandon.remote())
 
     def dies(self, error: BaseException) -> None:
         """Note that it does not answer any more."""
         self.refs.clear()
         self.is_ready = False
-        self.died_at = time.monotonic()
-        self.is_out_of_reach = isinstance(error, self._ray.exceptions.ActorUnavailableError)
-        self.why = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))[:300]
+        self.death = Death(self._ray, error)
 
     def kill(self) -> None:
         """End it."""
         self.refs.clear()
         self.is_ready = False
-        with contextlib.suppress(Exception):
-            self._ray.kill(self._handle)
+        kill(self._ray, self._handle)
 
 
 class Cluster:
@@ -139,47 +103,31 @@ class Cluster:
         """Join the cluster at ``settings.ray_address``.
 
         Raises `ConfigError` where Ray is missing, no address is given, or anybody may command the cluster, and
-        `ModelError` where it cannot be reached.
+        `ClusterError` where it cannot be reached.
         """
-        self._ray = joined(settings)
+        self._ray = joined(settings, "--backend ray")
+        self._has_left = False
         self._by_cpu = settings.ray_cpus or settings.device == "cpu"
         self._cpus = settings.ray_cpus or 1
         self._config = config
         self._started = 0
-        self._nodes: dict[str, Node] = {}
-        self._alive: set[str] = set()
-        self._looked = float("-inf")
+        self._nodes = Nodes(self._ray, self._room)
         resources = {"num_cpus": self._cpus} if self._by_cpu else {"num_gpus": 1}
-        self._options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": THREADS, **resources}
+        self._options = {"max_concurrency": THREADS, **resources}
         self.actors: list[Actor] = []
+
+    def _room(self, resources: Mapping[str, float]) -> int:
+        return int(resources.get("CPU", 0) // self._cpus) if self._by_cpu else int(resources.get("GPU", 0))
 
     def grow(self) -> None:
         """Start an actor wherever there is room for one."""
-        self._look(0.0)
-        strategies = self._ray.util.scheduling_strategies
-        for node in [self._nodes[number] for number in sorted(self._alive)]:
+        self._nodes.look()
+        for node in self._nodes.alive():
             there = sum(actor.node is node for actor in self.actors)
             for _ in range(0 if node.left_alone else node.room - there):
-                strategy = strategies.NodeAffinitySchedulingStrategy(node.id, soft=False)
-                made = self._ray.remote(RayWorker).options(scheduling_strategy=strategy, **self._options)
+                made = self._nodes.placed(RayWorker, node, self._options)
                 self.actors.append(Actor(self._ray, self._started, node, made.remote(self._config)))
                 self._started += 1
-
-    def _look(self, older_s: float) -> None:
-        """See which nodes there are, unless that was seen less than ``older_s`` seconds ago."""
-        now = time.monotonic()
-        if now - self._looked < older_s:
-            return
-        self._looked = now
-        self._alive = set()
-        for row in self._ray.nodes():
-            if not row["Alive"]:
-                continue
-            number, resources = row["NodeID"], row["Resources"]
-            room = int(resources.get("CPU", 0) // self._cpus) if self._by_cpu else int(resources.get("GPU", 0))
-            name = f"{row['NodeManagerAddress']} ({number[:6]})"
-            self._nodes.setdefault(number, Node(number, name, room))
-            self._alive.add(number)
 
     def listen(self, wait_s: float) -> list[tuple[Actor, dict[str, Any]]]:
         """Return what actors have said, after at most ``wait_s`` seconds."""
@@ -213,17 +161,15 @@ class Cluster:
 
     def buried(self) -> list[Actor]:
         """Return the dead actors of whom it is now known whether their node is gone too; they are ours no more."""
-        dying = [actor for actor in self.actors if actor.died_at is not None]
+        dying = [(actor, actor.death) for actor in self.actors if actor.death is not None]
         if not dying:
             return []
-        self._look(0.3)
+        self._nodes.look(0.3)
         known = []
-        for actor in dying:
-            age = time.monotonic() - (actor.died_at or 0)
-            actor.node_is_gone = actor.node.id not in self._alive
-            if not actor.node_is_gone and actor.is_out_of_reach and age > OUT_OF_REACH_S:
-                actor.node_is_gone = True
-            if actor.node_is_gone or (not actor.is_out_of_reach and age > NODE_DEATH_S):
+        for actor, death in dying:
+            verdict = death.took_the_node(self._nodes.is_alive(actor.node))
+            if verdict is not None:
+                actor.node_is_gone = verdict
                 known.append(actor)
         for actor in known:
             self.discard(actor)
@@ -238,60 +184,17 @@ class Cluster:
     def exclude(self, actor: Actor, why: str) -> None:
         """End an actor whose node cannot take part."""
         self.discard(actor)
-        self.leave_alone(actor.node, why)
-
-    def leave_alone(self, node: Node, why: str) -> None:
-        """Start no more actors on a node."""
-        node.left_alone = why
-        log.error("node %s is left alone: %s", node.name, why)
+        actor.node.leave_alone(why)
 
     def why_nobody(self) -> str:
         """Return why no living node can caption; empty where one may, or where there is none."""
-        able = [node for number in self._alive if (node := self._nodes[number]).room > 0]
-        if able and all(node.left_alone for node in able):
-            return f"no node of the Ray cluster can caption: {able[-1].left_alone}"
-        return ""
+        return self._nodes.why_nobody("caption")
 
     def close(self) -> None:
-        """End all actors and leave the cluster."""
+        """End all actors and leave the cluster.  May be called twice."""
         for actor in self.actors:
             actor.kill()
         self.actors.clear()
-        with contextlib.suppress(Exception):
-            self._ray.shutdown()
-
-
-def joined(settings: Settings) -> Any:
-    """Return the module ``ray``, connected to the cluster; raises as `Cluster`."""
-    check(settings)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    # The name of a module that is not imported with its package.
-    import ray.util.scheduling_strategies
-
-    try:
-        ray.init(
-            address=settings.ray_address, namespace="caption-etl", log_to_driver=False, configure_logging=False,
-            logging_level=logging.ERROR, ignore_reinit_error=True,
-        )  # fmt: skip
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise ModelError(
-            f"the Ray cluster at {settings.ray_address} cannot be joined: {str(error).splitlines()[0][:300]}"
-        ) from error
-    return ray
-
-
-def check(settings: Settings) -> None:
-    """Raise `ConfigError` where Ray is missing, no address is given, or anybody may command the cluster."""
-    import importlib.util
-
-    if not settings.ray_address:
-        raise ConfigError("--backend ray needs --ray-address, such as 10.0.0.1:6379, or auto on a node of the cluster")
-    if importlib.util.find_spec("ray") is None:
-        raise ConfigError("--backend ray needs Ray: pip install 'caption-etl[ray]', on every node")
-    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" and not settings.insecure:
-        raise ConfigError(
-            "whoever reaches a Ray cluster without tokens can run any program on it: start every node and this command "
-            "with RAY_AUTH_MODE=token and the same token (`ray get-auth-token --generate`), or say --insecure"
-        )
+        if not self._has_left:
+            self._has_left = True
+            leave(self._ray)

@@ -7,24 +7,19 @@ several threads at once; the model works in a thread of its own.
 import contextlib
 import dataclasses
 import functools
-import os
-import shutil
-import tempfile
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from etl import __version__
 from etl.captioning.faults import failure
 from etl.clock import now_ms
+from etl.cluster.directory import own_directory
 from etl.config import Settings
 from etl.errors import EtlError, WorkingCopyError
 from etl.imaging.cache import ImageCache
 from etl.models import CaptionItem, CaptionResult, ItemFailure
-
-PREFIX = "caption-etl-ray-"
 
 
 class RayWorker:
@@ -35,7 +30,7 @@ class RayWorker:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
-        self._cache = ImageCache(_own_directory())
+        self._cache = ImageCache(own_directory(in_memory=True))
         self._changed = threading.Condition()
         self._items: deque[CaptionItem] = deque()
         self._outcomes: list[CaptionResult | ItemFailure] = []
@@ -168,14 +163,3 @@ class RayWorker:
             del self._pictures[name]
             with contextlib.suppress(EtlError):
                 self._cache.remove(self._cache.working_path(name))
-
-
-def _own_directory() -> Path:
-    """Return a new directory for pictures, in memory where that is possible; those of dead workers are removed."""
-    shared = Path("/dev/shm")
-    home = shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
-    for other in home.glob(f"{PREFIX}*"):
-        pid = other.name.removeprefix(PREFIX).partition("-")[0]
-        if not pid.isdecimal() or not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(other, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=home))

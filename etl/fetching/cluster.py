@@ -1,0 +1,177 @@
+"""The downloads and decoders of a cluster: what is asked of which node, and what comes back from it.
+
+What a node has downloaded stays there until it is decoded or forgotten, so a broken download is resumed where its
+beginning lies, and a picture travels as its working copy, which is smaller than the original.
+"""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from etl.clock import now_ms
+from etl.config import Settings
+from etl.errors import NodeFailedError
+from etl.fetching.hands import Decoders, Downloads, LostError, decoder_pool
+from etl.fetching.team import LOOK_S, Cluster, Member, Team
+from etl.fetching.wire import Fields, NodeFaultError, decoded_of, download_of, error_of, plain, rest_of
+from etl.imaging.cache import ImageCache
+from etl.models import DecodedImage
+from etl.net.part import Download
+from etl.net.politeness import NotNowError
+from etl.net.resume import Rest
+
+if TYPE_CHECKING:
+    from etl.net.attempt import Validators
+    from etl.net.client import Downloader
+
+CHUNK = 4 * 2**20
+"""Bytes of an original that travel at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a node holds of one URL.
+
+    Attributes:
+        rest: what is still to come of it; ``None`` for a finished download.
+    """
+
+    member: Member
+    url: str
+    rest: Rest | None
+
+
+class ClusterHands:
+    """The nodes of a cluster as downloaders and decoders; pictures of this machine's disk are decoded here."""
+
+    def __init__(self, settings: Settings, cache: ImageCache, cluster: Cluster, *, look_s: float = LOOK_S) -> None:
+        self._settings = settings
+        self._cache = cache
+        self._cluster = cluster
+        self._team = Team(
+            cluster, patience_s=settings.endpoint_patience_s, silence_s=settings.ray_timeout_s, look_s=look_s
+        )
+        self._pool = decoder_pool(settings, cache, settings.decoders or os.cpu_count() or 1)
+        self._held: dict[Path, _Held] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.close()
+        self._cluster.close()
+
+    @property
+    def machines(self) -> int:
+        """How many nodes take part."""
+        return max(1, len(self._team.members))
+
+    @property
+    def processes(self) -> int:
+        """How many pictures they decode at once."""
+        return max(1, sum(member.processes for member in self._team.members))
+
+    def are_ready(self) -> bool:
+        """Tell whether a node takes part.  Raises `ClusterError` when none did for ``endpoint_patience_s``."""
+        return self._team.are_ready()
+
+    def begin(self, due: int) -> None:
+        """Do nothing: nodes are looked for once the event loop runs."""
+
+    @asynccontextmanager
+    async def at_work(self, downloader: "Downloader") -> AsyncIterator[tuple[Downloads, Decoders]]:  # noqa: ARG002
+        """Let nodes take part during the block; this machine's own ``downloader`` brings no pictures."""
+        await self._team.open()
+        try:
+            yield self, self
+        finally:
+            await self._team.close()
+
+    async def download(self, url: str, part: Path, *, validators: "Validators | None" = None) -> Download:
+        """Let a node download one URL: the one that holds its beginning, else the emptiest."""
+        held = self._held.pop(part, None)
+        member = held.member if held is not None and not held.member.is_lost else self._team.emptiest()
+        if member is None:
+            raise NotNowError(now_ms())
+        answer = await self._team.ask(member, url, "download", url, plain(validators))
+        if "error" in answer:
+            if (rest := rest_of(answer["rest"])) is not None:
+                self._held[part] = _Held(member, url, rest)
+            raise self._error(member, answer["error"])
+        member.peer.succeeded()
+        download = download_of(answer["download"])
+        if not download.not_modified:
+            self._held[part] = _Held(member, url, None)
+        return download
+
+    def rest_of(self, part: Path) -> Rest | None:
+        """Return what is still to come of a download that broke, if its node is there."""
+        held = self._held.get(part)
+        return None if held is None or held.member.is_lost else held.rest
+
+    def forget(self, part: Path) -> None:
+        """Let the node that holds something of a file remove it."""
+        held = self._held.pop(part, None)
+        if held is not None and not held.member.is_lost:
+            self._team.do(self._forget(held))
+        with suppress(FileNotFoundError):
+            part.unlink()
+
+    async def _forget(self, held: _Held) -> None:
+        # A node that is lost has nothing left to remove.
+        with suppress(LostError):
+            await self._team.ask(held.member, None, "forget", held.url)
+
+    async def decode(self, path: Path) -> DecodedImage:
+        """Let the node that has downloaded a file decode it, and put the working copy into the cache."""
+        held = self._held.get(path)
+        if held is None and self._cache.root not in path.parents:
+            return await self._pool.decode(path)
+        held = self._holder(path)
+        answer = await self._team.ask(held.member, held.url, "decode", held.url)
+        if "error" in answer:
+            raise self._error(held.member, answer["error"])
+        decoded = decoded_of(answer["decoded"])
+        if hashlib.sha256(answer["working"]).hexdigest() != decoded.working.sha256:
+            raise _damaged(held.member, "the working copy")
+        await asyncio.to_thread(self._cache.put_working, answer["working"])
+        return decoded
+
+    async def bring(self, part: Path, sha256: str) -> None:
+        """Bring an original from its node."""
+        held = self._holder(part)
+        digest, place = hashlib.sha256(), 0
+        with part.open("wb") as file:
+            while data := await self._team.ask(held.member, held.url, "read", held.url, place, CHUNK):
+                digest.update(data)
+                await asyncio.to_thread(file.write, data)
+                place += len(data)
+        if digest.hexdigest() != sha256:
+            raise _damaged(held.member, "the original")
+
+    def _holder(self, part: Path) -> _Held:
+        held = self._held.get(part)
+        if held is None or held.member.is_lost:
+            raise LostError("the node that had downloaded it was lost")
+        return held
+
+    def _error(self, member: Member, fields: Fields) -> Exception:
+        """Return the error that a node met; one of the node itself means that others do its work."""
+        error = error_of(fields)
+        if not isinstance(error, NodeFaultError):
+            return error
+        self._team.fault(member, str(error))
+        return LostError(f"node {member.peer.name} cannot fetch: {error}")
+
+
+def _damaged(member: Member, what: str) -> LostError:
+    why = f"{what} was damaged on its way from node {member.peer.name}"
+    return LostError(why, NodeFailedError(why))

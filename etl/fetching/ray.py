@@ -1,0 +1,108 @@
+"""The cluster of a fetch: where actors are started, how they are asked, and whether one that died died alone."""
+
+import asyncio
+from typing import Any
+
+from etl import __version__
+from etl.cluster.connection import joined, leave
+from etl.cluster.nodes import Death, Node, Nodes, kill
+from etl.config import Settings
+from etl.fetching.node import FetchNode
+from etl.fetching.team import Loss, PeerLostError
+
+CALLS = 256
+"""Calls of one actor at once: its downloads, its decodes, and what is asked beside them."""
+
+VERDICT_S = 0.3
+"""Seconds between two looks at whether a dead actor's node is still there."""
+
+
+class RayPeer:
+    """An actor that fetches; see `etl.fetching.team.Peer`."""
+
+    def __init__(self, ray: Any, nodes: Nodes, node: Node, handle: Any) -> None:
+        self._ray = ray
+        self._nodes = nodes
+        self._handle = handle
+        self.node = node
+        self.name = node.name
+
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the actor.
+
+        Raises `PeerLostError` when it is dead, once it is known whether its node is too; what the method itself
+        raises is Ray's own error around it.
+        """
+        try:
+            return await getattr(self._handle, method).remote(*arguments)
+        except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError) as error:
+            raise PeerLostError(await self._loss(Death(self._ray, error))) from error
+
+    async def _loss(self, death: Death) -> Loss:
+        while True:
+            await asyncio.to_thread(self._nodes.look, VERDICT_S)
+            with_node = death.took_the_node(self._nodes.is_alive(self.node))
+            if with_node is not None:
+                return Loss(death.why, with_node=with_node)
+            await asyncio.sleep(VERDICT_S)
+
+    def leave_alone(self, why: str) -> None:
+        """Start no more actors on its node."""
+        self.node.leave_alone(why)
+
+    def died(self, why: str) -> None:
+        """Count that it died alone."""
+        self.node.actor_died(why)
+
+    def succeeded(self) -> None:
+        """Note that it has fetched something."""
+        self.node.fruitless = 0
+
+    def kill(self) -> None:
+        """End it."""
+        kill(self._ray, self._handle)
+
+
+class RayCluster:
+    """The nodes of a Ray cluster; see `etl.fetching.team.Cluster`."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Join the cluster; raises as `etl.cluster.connection.joined`."""
+        self._ray = joined(settings, "--fetch-backend ray")
+        self._config = {"version": __version__, "settings": settings.to_json()}
+        self._nodes = Nodes(self._ray, lambda _: 1)
+        self._peers: list[RayPeer] = []
+        self._has_left = False
+
+    def grow(self) -> list[RayPeer]:
+        """Start an actor on every node that has none and is not left alone; return the new ones."""
+        self._nodes.look()
+        new = []
+        for node in self._nodes.alive():
+            if node.left_alone or any(peer.node is node for peer in self._peers):
+                continue
+            # It asks Ray for no CPU, so that captioning actors find theirs.
+            made = self._nodes.placed(FetchNode, node, {"num_cpus": 0, "max_concurrency": CALLS})
+            handle = made.remote(self._config | {"cpus": node.cpus})
+            new.append(RayPeer(self._ray, self._nodes, node, handle))
+        self._peers += new
+        return new
+
+    def remove(self, peer: RayPeer) -> None:
+        """End an actor; another takes its place if its node is there."""
+        peer.kill()
+        if peer in self._peers:
+            self._peers.remove(peer)
+
+    def why_nobody(self) -> str:
+        """Return why no living node can fetch; empty where one may, or where there is none."""
+        return self._nodes.why_nobody("fetch")
+
+    def close(self) -> None:
+        """End all actors and leave the cluster.  May be called twice."""
+        for peer in self._peers:
+            peer.kill()
+        self._peers.clear()
+        if not self._has_left:
+            self._has_left = True
+            leave(self._ray)

@@ -1,0 +1,133 @@
+"""A cluster whose nodes live in the test's own process: everything but Ray, and nodes that can be lost at will."""
+
+import asyncio
+import pickle
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from etl import __version__
+from etl.config import Settings
+from etl.fetching.cluster import ClusterHands
+from etl.fetching.node import FetchNode
+from etl.fetching.team import Loss, PeerLostError
+from etl.imaging.cache import ImageCache
+from etl.stages import fetch as fetch_module
+
+LOOK_S = 0.02
+
+
+class NearPeer:
+    """One node.
+
+    Attributes:
+        asked: how often each of its methods was called.
+        loss: how it is lost, once it is.
+        is_frozen: whether it answers nothing any more.
+        change: replaces what a method answers.
+    """
+
+    def __init__(self, cluster: "NearCluster", number: int, config: Mapping[str, Any]) -> None:
+        self._cluster = cluster
+        self._node = FetchNode(config)
+        self.name = f"node {number}"
+        self.number = number
+        self.asked: Counter[str] = Counter()
+        self.loss: Loss | None = None
+        self.is_frozen = False
+        self.change: Callable[[str, Any], Any] = lambda _, answer: answer
+
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        """Call a method; all that travels is pickled, as on the way to another machine."""
+        self.asked[method] += 1
+        call = asyncio.ensure_future(getattr(self._node, method)(*pickle.loads(pickle.dumps(arguments))))
+        try:
+            while not call.done() or self.is_frozen or self.loss:
+                if self.loss:
+                    raise PeerLostError(self.loss)
+                await asyncio.sleep(LOOK_S)
+            return self.change(method, pickle.loads(pickle.dumps(call.result())))
+        finally:
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+
+    def leave_alone(self, why: str) -> None:
+        self._cluster.left_alone[self.number] = why
+
+    def died(self, why: str) -> None:
+        self._cluster.deaths.append(why)
+
+    def succeeded(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        """End it; what it held goes with it."""
+        self._cluster.ends.append(asyncio.get_running_loop().create_task(self._node.close()))
+
+
+class NearCluster:
+    """Starts up to ``nodes`` peers; another takes the place of one that died without its node.
+
+    Attributes:
+        peers: those that live.
+        every: those that ever lived.
+        version: of the driver, as the nodes are told.
+    """
+
+    def __init__(self, settings: Settings, nodes: int) -> None:
+        self._settings = settings
+        self.nodes = nodes
+        self.peers: list[NearPeer] = []
+        self.every: list[NearPeer] = []
+        self.left_alone: dict[int, str] = {}
+        self.deaths: list[str] = []
+        self.ends: list[asyncio.Task[None]] = []
+        self.version = __version__
+        self.on_new: Callable[[NearPeer], None] = lambda _: None
+        self.hands: ClusterHands | None = None
+
+    def prefer_others(self) -> None:
+        """Where several members have as little to do, let the last of them be asked first."""
+        assert self.hands is not None
+        self.hands._team.members.reverse()
+
+    def grow(self) -> list[NearPeer]:
+        new = []
+        taken = {peer.number for peer in self.peers} | set(self.left_alone)
+        taken |= {peer.number for peer in self.every if peer.loss and peer.loss.with_node}
+        for number in range(self.nodes):
+            if number not in taken:
+                config = {"version": self.version, "settings": self._settings.to_json(), "cpus": 1.0}
+                new.append(NearPeer(self, number, config))
+                self.on_new(new[-1])
+        self.peers += new
+        self.every += new
+        return new
+
+    def remove(self, peer: NearPeer) -> None:
+        self.peers.remove(peer)
+        peer.kill()
+
+    def why_nobody(self) -> str:
+        return next(iter(self.left_alone.values())) if len(self.left_alone) == self.nodes > 0 else ""
+
+    def close(self) -> None:
+        self.peers.clear()
+
+
+@contextmanager
+def near_cluster(settings: Settings, nodes: int = 2) -> Any:
+    """Let every fetch of the block go out to such a cluster."""
+    cluster = NearCluster(settings, nodes)
+
+    def hands(used: Settings, cache: ImageCache) -> ClusterHands:
+        cluster._settings = used
+        cluster.hands = ClusterHands(used, cache, cluster, look_s=LOOK_S)
+        return cluster.hands
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetch_module, "_open_hands", hands)
+        yield cluster
