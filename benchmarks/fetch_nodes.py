@@ -3,7 +3,8 @@
     ray start --head --port=6379 --num-cpus=1 && ray start --address=127.0.0.1:6379 --num-cpus=1
     RAY_AUTH_MODE=token python -m benchmarks.fetch_nodes --ray-address 127.0.0.1:6379
 
-Draws JPEGs of ten megapixels and 0.2 MB, serves them from this machine's loopback, and fetches them into a new state each time.
+Draws JPEGs of ten megapixels and 0.2 MB, serves them from this machine's loopback, and fetches them into a new state
+each time.
 Nodes that are this machine too show what the way over the cluster costs, not what more machines bring.
 """
 

@@ -85,6 +85,11 @@ class RayCluster:
             made = self._nodes.placed(FetchNode, node, {"num_cpus": 0, "max_concurrency": CALLS})
             handle = made.remote(self._config | {"cpus": node.cpus})
             new.append(RayPeer(self._ray, self._nodes, node, handle))
+        if self._has_left:
+            # Closed while this looked, in a thread that cannot be cancelled.
+            for peer in new:
+                peer.kill()
+            return []
         self._peers += new
         return new
 
