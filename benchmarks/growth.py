@@ -1,7 +1,7 @@
 """How long ingest, split and merge take, how much memory, and how they grow with the number of records.
 
     python -m benchmarks.growth --records 10000 100000 1000000 10000000 --json growth.jsonl
-    python -m benchmarks.growth_plot growth.jsonl docs/pictures/growth.svg
+    python -m benchmarks.growth_plot growth.jsonl benchmarks/growth.svg
 
 Makes a state of made-up records of about 1.3 kB (`benchmarks.ingest`), a tenth of it fetched and captioned, splits
 it, lets each part do the rest (rows alone, no picture is drawn or captioned), merges the parts, and merges them again.

@@ -1,6 +1,6 @@
 """Draw how ingest, split and merge grow, from what `benchmarks.growth` has written.
 
-    python -m benchmarks.growth_plot growth.jsonl docs/pictures/growth.svg
+    python -m benchmarks.growth_plot growth.jsonl benchmarks/growth.svg
 
 Both axes are logarithmic, so what grows in proportion to the number of records is a line of slope one, such as the
 grey ones.  Seconds of the processor are drawn: other work on the machine does not bend them as it does the clock's.

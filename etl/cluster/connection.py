@@ -5,10 +5,13 @@ import importlib.util
 import logging
 import os
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from etl.config import Settings
 from etl.errors import ClusterError, ConfigError
+
+log = logging.getLogger(__name__)
 
 _lock = threading.Lock()
 _users = 0
@@ -29,6 +32,7 @@ def joined(settings: Settings, option: str) -> Any:
     # The name of a module that is not imported with its package.
     import ray.util.scheduling_strategies
 
+    _quieten(ray)
     with _lock:
         try:
             ray.init(
@@ -41,6 +45,22 @@ def joined(settings: Settings, option: str) -> Any:
             ) from error
         _users += 1
     return ray
+
+
+def _quieten(ray: Any) -> None:
+    """Keep what Ray prints off stdout, which belongs to what a command answers.
+
+    There is no setting for that: it prints what raylets report, such as a lost node.
+    """
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    worker = ray._private.worker
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = _log_report
+
+
+def _log_report(data: Mapping[str, Any], **_: Any) -> None:
+    for line in data.get("lines", ()):
+        log.info("Ray reports: %s", line)
 
 
 def leave(ray: Any) -> None:

@@ -5,6 +5,7 @@ nothing of Ray, of the state or of hosts' limits: the driver says when each requ
 """
 
 import asyncio
+import contextlib
 import logging
 import shutil
 from collections.abc import Awaitable, Mapping
@@ -19,8 +20,10 @@ from etl.fetching.hands import decoder_pool
 from etl.fetching.wire import Fields, error_fields, plain, validators_of
 from etl.imaging.cache import ImageCache
 from etl.imaging.pool import DecoderPool
+from etl.models import DecodedImage
 from etl.net import resume
 from etl.net.client import Downloader
+from etl.net.part import Download
 from etl.net.robots import MAX_BYTES, Robots
 
 log = logging.getLogger(__name__)
@@ -68,22 +71,28 @@ class FetchNode:
 
     async def download(self, url: str, validators: Mapping[str, Any] | None) -> Fields:
         """Download one URL; return ``download``, or ``error`` and, where it can be resumed, the ``rest``."""
-        part = self._cache.part_of(url)
+        answer = await _answer("download", self._download(url, validators))
+        if "error" in answer:
+            answer["rest"] = None
+            # Where there can be no parts at all, nothing can be resumed.
+            with contextlib.suppress(EtlError):
+                answer["rest"] = plain(resume.rest_of(self._cache.part_of(url)))
+        return answer
+
+    async def _download(self, url: str, validators: Mapping[str, Any] | None) -> Download:
         assert self._downloader is not None
-        done = self._downloader.download(url, part, validators=validators_of(validators))
-        answer = await _answer("download", done)
-        return answer | ({"rest": plain(resume.rest_of(part))} if "error" in answer else {})
+        return await self._downloader.download(url, self._cache.part_of(url), validators=validators_of(validators))
 
     async def decode(self, url: str) -> Fields:
         """Decode what was downloaded; return ``decoded`` and the bytes of its ``working`` copy, or ``error``."""
         working: list[bytes] = []
-        answer = await _answer("decoded", self._decode(self._cache.part_of(url), working))
+        answer = await _answer("decoded", self._decode(url, working))
         return answer | ({"working": working[0]} if working else {})
 
-    async def _decode(self, part: Path, working: list[bytes]) -> Any:
+    async def _decode(self, url: str, working: list[bytes]) -> DecodedImage:
         assert self._pool is not None
         for _ in range(DECODES):
-            decoded = await self._pool.decode(part)
+            decoded = await self._pool.decode(self._cache.part_of(url))
             try:
                 working.append(await asyncio.to_thread(_taken, self._cache.working_path(decoded.working.sha256)))
                 return decoded

@@ -1,6 +1,8 @@
 """The cluster of a fetch: where actors are started, how they are asked, and whether one that died died alone."""
 
 import asyncio
+import contextlib
+from concurrent.futures import Future
 from typing import Any
 
 from etl import __version__
@@ -34,7 +36,7 @@ class RayPeer:
         raises is Ray's own error around it.
         """
         try:
-            return await getattr(self._handle, method).remote(*arguments)
+            return await _answer_of(getattr(self._handle, method).remote(*arguments))
         except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError) as error:
             raise PeerLostError(await self._loss(Death(self._ray, error))) from error
 
@@ -61,6 +63,30 @@ class RayPeer:
     def kill(self) -> None:
         """End it."""
         kill(self._ray, self._handle)
+
+
+async def _answer_of(ref: Any) -> Any:
+    """Return what a call gives.  Not awaited itself: Ray settles also what was cancelled, which its future resents."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Any] = loop.create_future()
+
+    def tell(done: "Future[Any]") -> None:
+        # In a thread of Ray's, and maybe when the loop is over.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, answer, done)
+
+    ref.future().add_done_callback(tell)
+    return await answer
+
+
+def _settle(answer: "asyncio.Future[Any]", done: "Future[Any]") -> None:
+    if answer.done():
+        return
+    error = done.exception()
+    if error is None:
+        answer.set_result(done.result())
+    else:
+        answer.set_exception(error)
 
 
 class RayCluster:

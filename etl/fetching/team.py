@@ -24,6 +24,9 @@ LOOK_S = 2.0
 DEATHS = 3
 """Deaths of a process alone with the same source in hand from which on each charges the source an attempt."""
 
+GRACE_S = 1.0
+"""Seconds beyond `Team`'s ``silence_s``, in which answers that lie ready are heard."""
+
 CLOSE_S = 5.0
 """Longest wait for peers to remove what they hold before they are killed."""
 
@@ -276,6 +279,9 @@ class Team:
             beat = asyncio.ensure_future(member.peer.ask("beat"))
             try:
                 await asyncio.wait({beat, member.lost}, timeout=self._silence_s, return_when=asyncio.FIRST_COMPLETED)
+                if not (beat.done() or member.is_lost):
+                    # This process may have been stopped for as long; what has come meanwhile is heard now.
+                    await asyncio.wait({beat, member.lost}, timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
                 if beat.done():
                     beat.result()
                 elif not member.is_lost:

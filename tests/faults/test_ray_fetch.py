@@ -123,7 +123,8 @@ def test_nodes_and_the_driver_may_die(
             time.sleep(0.1)
         joined = len(nodes.actors(third))
         run.send(signal.SIGKILL)
-        assert run.wait().code == 128 + signal.SIGKILL
+        killed = run.wait()
+        assert killed.code == 128 + signal.SIGKILL
     before = program.count("sources", "done")
     ended = program.run("fetch", "-v", timeout_s=300)
     assert ended.code == 0, ended.stderr
@@ -142,6 +143,7 @@ def test_nodes_and_the_driver_may_die(
     assert joined == 1
     assert before < PICTURES
     assert charged == []
+    assert killed.stdout == "", "what Ray has to say of a lost node is not an answer of the command"
     assert program.rows(IMAGES) == local.rows(IMAGES)
     assert len(program.rows(IMAGES)) == PICTURES
     # In hand at the two kills; each host had `per_host` requests at most then.

@@ -92,7 +92,8 @@ def test_a_rate_is_kept(server: FaultServer, make_bench: MakeBench) -> None:
     bench.ingest(*urls)
     assert bench.fetch() == StageSummary(done=6)
     starts = sorted(request.at for request in server.log)
-    assert starts[-1] - starts[0] >= 5 * 0.05 - 0.02
+    # The first may arrive late, on a connection that must be made first; without the rate all come at once.
+    assert starts[-1] - starts[0] >= 5 * 0.05 - 0.1
 
 
 def test_robots_are_obeyed_when_asked(server: FaultServer, make_bench: MakeBench) -> None:
