@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.etl_process import Ended, EtlProcess, Program
+from support.etl_process import Ended, EtlProcess, Program, wait_for_done
 from support.ray_nodes import RayNodes
 from support.workbench import scenes
 
@@ -46,15 +46,6 @@ def prepare(directory: Path, count: int, nodes: RayNodes | None = None, **settin
     return program
 
 
-def wait_for_captions(program: Program, run: EtlProcess, count: int, timeout_s: float = 300) -> None:
-    """Return when so many captions are done."""
-    deadline = time.monotonic() + timeout_s
-    while program.count("captions", "done") < count:
-        assert run.process.poll() is None, run.wait().stderr
-        assert time.monotonic() < deadline, f"{program.count('captions', 'done')} captions after {timeout_s} s"
-        time.sleep(0.05)
-
-
 def captions(program: Program) -> dict[str, tuple[str, str]]:
     """Return text and recipe of every finished caption by the picture that it is of."""
     rows = program.rows(
@@ -87,18 +78,18 @@ def test_nodes_and_the_driver_may_die(nodes: RayNodes, tmp_path: Path, capsys: p
     program = prepare(tmp_path / "ray", ITEMS, nodes)
     begun = time.monotonic()
     with program.start("caption", "-v") as run:
-        wait_for_captions(program, run, ITEMS // 8)
+        wait_for_done(program, run, "captions", ITEMS // 8)
         both = len(nodes.actors(0)), len(nodes.actors(second))
         nodes.kill(second)
         at_kill = program.count("captions", "done")
-        wait_for_captions(program, run, at_kill + ITEMS // 8)
+        wait_for_done(program, run, "captions", at_kill + ITEMS // 8)
         charged = program.rows("SELECT count(*) FROM captions WHERE crashes > 0 OR attempts > 1")[0][0]
         third = nodes.join()
         deadline = time.monotonic() + 120
         while not nodes.actors(third) and time.monotonic() < deadline:
             time.sleep(0.1)
         joined = len(nodes.actors(third))
-        wait_for_captions(program, run, program.count("captions", "done") + ITEMS // 8)
+        wait_for_done(program, run, "captions", program.count("captions", "done") + ITEMS // 8)
         run.send(signal.SIGKILL)
         assert run.wait().code == 128 + signal.SIGKILL
     before = captions(program)
@@ -133,10 +124,10 @@ def test_a_process_that_dies_or_hangs_is_replaced(nodes: RayNodes, tmp_path: Pat
         with program.start("caption", "-v") as run:
             # So many that the actor, which is new with each driver, has made some of them.
             done = program.count("captions", "done") + 20
-            wait_for_captions(program, run, done)
+            wait_for_done(program, run, "captions", done)
             [actor] = nodes.actors(0)
             actor.send_signal(number)
-            wait_for_captions(program, run, done + 60)
+            wait_for_done(program, run, "captions", done + 60)
             crashed = program.rows("SELECT count(*) FROM captions WHERE crashes > 0")[0][0]
             charged = program.rows(
                 "SELECT count(DISTINCT item) FROM attempts WHERE stage = 'caption' AND error_class = 'worker_timeout'"

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from support.common_check import check_state
-from support.etl_process import EtlProcess, Program
+from support.etl_process import Program, wait_for_done
 from support.fault_server import Exchange, FaultServer, ok, status
 from support.ray_nodes import RayNodes
 from support.workbench import scenes, write_manifest
@@ -89,15 +89,6 @@ def prepare(directory: Path, urls: list[str], nodes: RayNodes | None = None, **s
     return program
 
 
-def wait_for_sources(program: Program, run: EtlProcess, count: int, timeout_s: float = 120) -> None:
-    """Return when so many sources are fetched."""
-    deadline = time.monotonic() + timeout_s
-    while program.count("sources", "done") < count:
-        assert run.process.poll() is None, run.wait().stderr
-        assert time.monotonic() < deadline, f"{program.count('sources', 'done')} sources after {timeout_s} s"
-        time.sleep(0.05)
-
-
 def test_nodes_and_the_driver_may_die(
     nodes: RayNodes, server: FaultServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,11 +103,11 @@ def test_nodes_and_the_driver_may_die(
     program = prepare(tmp_path / "ray", urls, nodes)
     begun = time.monotonic()
     with program.start("fetch", "-v") as run:
-        wait_for_sources(program, run, PICTURES // 5)
+        wait_for_done(program, run, "sources", PICTURES // 5)
         both = len(nodes.actors(0)), len(nodes.actors(second))
         nodes.kill(second)
         at_kill = program.count("sources", "done")
-        wait_for_sources(program, run, at_kill + PICTURES // 5)
+        wait_for_done(program, run, "sources", at_kill + PICTURES // 5)
         third = nodes.join()
         deadline = time.monotonic() + 60
         while not nodes.actors(third) and time.monotonic() < deadline:
@@ -176,7 +167,7 @@ def test_nothing_is_left_on_the_nodes(nodes: RayNodes, server: FaultServer, tmp_
     urls = serve(server, Meter())[:60]
     program = prepare(tmp_path / "ray", urls, nodes, backend="ray", ray_cpus=1, batch_size=8)
     with program.start("fetch", "-v") as run:
-        wait_for_sources(program, run, 10)
+        wait_for_done(program, run, "sources", 10)
         run.send(signal.SIGTERM)
         ended = run.wait()
     assert (ended.code, ended.seconds < 25) == (143, True), ended.stderr

@@ -62,6 +62,25 @@ def add_pictures(server: FaultServer, count: int) -> list[str]:
     return [server.add(f"/{n}.jpg", body) for n, (_, body) in enumerate(scenes(count))]
 
 
+class Meter:
+    """Answers after a while, and knows how many requests were open at once at most."""
+
+    def __init__(self, hold_s: float) -> None:
+        self.peak = 0
+        self._open = 0
+        self._hold_s = hold_s
+        self._lock = threading.Lock()
+
+    def __call__(self, exchange: Exchange) -> None:
+        with self._lock:
+            self._open += 1
+            self.peak = max(self.peak, self._open)
+        exchange.closing.wait(self._hold_s)
+        with self._lock:
+            self._open -= 1
+        ok(exchange)
+
+
 def large_picture() -> bytes:
     """Return a picture of half a megabyte that is worth resuming."""
     return encoded(Image.effect_noise((900, 900), 100), "PNG")
@@ -121,25 +140,14 @@ def test_the_rows_are_those_of_one_machine(
 
 def test_a_host_s_limit_holds_over_all_nodes(server: FaultServer, far: Workbench) -> None:
     """Three nodes together have no more requests at one host than `per_host`, which they do reach."""
-    lock, open_now, peak = threading.Lock(), 0, 0
-
-    def slow(exchange: Exchange) -> None:
-        nonlocal open_now, peak
-        with lock:
-            open_now += 1
-            peak = max(peak, open_now)
-        exchange.closing.wait(0.05)
-        with lock:
-            open_now -= 1
-        ok(exchange)
-
+    meter = Meter(0.05)
     urls = add_pictures(server, 30)
     for n in range(30):
-        server.fail(f"/{n}.jpg", slow)
+        server.fail(f"/{n}.jpg", meter)
     far.ingest(*urls)
     with near_cluster(far.settings, 3) as cluster:
         assert far.fetch(per_host=2) == StageSummary(done=30)
-    assert peak == 2
+    assert meter.peak == 2
     assert len([peer for peer in cluster.every if peer.asked["download"]]) >= 2
 
 
@@ -326,33 +334,22 @@ def test_without_a_node_that_can_fetch_the_run_says_why(
 
 def test_a_node_that_joins_takes_part(server: FaultServer, far: Workbench) -> None:
     """More nodes are more downloads at once, where the hosts allow it."""
-    lock, open_now, peak = threading.Lock(), 0, 0
-
-    def slow(exchange: Exchange) -> None:
-        nonlocal open_now, peak
-        with lock:
-            open_now += 1
-            peak = max(peak, open_now)
-        exchange.closing.wait(0.1)
-        with lock:
-            open_now -= 1
-        ok(exchange)
-
+    meter = Meter(0.1)
     far.ingest(*add_pictures(server, 30))
     for n in range(30):
-        server.fail(f"/{n}.jpg", slow)
+        server.fail(f"/{n}.jpg", meter)
 
     with near_cluster(far.settings, 1) as cluster:
 
         def join() -> None:
-            wait_for(lambda: peak == 2)
+            wait_for(lambda: meter.peak == 2)
             cluster.nodes = 2
 
         thread = threading.Thread(target=join)
         thread.start()
         assert far.fetch(concurrency=2, per_host=8).done == 30
         thread.join()
-    assert peak == 4
+    assert meter.peak == 4
     assert all(peer.asked["download"] for peer in cluster.every)
 
 

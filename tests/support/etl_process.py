@@ -155,3 +155,12 @@ class Program:
 
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """Signals that stop a run, and its exit code then."""
+
+
+def wait_for_done(program: Program, run: EtlProcess, table: str, count: int, timeout_s: float = 300.0) -> None:
+    """Return when so many items of a queue are done; fail when the run ends before."""
+    deadline = time.monotonic() + timeout_s
+    while program.count(table, "done") < count:
+        assert run.process.poll() is None, run.wait().stderr
+        assert time.monotonic() < deadline, f"{program.count(table, 'done')} of {table} after {timeout_s} s"
+        time.sleep(0.05)
