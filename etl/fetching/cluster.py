@@ -22,7 +22,7 @@ from etl.fetching.team import LOOK_S, Cluster, Member, Team
 from etl.fetching.wire import Fields, NodeFaultError, decoded_of, download_of, error_of, plain, rest_of
 from etl.imaging.cache import ImageCache
 from etl.models import DecodedImage
-from etl.net.part import Download
+from etl.net.part import Download, PartWriter
 from etl.net.politeness import NotNowError
 from etl.net.resume import Rest
 
@@ -146,15 +146,12 @@ class ClusterHands:
         return decoded
 
     async def bring(self, part: Path, sha256: str) -> None:
-        """Bring an original from its node."""
+        """Bring an original from its node.  Raises `DiskFullError` and `StateError` where it cannot be written here."""
         held = self._holder(part)
-        digest, place = hashlib.sha256(), 0
-        with part.open("wb") as file:
-            while data := await self._team.ask(held.member, held.url, "read", held.url, place, CHUNK):
-                digest.update(data)
-                await asyncio.to_thread(file.write, data)
-                place += len(data)
-        if digest.hexdigest() != sha256:
+        with PartWriter(part, max_bytes=self._settings.max_bytes) as writer:
+            while data := await self._team.ask(held.member, held.url, "read", held.url, writer.size, CHUNK):
+                await asyncio.to_thread(writer.write, data)
+        if writer.sha256 != sha256:
             raise _damaged(held.member, "the original")
 
     def _holder(self, part: Path) -> _Held:

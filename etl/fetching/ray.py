@@ -12,7 +12,7 @@ from etl.config import Settings
 from etl.fetching.node import FetchNode
 from etl.fetching.team import Loss, PeerLostError
 
-CALLS = 256
+CALLS = 1000
 """Calls of one actor at once: its downloads, its decodes, and what is asked beside them."""
 
 VERDICT_S = 0.3
@@ -26,26 +26,29 @@ class RayPeer:
         self._ray = ray
         self._nodes = nodes
         self._handle = handle
+        self._death: Death | None = None
         self.node = node
         self.name = node.name
 
     async def ask(self, method: str, *arguments: Any) -> Any:
         """Call a method of the actor.
 
-        Raises `PeerLostError` when it is dead, once it is known whether its node is too; what the method itself
-        raises is Ray's own error around it.
+        Raises `PeerLostError` as soon as it is dead; what the method itself raises is Ray's own error around it.
         """
         try:
             return await _answer_of(getattr(self._handle, method).remote(*arguments))
         except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError) as error:
-            raise PeerLostError(await self._loss(Death(self._ray, error))) from error
+            self._death = self._death or Death(self._ray, error)
+            raise PeerLostError(Loss(self._death.why, with_node=None)) from error
 
-    async def _loss(self, death: Death) -> Loss:
+    async def node_is_gone(self) -> bool:
+        """Wait until it is known whether its node is gone, and tell."""
+        assert self._death is not None
         while True:
             await asyncio.to_thread(self._nodes.look, VERDICT_S)
-            with_node = death.took_the_node(self._nodes.is_alive(self.node))
+            with_node = self._death.took_the_node(self._nodes.is_alive(self.node))
             if with_node is not None:
-                return Loss(death.why, with_node=with_node)
+                return with_node
             await asyncio.sleep(VERDICT_S)
 
     def leave_alone(self, why: str) -> None:
@@ -96,7 +99,8 @@ class RayCluster:
         """Join the cluster; raises as `etl.cluster.connection.joined`."""
         self._ray = joined(settings, "--fetch-backend ray")
         self._config = {"version": __version__, "settings": settings.to_json()}
-        self._nodes = Nodes(self._ray, lambda _: 1)
+        # A node that is to do no work has no CPUs: often the head of a cluster.
+        self._nodes = Nodes(self._ray, lambda resources: int(resources.get("CPU", 0) > 0))
         self._peers: list[RayPeer] = []
         self._has_left = False
 
@@ -105,7 +109,7 @@ class RayCluster:
         self._nodes.look()
         new = []
         for node in self._nodes.alive():
-            if node.left_alone or any(peer.node is node for peer in self._peers):
+            if not node.room or node.left_alone or any(peer.node is node for peer in self._peers):
                 continue
             # It asks Ray for no CPU, so that captioning actors find theirs.
             made = self._nodes.placed(FetchNode, node, {"num_cpus": 0, "max_concurrency": CALLS})

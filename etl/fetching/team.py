@@ -37,12 +37,12 @@ class Loss:
 
     Attributes:
         why: for people.
-        with_node: its whole node is gone.
+        with_node: its whole node is gone; ``None`` while nobody knows.
         is_silent: it gave no sign of life for too long.
     """
 
     why: str
-    with_node: bool
+    with_node: bool | None
     is_silent: bool = False
 
 
@@ -60,7 +60,15 @@ class Peer(Protocol):
     name: str
 
     async def ask(self, method: str, *arguments: Any) -> Any:
-        """Call one of its methods.  Raises `PeerLostError` when it is dead."""
+        """Call one of its methods.  Raises `PeerLostError` as soon as it is dead."""
+        ...
+
+    async def node_is_gone(self) -> bool:
+        """Tell of a dead one whether its whole node is gone; that may take a while to be known."""
+        ...
+
+    def kill(self) -> None:
+        """End it, which may be dead already."""
         ...
 
     def leave_alone(self, why: str) -> None:
@@ -103,6 +111,7 @@ class Member:
         processes: pictures that it decodes at once.
         in_hand: what it is asked about at the moment: how many questions, by source.
         lost: done when it is no member any more.
+        with_node: done when it is known too whether its whole node is gone.
     """
 
     def __init__(self, peer: Peer, processes: int) -> None:
@@ -110,6 +119,7 @@ class Member:
         self.processes = processes
         self.in_hand: Counter[object] = Counter()
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
+        self.with_node: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     @property
     def is_lost(self) -> bool:
@@ -131,7 +141,7 @@ class Team:
         self._patience_s = patience_s
         self._silence_s = silence_s
         self._look_s = look_s
-        self._deaths: Counter[object] = Counter()
+        self._deaths: dict[object, list[Member]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._alone_since = time.monotonic()
         self._error: Exception | None = None
@@ -195,7 +205,7 @@ class Team:
             raise PeerLostError(member.lost.result())
         except PeerLostError as error:
             self._lose(member, error.loss)
-            raise self._lost(member, source, member.lost.result()) from error
+            raise await self._lost(member, source, member.lost.result()) from error
         except Exception as error:
             why = f"node {member.peer.name} failed: {type(error).__name__}: {error}"[:300]
             raise LostError(why, NodeFailedError(why)) from error
@@ -212,17 +222,22 @@ class Team:
             member.peer.leave_alone(why)
             self._lose(member, Loss(why, with_node=True))
 
-    def _lost(self, member: Member, source: object, loss: Loss) -> LostError:
+    async def _lost(self, member: Member, source: object, loss: Loss) -> LostError:
         """Return what the loss of a member means for a source that it had in hand."""
         why = f"node {member.peer.name} was lost: {loss.why}"
         if loss.with_node:
             return LostError(why)
         if loss.is_silent:
             return LostError(why, NodeFailedError(why))
-        self._deaths[source] += 1
-        if self._deaths[source] < DEATHS:
+        deaths = self._deaths.setdefault(source, [])
+        deaths.append(member)
+        if len(deaths) < DEATHS:
             return LostError(why)
-        times = f"the fetching process died {self._deaths[source]} times with this source in hand"
+        with_node = [await asyncio.shield(each.with_node) for each in deaths]
+        alone = with_node.count(False)
+        if with_node[-1] or alone < DEATHS:
+            return LostError(why)
+        times = f"the fetching process died {alone} times with this source in hand"
         return LostError(why, NodeFailedError(f"{times}, the last one on node {member.peer.name}: {loss.why}"))
 
     def _lose(self, member: Member, loss: Loss) -> None:
@@ -230,9 +245,31 @@ class Team:
             return
         member.lost.set_result(loss)
         self.members.remove(member)
+        if not self.members:
+            self._alone_since = time.monotonic()
         log.warning("node %s was lost: %s; %d sources go back", member.peer.name, loss.why, len(member.in_hand))
-        if not loss.with_node:
+        if loss.with_node is None:
+            # Its sources, and the slots of hosts that they hold, do not wait for that; but one that is only out of
+            # reach must ask no host for anything beside those that take over.
+            member.peer.kill()
+            self.do(self._bury(member, loss))
+        else:
+            self._end(member, loss, with_node=loss.with_node)
+
+    async def _bury(self, member: Member, loss: Loss) -> None:
+        try:
+            with_node = await member.peer.node_is_gone()
+        except Exception as error:
+            # Who could tell is gone too; whoever looks for new peers finds that out, and ends the run.
+            log.warning("what became of node %s cannot be told: %s", member.peer.name, error)
+            with_node = True
+        self._end(member, loss, with_node=with_node)
+
+    def _end(self, member: Member, loss: Loss, *, with_node: bool) -> None:
+        member.with_node.set_result(with_node)
+        if not with_node:
             member.peer.died(loss.why)
+        # Only now another may take its place: a node that is gone would look alive for a while.
         self._cluster.remove(member.peer)
 
     async def _tend(self) -> None:
@@ -254,7 +291,8 @@ class Team:
             answer: Fields = await peer.ask("ready")
         except PeerLostError as error:
             log.warning("node %s was lost before it was ready: %s", peer.name, error.loss.why)
-            if not error.loss.with_node:
+            with_node = error.loss.with_node
+            if not (await peer.node_is_gone() if with_node is None else with_node):
                 peer.died(error.loss.why)
             self._cluster.remove(peer)
             return

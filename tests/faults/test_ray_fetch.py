@@ -163,11 +163,17 @@ def test_a_pause_holds_for_every_node(nodes: RayNodes, server: FaultServer, tmp_
 
 
 def test_nothing_is_left_on_the_nodes(nodes: RayNodes, server: FaultServer, tmp_path: Path) -> None:
-    """SIGTERM ends a fetch within 25 s, with no actor, decoder or file behind it; `run` may use both backends."""
+    """SIGTERM ends a fetch within 25 s, with no actor, decoder or file behind it; `run` may use both backends.
+
+    A node without CPUs, as the head of a cluster often is, has no part in it.
+    """
     urls = serve(server, Meter())[:60]
+    idle = nodes.join(cpus=0)
     program = prepare(tmp_path / "ray", urls, nodes, backend="ray", ray_cpus=1, batch_size=8)
     with program.start("fetch", "-v") as run:
         wait_for_done(program, run, "sources", 10)
+        assert nodes.actors(0)
+        assert nodes.actors(idle) == []
         run.send(signal.SIGTERM)
         ended = run.wait()
     assert (ended.code, ended.seconds < 25) == (143, True), ended.stderr

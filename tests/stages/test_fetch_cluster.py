@@ -4,6 +4,7 @@ The nodes live in the test's process, with a real downloader, real decoder proce
 what travels is pickled.  With real Ray: tests/faults/test_ray_fetch.py.
 """
 
+import asyncio
 import hashlib
 import threading
 from pathlib import Path
@@ -26,12 +27,13 @@ from support.fault_server import (
     status,
     truncated,
 )  # fmt: skip
-from support.near_cluster import NearPeer, near_cluster
+from support.near_cluster import NearCluster, NearPeer, near_cluster
 from support.workbench import Workbench, encoded, scenes, wait_for
 
 from etl.cluster.directory import PREFIX
-from etl.errors import ClusterError
-from etl.fetching.team import Loss
+from etl.errors import ClusterError, StateError
+from etl.fetching.team import Loss, Member, Team
+from etl.imaging.cache import ImageCache
 from etl.models import StageSummary
 
 ROWS = (
@@ -195,12 +197,41 @@ def test_originals_come_too_where_they_are_kept(server: FaultServer, far: Workbe
     assert kept.name == hashlib.sha256(body).hexdigest()
 
 
+def test_an_original_is_private_and_no_link_is_followed(server: FaultServer, far: Workbench, tmp_path: Path) -> None:
+    """It comes into a file of the owner's alone; what cannot be written here ends the run and is nobody's fault."""
+    far.ingest(server.add("/a.png", large_picture(), "image/png"))
+    with near_cluster(far.settings):
+        assert far.fetch(keep_originals=True).done == 1
+    assert [file.stat().st_mode & 0o777 for file in far.files("original")] == [0o600]
+    url = server.add("/b.png", large_picture(), "image/png")
+    server.add("/b.png", large_picture() + b"another", "image/png")
+    far.ingest(url)
+    (tmp_path / "target").write_text("mine")
+
+    def link(method: str, answer: Any) -> Any:
+        if method == "decode":
+            ImageCache.of_state(far.state).part_of(url).symlink_to(tmp_path / "target")
+        return answer
+
+    def plant(peer: NearPeer) -> None:
+        peer.change = link
+
+    with near_cluster(far.settings) as cluster, pytest.raises(StateError, match="cannot write"):
+        cluster.on_new = plant
+        far.fetch(keep_originals=True)
+    assert (tmp_path / "target").read_text() == "mine"
+    assert far.rows("SELECT count(*) FROM attempts WHERE error_class IS NOT NULL") == [(0,)]
+
+
 def test_a_known_picture_is_not_decoded_again(server: FaultServer, far: Workbench) -> None:
     """The second URL with the same bytes costs a download and no decoding, nor does a 304."""
     [(_, body)] = scenes(1)
-    far.ingest(server.add("/a.jpg", body), server.add("/b.jpg", body))
+    far.ingest(server.add("/a.jpg", body))
     with near_cluster(far.settings, 1) as cluster:
-        assert far.fetch(concurrency=1, decoders=1).done == 2
+        assert far.fetch().done == 1
+        # Not in one fetch: the second might be there before the first is known.
+        far.ingest(server.url("/a.jpg"), server.add("/b.jpg", body))
+        assert far.fetch().done == 1
         assert far.fetch(refresh=True).done == 2
     assert sum(peer.asked["decode"] for peer in cluster.every) == 1
     assert sum(peer.asked["download"] for peer in cluster.every) == 4
@@ -262,6 +293,39 @@ def test_what_a_lost_node_had_in_hand_costs_nothing(server: FaultServer, far: Wo
     assert charged == [(0,)]
 
 
+def test_nobody_waits_until_it_is_known_how_a_node_was_lost(server: FaultServer, far: Workbench) -> None:
+    """Its sources and their slots are free at once, its process is ended, and no other takes its place meanwhile."""
+    urls = add_pictures(server, 6)
+    server.fail("/0.jpg", hang, times=1)
+    far.ingest(*urls)
+    with near_cluster(far.settings) as cluster:
+        thread = lose_when_asked(cluster, server, "/0.jpg", Loss("out of reach", with_node=None))
+        with far.beside(lambda flow: far.fetch(flow, read_timeout_s=60, per_host=1)) as (_, ended):
+            assert ended.result(60) == StageSummary(done=6)
+        thread.join()
+    assert [peer.is_killed for peer in cluster.every if peer.loss] == [True]
+    assert (len(cluster.every), cluster.deaths) == (2, [])
+    assert far.rows("SELECT max(attempts) FROM sources") == [(1,)]
+
+
+def test_who_was_never_alone_is_not_out_of_patience(far: Workbench) -> None:
+    """The time without a node begins when the last one is lost, however long nobody asked."""
+
+    async def work() -> tuple[bool, bool]:
+        cluster = NearCluster(far.settings, 2)
+        team = Team(cluster, patience_s=0.2, silence_s=60)
+        member = Member(cluster.grow()[0], 1)
+        team.members.append(member)
+        before = team.are_ready()
+        await asyncio.sleep(0.3)
+        team.fault(member, "the disk is full")
+        after = team.are_ready()
+        await asyncio.gather(*cluster.ends)
+        return before, after
+
+    assert asyncio.run(work()) == (True, False)
+
+
 def test_a_source_that_takes_processes_with_it_is_charged_at_last(server: FaultServer, far: Workbench) -> None:
     """A process that dies alone is replaced; from the third death on the source pays an attempt each time."""
     far.ingest(server.fail("/deadly.jpg", hang))
@@ -284,6 +348,29 @@ def test_a_source_that_takes_processes_with_it_is_charged_at_last(server: FaultS
     rows = far.rows("SELECT error_class, message FROM attempts ORDER BY id")
     assert [row[0] for row in rows] == ["node_failed"] * 2
     assert "died 3 times with this source in hand" in rows[0][1]
+
+
+def test_nodes_that_are_lost_one_after_the_other_are_no_fault_of_a_source(server: FaultServer, far: Workbench) -> None:
+    """Four times in hand when a node goes, of which nobody knows at first that it went: nothing is charged."""
+    far.ingest(*add_pictures(server, 1))
+
+    def doomed(peer: NearPeer) -> None:
+        ask = peer.ask
+
+        async def dies(method: str, *arguments: Any) -> Any:
+            if method == "download" and peer.number < 4:
+                peer.loss = Loss("no answer", with_node=None)
+                known = Loss("no answer", with_node=True)
+                asyncio.get_running_loop().call_later(0.1, setattr, peer, "loss", known)
+            return await ask(method, *arguments)
+
+        peer.ask = dies  # type: ignore[method-assign]
+
+    with near_cluster(far.settings, 5) as cluster:
+        cluster.on_new = doomed
+        assert far.fetch() == StageSummary(done=1)
+    assert cluster.deaths == []
+    assert far.rows("SELECT attempts, crashes FROM sources") == [(1, 0)]
 
 
 def test_a_node_that_falls_silent_is_given_up(server: FaultServer, far: Workbench) -> None:

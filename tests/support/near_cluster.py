@@ -25,8 +25,9 @@ class NearPeer:
 
     Attributes:
         asked: how often each of its methods was called.
-        loss: how it is lost, once it is.
+        loss: how it is lost, once it is; where it leaves open whether its node is gone, nobody ever knows.
         is_frozen: whether it answers nothing any more.
+        is_killed: whether it was ended.
         change: replaces what a method answers.
     """
 
@@ -37,7 +38,7 @@ class NearPeer:
         self.number = number
         self.asked: Counter[str] = Counter()
         self.loss: Loss | None = None
-        self.is_frozen = False
+        self.is_frozen = self.is_killed = False
         self.change: Callable[[str, Any], Any] = lambda _, answer: answer
 
     async def ask(self, method: str, *arguments: Any) -> Any:
@@ -63,8 +64,16 @@ class NearPeer:
     def succeeded(self) -> None:
         pass
 
+    async def node_is_gone(self) -> bool:
+        while self.loss is None or self.loss.with_node is None:
+            await asyncio.sleep(LOOK_S)
+        return self.loss.with_node
+
     def kill(self) -> None:
         """End it; what it held goes with it."""
+        if self.is_killed:
+            return
+        self.is_killed = True
         self._cluster.ends.append(asyncio.get_running_loop().create_task(self._node.close()))
 
 

@@ -45,9 +45,9 @@ class RayNodes:
             self.kill(number)
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def join(self) -> int:
+    def join(self, cpus: int = 1) -> int:
         """Start another node; return its number (the head is 0)."""
-        self._start(f"--address={self.address}")
+        self._start(f"--address={self.address}", cpus=cpus)
         return len(self._nodes) - 1
 
     def kill(self, number: int) -> None:
@@ -73,11 +73,11 @@ class RayNodes:
                     found.append(process)
         return found
 
-    def _start(self, *options: str) -> None:
+    def _start(self, *options: str, cpus: int = 1) -> None:
         ip = f"127.0.0.{len(self._nodes) + 1}"
         command = [
-            sys.executable, "-c", _RAY, "start", "--block", f"--node-ip-address={ip}", "--num-cpus=1", "--num-gpus=0",
-            "--object-store-memory=100000000", "--disable-usage-stats", *options,
+            sys.executable, "-c", _RAY, "start", "--block", f"--node-ip-address={ip}", f"--num-cpus={cpus}",
+            "--num-gpus=0", "--object-store-memory=100000000", "--disable-usage-stats", *options,
         ]  # fmt: skip
         kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
         log = (self._directory.parent / f"{self._directory.name}-{len(self._nodes)}.log").open("wb")
