@@ -11,8 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from etl.clock import now_ms
 from etl.config import Settings
@@ -22,6 +21,7 @@ from etl.fetching.team import LOOK_S, Cluster, Member, Team
 from etl.fetching.wire import Fields, NodeFaultError, decoded_of, download_of, error_of, plain, rest_of
 from etl.imaging.cache import ImageCache
 from etl.models import DecodedImage
+from etl.net import resume
 from etl.net.part import Download, PartWriter
 from etl.net.politeness import NotNowError
 from etl.net.resume import Rest
@@ -60,15 +60,6 @@ class ClusterHands:
         self._pool = decoder_pool(settings, cache, settings.decoders or os.cpu_count() or 1)
         self._held: dict[Path, _Held] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.close()
-        self._cluster.close()
-
     @property
     def machines(self) -> int:
         """How many nodes take part."""
@@ -95,6 +86,11 @@ class ClusterHands:
         finally:
             await self._team.close()
 
+    def close(self) -> None:
+        """End this machine's decoders, and all actors."""
+        self._pool.close()
+        self._cluster.close()
+
     async def download(self, url: str, part: Path, *, validators: "Validators | None" = None) -> Download:
         """Let a node download one URL: the one that holds its beginning, else the emptiest."""
         held = self._held.pop(part, None)
@@ -106,9 +102,10 @@ class ClusterHands:
             if (rest := rest_of(answer["rest"])) is not None:
                 self._held[part] = _Held(member, url, rest)
             raise self._error(member, answer["error"])
-        member.peer.succeeded()
         download = download_of(answer["download"])
-        if not download.not_modified:
+        if download.not_modified:
+            member.peer.node.fruitless = 0
+        else:
             self._held[part] = _Held(member, url, None)
         return download
 
@@ -122,8 +119,7 @@ class ClusterHands:
         held = self._held.pop(part, None)
         if held is not None and not held.member.is_lost:
             self._team.do(self._forget(held))
-        with suppress(FileNotFoundError):
-            part.unlink()
+        resume.forget(part)
 
     async def _forget(self, held: _Held) -> None:
         # A node that is lost has nothing left to remove.
@@ -132,8 +128,7 @@ class ClusterHands:
 
     async def decode(self, path: Path) -> DecodedImage:
         """Let the node that has downloaded a file decode it, and put the working copy into the cache."""
-        held = self._held.get(path)
-        if held is None and self._cache.root not in path.parents:
+        if path not in self._held and self._cache.root not in path.parents:
             return await self._pool.decode(path)
         held = self._holder(path)
         answer = await self._team.ask(held.member, held.url, "decode", held.url)
@@ -143,6 +138,8 @@ class ClusterHands:
         if hashlib.sha256(answer["working"]).hexdigest() != decoded.working.sha256:
             raise _damaged(held.member, "the working copy")
         await asyncio.to_thread(self._cache.put_working, answer["working"])
+        # Not for a download alone: a process that dies over every second picture would go on for ever.
+        held.member.peer.node.fruitless = 0
         return decoded
 
     async def bring(self, part: Path, sha256: str) -> None:
@@ -166,9 +163,9 @@ class ClusterHands:
         if not isinstance(error, NodeFaultError):
             return error
         self._team.fault(member, str(error))
-        return LostError(f"node {member.peer.name} cannot fetch: {error}")
+        return LostError(f"node {member.peer.node.name} cannot fetch: {error}")
 
 
 def _damaged(member: Member, what: str) -> LostError:
-    why = f"{what} was damaged on its way from node {member.peer.name}"
+    why = f"{what} was damaged on its way from node {member.peer.node.name}"
     return LostError(why, NodeFailedError(why))

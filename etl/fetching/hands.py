@@ -5,10 +5,9 @@ Whoever it is, the stage itself decides what is asked for and when (`etl.net.pol
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 from etl.config import Settings
 from etl.errors import ItemError
@@ -70,7 +69,7 @@ class Decoders(Protocol):
         ...
 
 
-class Hands(AbstractContextManager["Hands"], Protocol):
+class Hands(Protocol):
     """Those who download and decode for one fetch stage."""
 
     @property
@@ -95,23 +94,19 @@ class Hands(AbstractContextManager["Hands"], Protocol):
         """Yield what downloads and decodes; ``downloader`` is this machine's own."""
         ...
 
+    def close(self) -> None:
+        """End all that was started."""
+        ...
+
 
 class LocalHands:
-    """This machine's downloader and decoder processes; a context manager."""
+    """This machine's downloader and decoder processes."""
 
     machines = 1
 
     def __init__(self, settings: Settings, cache: ImageCache) -> None:
         self.processes = settings.decoders or os.cpu_count() or 1
         self._pool = decoder_pool(settings, cache, self.processes)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.close()
 
     def are_ready(self) -> bool:
         """Tell that this machine is here."""
@@ -125,6 +120,10 @@ class LocalHands:
     async def at_work(self, downloader: "Downloader") -> AsyncIterator[tuple[Downloads, Decoders]]:
         """Yield the downloader and the decoders."""
         yield _LocalDownloads(downloader), self._pool
+
+    def close(self) -> None:
+        """End the decoders."""
+        self._pool.close()
 
 
 class _LocalDownloads:

@@ -28,7 +28,6 @@ class RayPeer:
         self._handle = handle
         self._death: Death | None = None
         self.node = node
-        self.name = node.name
 
     async def ask(self, method: str, *arguments: Any) -> Any:
         """Call a method of the actor.
@@ -50,18 +49,6 @@ class RayPeer:
             if with_node is not None:
                 return with_node
             await asyncio.sleep(VERDICT_S)
-
-    def leave_alone(self, why: str) -> None:
-        """Start no more actors on its node."""
-        self.node.leave_alone(why)
-
-    def died(self, why: str) -> None:
-        """Count that it died alone."""
-        self.node.actor_died(why)
-
-    def succeeded(self) -> None:
-        """Note that it has fetched something."""
-        self.node.fruitless = 0
 
     def kill(self) -> None:
         """End it."""

@@ -7,11 +7,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from etl.cluster.nodes import Node
 from etl.errors import ClusterError, EtlError, NodeFailedError
 from etl.fetching.hands import LostError
 from etl.fetching.wire import Fields
@@ -55,9 +55,9 @@ class PeerLostError(Exception):
 
 
 class Peer(Protocol):
-    """One `etl.fetching.node.FetchNode`, wherever it runs."""
+    """One `etl.fetching.node.FetchNode`, and the machine that it runs on."""
 
-    name: str
+    node: Node
 
     async def ask(self, method: str, *arguments: Any) -> Any:
         """Call one of its methods.  Raises `PeerLostError` as soon as it is dead."""
@@ -69,18 +69,6 @@ class Peer(Protocol):
 
     def kill(self) -> None:
         """End it, which may be dead already."""
-        ...
-
-    def leave_alone(self, why: str) -> None:
-        """Start no more peers on its node."""
-        ...
-
-    def died(self, why: str) -> None:
-        """Count that it died alone."""
-        ...
-
-    def succeeded(self) -> None:
-        """Note that it has fetched something."""
         ...
 
 
@@ -109,7 +97,7 @@ class Member:
 
     Attributes:
         processes: pictures that it decodes at once.
-        in_hand: what it is asked about at the moment: how many questions, by source.
+        in_hand: how much it is asked for at the moment.
         lost: done when it is no member any more.
         with_node: done when it is known too whether its whole node is gone.
     """
@@ -117,7 +105,7 @@ class Member:
     def __init__(self, peer: Peer, processes: int) -> None:
         self.peer = peer
         self.processes = processes
-        self.in_hand: Counter[object] = Counter()
+        self.in_hand = 0
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
         self.with_node: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
@@ -177,7 +165,6 @@ class Team:
         if self._error is not None:
             raise self._error
         if self.members:
-            self._alone_since = time.monotonic()
             return True
         if why := self._cluster.why_nobody():
             raise ClusterError(why)
@@ -189,7 +176,7 @@ class Team:
 
     def emptiest(self) -> Member | None:
         """Return the member that has least in hand; ``None`` where there is none."""
-        return min(self.members, key=lambda member: member.in_hand.total(), default=None)
+        return min(self.members, key=lambda member: member.in_hand, default=None)
 
     async def ask(self, member: Member, source: object, method: str, *arguments: Any) -> Any:
         """Ask a member about a source.
@@ -197,7 +184,7 @@ class Team:
         Raises `LostError` when the member is lost meanwhile, or does not answer as it should.
         """
         call = asyncio.ensure_future(member.peer.ask(method, *arguments))
-        member.in_hand[source] += 1
+        member.in_hand += 1
         try:
             await asyncio.wait({call, member.lost}, return_when=asyncio.FIRST_COMPLETED)
             if call.done():
@@ -207,24 +194,21 @@ class Team:
             self._lose(member, error.loss)
             raise await self._lost(member, source, member.lost.result()) from error
         except Exception as error:
-            why = f"node {member.peer.name} failed: {type(error).__name__}: {error}"[:300]
+            why = f"node {member.peer.node.name} failed: {type(error).__name__}: {error}"[:300]
             raise LostError(why, NodeFailedError(why)) from error
         finally:
             call.cancel()
-            member.in_hand[source] -= 1
-            # Who was lost keeps the number until every question of the moment has been told.
-            if not member.in_hand[source]:
-                del member.in_hand[source]
+            member.in_hand -= 1
 
     def fault(self, member: Member, why: str) -> None:
         """Do without a member whose machine cannot do the work; its node is left alone."""
         if not member.is_lost:
-            member.peer.leave_alone(why)
+            member.peer.node.leave_alone(why)
             self._lose(member, Loss(why, with_node=True))
 
     async def _lost(self, member: Member, source: object, loss: Loss) -> LostError:
         """Return what the loss of a member means for a source that it had in hand."""
-        why = f"node {member.peer.name} was lost: {loss.why}"
+        why = f"node {member.peer.node.name} was lost: {loss.why}"
         if loss.with_node:
             return LostError(why)
         if loss.is_silent:
@@ -238,7 +222,7 @@ class Team:
         if with_node[-1] or alone < DEATHS:
             return LostError(why)
         times = f"the fetching process died {alone} times with this source in hand"
-        return LostError(why, NodeFailedError(f"{times}, the last one on node {member.peer.name}: {loss.why}"))
+        return LostError(why, NodeFailedError(f"{times}, the last one on node {member.peer.node.name}: {loss.why}"))
 
     def _lose(self, member: Member, loss: Loss) -> None:
         if member.is_lost:
@@ -247,7 +231,7 @@ class Team:
         self.members.remove(member)
         if not self.members:
             self._alone_since = time.monotonic()
-        log.warning("node %s was lost: %s; %d sources go back", member.peer.name, loss.why, len(member.in_hand))
+        log.warning("node %s was lost: %s; %d sources go back", member.peer.node.name, loss.why, member.in_hand)
         if loss.with_node is None:
             # Its sources, and the slots of hosts that they hold, do not wait for that; but one that is only out of
             # reach must ask no host for anything beside those that take over.
@@ -261,14 +245,14 @@ class Team:
             with_node = await member.peer.node_is_gone()
         except Exception as error:
             # Who could tell is gone too; whoever looks for new peers finds that out, and ends the run.
-            log.warning("what became of node %s cannot be told: %s", member.peer.name, error)
+            log.warning("what became of node %s cannot be told: %s", member.peer.node.name, error)
             with_node = True
         self._end(member, loss, with_node=with_node)
 
     def _end(self, member: Member, loss: Loss, *, with_node: bool) -> None:
         member.with_node.set_result(with_node)
         if not with_node:
-            member.peer.died(loss.why)
+            member.peer.node.actor_died(loss.why)
         # Only now another may take its place: a node that is gone would look alive for a while.
         self._cluster.remove(member.peer)
 
@@ -290,10 +274,10 @@ class Team:
         try:
             answer: Fields = await peer.ask("ready")
         except PeerLostError as error:
-            log.warning("node %s was lost before it was ready: %s", peer.name, error.loss.why)
+            log.warning("node %s was lost before it was ready: %s", peer.node.name, error.loss.why)
             with_node = error.loss.with_node
             if not (await peer.node_is_gone() if with_node is None else with_node):
-                peer.died(error.loss.why)
+                peer.node.actor_died(error.loss.why)
             self._cluster.remove(peer)
             return
         except Exception as error:
@@ -301,14 +285,14 @@ class Team:
             lines = str(error).splitlines() or [""]
             answer = {"error": f"{type(error).__name__}: {lines[-1]}"[:300]}
         if answer["error"] is not None:
-            peer.leave_alone(answer["error"])
+            peer.node.leave_alone(answer["error"])
             self._cluster.remove(peer)
             return
         member = Member(peer, answer["processes"])
         self.members.append(member)
-        log.info("node %s fetches too, with %d decoders", peer.name, member.processes)
+        log.info("node %s fetches too, with %d decoders", peer.node.name, member.processes)
         if answer["proxied"]:
-            log.info("node %s has a proxy: it resolves names, so private addresses are not refused", peer.name)
+            log.info("node %s has a proxy: it resolves names, so private addresses are not refused", peer.node.name)
         self.do(self._listen(member))
 
     async def _listen(self, member: Member) -> None:

@@ -5,6 +5,7 @@ Here is put together what one fetch works with; the work itself is in `etl.stage
 
 import asyncio
 import logging
+from contextlib import closing
 from pathlib import Path
 
 from etl.config import Settings
@@ -51,7 +52,7 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bo
     queue = store.sources(run)
     if refresh:
         log.info("%d sources are asked for again", queue.refresh())
-    with _open_hands(settings, cache) as hands:
+    with closing(_open_hands(settings, cache)) as hands:
         # While this process prepares itself; what it asks for first comes within hundredths of a second.
         hands.begin(queue.due())
         loop = FetchLoop(

@@ -31,6 +31,7 @@ from support.near_cluster import NearCluster, NearPeer, near_cluster
 from support.workbench import Workbench, encoded, scenes, wait_for
 
 from etl.cluster.directory import PREFIX
+from etl.cluster.nodes import FRUITLESS
 from etl.errors import ClusterError, StateError
 from etl.fetching.team import Loss, Member, Team
 from etl.imaging.cache import ImageCache
@@ -304,7 +305,7 @@ def test_nobody_waits_until_it_is_known_how_a_node_was_lost(server: FaultServer,
             assert ended.result(60) == StageSummary(done=6)
         thread.join()
     assert [peer.is_killed for peer in cluster.every if peer.loss] == [True]
-    assert (len(cluster.every), cluster.deaths) == (2, [])
+    assert (len(cluster.every), [node.fruitless for node in cluster.nodes]) == (2, [0, 0])
     assert far.rows("SELECT max(attempts) FROM sources") == [(1,)]
 
 
@@ -344,10 +345,41 @@ def test_a_source_that_takes_processes_with_it_is_charged_at_last(server: FaultS
         cluster.on_new = deadly
         summary = far.fetch(max_attempts=2)
     assert (summary.done, summary.dead) == (0, 1)
-    assert len(cluster.deaths) == 4
+    assert cluster.nodes[0].fruitless == 4
     rows = far.rows("SELECT error_class, message FROM attempts ORDER BY id")
     assert [row[0] for row in rows] == ["node_failed"] * 2
     assert "died 3 times with this source in hand" in rows[0][1]
+
+
+@pytest.mark.parametrize("brings", [False, True])
+def test_a_node_whose_processes_die_for_nothing_is_left_alone(
+    server: FaultServer, far: Workbench, brings: bool
+) -> None:
+    """Six deaths in a row without a picture in between are enough, downloads or not; with one it goes on."""
+    far.ingest(*add_pictures(server, 24))
+
+    def deadly(peer: NearPeer) -> None:
+        ask, decoded = peer.ask, 0
+
+        async def dies(method: str, *arguments: Any) -> Any:
+            nonlocal decoded
+            if method == "decode" and decoded == brings:
+                peer.loss = Loss("killed", with_node=False)
+            answer = await ask(method, *arguments)
+            decoded += method == "decode"
+            return answer
+
+        peer.ask = dies  # type: ignore[method-assign]
+
+    with near_cluster(far.settings, 1) as cluster:
+        cluster.on_new = deadly
+        if brings:
+            assert far.fetch(concurrency=1, max_attempts=99).done == 24
+            assert len(cluster.every) > FRUITLESS
+        else:
+            with pytest.raises(ClusterError, match="killed"):
+                far.fetch(concurrency=1, max_attempts=9)
+            assert len(cluster.every) == FRUITLESS
 
 
 def test_nodes_that_are_lost_one_after_the_other_are_no_fault_of_a_source(server: FaultServer, far: Workbench) -> None:
@@ -358,7 +390,7 @@ def test_nodes_that_are_lost_one_after_the_other_are_no_fault_of_a_source(server
         ask = peer.ask
 
         async def dies(method: str, *arguments: Any) -> Any:
-            if method == "download" and peer.number < 4:
+            if method == "download" and peer.node is not cluster.nodes[-1]:
                 peer.loss = Loss("no answer", with_node=None)
                 known = Loss("no answer", with_node=True)
                 asyncio.get_running_loop().call_later(0.1, setattr, peer, "loss", known)
@@ -369,7 +401,7 @@ def test_nodes_that_are_lost_one_after_the_other_are_no_fault_of_a_source(server
     with near_cluster(far.settings, 5) as cluster:
         cluster.on_new = doomed
         assert far.fetch() == StageSummary(done=1)
-    assert cluster.deaths == []
+    assert [node.fruitless for node in cluster.nodes] == [0] * 5
     assert far.rows("SELECT attempts, crashes FROM sources") == [(1, 0)]
 
 
@@ -393,13 +425,13 @@ def test_a_node_that_cannot_work_is_done_without(server: FaultServer, far: Workb
         return {"error": {"class": "", "message": "the disk is full"}} if method == "decode" else answer
 
     def fill(peer: NearPeer) -> None:
-        if peer.number == 0:
+        if peer.node is cluster.nodes[0]:
             peer.change = change
 
     with near_cluster(far.settings) as cluster:
         cluster.on_new = fill
         assert far.fetch() == StageSummary(done=6)
-    assert cluster.left_alone == {0: "the disk is full"}
+    assert [node.left_alone for node in cluster.nodes] == ["the disk is full", ""]
 
 
 @pytest.mark.parametrize(("nodes", "version", "why"), [
@@ -430,7 +462,7 @@ def test_a_node_that_joins_takes_part(server: FaultServer, far: Workbench) -> No
 
         def join() -> None:
             wait_for(lambda: meter.peak == 2)
-            cluster.nodes = 2
+            cluster.join()
 
         thread = threading.Thread(target=join)
         thread.start()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from etl import __version__
+from etl.cluster.nodes import Node
 from etl.config import Settings
 from etl.fetching.cluster import ClusterHands
 from etl.fetching.node import FetchNode
@@ -31,11 +32,10 @@ class NearPeer:
         change: replaces what a method answers.
     """
 
-    def __init__(self, cluster: "NearCluster", number: int, config: Mapping[str, Any]) -> None:
+    def __init__(self, cluster: "NearCluster", node: Node, config: Mapping[str, Any]) -> None:
         self._cluster = cluster
-        self._node = FetchNode(config)
-        self.name = f"node {number}"
-        self.number = number
+        self._fetcher = FetchNode(config)
+        self.node = node
         self.asked: Counter[str] = Counter()
         self.loss: Loss | None = None
         self.is_frozen = self.is_killed = False
@@ -44,7 +44,7 @@ class NearPeer:
     async def ask(self, method: str, *arguments: Any) -> Any:
         """Call a method; all that travels is pickled, as on the way to another machine."""
         self.asked[method] += 1
-        call = asyncio.ensure_future(getattr(self._node, method)(*pickle.loads(pickle.dumps(arguments))))
+        call = asyncio.ensure_future(getattr(self._fetcher, method)(*pickle.loads(pickle.dumps(arguments))))
         try:
             while not call.done() or self.is_frozen or self.loss:
                 if self.loss:
@@ -54,15 +54,6 @@ class NearPeer:
         finally:
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)
-
-    def leave_alone(self, why: str) -> None:
-        self._cluster.left_alone[self.number] = why
-
-    def died(self, why: str) -> None:
-        self._cluster.deaths.append(why)
-
-    def succeeded(self) -> None:
-        pass
 
     async def node_is_gone(self) -> bool:
         while self.loss is None or self.loss.with_node is None:
@@ -74,7 +65,7 @@ class NearPeer:
         if self.is_killed:
             return
         self.is_killed = True
-        self._cluster.ends.append(asyncio.get_running_loop().create_task(self._node.close()))
+        self._cluster.ends.append(asyncio.get_running_loop().create_task(self._fetcher.close()))
 
 
 class NearCluster:
@@ -88,11 +79,9 @@ class NearCluster:
 
     def __init__(self, settings: Settings, nodes: int) -> None:
         self._settings = settings
-        self.nodes = nodes
+        self.nodes = [Node(str(number), f"node {number}", 1, 1.0) for number in range(nodes)]
         self.peers: list[NearPeer] = []
         self.every: list[NearPeer] = []
-        self.left_alone: dict[int, str] = {}
-        self.deaths: list[str] = []
         self.ends: list[asyncio.Task[None]] = []
         self.version = __version__
         self.on_new: Callable[[NearPeer], None] = lambda _: None
@@ -105,12 +94,12 @@ class NearCluster:
 
     def grow(self) -> list[NearPeer]:
         new = []
-        taken = {peer.number for peer in self.peers} | set(self.left_alone)
-        taken |= {peer.number for peer in self.every if peer.loss and peer.loss.with_node}
-        for number in range(self.nodes):
-            if number not in taken:
-                config = {"version": self.version, "settings": self._settings.to_json(), "cpus": 1.0}
-                new.append(NearPeer(self, number, config))
+        taken = [peer.node for peer in self.peers]
+        taken += [peer.node for peer in self.every if peer.loss and peer.loss.with_node]
+        for node in self.nodes:
+            if node not in taken and not node.left_alone:
+                config = {"version": self.version, "settings": self._settings.to_json(), "cpus": node.cpus}
+                new.append(NearPeer(self, node, config))
                 self.on_new(new[-1])
         self.peers += new
         self.every += new
@@ -121,7 +110,12 @@ class NearCluster:
         peer.kill()
 
     def why_nobody(self) -> str:
-        return next(iter(self.left_alone.values())) if len(self.left_alone) == self.nodes > 0 else ""
+        return self.nodes[-1].left_alone if all(node.left_alone for node in self.nodes) and self.nodes else ""
+
+    def join(self) -> None:
+        """Let one more node be found."""
+        number = len(self.nodes)
+        self.nodes.append(Node(str(number), f"node {number}", 1, 1.0))
 
     def close(self) -> None:
         self.peers.clear()
