@@ -3,8 +3,8 @@
     ray start --head --port=6379 --num-cpus=1 && ray start --address=127.0.0.1:6379 --num-cpus=1
     RAY_AUTH_MODE=token python -m benchmarks.fetch_nodes --ray-address 127.0.0.1:6379
 
-Draws JPEGs of ten megapixels and 0.2 MB, serves them from this machine's loopback, and fetches them into a new state
-each time.
+Draws JPEGs of ten megapixels, of 0.2 MB or with ``--noise`` of some more, serves them from this machine's loopback, and
+fetches them into a new state each time.
 Nodes that are this machine too show what the way over the cluster costs, not what more machines bring.
 """
 
@@ -13,6 +13,8 @@ import random
 import tempfile
 import time
 from pathlib import Path
+
+from PIL import Image
 
 from etl.config import Settings
 from etl.demo.formats import FORMATS
@@ -29,10 +31,15 @@ from etl.state.store import Store
 SIZE = (3600, 2700)
 
 
-def serve(server: DemoServer, pictures: int) -> list[str]:
+def serve(server: DemoServer, pictures: int, noise: float) -> list[str]:
     """Draw pictures, give them to the server and return their URLs."""
     rng = random.Random(1)
-    drawn = [FORMATS[0].encode(random_scene(rng).draw(*SIZE)) for _ in range(min(pictures, 12))]
+    grain = Image.effect_noise(SIZE, noise).convert("RGB")
+    drawn = []
+    for _ in range(min(pictures, 12)):
+        scene = random_scene(rng).draw(*SIZE)
+        drawn.append(FORMATS[0].encode(Image.blend(scene, grain, 0.3) if noise else scene))
+    print(f"{pictures} pictures of {sum(map(len, drawn)) / len(drawn) / 1e6:.1f} MB", flush=True)
     for number in range(pictures):
         # Bytes behind the end of a JPEG make it another file with the same pixels.
         server.add(f"/{number}.jpg", drawn[number % len(drawn)] + b"%d" % number, "image/jpeg")
@@ -60,13 +67,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare a fetch here with one by a Ray cluster.")
     parser.add_argument("--ray-address", required=True)
     parser.add_argument("--pictures", type=int, default=300)
+    parser.add_argument("--noise", type=float, default=0.0, help="how grainy the pictures are, such as 20")
     parser.add_argument("--decoders", type=int, default=2, help="of this machine, where it fetches itself")
     parser.add_argument("--insecure", action="store_true")
     arguments = parser.parse_args()
     cluster = {"fetch_backend": "ray", "ray_address": arguments.ray_address, "insecure": arguments.insecure}
     ways: dict[str, dict[str, object]] = {"here": {"decoders": arguments.decoders}, "cluster": cluster}
     with tempfile.TemporaryDirectory(prefix="nodes-") as name, DemoServer() as server:
-        urls = serve(server, arguments.pictures)
+        urls = serve(server, arguments.pictures, arguments.noise)
         for turn in range(2):
             for way, settings in ways.items():
                 took = seconds(Path(name) / f"{way}-{turn}", urls, **settings)

@@ -65,7 +65,7 @@ class Settings:
         endpoint_concurrency: requests at once to one endpoint at most; how many it bears is found out.
         endpoint_timeout_s: seconds for an endpoint to give one caption.
         endpoint_patience_s: seconds for which all endpoints may fail, or no Ray node be there, before the run ends.
-        ray_address: where the Ray cluster is: host:port, ray://host:port, or ``auto`` on one of its nodes.
+        ray_address: where the Ray cluster is: host:port, or ``auto`` on one of its nodes.
         ray_cpus: CPUs of each actor where the cluster captions without GPUs; 0 for one actor on each GPU.
         ray_timeout_s: seconds for which a captioning actor may finish nothing, a fetching one fall silent, before it is
             ended.

@@ -74,9 +74,14 @@ def leave(ray: Any) -> None:
 
 
 def check(settings: Settings, option: str) -> None:
-    """Raise `ConfigError` where Ray is missing, no address is given, or anybody may command the cluster."""
+    """Raise `ConfigError` where Ray is missing, the address is none, or anybody may command the cluster."""
     if not settings.ray_address:
         raise ConfigError(f"{option} needs --ray-address, such as 10.0.0.1:6379, or auto on a node of the cluster")
+    if "://" in settings.ray_address:
+        raise ConfigError(
+            f"ray_address = {settings.ray_address!r}: Ray's client is not supported; run this on a node of the "
+            "cluster, with host:port or auto"
+        )
     if importlib.util.find_spec("ray") is None:
         raise ConfigError(f"{option} needs Ray: pip install 'caption-etl[ray]', on every node")
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" and not settings.insecure:

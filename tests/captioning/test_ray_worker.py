@@ -158,6 +158,12 @@ def test_a_cluster_that_takes_anybody_is_refused(
         check(Settings(backend="ray", **settings), "--backend ray")
 
 
+def test_ray_s_own_client_is_refused() -> None:
+    """A ray:// address needs packages that the extra does not bring; one line says where to run instead."""
+    with pytest.raises(ConfigError, match="on a node of the cluster"):
+        check(Settings(backend="ray", ray_address="ray://10.0.0.1:10001", insecure=True), "--backend ray")
+
+
 def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray is wanted only by those who ask for it."""
     monkeypatch.setitem(sys.modules, "ray", None)

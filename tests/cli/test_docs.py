@@ -94,6 +94,8 @@ def test_every_setting() -> None:
         assert commands == ("all" if field.name == "state" else ", ".join(taking)), field.name
         common = [flag for flag in flags_of(taking[0])[field.name] if flag in flags_of(taking[-1])[field.name]]
         assert re.findall(r"`([^`]+)`", flags) == common
+        others = {flag for name in taking for flag in flags_of(name)[field.name]} - set(common)
+        assert all(f"`{flag}`" in meaning for flag in others), f"{others} of {field.name}"
         value = str(field.default).lower() if isinstance(field.default, bool) else str(field.default or "")
         shown = "none" if field.default in ("", ()) else f"`{field.default if field.default == 0 else value}`"
         assert default == (shown if not isinstance(field.default, bool) else f"`{value}`"), field.name

@@ -85,10 +85,7 @@ def test_nodes_and_the_driver_may_die(nodes: RayNodes, tmp_path: Path, capsys: p
         wait_for_done(program, run, "captions", at_kill + ITEMS // 8)
         charged = program.rows("SELECT count(*) FROM captions WHERE crashes > 0 OR attempts > 1")[0][0]
         third = nodes.join()
-        deadline = time.monotonic() + 120
-        while not nodes.actors(third) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        joined = len(nodes.actors(third))
+        joined = nodes.wait_for_actors(third, 1)
         wait_for_done(program, run, "captions", program.count("captions", "done") + ITEMS // 8)
         run.send(signal.SIGKILL)
         assert run.wait().code == 128 + signal.SIGKILL

@@ -73,6 +73,13 @@ class RayNodes:
                     found.append(process)
         return found
 
+    def wait_for_actors(self, number: int, count: int, timeout_s: float = 120) -> int:
+        """Wait until a node has so many actors; return how many there are at last."""
+        deadline = time.monotonic() + timeout_s
+        while len(self.actors(number)) != count and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return len(self.actors(number))
+
     def _start(self, *options: str, cpus: int = 1) -> None:
         ip = f"127.0.0.{len(self._nodes) + 1}"
         command = [
