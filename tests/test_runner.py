@@ -97,6 +97,7 @@ def test_a_signal_ends_the_run_after_committing(server: FaultServer, make_progra
     assert "Traceback" not in ended.stderr
     done = program.count("sources", "done")
     assert done == server.requests.total(), "every request that was sent is committed"
+    assert done < 40, "nothing was claimed any more"
     assert program.count("sources", "ready") == 40 - done
     assert leases(program) == 0
     assert last_run(program) == "interrupted"

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import pyvips
@@ -153,7 +154,10 @@ def assert_both_ways_judged_right(path: Path, convert: Callable[[Any], Any] = ma
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bands, "LARGE_BYTES", 0)
         patch.setattr(tiff, "PIECE_BYTES", 100_000)
+        pieces = Mock(wraps=bands.reduced)
+        patch.setattr(bands, "reduced", pieces)
         in_pieces = working_copy(path)
+    assert pieces.called
     found = {"at once": difference(at_once, right), "in pieces": difference(in_pieces, right)}
     assert max(found.values()) < ALLOWED, found
 
