@@ -74,6 +74,10 @@ class StateError(EtlError):
     """The state directory cannot be used."""
 
 
+class NotPlainError(StateError):
+    """In the state directory lies a link, a FIFO, a device or a socket where a file or directory of its own belongs."""
+
+
 class NotAHashError(StateError, ValueError):
     """What should name a file of the cache is no hash: the database is damaged, or a stranger wrote it."""
 

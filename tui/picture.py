@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from etl import files
+from etl.errors import NotPlainError
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -38,13 +41,13 @@ def read(path: Path, width: int, height: int) -> Cells | None:
     if width < 1 or height < 1:
         return None
     try:
-        with Image.open(path, formats=("JPEG",)) as image:
+        with files.reading(path) as file, Image.open(file, formats=("JPEG",)) as image:
             if image.width * image.height > MOST_PIXELS:
                 return None
             # The decoder itself can halve the size again and again, which is most of the time saved.
             image.draft("RGB", (2 * width, 4 * height))
             return _cells(image.convert("RGB"), width, height)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (NotPlainError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         # Damaged, truncated or gone: `etl verify` is the place to find out which.
         return None
 

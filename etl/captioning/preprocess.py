@@ -8,7 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from etl.errors import CaptionError, ModelError, PromptTooLongError, WorkingCopyError
+from etl import files
+from etl.errors import CaptionError, ModelError, NotPlainError, PromptTooLongError, WorkingCopyError
 from etl.text import clean
 
 MAX_CHAT_CHARS = 20_000
@@ -20,7 +21,7 @@ MAX_WORKING_PIXELS = 16384 * 16384
 CACHED_PROMPTS = 1024
 """Encoded prompts kept; one takes about 6 KB with the 576 image tokens of LLaVA-1.5."""
 
-_BROKEN_PICTURE = (OSError, ValueError, Image.DecompressionBombError)
+_BROKEN_PICTURE = (NotPlainError, OSError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for damaged files, a header with absurd dimensions among them."""
 
 
@@ -28,7 +29,7 @@ def open_working_copy(path: Path) -> Image.Image:
     """Return the picture as RGB, wholly decoded.  Raises `WorkingCopyError` when it is missing or damaged."""
     try:
         # Working copies are JPEG files; a state that came from elsewhere may hold anything under their names.
-        with Image.open(path, formats=("JPEG",)) as picture:
+        with files.reading(path) as file, Image.open(file, formats=("JPEG",)) as picture:
             if picture.width * picture.height > MAX_WORKING_PIXELS:
                 raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
             picture.load()

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any
 
-from etl import __version__
+from etl import __version__, files
 from etl.cluster.directory import own_directory
 from etl.config import Settings
 from etl.errors import EtlError, InternalError, StateError
@@ -132,12 +132,12 @@ async def _answer(name: str, work: Awaitable[Any]) -> Fields:
 
 
 def _taken(path: Path) -> bytes:
-    data = path.read_bytes()
-    path.unlink(missing_ok=True)
+    data = files.read(path)
+    files.remove(path)
     return data
 
 
 def _read(path: Path, start: int, most: int) -> bytes:
-    with path.open("rb") as file:
+    with files.reading(path) as file:
         file.seek(start)
         return file.read(most)

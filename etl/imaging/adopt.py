@@ -5,12 +5,11 @@ A file of the cache is never written to again, so two names for it are as good a
 
 import errno
 import hashlib
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from etl.durable import fsync
+from etl import files
 from etl.imaging.cache import ImageCache, disk_errors
 
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS})
@@ -46,7 +45,7 @@ class Adoption:
         """Make the names of all that was brought durable; only then may a row promise them."""
         for directory in sorted(self._directories):
             with disk_errors(directory):
-                fsync(directory)
+                files.sync(directory)
         self._directories.clear()
 
     def _bring(self, origin: Path, target: Path, sha256: str, size: int) -> bool:
@@ -57,11 +56,12 @@ class Adoption:
         if not self._is_sound(origin, sha256, size):
             return False
         with disk_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            for directory in (target.parent.parent, target.parent):
+                files.make_directory(directory)
             # Only what is damaged or cut short can be in the way.
-            target.unlink(missing_ok=True)
+            files.remove(target)
             try:
-                os.link(origin, target)
+                files.link(origin, target)
                 self.linked += 1
             except OSError as error:
                 if error.errno not in _NO_LINKS:
@@ -74,19 +74,20 @@ class Adoption:
     def _copy(self, origin: Path, target: Path) -> None:
         part = self.target.new_part()
         try:
-            shutil.copyfile(origin, part)
-            fsync(part)
-            part.replace(target)
+            with files.reading(origin) as source, files.creating(part) as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+            files.sync(part)
+            files.move(part, target)
         finally:
-            part.unlink(missing_ok=True)
+            files.remove(part)
 
     def _is_sound(self, path: Path, sha256: str, size: int) -> bool:
         try:
-            if path.stat().st_size != size:
+            if files.plain_size(path) != size:
                 return False
             if not self.check:
                 return True
-            with path.open("rb") as content:
+            with files.reading(path) as content:
                 return hashlib.file_digest(content, "sha256").hexdigest() == sha256
         except OSError:
             # Not there, or the disk cannot give it back.

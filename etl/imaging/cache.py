@@ -4,14 +4,14 @@
     original/ab/<sha256>      original bytes, where they are kept
     parts/                    unfinished files; swept at start
 
-The names come from hashes alone: nothing that a manifest or a server says ends up in a path.
+The names come from hashes alone: nothing that a manifest or a server says ends up in a path.  The cache may have been
+copied here from a stranger: `etl.files` sees to it that nothing in it is followed anywhere.
 A walk over the cache goes from shard to shard, the two digits that hashes begin with, and holds one in memory.
 """
 
 import contextlib
 import errno
 import hashlib
-import os
 import re
 import shutil
 import uuid
@@ -19,12 +19,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from etl.durable import fsync
+from etl import files
 from etl.errors import DiskFullError, NotAHashError, StateError
 from etl.failpoints import failpoint
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+MOST_WORKING = 512 * 1024 * 1024
+"""Bytes of a working copy: the longest edge that can be asked for, squared, at two bytes a pixel."""
+
 _SHARDS = tuple(f"{number:02x}" for number in range(256))
 
 
@@ -74,12 +77,13 @@ def disk_errors(path: Path) -> Iterator[None]:
 class ImageCache:
     """The files below ``root``; directories appear as they are needed.
 
-    Any number of processes may put the same or different files at once.
+    Any number of processes may put the same or different files at once.  What is no plain file or directory where one
+    belongs raises `NotPlainError` in every method; the directory that holds ``root`` is the user's choice, link or not.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self._parts = root / "parts"
+        self.root = files.real(root)
+        self._parts = self.root / "parts"
 
     @classmethod
     def of_state(cls, state: Path) -> "ImageCache":
@@ -94,14 +98,14 @@ class ImageCache:
         self._make_parts()
         with disk_errors(self.root):
             for kind in ("working", "original") if originals else ("working",):
-                (self.root / kind).mkdir(exist_ok=True)
-                there = {entry.name for entry in _entries(self.root / kind) if entry.is_dir()}
+                files.make_directory(self.root / kind)
+                there = {entry.path.name for entry in files.entries(self.root / kind) if entry.is_directory}
                 for shard in _SHARDS:
                     if shard not in there:
-                        (self.root / kind / shard).mkdir(exist_ok=True)
-                fsync(self.root / kind)
-            fsync(self.root)
-            fsync(self.root.parent)
+                        files.make_directory(self.root / kind / shard)
+                files.sync(self.root / kind)
+            files.sync(self.root)
+            files.sync(self.root.parent)
             failpoint("cache.prepared")
 
     def working_path(self, sha256: str) -> Path:
@@ -112,12 +116,20 @@ class ImageCache:
         """Return where the original with this hash lies, or would lie; `NotAHashError` for anything but a hash."""
         return self.root / "original" / _checked(sha256)[:2] / sha256
 
+    def has_working(self, sha256: str) -> bool:
+        """Return whether there is a file for the working copy with this hash."""
+        return files.plain_size(self.working_path(sha256)) is not None
+
+    def has_original(self, sha256: str) -> bool:
+        """Return whether there is a file for the original with this hash."""
+        return files.plain_size(self.original_path(sha256)) is not None
+
     def _make_parts(self) -> None:
         """Make the directory of unfinished files; the root is its owner's alone, for pictures may be private."""
         with disk_errors(self._parts):
             self.root.parent.mkdir(parents=True, exist_ok=True)
-            self.root.mkdir(mode=0o700, exist_ok=True)
-            self._parts.mkdir(exist_ok=True)
+            files.make_directory(self.root, 0o700)
+            files.make_directory(self._parts)
 
     def new_part(self) -> Path:
         """Return a path for a new unfinished file; it is not created, and nobody else is given it."""
@@ -132,14 +144,14 @@ class ImageCache:
         sha256 = hashlib.sha256(data).hexdigest()
         target = self.working_path(sha256)
         with disk_errors(target):
-            if _has_size(target, len(data)):
+            if files.plain_size(target) == len(data):
                 return sha256
             part = self.new_part()
             try:
-                part.write_bytes(data)
+                files.write(part, data)
                 self._move(part, target)
             finally:
-                part.unlink(missing_ok=True)
+                files.remove(part)
         return sha256
 
     def keep_original(self, part: Path, sha256: str) -> Path:
@@ -149,8 +161,9 @@ class ImageCache:
         """
         target = self.original_path(sha256)
         with disk_errors(target):
-            if _has_size(target, part.stat().st_size):
-                part.unlink()
+            size = files.plain_size(part)
+            if size is not None and files.plain_size(target) == size:
+                files.remove(part)
             else:
                 self._move(part, target)
         return target
@@ -169,12 +182,10 @@ class ImageCache:
 
         Only for the holder of the state lock, before it starts decoders or downloads.
         """
-        if not self._parts.is_dir():
-            return 0
-        leftovers = [path for path in self._parts.iterdir() if not keep(path)]
         with disk_errors(self._parts):
+            leftovers = [entry.path for entry in files.entries(self._parts) if not keep(entry.path)]
             for leftover in leftovers:
-                leftover.unlink(missing_ok=True)
+                files.remove(leftover)
         return len(leftovers)
 
     def working_shards(self) -> Iterator[Shard]:
@@ -187,15 +198,14 @@ class ImageCache:
 
     def parts(self) -> list[CachedFile]:
         """Return the unfinished files, and what is noted of them."""
-        return [file for entry in _entries(self._parts) if (file := _file(entry)) is not None]
+        return [_file(entry) for entry in _entries(self._parts)]
 
     def strays(self) -> Iterator[CachedFile]:
         """Yield the files that lie neither in a shard nor among the parts."""
         for entry in _entries(self.root):
-            if entry.name in ("working", "original") and entry.is_dir():
-                # A directory of a shard may lie on another disk; any other link is only a name to be removed.
-                yield from _below(e for e in _entries(Path(entry.path)) if e.name not in _SHARDS or not e.is_dir())
-            elif Path(entry.path) != self._parts:
+            if entry.path.name in ("working", "original") and entry.is_directory:
+                yield from _below(e for e in _entries(entry.path) if e.path.name not in _SHARDS or not e.is_directory)
+            elif entry.path != self._parts:
                 yield from _below([entry])
 
     def remove(self, path: Path) -> int | None:
@@ -204,13 +214,8 @@ class ImageCache:
         Raises `StateError` when it cannot be removed.
         """
         with disk_errors(path):
-            try:
-                size = path.lstat().st_size
-                failpoint("cache.before_remove")
-                path.unlink()
-            except FileNotFoundError:
-                return None
-        return size
+            failpoint("cache.before_remove")
+            return files.remove(path)
 
     def free_bytes(self) -> int:
         """Return the bytes that can still be written on the cache's disk."""
@@ -222,15 +227,14 @@ class ImageCache:
     def _move(self, part: Path, target: Path) -> None:
         """Make the content durable before the name, and the name before anybody relies on it."""
         failpoint("cache.before_fsync")
-        fsync(part)
-        prepared = target.parent.is_dir()
-        target.parent.mkdir(parents=True, exist_ok=True)
+        files.sync(part)
+        made = [path for path in (target.parent.parent, target.parent) if files.make_directory(path)]
         failpoint("cache.before_rename")
-        part.replace(target)
+        files.move(part, target)
         failpoint("cache.renamed")
-        # Directories that are there were made by `prepare`, which has seen to it that they last.
-        for directory in (target.parent,) if prepared else (target.parent, target.parent.parent, self.root):
-            fsync(directory)
+        # Directories that were there were made by `prepare`, which has seen to it that they last.
+        for directory in (target.parent, *((target.parent.parent, self.root) if made else ())):
+            files.sync(directory)
         failpoint("cache.synced")
 
 
@@ -240,50 +244,49 @@ def _checked(sha256: str) -> str:
     return sha256
 
 
+def read_working(path: Path) -> bytes:
+    """Return a working copy whose content is what its name says.
+
+    Raises `ValueError` for another content, `NotPlainError` for what is no file, and `OSError` where it is not there or
+    cannot be read.
+    """
+    with files.reading(path) as file:
+        # One byte more than any has: a stranger's file may have terabytes.
+        data = file.read(MOST_WORKING + 1)
+    if len(data) > MOST_WORKING or hashlib.sha256(data).hexdigest() != path.stem:
+        raise ValueError("its content is not what its name says")
+    return data
+
+
 def _shards(directory: Path, suffix: str) -> Iterator[Shard]:
     for name in _SHARDS:
         shard = Shard(name)
         for entry in _entries(directory / name):
-            sha256 = entry.name.removesuffix(suffix)
-            rightly = entry.name == sha256 + suffix and sha256.startswith(name) and _SHA256.fullmatch(sha256)
-            if not (rightly and entry.is_file(follow_symlinks=False)):
+            sha256 = entry.path.name.removesuffix(suffix)
+            rightly = entry.path.name == sha256 + suffix and sha256.startswith(name) and _SHA256.fullmatch(sha256)
+            if rightly and entry.is_file:
+                shard.files[sha256] = _file(entry)
+            else:
                 shard.strays.extend(_below([entry]))
-            elif (file := _file(entry)) is not None:
-                shard.files[sha256] = file
         yield shard
 
 
-def _below(entries: Iterable["os.DirEntry[str]"]) -> Iterator[CachedFile]:
+def _below(entries: Iterable[files.Entry]) -> Iterator[CachedFile]:
     """Yield the files among the entries and below them; a link is a file, wherever it leads."""
     for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _below(_entries(Path(entry.path)))
-        elif (file := _file(entry)) is not None:
-            yield file
+        if entry.is_directory:
+            yield from _below(_entries(entry.path))
+        else:
+            yield _file(entry)
 
 
-def _entries(directory: Path) -> list["os.DirEntry[str]"]:
+def _entries(directory: Path) -> list[files.Entry]:
     """Return what is in a directory; nothing where there is none."""
     try:
-        with os.scandir(directory) as entries:
-            return list(entries)
-    except FileNotFoundError:
-        return []
+        return files.entries(directory)
     except OSError as error:
         raise StateError(f"cannot read {directory}: {error.strerror or error}") from error
 
 
-def _file(entry: "os.DirEntry[str]") -> CachedFile | None:
-    """Return the file as it is now; ``None`` when it has gone meanwhile."""
-    try:
-        stat = entry.stat(follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    return CachedFile(Path(entry.path), stat.st_size, stat.st_mtime_ns)
-
-
-def _has_size(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size == size
-    except FileNotFoundError:
-        return False
+def _file(entry: files.Entry) -> CachedFile:
+    return CachedFile(entry.path, entry.size, entry.written_ns)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from etl import files
+
 
 def fault_of(path: Path, width: int, height: int) -> str | None:
     """Return what is wrong with a working copy that should have this size in pixels; ``None`` for a good one.
@@ -11,7 +13,7 @@ def fault_of(path: Path, width: int, height: int) -> str | None:
     Its whole content is decoded, but only where its header says the right size.
     """
     try:
-        with Image.open(path, formats=["JPEG"]) as picture:
+        with files.reading(path) as file, Image.open(file, formats=["JPEG"]) as picture:
             if picture.size != (width, height):
                 return f"it has {picture.width} x {picture.height} pixels, not {width} x {height}"
             picture.load()

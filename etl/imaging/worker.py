@@ -21,6 +21,7 @@ from etl.errors import (
     EtlError,
     ImageError,
     LocalFileError,
+    NotPlainError,
     StateError,
     item_error_classes,
 )
@@ -99,7 +100,7 @@ def _answer(path: Path, cache: ImageCache, config: WorkerConfig) -> bytes:
 
 def _error_classes() -> dict[str, type[EtlError]]:
     images = [cls for cls in item_error_classes() if issubclass(cls, ImageError)]
-    return {cls.__name__: cls for cls in (*images, LocalFileError, DiskFullError, StateError)}
+    return {cls.__name__: cls for cls in (*images, LocalFileError, DiskFullError, StateError, NotPlainError)}
 
 
 def _limit_memory(wanted: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from etl import files
 from etl.errors import BodyTooLargeError, DiskFullError, EtlError, ProtocolError, StateError, TruncatedBodyError
 from etl.failpoints import failpoint
 
@@ -77,7 +78,7 @@ class PartWriter:
         """
         left = self._resumed_at
         try:
-            with self._path.open("rb") as file:
+            with files.reading(self._path) as file:
                 while left and (block := file.read(min(left, BUFFER))):
                     self._hash.update(block)
                     left -= len(block)
@@ -87,10 +88,9 @@ class PartWriter:
     def __enter__(self) -> Self:
         try:
             # The with-block is the caller's: this object is the file's context manager.
-            if self._resumed_at:
-                self._file = open(self._path, "r+b", buffering=BUFFER, opener=_private)
-            else:
-                self._file = open(self._path, "wb", buffering=BUFFER, opener=_private)
+            begun = os.O_RDWR if self._resumed_at else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            descriptor = files.open_plain(self._path, begun)
+            self._file = open(descriptor, "r+b" if self._resumed_at else "wb", buffering=BUFFER)  # noqa: PTH123
             if self._resumed_at:
                 self._file.seek(self._resumed_at)
         except OSError as error:
@@ -163,8 +163,3 @@ class PartWriter:
                 "done so far is kept"
             )
         return StateError(f"cannot write {self._path}: {what}")
-
-
-def _private(path: str, flags: int) -> int:
-    """Open a file for its owner alone.  Its name is known in advance, so a link of that name is not followed."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

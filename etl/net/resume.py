@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from etl import files
+from etl.errors import NotPlainError
 from etl.failpoints import failpoint
 from etl.net.answers import sendable
 
@@ -20,6 +22,9 @@ NOTE_SUFFIX = ".note"
 
 SMALLEST = 64 * 1024
 """Bytes of a file below which a note is not worth its own write."""
+
+MOST_NOTE = 64 * 1024
+"""Bytes of a note that are read; one has some hundred."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})", re.ASCII)
 
@@ -64,24 +69,25 @@ def take_note(part: Path, headers: Mapping[str, str]) -> None:
     length = headers.get("content-length", "")
     whole = not headers.get("content-encoding") and headers.get("accept-ranges", "").strip().lower() != "none"
     # A note is a convenience: where it cannot be written, the part's own writer finds out what is wrong.
-    with suppress(OSError):
+    with suppress(OSError, NotPlainError):
         if validator and whole and length.isdecimal() and int(length) >= SMALLEST:
             failpoint("part.before_note")
             note = {"validator": validator, "total": int(length), "boot": _boot()}
-            _note(part).write_text(json.dumps(note), encoding="utf-8")
+            files.write(_note(part), json.dumps(note).encode())
             failpoint("part.noted")
 
 
 def rest_of(part: Path) -> Rest | None:
     """Return what is still to come of the file that ``part`` begins; ``None`` where it must begin anew."""
     try:
-        note = json.loads(_note(part).read_text(encoding="utf-8"))
-        received = part.stat().st_size
+        with files.reading(_note(part)) as file:
+            note = json.loads(file.read(MOST_NOTE))
+        received = files.plain_size(part) or 0
         validator, total = note["validator"], note["total"]
         known = note["boot"] == _boot() and sendable(validator) and type(total) is int
         if known and 0 < received < total:
             return Rest(validator, total, received)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (NotPlainError, OSError, ValueError, KeyError, TypeError, RecursionError):
         pass  # No part, no note, or a note that was itself cut off: all mean the same.
     return None
 
@@ -95,10 +101,10 @@ def is_resumable(path: Path) -> bool:
 def forget(part: Path, *, note_only: bool = False) -> None:
     """Remove a part and its note, or the note of a finished part alone."""
     failpoint("part.before_forget")
-    _note(part).unlink(missing_ok=True)
+    files.remove(_note(part))
     # Never a device or a directory that somebody named as the part.
-    if not note_only and part.is_file():
-        part.unlink(missing_ok=True)
+    if not note_only and (entry := files.look_at(part)) and entry.is_file:
+        files.remove(part)
 
 
 def _note(part: Path) -> Path:

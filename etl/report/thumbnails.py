@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from etl.imaging.cache import read_working
+
 QUALITY = 55
 """Of WebP: small and good enough to recognise a picture by."""
 
@@ -16,7 +18,7 @@ def thumbnail(path: Path, edge: int) -> str | None:
     """Return a working copy as a WebP file of at most ``edge`` pixels, base64; ``None`` where it cannot be read."""
     try:
         # Working copies are JPEGs of our own; nothing else is opened here.
-        with Image.open(path, formats=["JPEG"]) as image:
+        with Image.open(io.BytesIO(read_working(path)), formats=["JPEG"]) as image:
             image.draft("RGB", (2 * edge, 2 * edge))
             image.thumbnail((edge, edge), Image.Resampling.BILINEAR)
             buffer = io.BytesIO()

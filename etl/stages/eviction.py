@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from etl import files
 from etl.imaging.cache import CachedFile, ImageCache
 from etl.models import FetchedImage, KnownImage
 from etl.net.resume import is_resumable
@@ -76,10 +77,7 @@ def path_of(cache: ImageCache, grounds: Grounds, sha256: str) -> Path:
 
 def size_of(cache: ImageCache, grounds: Grounds, sha256: str) -> int:
     """Return the bytes of the file that such grounds speak of; 0 where there is none."""
-    try:
-        return path_of(cache, grounds, sha256).stat().st_size
-    except FileNotFoundError:
-        return 0
+    return files.plain_size(path_of(cache, grounds, sha256)) or 0
 
 
 def evict(images: Images, cache: ImageCache, grounds: Grounds, chosen: Sequence[int]) -> list[int]:
@@ -147,8 +145,9 @@ class CacheLimit:
         """
         if not self._limit or isinstance(image, KnownImage):
             return True
-        working = self._cache.working_path(image.decoded.working.sha256)
-        return working.exists() and (not image.original_kept or self._cache.original_path(image.sha256).exists())
+        return self._cache.has_working(image.decoded.working.sha256) and (
+            not image.original_kept or self._cache.has_original(image.sha256)
+        )
 
     def make_room(self, *, captioned: bool = True, thorough: bool = False) -> bool:
         """When the cache is full, evict until it takes `ROOM` of its limit; tell whether it is below the limit now.
@@ -227,7 +226,5 @@ class CacheLimit:
 
 
 def _is_untouched(file: CachedFile) -> bool:
-    try:
-        return file.path.lstat().st_mtime_ns == file.written_ns
-    except FileNotFoundError:
-        return False
+    entry = files.look_at(file.path)
+    return entry is not None and entry.written_ns == file.written_ns

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from etl.clock import iso_utc
 from etl.errors import ConfigError
+from etl.imaging.cache import read_working
 from etl.models import RecordOutcome
 from etl.stages.arrow import pyarrow
 from etl.stages.export_lines import CAPTION, CAPTIONED_AT, ERROR, SOURCE, Joined
@@ -184,9 +185,10 @@ class WebDataset:
 def picture_bytes(path: Path) -> bytes:
     """Return a working copy; raise `ConfigError` where it is not in the cache although the state says so."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); run `etl verify`, then `etl fetch`") from error
+        return read_working(path)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path} cannot be read ({why}); run `etl verify`, then `etl fetch`") from error
 
 
 class _Unclosed(io.RawIOBase):

@@ -134,7 +134,7 @@ class SourceFetcher:
 
     def _known_image(self, sha256: str, *, with_original: bool) -> int | None:
         known = self.queue.known_image(sha256, with_original=with_original)
-        if known is None or not self.cache.working_path(known[1]).exists():
+        if known is None or not self.cache.has_working(known[1]):
             return None
         return known[0]
 

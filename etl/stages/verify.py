@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from etl import files
 from etl.errors import StateError
 from etl.imaging.cache import CachedFile, ImageCache, Shard
 from etl.imaging.look import fault_of
@@ -198,7 +199,7 @@ def _check(
 
 def _is_sound(file: CachedFile, sha256: str) -> bool:
     try:
-        with file.path.open("rb") as content:
+        with files.reading(file.path) as content:
             return hashlib.file_digest(content, "sha256").hexdigest() == sha256
     except OSError as error:
         if error.errno == errno.EIO:

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from etl import files
 from etl.errors import DiskFullError, EtlError, StateError, StateMissingError, StateNewerError
 from etl.failpoints import failpoint
 
@@ -70,8 +71,9 @@ class Connection:
         if not create and not path.exists():
             raise StateMissingError(f"there is no state database in {path.parent}; run `etl ingest` first")
         with translate_errors(path):
+            check_plain(path)
             # Created by us, so that the database is private from its first byte.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            os.close(files.open_plain(files.real(path), os.O_RDWR | os.O_CREAT))
             raw = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
             try:
                 be_wary(raw)
@@ -135,11 +137,21 @@ def open_reader(state: Path) -> sqlite3.Connection:
     path = state / DATABASE_NAME
     if not path.exists():
         raise StateMissingError(f"there is no state database in {state}; run `etl ingest` first")
+    check_plain(path)
     # Even a reader makes the log's index.  Where no file can be made, nobody can write either.
     finished = not os.access(state, os.W_OK) and not (state / f"{DATABASE_NAME}-wal").exists()
     uri = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if finished else ''}"
     with translate_errors(path):
         return be_wary(sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10))
+
+
+def check_plain(path: Path) -> None:
+    """Raise `NotPlainError` where the database, or a file that SQLite keeps beside it, is a link or a special file.
+
+    SQLite opens them by their names, and would write into whatever a link leads to.
+    """
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        files.plain_size(files.real(path.with_name(path.name + suffix)))
 
 
 def check_version(connection: sqlite3.Connection) -> int:

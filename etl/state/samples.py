@@ -155,7 +155,7 @@ def _record(reader: Reader, record: int | None) -> tuple[str, str, bytes]:
 
 def _working_copy(reader: Reader, sha256: str) -> Path:
     # As `etl.imaging.cache` lays them out, which this layer does not know.
-    return reader.state / "images" / "working" / sha256[:2] / f"{sha256}.jpg"
+    return reader.state.resolve() / "images" / "working" / sha256[:2] / f"{sha256}.jpg"
 
 
 def _beyond(older: bool) -> str:

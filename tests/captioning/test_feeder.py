@@ -1,6 +1,7 @@
 """The feeder with real processes and files: killed, stopped, hung and closed in the middle."""
 
 import contextlib
+import io
 import os
 import select
 import signal
@@ -32,6 +33,14 @@ COPIES = 12
 both = pytest.mark.parametrize("processes", [0, 2])
 
 
+def endless_jpeg() -> bytes:
+    """Return a small progressive JPEG with one scan repeated so often that decoding it takes minutes."""
+    buffer = io.BytesIO()
+    Image.new("L", (2048, 2048), 128).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * 50_000 + data[-2:]
+
+
 @dataclass
 class Copies:
     """Working copies by name, and what is to become of them."""
@@ -46,8 +55,8 @@ class Copies:
         return CaptionItem(number, str(number % COPIES), "Describe.")
 
     def hang(self, name: str) -> CaptionItem:
-        """Return an item whose file never comes: whoever opens it is in the middle of its work until it is killed."""
-        os.mkfifo(self.locate(name))
+        """Return an item that takes minutes: whoever opens its file is in the middle of its work until it is killed."""
+        self.locate(name).write_bytes(endless_jpeg())
         return CaptionItem(-1, name, "Describe.")
 
     def check(self, fed: Fed) -> None:
@@ -94,20 +103,16 @@ def take(feeder: Feeder, count: int) -> list[Fed]:
 
 @contextlib.contextmanager
 def being_read(path: Path) -> Iterator[None]:
-    """Wait until somebody reads a named pipe, and keep them reading; another pipe takes its place."""
-    ends: list[int] = []
+    """Wait until a child process has opened a file."""
 
-    def has_reader() -> bool:
+    def is_open() -> bool:
+        opened = (link for pid in children(os.getpid()) for link in Path(f"/proc/{pid}/fd").glob("*"))
         with contextlib.suppress(OSError):
-            ends.append(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
-        return bool(ends)
+            return any(link.readlink() == path for link in opened)
+        return False
 
-    wait_for(has_reader)
-    # The next one to open it must find nobody at the other end, or this would end with the file for them too.
-    path.unlink()
-    os.mkfifo(path)
+    wait_for(is_open)
     yield
-    os.close(ends[0])
 
 
 def started(processes: int, before: set[int]) -> set[int]:
@@ -272,7 +277,7 @@ def test_a_fault_of_ours_is_no_endless_wait(make: Maker, copies: Copies, process
 
 def test_what_is_discarded_never_comes(make: Maker, copies: Copies) -> None:
     """After discarding, nothing that was ready, in work or waiting is taken; only what is submitted then."""
-    feeder = make(1)
+    feeder = make(1, picture_timeout_s=1.0)
     feeder.submit(copies.item(0))
     wait_for(lambda: not feeder._done.empty())
     feeder.submit(copies.hang("in work"))

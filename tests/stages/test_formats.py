@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from support.parts import Work, records
+from support.reported import put_pictures
 
 from etl.errors import ConfigError, ManifestError
 from etl.models import ExportSummary
@@ -87,11 +88,7 @@ def test_the_ecosystem_reads_it(work: Work, monkeypatch: pytest.MonkeyPatch, tmp
         ("USE_TORCH", "0"),
     ):
         monkeypatch.setenv(name, value)
-    pictures = [path for path in work.state.rglob("*.jpg")]
-    from PIL import Image
-
-    for n, path in enumerate(pictures):
-        Image.new("RGB", (4, 3), (n, 0, 0)).save(path)
+    put_pictures(work.state, 4)
     expected = {line["id"]: line["vlm_caption"] for line in lines(work, only_captioned=True)}
     folder, summary = export(work, "folder", format="imagefolder", shard_size=3)
     assert (summary.shards, summary.rows) == (3, 8)

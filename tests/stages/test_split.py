@@ -111,7 +111,7 @@ def test_files_are_linked_or_copied(whole: Work, tmp_path: Path, monkeypatch: py
     one, _ = whole.split(2, tmp_path / "parts")
     assert sum(part.linked for part in one.parts) == 2 * whole.rows("SELECT count(*) FROM images")[0][0]
 
-    def refused(*_: object) -> None:
+    def refused(*_: object, **__: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("os.link", refused)

@@ -1,29 +1,35 @@
 """States with pictures, failures and hostile text, to report on."""
 
+import io
 import json
 import random
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from PIL import Image
 from support.made_state import MadeState
 
 from etl.imaging.cache import ImageCache
-from etl.state.queries import Reader
+from etl.state.database import DATABASE_NAME
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 """What a stranger would put into a manifest to run a script in the page."""
 
 
-def put_pictures(state: MadeState, edge: int = 320) -> None:
-    """Give every image of the state a working copy of one colour; the made state has none."""
+def put_pictures(state: Path, edge: int = 320) -> None:
+    """Give every image of a state a working copy of one colour, which a made state has not."""
     rng = random.Random(1)
-    cache = ImageCache.of_state(state.settings.state)
-    with Reader(state.settings.state) as reader:
-        names = [name for (name,) in reader.rows("SELECT working_sha256 FROM images")]
-    for name in names:
-        path = cache.working_path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (edge, edge // 2), tuple(rng.randbytes(3))).save(path, "JPEG")
+    cache = ImageCache.of_state(state)
+    with closing(sqlite3.connect(state / DATABASE_NAME)) as database, database:
+        for (name,) in database.execute("SELECT DISTINCT working_sha256 FROM images ORDER BY 1").fetchall():
+            buffer = io.BytesIO()
+            Image.new("RGB", (edge, edge // 2), tuple(rng.randbytes(3))).save(buffer, "JPEG")
+            data = buffer.getvalue()
+            database.execute(
+                "UPDATE images SET working_sha256 = ?, working_bytes = ? WHERE working_sha256 = ?",
+                (cache.put_working(data), len(data), name),
+            )
 
 
 def make_state(directory: Path, records: int = 12, **settings: float) -> MadeState:
@@ -48,5 +54,5 @@ def make_state(directory: Path, records: int = 12, **settings: float) -> MadeSta
         dead_captions={f"r{n}": "generation" for n in range(10, records, 12)},
         flags=("repetition", "truncated"),
     )
-    put_pictures(state)
+    put_pictures(state.settings.state)
     return state

@@ -22,8 +22,10 @@ from etl.errors import (
     InternalError,
     ItemError,
     ModelError,
+    NotPlainError,
     WorkingCopyError,
 )
+from etl.imaging.cache import read_working
 from etl.models import CaptionItem, CaptionResult, ItemFailure
 
 log = logging.getLogger(__name__)
@@ -260,10 +262,10 @@ async def _end(tasks: Collection["asyncio.Task[None]"]) -> None:
 def _read(path: Path) -> bytes:
     """Return the working copy's bytes.  Raises `WorkingCopyError` when it is missing or no whole JPEG."""
     try:
-        jpeg = path.read_bytes()
+        jpeg = read_working(path)
     except FileNotFoundError as error:
         raise WorkingCopyError(f"the working copy {path.name} is not in the cache") from error
-    except OSError as error:
+    except (NotPlainError, OSError, ValueError) as error:
         raise WorkingCopyError(f"the working copy {path.name} cannot be read: {error}") from error
     if not (jpeg.startswith(b"\xff\xd8\xff") and jpeg.endswith(b"\xff\xd9")):
         raise WorkingCopyError(f"the working copy {path.name} cannot be read: it is no whole JPEG")

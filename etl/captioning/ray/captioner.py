@@ -18,8 +18,8 @@ from etl.captioning.ray.cluster import Actor, Cluster
 from etl.captioning.recipe import Recipe
 from etl.clock import now_ms
 from etl.config import Settings
-from etl.errors import CrashedError, ModelError, WorkerTimeoutError, WorkingCopyError
-from etl.imaging.cache import ImageCache
+from etl.errors import CrashedError, ModelError, NotPlainError, WorkerTimeoutError, WorkingCopyError
+from etl.imaging.cache import ImageCache, read_working
 from etl.models import CaptionItem, CaptionResult, EngineSample, FinishReason, ItemFailure
 
 log = logging.getLogger(__name__)
@@ -130,9 +130,9 @@ class RayCaptioner:
                 break
             begun = now_ms()
             try:
-                data = self._cache.working_path(item.working_sha256).read_bytes()
-            except OSError as error:
-                why = f"the working copy {item.working_sha256}.jpg cannot be read: {error.strerror}"
+                data = read_working(self._cache.working_path(item.working_sha256))
+            except (NotPlainError, OSError, ValueError) as error:
+                why = f"the working copy {item.working_sha256}.jpg cannot be read: {error}"
                 broken.append(failure(item, WorkingCopyError(why), begun))
                 continue
             chosen = max(able, key=lambda a: a.room(AHEAD) - len(gifts.get(a, ())))
