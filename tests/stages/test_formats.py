@@ -126,7 +126,7 @@ print(json.dumps({{
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["folder"] == found["captioned"] == found["tars"] == expected
     assert found["rows"] == 25
-    assert found["sizes"] == found["shapes"] == [[4, 3]] * 8
+    assert found["sizes"] == found["shapes"] == [[4, 2]] * 8
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "webdataset", "imagefolder"])
