@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from etl.errors import DiskFullError, StateError
-from etl.imaging.cache import ImageCache, disk_errors
+from etl.errors import DiskFullError, NotPlainError, StateError
+from etl.imaging.cache import ImageCache, disk_errors, read_working
 
 DATA = b"picture" * 1000
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -159,3 +159,39 @@ def test_a_cache_that_cannot_be_written_is_a_state_error(tmp_path: Path) -> None
     (tmp_path / "images").write_text("a file where the directory should be")
     with pytest.raises(StateError, match="images"):
         ImageCache(tmp_path / "images").put_working(DATA)
+
+
+def test_only_a_working_copy_of_its_name_is_given_away(tmp_path: Path) -> None:
+    """What is exported, sent or shown elsewhere has the content that its name promises, and is a plain file."""
+    cache = ImageCache(tmp_path / "images")
+    path = cache.working_path(cache.put_working(DATA))
+    assert read_working(path) == DATA
+    path.write_bytes(DATA[:-1] + b"x")
+    with pytest.raises(ValueError, match="not what its name says"):
+        read_working(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_working(path)
+    (tmp_path / "private").write_bytes(DATA)
+    path.symlink_to(tmp_path / "private")
+    with pytest.raises(NotPlainError, match="is a link"):
+        read_working(path)
+
+
+def test_a_working_copy_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    """A stranger's file of terabytes costs neither time nor memory."""
+    cache = ImageCache(tmp_path / "images")
+    path = cache.working_path(cache.put_working(DATA))
+    os.truncate(path, 1 << 40)
+    code = (
+        "import pathlib, resource, sys\n"
+        "from etl.imaging.cache import read_working\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (300_000_000, 300_000_000))\n"
+        "try: read_working(pathlib.Path(sys.argv[1]))\n"
+        "except ValueError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert "not what its name says" in done.stdout
