@@ -102,11 +102,13 @@ class Roots:
     """The directories below which local sources are read.
 
     A manifest may come from a stranger, and its export go back there: what it may name is what lies beside it, and what
-    the operator allows.  Links count by where they lead.
+    the operator allows.  Links count by where they lead.  ``refused`` are directories that a state calls its manifests'
+    own, which nobody here has opened.
     """
 
-    def __init__(self, directories: Iterable[str | Path]) -> None:
+    def __init__(self, directories: Iterable[str | Path], refused: Iterable[str | Path] = ()) -> None:
         self._roots = [Path(directory).resolve() for directory in directories]
+        self._refused = [Path(directory) for directory in refused]
 
     def checked(self, url: str) -> Path:
         """Return the file that a local source leads to.
@@ -120,11 +122,18 @@ class Roots:
         except (OSError, ValueError, RuntimeError) as error:
             raise LocalFileError(f"not a valid path: {_shown(path)}") from error
         if not any(real.is_relative_to(root) for root in self._roots):
-            raise BlockedPathError(
-                f"outside of the manifest's directory: {_shown(real)} "
-                f"(--allow-path {_shown(real.parent)} would allow it)"
-            )
+            option = f"--allow-path {_shown(real.parent)}"
+            if any(real.is_relative_to(root) for root in self._refused):
+                raise BlockedPathError(
+                    f"its manifest was not ingested by you on this machine: {_shown(real)} "
+                    f"(ingest it here again, or give {option})"
+                )
+            raise BlockedPathError(f"outside of the manifest's directory: {_shown(real)} ({option} would allow it)")
         return real
+
+    def closed(self) -> list[Path]:
+        """Return those of the refused directories that are not open all the same."""
+        return [path for path in self._refused if not any(path.is_relative_to(root) for root in self._roots)]
 
 
 def read_local(source: str | Path, *, max_bytes: int) -> Download:
