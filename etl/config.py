@@ -1,20 +1,21 @@
-"""Settings: defaults < ``etl.toml`` < ``ETL_*`` environment < command-line flags.
+"""Settings: defaults < the user's file < ``etl.toml`` < ``ETL_*`` environment < command-line flags.
 
-One flat, frozen `Settings`.  Every field can be given in all three places under the same name:
+One flat, frozen `Settings`.  Every field can be given in file, environment and flags under the same name:
 ``per_host = 2`` in the file, ``ETL_PER_HOST=2`` in the environment, ``--per-host 2`` as a flag.
 """
 
 import dataclasses
+import json
 import os
-import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from etl.errors import ConfigError
 from etl.redaction import host_of, redact
+from etl.setting_files import FOUND, HARMLESS, SettingFile, setting_files
 from etl.setting_values import check, convert, endpoints, shown
 
 DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
@@ -172,7 +173,15 @@ class Settings:
 
 
 DASHBOARD = "dashboard"
-"""The table of ``etl.toml`` that belongs to the dashboard alone (`load_dashboard`)."""
+"""The table of a settings file that belongs to the dashboard alone (`load_dashboard`)."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The settings, and a line on each file that was read: what it has set."""
+
+    settings: Settings
+    lines: tuple[str, ...]
 
 
 def load_settings(
@@ -180,51 +189,84 @@ def load_settings(
     *,
     file: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    used: Iterable[str] | None = None,
 ) -> Settings:
+    """Resolve the settings; see `load`."""
+    return load(flags, file=file, environment=environment, used=used).settings
+
+
+def load(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    used: Iterable[str] | None = None,
+) -> Loaded:
     """Resolve the settings; flags that are ``None`` count as not given.
 
     ``file`` must exist when named; without it ``etl.toml`` in the working directory is read if there is one.
-    Raises `ConfigError` naming file or variable, key and what is accepted.
+    ``used`` are the settings that the command goes by; all, unless given.
+
+    Raises `ConfigError` naming file or variable, key and what is accepted; also where a setting that the command goes
+    by would be another, if a file that may be a stranger's had its way.
     """
     environment = os.environ if environment is None else environment
-    values = _from_file(file) | _from_environment(environment)
-    values |= {name: value for name, value in (flags or {}).items() if value is not None}
-    return Settings(**values)
+    given = _from_environment(environment) | {name: value for name, value in (flags or {}).items() if value is not None}
+    obeyed: dict[str, tuple[SettingFile, Any]] = {}
+    refused: dict[str, tuple[SettingFile, Any]] = {}
+    files = setting_files(file, environment)
+    for each in files:
+        for name, value in _from_file(each).items():
+            (refused if each.doubt and name not in HARMLESS else obeyed)[name] = (each, value)
+            if not each.doubt:
+                refused.pop(name, None)
+    settings = Settings(**{name: value for name, (_, value) in obeyed.items()} | given)
+    lost = [
+        name for name, (_, value) in refused.items()
+        if name not in given and (used is None or name in used) and value != getattr(settings, name)
+    ]  # fmt: skip
+    if lost:
+        raise ConfigError(_refusal(refused[lost[0]][0], lost))
+    told = settings.redacted()
+    return Loaded(settings, tuple(
+        _line(each.path, {name: told[name] for name in obeyed if obeyed[name][0] is each and name not in given})
+        for each in files
+    ))  # fmt: skip
+
+
+def _refusal(file: SettingFile, names: list[str]) -> str:
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+    return (
+        f"{file.path} {file.doubt}, so its {', '.join(names)} cannot count: if it is yours, add --config {file.path}; "
+        f"else take that out of it, or give {flags} yourself"
+    )
+
+
+def _line(path: Path, told: Mapping[str, Any]) -> str:
+    changed = ", ".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in told.items())
+    return f"settings  {path}: {changed or 'nothing that counts'}"
 
 
 def load_dashboard(file: Path | None = None) -> tuple[Path, dict[str, Any]]:
-    """Return the dashboard's table of the configuration as it stands there, and the file that was looked at.
+    """Return the dashboard's table of the configuration as it stands there, and the file that it is in.
 
     Raises `ConfigError` as `load_settings` does, and when it is no table.
     """
-    path, table = _read(file)
-    own = table.get(DASHBOARD, {})
+    files = setting_files(file, os.environ)
+    tables = [(each.path, each.table[DASHBOARD]) for each in files if DASHBOARD in each.table]
+    path, own = tables[-1] if tables else (FOUND, {})
     if not isinstance(own, dict):
         raise ConfigError(f"{path}: {DASHBOARD} is not a table; write [{DASHBOARD}] and its settings below")
     return path, own
 
 
-def _read(file: Path | None) -> tuple[Path, dict[str, Any]]:
-    path = file or Path("etl.toml")
-    if file is None and not path.exists():
-        return path, {}
-    try:
-        return path, tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-    # Not only `tomllib.TOMLDecodeError`: numbers and nesting may be more than Python itself reads.
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-
-
-def _from_file(file: Path | None) -> dict[str, Any]:
-    path, table = _read(file)
-    table.pop(DASHBOARD, None)
+def _from_file(file: SettingFile) -> dict[str, Any]:
     kinds = typing.get_type_hints(Settings)
+    table = {name: value for name, value in file.table.items() if name != DASHBOARD}
     for name in table:
         if name not in kinds:
-            raise ConfigError(f"{path}: unknown setting {shown(name)}; known: {', '.join(sorted(kinds))}")
-    return {name: convert(name, value, kinds[name], str(path)) for name, value in table.items()}
+            raise ConfigError(f"{file.path}: unknown setting {shown(name)}; known: {', '.join(sorted(kinds))}")
+    return {name: convert(name, value, kinds[name], str(file.path)) for name, value in table.items()}
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

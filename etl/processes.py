@@ -79,11 +79,12 @@ class ChildProcess:
             raise EtlError(f"a {name} cannot be started: {error}") from error
         with theirs:
             arguments = [json.dumps(sys.path), entry, str(theirs.fileno()), json.dumps(config), str(int(confined))]
+            # -P: a json.py in the working directory is a stranger's.
             # Until the child ignores them, it inherits this mask: a Ctrl-C must not print tracebacks of its start.
             masked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", _BOOT, *arguments],
+                    [sys.executable, "-P", "-c", _BOOT, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),

@@ -1,10 +1,19 @@
 """What holds for every test: the collector looks only at what tests make, and what processes are forked from."""
 
 import gc
+import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 from support.zygote import Zygote
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the program, in every process, user's files of its own: no settings, and a secret that ends with the run."""
+    home = tempfile.TemporaryDirectory(prefix="etl-home-")
+    config.add_cleanup(home.cleanup)
+    os.environ |= {"XDG_CONFIG_HOME": f"{home.name}/config", "XDG_STATE_HOME": f"{home.name}/state"}
 
 
 def pytest_collection_finish() -> None:

@@ -31,7 +31,7 @@ def _show(chosen: argparse.Namespace) -> int:
         print("the dashboard needs a terminal on stdin and stderr; for scripts there is `etl status`", file=sys.stderr)
         return 2
     flags = {"state": chosen.state, "gpu_price": chosen.gpu_price}
-    resolved, own = load_settings(flags, file=chosen.config), settings.load(chosen.config)
+    resolved, own = load_settings(flags, file=chosen.config, used=flags), settings.load(chosen.config)
     from tui.app import Dashboard
 
     app = Dashboard(
@@ -48,7 +48,7 @@ def _serve(chosen: argparse.Namespace) -> int:
     given = (("--state", chosen.state), ("--config", chosen.config), ("--gpu-price", chosen.gpu_price))
     flags = [word for flag, value in given if value is not None for word in (flag, str(value))]
     flags += ["--readonly"] * chosen.readonly + ["--ascii"] * chosen.ascii
-    serve([sys.executable, "-m", "tui", *flags], chosen.port)
+    serve([sys.executable, "-P", "-m", "tui", *flags], chosen.port)
     return 0
 
 

@@ -35,7 +35,7 @@ PenaltyOption = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands."""
 
-    @command(app, name="retry-failed")
+    @command(app, name="retry-failed", works=True)
     def retry_failed(
         context: Context,
         stage: StageOption = None,

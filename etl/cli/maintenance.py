@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the commands."""
 
-    @command(app)
+    @command(app, works=True)
     def verify(
         context: Context,
         delete_orphans: Annotated[
@@ -55,7 +55,7 @@ def register(app: typer.Typer) -> None:
         if result.problems:
             raise typer.Exit(1)
 
-    @command(app, "max_cache_size", name="gc")
+    @command(app, "max_cache_size", name="gc", works=True)
     def collect(
         context: Context,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count, remove nothing.")] = False,
@@ -81,7 +81,7 @@ def register(app: typer.Typer) -> None:
             for line in _collected(result):
                 render.note(context, line)
 
-    @command(app)
+    @command(app, works=True)
     def report(
         context: Context,
         output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("report.html"),
@@ -131,9 +131,10 @@ def register(app: typer.Typer) -> None:
         """Watch a run live; it is another process and may come and go."""
         flags = ["--readonly"] * readonly + ["--ascii"] * ascii_only + (["--web", "--port", str(port)] if web else [])
         flags += ["--config", str(context.config.resolve())] if context.config else []
+        # -P: a module of that name in the working directory is a stranger's.
         price = str(context.settings.gpu_price)
         arguments = ["--state", str(context.settings.state), "--gpu-price", price, *flags]
-        sys.exit(subprocess.call([sys.executable, "-m", "tui", *arguments]))
+        sys.exit(subprocess.call([sys.executable, "-P", "-m", "tui", *arguments]))
 
     @command(app)
     def demo(

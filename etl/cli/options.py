@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from etl.config import Settings, load_settings
+from etl.config import Settings, load
 from etl.errors import Interrupted
 from etl.text import clean, clean_lines
 
@@ -35,13 +35,16 @@ CAPTION_SETTINGS = (
     "max_attempts", "metrics_port", "metrics_address", "webhook", "deadline", "interval_s", "gpu_price",
 )  # fmt: skip
 
+MAX_LINE = 200
+"""Characters of the line that says what a file has set."""
+
 
 @dataclass(frozen=True)
 class Context:
     """What every command knows.
 
     Attributes:
-        settings: resolved from file, environment and flags.
+        settings: resolved from files, environment and flags.
         json: print machine-readable output on stdout, and nothing else there.
         quiet: print no progress and no notes.
         config: the settings file that was named, if one was.
@@ -67,11 +70,16 @@ _GLOBALS: dict[str, Any] = {
 
 
 def command(
-    app: typer.Typer, *fields: str, name: str | None = None, also: Mapping[str, str] | None = None
+    app: typer.Typer,
+    *fields: str,
+    name: str | None = None,
+    also: Mapping[str, str] | None = None,
+    works: bool = False,
 ) -> Callable[[Callable[..., Any]], Any]:
     """Register a command that takes the global options and one option for each named field of `Settings`.
 
-    ``also`` gives second names to the options of fields.
+    ``also`` gives second names to the options of fields.  A command that ``works`` says first which files its settings
+    are from.
 
     The function's first parameter receives the `Context`; its others stay its own options.
     """
@@ -87,7 +95,7 @@ def command(
         def wrapper(**values: Any) -> Any:
             given = {parameter.name: values.pop(parameter.name) for parameter in own}
             try:
-                return function(_context(values, fields), **given)
+                return function(_context(values, fields, works=works), **given)
             except BrokenPipeError as error:
                 # Whoever read our output has gone (`| head`); what is still buffered has nowhere to go.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -122,14 +130,17 @@ def _default(option: str) -> Any:
     return {"json_output": False, "quiet": False, "verbose": 0}.get(option)
 
 
-def _context(values: dict[str, Any], fields: tuple[str, ...]) -> Context:
+def _context(values: dict[str, Any], fields: tuple[str, ...], *, works: bool) -> Context:
     _configure_logging(values.pop("verbose"), values["quiet"])
     json_output, quiet = values.pop("json_output"), values.pop("quiet")
     config = values.pop("config")
     flags = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     flags = {name: value for name, value in flags.items() if value != ()}
     assert set(flags) <= {"state", *fields}
-    return Context(load_settings(flags, file=config), json_output, quiet, config)
+    loaded = load(flags, file=config, used=("state", *fields))
+    for line in loaded.lines if works and not quiet else ():
+        typer.echo(clean(line, MAX_LINE), err=True)
+    return Context(loaded.settings, json_output, quiet, config)
 
 
 def _configure_logging(verbose: int, quiet: bool) -> None:

@@ -13,7 +13,7 @@ from etl.text import clean
 def register(app: typer.Typer) -> None:
     """Add the commands."""
 
-    @command(app)
+    @command(app, works=True)
     def split(
         context: Context,
         parts: Annotated[int, typer.Argument(min=2, max=10_000, help="How many parts.", metavar="N")],
@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
         for line in summary.lines():
             render.note(context, clean(line))
 
-    @command(app)
+    @command(app, works=True)
     def merge(
         context: Context,
         part: Annotated[list[Path], typer.Argument(help="State directories of parts.", metavar="PART...")],

@@ -52,7 +52,7 @@ OnlyCaptionedOption = Annotated[bool, typer.Option("--only-captioned", help="Lea
 def register(app: typer.Typer) -> None:
     """Add the commands."""
 
-    @command(app, "interval_s")
+    @command(app, "interval_s", works=True)
     def ingest(
         context: Context,
         manifest: Annotated[
@@ -75,7 +75,7 @@ def register(app: typer.Typer) -> None:
         render.ingested(context, summary)
         _leave(signal, failed=summary.invalid > 0)
 
-    @command(app, *FETCH_SETTINGS, also={"fetch_backend": "--backend"})
+    @command(app, *FETCH_SETTINGS, also={"fetch_backend": "--backend"}, works=True)
     def fetch(
         context: Context,
         refresh: Annotated[
@@ -99,14 +99,14 @@ def register(app: typer.Typer) -> None:
         for line in foresight_lines(foresight, refresh=refresh):
             render.say(line)
 
-    @command(app, *CAPTION_SETTINGS)
+    @command(app, *CAPTION_SETTINGS, works=True)
     def caption(context: Context, force: ForceOption = False) -> None:
         """Caption every fetched image that has no caption yet."""
         from etl.pipeline import Plan, run_pipeline
 
         _work(context, run_pipeline, Plan(caption=True, force=force))
 
-    @command(app)
+    @command(app, works=True)
     def export(
         context: Context,
         output: Annotated[
@@ -135,7 +135,7 @@ def register(app: typer.Typer) -> None:
             summary = export_manifest(context.settings, output, options)
         render.exported(context, summary)
 
-    @command(app, *dict.fromkeys((*FETCH_SETTINGS, *CAPTION_SETTINGS)))
+    @command(app, *dict.fromkeys((*FETCH_SETTINGS, *CAPTION_SETTINGS)), works=True)
     def run(
         context: Context,
         manifest: Annotated[

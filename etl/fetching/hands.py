@@ -45,6 +45,10 @@ class Downloads(Protocol):
         """
         ...
 
+    def is_known(self, host: str) -> bool:
+        """Tell whether a download from the host would not have to wait for its name."""
+        ...
+
     def rest_of(self, part: Path) -> Rest | None:
         """Return what is still to come of a download that broke; ``None`` where it must begin anew."""
         ...
@@ -132,6 +136,10 @@ class _LocalDownloads:
 
     async def download(self, url: str, part: Path, *, validators: "Validators | None" = None) -> Download:
         return await self._downloader.download(url, part, validators=validators)
+
+    def is_known(self, host: str) -> bool:
+        # A proxy resolves names itself, and this machine may not be able to.
+        return self._downloader.proxied or self._downloader.names.is_known(host)
 
     def rest_of(self, part: Path) -> Rest | None:
         return resume.rest_of(part)

@@ -34,6 +34,7 @@ from etl.net.attempt import Attempt, Validators
 from etl.net.foreign import fetch_error
 from etl.net.lanes import CONNECTIONS, Lanes
 from etl.net.local import host_of
+from etl.net.names import Names
 from etl.net.part import Download, PartWriter
 from etl.net.transport import GuardedTransport, Routes, holds_unread, proxy_transports, send
 
@@ -66,12 +67,14 @@ class Downloader:
     Attributes:
         proxied: whether the environment names a proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY; NO_PROXY excepts hosts).
             The proxy resolves and dials for us, so the guard against private addresses does not apply there.
+        names: resolves the names of hosts that are dialled directly.
         may_follow: awaited with every URL that a download is redirected to; it may raise a `FetchError`.
 
     Raises `ConfigError` when the proxy or the contact address cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
+        self.names = Names(settings.connect_timeout_s)
         self.may_follow: Callable[[str], Awaitable[None]] | None = None
         self._settings = settings
         self._context = httpx.create_ssl_context()
@@ -85,7 +88,8 @@ class Downloader:
         settings = self._settings
         return httpx.AsyncClient(
             transport=Routes(
-                GuardedTransport(self._context, _LIMITS, settings.allow_host), proxy_transports(self._context, _LIMITS)
+                GuardedTransport(self._context, _LIMITS, settings.allow_host, self.names),
+                proxy_transports(self._context, _LIMITS),
             ),
             trust_env=False,
             follow_redirects=False,

@@ -7,7 +7,6 @@ TLS is not affected, because the HTTP library takes the server name from the URL
 
 import asyncio
 import ipaddress
-import socket
 import ssl
 import time
 from collections.abc import Iterable, Sequence
@@ -15,9 +14,9 @@ from typing import Any
 
 import httpcore
 
-from etl.errors import BlockedAddressError, ConnectError, DnsError, InvalidUrlError
+from etl.errors import BlockedAddressError, ConnectError
+from etl.net.names import Address, Names
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
 MAX_ADDRESSES = 4
@@ -116,8 +115,9 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
     dialled (a name with one private address is not to be trusted with the others), httpcore's own errors otherwise.
     """
 
-    def __init__(self, allow_host: Iterable[str] = ()) -> None:
+    def __init__(self, allow_host: Iterable[str] = (), names: Names | None = None) -> None:
         self._allowed = AllowList(allow_host)
+        self._names = names or Names()
         self._inner = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -130,7 +130,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Resolve once, check every address, dial the checked ones in turn within ``timeout`` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        addresses = await self._resolve(host, port, timeout)
+        addresses = await self._names.addresses(host, timeout)
         self._check(host, port, addresses)
         addresses = addresses[:MAX_ADDRESSES]
         failure: Exception = ConnectError(f"{host} has no address")
@@ -162,19 +162,6 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
             if not is_public(address) and not self._allowed.covers(host, port, address):
                 named = f"{host} is {address}, which" if _normal_host(host) != str(address) else f"{address}"
                 raise BlockedAddressError(f"{named} is not a public address (--allow-host {host} would allow it)")
-
-    async def _resolve(self, host: str, port: int, seconds: float | None) -> list[Address]:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(seconds):
-                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-        except TimeoutError as error:
-            raise DnsError(f"the name {host} was not resolved within {seconds:g} s") from error
-        except UnicodeError as error:
-            raise InvalidUrlError(f"{host!r} is not a valid host name") from error
-        except OSError as error:
-            raise DnsError(f"the name {host} cannot be resolved ({error.strerror or error})") from error
-        return list(dict.fromkeys(ipaddress.ip_address(info[4][0]) for info in found))
 
 
 class _LargeReads(httpcore.AsyncNetworkStream):

@@ -20,6 +20,11 @@ _NOT_IN_HOSTS = re.compile(r"[\s<>\"{}|\\^`%]")
 _PLAIN_URL = re.compile(r"https?://([a-z0-9][a-z0-9.-]*)(?:/[!-~]*)?")
 """Almost every URL of a manifest; told apart by one match, because taking a URL to pieces takes ten times as long."""
 
+_ELSEWHERE = re.compile(r"//(?!/)|\\\\")
+"""A share of another machine, or a URL without its scheme; POSIX would read both beginnings from here."""
+
+_IN_NO_NAME = re.compile(r"%2F|%00", re.IGNORECASE)
+
 _BLOCK = 1024 * 1024
 
 
@@ -57,33 +62,59 @@ def host_of(url: str) -> str:
 
 
 def local_path(url: str) -> Path:
-    """Return the path that a local source names.  Raises `LocalFileError` for a ``file:`` URL of another machine."""
+    """Return the path that a local source names.
+
+    Raises `InvalidUrlError` where it names another machine's file, or is a ``file:`` URL that names none.
+    """
     url = url.strip()
-    if not _SCHEME.match(url):
-        return Path(url)
+    path = _path_of(url) if _SCHEME.match(url) else url
+    if _ELSEWHERE.match(path):
+        raise _elsewhere(path)
+    return Path(path)
+
+
+def _path_of(url: str) -> str:
+    """Return the path of a ``file:`` URL (RFC 8089)."""
+    if not url.isprintable():
+        # urlsplit would leave some of them out, and so name another file.
+        raise InvalidUrlError(f"the URL has control characters: {url[:200]!r}")
     try:
         parts = urlsplit(url)
+        path = unquote(parts.path, errors="strict")
     except ValueError as error:
-        raise LocalFileError(f"malformed file: URL ({error})") from error
-    if parts.netloc.lower() not in ("", "localhost"):
-        raise LocalFileError(f"a file: URL cannot name another machine ({parts.netloc!r})")
-    return Path(unquote(parts.path))
+        raise InvalidUrlError(f"malformed file: URL ({error})") from error
+    if parts.netloc.lower() not in ("", "localhost") or parts.path.startswith("//"):
+        raise _elsewhere(url)
+    if "?" in url or "#" in url:
+        raise InvalidUrlError(f"a file: URL has no query; write ? as %3F and # as %23: {url[:200]!r}")
+    if match := _IN_NO_NAME.search(parts.path):
+        raise InvalidUrlError(f"no file name holds {match[0]}: {url[:200]!r}")
+    return path
+
+
+def _elsewhere(name: str) -> InvalidUrlError:
+    return InvalidUrlError(
+        f"names another machine: {name[:200]!r}; copy the file here, or write https: before it where it is a URL"
+    )
 
 
 class Roots:
     """The directories below which local sources are read.
 
     A manifest may come from a stranger, and its export go back there: what it may name is what lies beside it, and what
-    the operator allows.  Links count by where they lead.
+    the operator allows.  Links count by where they lead.  ``refused`` are directories that a state calls its manifests'
+    own, which nobody here has opened.
     """
 
-    def __init__(self, directories: Iterable[str | Path]) -> None:
+    def __init__(self, directories: Iterable[str | Path], refused: Iterable[str | Path] = ()) -> None:
         self._roots = [Path(directory).resolve() for directory in directories]
+        self._refused = [Path(directory) for directory in refused]
 
     def checked(self, url: str) -> Path:
         """Return the file that a local source leads to.
 
-        Raises `BlockedPathError` when that lies below none of the directories, `LocalFileError` for no valid path.
+        Raises `BlockedPathError` when that lies below none of the directories, `InvalidUrlError` and `LocalFileError`
+        for no valid path.
         """
         path = local_path(url)
         try:
@@ -91,11 +122,18 @@ class Roots:
         except (OSError, ValueError, RuntimeError) as error:
             raise LocalFileError(f"not a valid path: {_shown(path)}") from error
         if not any(real.is_relative_to(root) for root in self._roots):
-            raise BlockedPathError(
-                f"outside of the manifest's directory: {_shown(real)} "
-                f"(--allow-path {_shown(real.parent)} would allow it)"
-            )
+            option = f"--allow-path {_shown(real.parent)}"
+            if any(real.is_relative_to(root) for root in self._refused):
+                raise BlockedPathError(
+                    f"its manifest was not ingested by you on this machine: {_shown(real)} "
+                    f"(ingest it here again, or give {option})"
+                )
+            raise BlockedPathError(f"outside of the manifest's directory: {_shown(real)} ({option} would allow it)")
         return real
+
+    def closed(self) -> list[Path]:
+        """Return those of the refused directories that are not open all the same."""
+        return [path for path in self._refused if not any(path.is_relative_to(root) for root in self._roots)]
 
 
 def read_local(source: str | Path, *, max_bytes: int) -> Download:
@@ -103,8 +141,8 @@ def read_local(source: str | Path, *, max_bytes: int) -> Download:
 
     ``source`` is a path, or what a manifest names it by.
 
-    Raises `LocalFileError` when the path is missing, not a regular file (a FIFO or device is never opened) or not
-    readable, and `BodyTooLargeError` beyond ``max_bytes``.
+    Raises `InvalidUrlError` as `local_path` does, `LocalFileError` when the path is missing, not a regular file (a FIFO
+    or device is never opened) or not readable, and `BodyTooLargeError` beyond ``max_bytes``.
     """
     path = source if isinstance(source, Path) else local_path(source)
     try:

@@ -75,11 +75,17 @@ class Mirrors:
 
     @property
     def directories(self) -> list[Path]:
-        """The local directories that the operator has written into rewrites and template."""
+        """The local directories that the operator has written into rewrites and template.
+
+        Raises `ConfigError` where they are not of this machine.
+        """
         written = [replacement.partition("\\")[0] for _, replacement in self._rewrites]
         written.append(self._template.partition("{")[0])
         # Up to the last slash: what follows is the beginning of a name.
-        return [local_path(text[: text.rfind("/") + 1]) for text in written if is_local(text) and "/" in text]
+        try:
+            return [local_path(text[: text.rfind("/") + 1]) for text in written if is_local(text) and "/" in text]
+        except InvalidUrlError as error:
+            raise ConfigError(f"a mirror in rewrite_url or mirror_template {error}") from error
 
     def addresses(self, url: str, host: str, line: bytes | None = None) -> list[Address]:
         """Return where to ask for the source ``url`` on ``host``, whose first record is ``line``; never empty.

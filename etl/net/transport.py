@@ -13,19 +13,22 @@ import httpx
 
 from etl.errors import ConfigError
 from etl.net.guard import GuardedBackend
+from etl.net.names import Names
 from etl.redaction import redact_url
 
 
 class GuardedTransport(httpx.AsyncHTTPTransport):
     """Direct connections, opened by the guard.  httpx has no parameter for that, so its pool is built here."""
 
-    def __init__(self, context: ssl.SSLContext, limits: httpx.Limits, allow_host: tuple[str, ...]) -> None:
+    def __init__(
+        self, context: ssl.SSLContext, limits: httpx.Limits, allow_host: tuple[str, ...], names: Names
+    ) -> None:
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=context,
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
-            network_backend=GuardedBackend(allow_host),
+            network_backend=GuardedBackend(allow_host, names),
         )
 
 

@@ -6,7 +6,6 @@ Here is put together what one fetch works with; the work itself is in `etl.stage
 import asyncio
 import logging
 from contextlib import closing
-from pathlib import Path
 
 from etl.config import Settings
 from etl.errors import ConfigError
@@ -18,8 +17,9 @@ from etl.net.local import Roots
 from etl.net.mirrors import Mirrors
 from etl.stages.fetch_loop import FetchLoop
 from etl.stages.flow import Flow
-from etl.stages.manifest import STDIN
+from etl.stages.local_roots import opened
 from etl.stages.room import Room
+from etl.state.manifests import roots as manifest_roots
 from etl.state.queries import Reader
 from etl.state.store import Store
 
@@ -38,20 +38,26 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bo
     """
     with Reader(store.directory) as reader:
         edges = reader.longest_edges()
-        beside = [_folder(path) for _, path, _, _ in reader.manifests()]
+        beside, refused = opened(manifest_roots(reader))
     if edges and edges != [settings.longest_edge]:
         raise ConfigError(
             f"the working copies in {store.directory} have a longest edge of {edges[0]} pixels, not "
             f"{settings.longest_edge}; give --longest-edge {edges[0]} or another --state directory"
         )
     mirrors = Mirrors.of(settings)
-    roots = Roots([*beside, *mirrors.directories, *settings.allow_path])
+    roots = Roots([*beside, *mirrors.directories, *settings.allow_path], refused)
     cache = ImageCache.of_state(store.directory)
     cache.prepare(originals=settings.keep_originals)
     cache.sweep_parts(keep=resume.is_resumable)
     queue = store.sources(run)
     if refresh:
         log.info("%d sources are asked for again", queue.refresh())
+    if (closed := roots.closed()) and "" in queue.ready_hosts(limit=1):
+        log.warning(
+            "local pictures are refused below %s: no manifest there was ingested by you on this machine; ingest it "
+            "here again or give --allow-path DIR, then `etl retry-failed --class blocked_path`",
+            ", ".join(map(str, closed))[:200],
+        )
     with closing(_open_hands(settings, cache)) as hands:
         # While this process prepares itself; what it asks for first comes within hundredths of a second.
         hands.begin(queue.due())
@@ -70,10 +76,3 @@ def _open_hands(settings: Settings, cache: ImageCache) -> Hands:
     from etl.fetching.ray import RayCluster
 
     return ClusterHands(settings, cache, RayCluster(settings))
-
-
-def _folder(manifest: str) -> Path:
-    """Return the directory beside whose files the pictures of a manifest may lie: its own."""
-    if manifest == STDIN:
-        return Path.cwd()
-    return Path(manifest) if Path(manifest).is_dir() else Path(manifest).parent

@@ -107,6 +107,7 @@ class FetchLoop:
             left = ((info.until or 0) - now_ms()) / 1000 if info.state is HostState.PAUSED else 0.0
             self._gate.restore(host, info.state, min(left, LONGEST_ASKED_WAIT_S), info.reason)
         async with Downloader(self._settings) as downloader:
+            downloader.names.on_answer = self._changed.set
             if downloader.proxied:
                 log.info("a proxy is set: it resolves names, so private addresses are not refused")
             if self._settings.respect_robots:
@@ -175,9 +176,11 @@ class FetchLoop:
 
         What is claimed ahead waits at the gate, where it takes a slot in the moment in which one becomes free.
         """
-        hosts = self._queue.ready_hosts(after=self._last_host)
+        # A host whose name is not resolved yet would wait for it in a slot that others could use.
+        known = fetcher.downloads.is_known
+        hosts = self._queue.ready_hosts(after=self._last_host, only=known)
         if not hosts and self._last_host:
-            hosts = self._queue.ready_hosts()
+            hosts = self._queue.ready_hosts(only=known)
             self._last_host = ""
         more = []
         for host in hosts:
@@ -218,8 +221,8 @@ class FetchLoop:
             return True
         # A new model wants pictures back that were evicted when the last one had captioned them.
         wait = LOOK_S if due is None else (due - now_ms()) / 1000
-        # Due, and yet not claimed: its host is pausing, or the cache is full.
-        await asyncio.sleep(min(wait, LOOK_S) if wait > 0 else LOOK_S)
+        # Due, and yet not claimed: its host is pausing, its name not known yet, or the cache is full.
+        await self._wait(min(wait, LOOK_S) if wait > 0 else LOOK_S)
         return False
 
     def _report_hosts(self) -> None:

@@ -7,10 +7,12 @@ when the part already read is unchanged; a manifest that is already complete in 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 
 from etl.errors import DuplicateKeyError, ManifestError
 from etl.models import IngestSummary, RecordState
 from etl.stages.ingest_options import IngestOptions, Selection
+from etl.stages.local_roots import seal
 from etl.stages.manifest import Manifest
 from etl.stages.record_parser import RecordParser
 from etl.state.manifests import Checkpoint, ManifestRow, ManifestWriter
@@ -78,12 +80,24 @@ def ingest(
         row = None
     if row is not None and row.complete:
         if _whole(manifest).sha256 == row.sha256:
+            _open_root(writer, manifest)
             return _summary(writer, row, BatchCounts(), 0, unchanged=True)
         row = None
     reader = LineReader(manifest.lines())
     if row is not None and not reader.skip_to(row.checkpoint):
         row, reader = None, LineReader(manifest.lines())
+    if row is not None:
+        _open_root(writer, manifest)
     return _read(writer, row, reader, manifest, options, on_batch, should_stop)
+
+
+def _open_root(writer: ManifestWriter, manifest: Manifest) -> None:
+    """Let pictures beside the manifest be read, by this user on this machine."""
+    root = str(manifest.base)
+    # Standard input has the working directory's name, whatever that is; no path below it could be stored either.
+    with suppress(UnicodeEncodeError):
+        root.encode()
+        writer.note_root(root, seal(root))
 
 
 def _whole(manifest: Manifest) -> Checkpoint:
@@ -110,7 +124,9 @@ def _read(
         if options.strict:
             _refuse_invalid(batch, manifest)
         # Begun only now: an empty or unreadable file must not touch what the state knows.
-        row = row or writer.begin(options.spec())
+        if row is None:
+            row = writer.begin(options.spec())
+            _open_root(writer, manifest)
         counts = _store(writer, row, batch, reader, manifest, strict=options.strict)
         total.added += counts.added
         total.changed += counts.changed

@@ -217,8 +217,8 @@ def _directory_lines(directory: Path) -> Iterator[bytes]:
     for file in sorted(directory.rglob("*")):
         if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file():
             relative = file.relative_to(directory).as_posix()
-            # A colon could make it a URL, and white space at its ends would be taken off.
-            plain = ":" not in relative and relative == relative.strip()
+            # A colon could make it a URL, a backslash another machine's, and white space at its ends is taken off.
+            plain = ":" not in relative and "\\" not in relative and relative == relative.strip()
             path = relative if plain else f"./{relative}"
             line = json.dumps({"id": relative, "path": path}, ensure_ascii=False) + "\n"
             yield line.encode("utf-8", "surrogateescape")

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from etl.errors import InvalidJsonError, InvalidRecordError, InvalidUrlError, MissingImageFieldError
 from etl.models import RecordState
-from etl.net.local import host_of, is_local
+from etl.net.local import host_of, is_local, local_path
 from etl.stages.ingest_options import IngestOptions
 from etl.state.records import NewRecord
 
@@ -89,8 +88,7 @@ class RecordParser:
     def _absolute(self, url: str) -> str:
         if not is_local(url):
             return url
-        path = unquote(urlsplit(url).path) if url.startswith("file:") else url
-        return str(self._base / path)
+        return _storable(str(self._base / local_path(url)), "the path")
 
 
 def _depth(line: bytes) -> int:

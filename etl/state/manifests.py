@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from etl.models import RecordState
 from etl.state.database import Connection
 from etl.state.images import wake_evicted
+from etl.state.queries import Reader
 from etl.state.records import BatchCounts, NewRecord, align_sources, write_batch
 
 
@@ -75,6 +76,15 @@ class ManifestWriter:
         assert row is not None
         return row
 
+    def note_root(self, root: str, seal: str) -> None:
+        """Note the directory beside whose files the pictures may lie, with what proves that it was opened."""
+        with self._connection.transaction() as db:
+            db.conn.execute(
+                "UPDATE manifests SET root = ?2, root_seal = ?3 WHERE path = ?1 "
+                "AND (root IS NOT ?2 OR root_seal IS NOT ?3)",
+                (self.path, root, seal),
+            )
+
     def store(
         self, manifest: ManifestRow, records: Sequence[NewRecord], checkpoint: Checkpoint, *, strict: bool = False
     ) -> BatchCounts:
@@ -118,6 +128,11 @@ class ManifestWriter:
         """Return the number of this manifest's records per state."""
         sql = "SELECT state, count(*) FROM records WHERE manifest = ? GROUP BY state"
         return {state: n for state, n in self._connection.rows(sql, (manifest.id,))}
+
+
+def roots(reader: Reader) -> list[tuple[str, str | None, str | None]]:
+    """Return each manifest's path, the directory of its pictures and its seal (`etl.stages.local_roots`)."""
+    return reader.rows("SELECT path, root, root_seal FROM manifests ORDER BY id")
 
 
 def reselect(connection: Connection, selections: Iterable[tuple[int, str, Iterable[tuple[int, RecordState]]]]) -> None:

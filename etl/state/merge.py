@@ -205,8 +205,8 @@ class Merge:
             sql = "INSERT INTO splits (uid, role, parts, at) VALUES (?, 'gathered', ?, ?) RETURNING id"
             self._split = int(steps.execute(sql, (self._uid, self._of, now_ms())).fetchall()[0][0])
         steps.change(
-            "INSERT INTO manifests (path, spec, generation, offset_sha256) "
-            "SELECT path, spec, generation, '' FROM other.manifests ORDER BY id ON CONFLICT DO NOTHING"
+            "INSERT INTO manifests (path, spec, generation, offset_sha256, root, root_seal) "
+            "SELECT path, spec, generation, '', root, root_seal FROM other.manifests ORDER BY id ON CONFLICT DO NOTHING"
         )
         steps.match("manifest", "path")
         taken = steps.change(

@@ -430,6 +430,12 @@ def _splits(db: Database) -> None:
     _execute(db, _SPLITS.split(";"))
 
 
+@migrations(name="0006_local_roots")
+def _local_roots(db: Database) -> None:
+    """Which directory a manifest's pictures lie in, and what proves that the user has opened it."""
+    _execute(db, ["ALTER TABLE manifests ADD COLUMN root TEXT", "ALTER TABLE manifests ADD COLUMN root_seal TEXT"])
+
+
 def migrate(db: Database) -> None:
     """Bring the database up to date; the caller holds the writer lock.
 

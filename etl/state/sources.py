@@ -1,6 +1,6 @@
 """The fetch queue: claiming sources, committing what was fetched."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from etl.clock import now_ms
 from etl.models import FetchedImage, ItemFailure, KnownImage, SourceItem, Stage
@@ -14,9 +14,10 @@ class SourceQueue(WorkQueue):
     table = "sources"
     stage = Stage.FETCH
 
-    def ready_hosts(self, after: str = "", limit: int = 64) -> list[str]:
+    def ready_hosts(self, after: str = "", limit: int = 64, only: Callable[[str], bool] = lambda _: True) -> list[str]:
         """Return up to ``limit`` hosts with work that is due now, in order, beginning after host ``after``.
 
+        Those for which ``only`` is false are passed over.
         Jumps from host to host through the index instead of scanning all ready rows.
         """
         hosts: list[str] = []
@@ -31,7 +32,7 @@ class SourceQueue(WorkQueue):
             if not rows:
                 break
             host, operator = rows[0][0], ">"
-            if self._is_due(rows[0][0]):
+            if self._is_due(rows[0][0]) and only(rows[0][0]):
                 hosts.append(rows[0][0])
         return hosts
 

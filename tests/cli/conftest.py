@@ -17,7 +17,7 @@ from support.run_here import run_here
 from etl.cli.app import main
 from etl.demo.scenes import random_scene
 
-KEPT_VARIABLES = ("PATH", "HOME", "LANG", "TMPDIR")
+KEPT_VARIABLES = ("PATH", "HOME", "LANG", "TMPDIR", "XDG_CONFIG_HOME", "XDG_STATE_HOME")
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,6 @@ def test_the_dashboard_is_given_what_was_asked_for(etl: Etl, monkeypatch: pytest
     flags = ["--readonly", "--ascii", "--web", "--port", "9000"]
     assert etl("dashboard", "--config", "mine.toml", "--state", "s", *flags).code == 7
     assert called == [[
-        sys.executable, "-m", "tui", "--state", "s", "--gpu-price", "2.0", "--readonly", "--ascii", "--web", "--port",
-        "9000", "--config", str(tmp_path / "mine.toml"),
+        sys.executable, "-P", "-m", "tui", "--state", "s", "--gpu-price", "2.0", "--readonly", "--ascii", "--web",
+        "--port", "9000", "--config", str(tmp_path / "mine.toml"),
     ]]  # fmt: skip

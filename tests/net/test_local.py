@@ -91,10 +91,23 @@ def test_an_unreadable_file_is_a_local_file_error(tmp_path: Path) -> None:
     assert ran.stdout.startswith("LocalFileError not readable (permission denied)")
 
 
-def test_a_file_url_of_another_machine_is_refused() -> None:
-    """`file://server/share` is not silently read from here."""
-    with pytest.raises(LocalFileError, match="another machine"):
-        read_local("file://server/share/a.jpg", max_bytes=10)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("file://server/share/a.jpg", "another machine"), ("file://user@localhost/a.jpg", "another machine"),
+        ("file:////server/share/a.jpg", "another machine"), ("//server/share/a.jpg", "another machine"),
+        ("\\\\server\\share\\a.jpg", "another machine"), ("file:\\\\server\\a.jpg", "another machine"),
+        ("file:%5C%5Cserver/a.jpg", "another machine"), ("//example.org/a.jpg", "https:"),
+        ("file://[", "malformed"), ("file:///a%00.jpg", "no file name holds %00"),
+        ("file:///a%2fb.jpg", "no file name holds %2f"), ("file:///caf%E9.jpg", "malformed"),
+        ("file:///a.jpg?size=9", "%3F"), ("file:///scan#1.jpg", "%23"), ("file:///a\tb.jpg", "control"),
+    ],
+)  # fmt: skip
+def test_what_names_no_file_of_this_machine_is_refused(name: str, said: str) -> None:
+    """`file://server/share/a.jpg` is not read as `/share/a.jpg`, nor is anything else that names another file."""
+    with pytest.raises(InvalidUrlError, match=said) as caught:
+        read_local(name, max_bytes=10)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,10 @@ def test_local_files_lie_beside_the_manifest(tmp_path: Path) -> None:
         with pytest.raises(BlockedPathError, match="--allow-path"):
             roots.checked(url)
     assert Roots([inside, str(outside)]).checked(f"{outside}/a.jpg") == outside / "a.jpg"
-    for url in (f"{inside}/nul\0", "file://server/a.jpg"):
-        with pytest.raises(LocalFileError):
+    with pytest.raises(LocalFileError):
+        roots.checked(f"{inside}/nul\0")
+    for url in (f"file://server{inside}/within.jpg", f"/{inside}/within.jpg"):
+        with pytest.raises(InvalidUrlError, match="another machine"):
             roots.checked(url)
 
 

@@ -29,3 +29,16 @@ def test_a_manifest_reads_what_lies_beside_it(tmp_path: Path, private: Path) -> 
     bench.fetch(allow_path=(str(private.parent),))
     assert bench.counts("sources") == {"done": 4, "dead": 1}
     assert bench.rows("SELECT count(*) FROM images") == [(2,)]
+
+
+def test_a_name_of_another_machine_s_file_is_no_record(tmp_path: Path) -> None:
+    """A share, as a URL or as a path, ends at its line, although a file of the same path lies beside the manifest."""
+    bench = Workbench(tmp_path)
+    (tmp_path / "a.jpg").write_bytes(scenes(1)[0][1])
+    path = f"{tmp_path}/a.jpg"
+    bench.ingest(f"file://server{path}", f"/{path}", f"FILE://localhost{path}", "file:a.jpg")
+    rows = bench.rows("SELECT key, state, error_class FROM records ORDER BY key")
+    refused = [("r0", "invalid", "invalid_url"), ("r1", "invalid", "invalid_url")]
+    assert rows == [*refused, ("r2", "active", None), ("r3", "active", None)]
+    assert bench.rows("SELECT url FROM sources") == [(path,)]
+    assert bench.fetch().done == 1

@@ -101,9 +101,12 @@ class Workbench:
     def ingest(self, *records: dict[str, Any] | str, options: IngestOptions | None = None) -> None:
         """Make these records the manifest; a text stands for a record with that URL."""
         whole = [r if isinstance(r, dict) else {"id": f"r{n}", "url": r} for n, r in enumerate(records)]
-        path = write_manifest(self._directory / "manifest.jsonl", whole)
+        self.ingest_path(str(write_manifest(self._directory / "manifest.jsonl", whole)), options)
+
+    def ingest_path(self, path: str, options: IngestOptions | None = None) -> None:
+        """Ingest a manifest that is there."""
         with Store.open(self.settings) as store, store.run((Stage.INGEST,)):
-            ingest(store, Manifest(str(path)), options or IngestOptions())
+            ingest(store, Manifest(path), options or IngestOptions())
 
     def fetch(self, flow: Flow | None = None, *, refresh: bool = False, **changes: Any) -> StageSummary:
         """Fetch until nothing is left, or as the flow says; ``changes`` are settings."""
