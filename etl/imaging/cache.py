@@ -72,13 +72,18 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 class ImageCache:
-    """The files below ``root``; directories appear as they are needed.
+    """The files below ``root``; directories appear as they are needed, unless they are ``made``.
 
     Any number of processes may put the same or different files at once.
+
+    Attributes:
+        made: the directories are there; one that has gone since was taken away with all that is in it, and none is
+            made in its place.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, made: bool = False) -> None:
         self.root = root
+        self.made = made
         self._parts = root / "parts"
 
     @classmethod
@@ -102,6 +107,7 @@ class ImageCache:
                 fsync(self.root / kind)
             fsync(self.root)
             fsync(self.root.parent)
+            self.made = True
             failpoint("cache.prepared")
 
     def working_path(self, sha256: str) -> Path:
@@ -114,6 +120,8 @@ class ImageCache:
 
     def _make_parts(self) -> None:
         """Make the directory of unfinished files; the root is its owner's alone, for pictures may be private."""
+        if self.made:
+            return
         with disk_errors(self._parts):
             self.root.parent.mkdir(parents=True, exist_ok=True)
             self.root.mkdir(mode=0o700, exist_ok=True)
@@ -224,7 +232,8 @@ class ImageCache:
         failpoint("cache.before_fsync")
         fsync(part)
         prepared = target.parent.is_dir()
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if not self.made:
+            target.parent.mkdir(parents=True, exist_ok=True)
         failpoint("cache.before_rename")
         part.replace(target)
         failpoint("cache.renamed")
