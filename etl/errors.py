@@ -14,6 +14,7 @@
     |   |-- StateSplitError       2: its work has been given to parts, see `etl split`
     |   `-- StateLockedError      4: another run holds it
     |-- DiskFullError             5: no space left; everything committed so far is safe
+    |-- CacheMissingError         5: the image cache is not there; everything committed so far is safe
     |-- ChildEndedError           1: a child process is gone; who uses it starts another or fails the item
     `-- ItemError                 one record, source or caption failed; the run goes on
         |-- InternalError         a fault of ours
@@ -108,6 +109,12 @@ class StateLockedError(StateError):
 
 class DiskFullError(EtlError):
     """The disk, a quota or a limit is full; the run can go on once there is room."""
+
+    exit_code = 5
+
+
+class CacheMissingError(EtlError):
+    """The image cache is not where the database counts on it: not mounted, not copied, moved away."""
 
     exit_code = 5
 
@@ -358,9 +365,18 @@ class PromptTooLongError(CaptionError):
 
 
 class WorkingCopyError(CaptionError):
-    """The cached picture is missing or unreadable; `etl verify` puts it back into the fetch queue."""
+    """The cached picture is missing or damaged.
+
+    The caption stage has such a picture fetched again, at no charge (`etl.stages.lost_pictures`): stored is only what
+    that does not help.
+    """
 
     slug = "working_copy"
+    retryable = True
+
+
+class CacheUnreadableError(WorkingCopyError):
+    """A cached picture cannot be read for a reason that is not its own: permissions, open files.  It ends the run."""
 
 
 class FeederCrashedError(CaptionError):

@@ -254,6 +254,7 @@ class ItemFailure:
         retry_after_s: seconds that the server asked us to wait.
         http_status: for fetch, the last status seen.
         crashed: the decoder died under this item; counted apart from its attempts.
+        stops: it is no fault of the item: the run must end, and nothing is charged.
     """
 
     id: int
@@ -264,6 +265,7 @@ class ItemFailure:
     retry_after_s: float | None = None
     http_status: int | None = None
     crashed: bool = False
+    stops: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,13 +324,25 @@ class IngestSummary:
 
 @dataclass(frozen=True, slots=True)
 class StageSummary:
-    """What a fetch or caption stage did: items by how they ended in this run."""
+    """What a fetch or caption stage did: items by how they ended in this run.
+
+    Attributes:
+        lost: captions that wait, uncharged, until their picture has been fetched again.
+    """
 
     done: int = 0
     retried: int = 0
     dead: int = 0
     released: int = 0
     skipped_reason: str | None = None
+    lost: int = 0
+
+    def plus(self, other: "StageSummary") -> "StageSummary":
+        """Return what two rounds of the stage did together."""
+        return StageSummary(
+            self.done + other.done, self.retried + other.retried, self.dead + other.dead,
+            self.released + other.released, other.skipped_reason, self.lost + other.lost,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

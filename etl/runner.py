@@ -70,11 +70,21 @@ class _Worker:
         self.error: BaseException | None = None
         self._work: Callable[[], StageSummary] = functools.partial(function, store, run, flow)
         self._flow = flow
-        self.thread = threading.Thread(target=self._run, name=stage, daemon=True)
+        self.thread = self._new_thread()
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._run, name=self.stage, daemon=True)
+
+    def begin_again(self) -> None:
+        """Do the stage once more, in a new thread; what it does then counts on top of what it has done."""
+        self.thread.join()
+        self.thread = self._new_thread()
+        self.thread.start()
 
     def _run(self) -> None:
         try:
-            done = self.summary = self._work()
+            done = self._work()
+            self.summary = done if self.summary is None else self.summary.plus(done)
             words = "%s ended: %d done, %d failed, %d attempts to be repeated"
             journal.info(words, self.stage, done.done, done.dead, done.retried)
         except BaseException as error:
@@ -151,6 +161,9 @@ class _Supervisor:
                 self._store.follow_clock()
             if self.look():
                 beat = 0.0
+            for worker in self._workers:
+                if self._flow.take_recall(worker.stage):
+                    worker.begin_again()
             if self._flow.stopping and self._leaves_behind(living, now):
                 return
             if now - beat >= BEAT_S:

@@ -35,9 +35,12 @@ def _fetch(store: Store, run: int, settings: Settings, flow: Flow, refresh: bool
 def _caption(store: Store, run: int, settings: Settings, flow: Flow) -> StageSummary:
     from etl.imaging.cache import ImageCache
     from etl.stages.caption import caption
+    from etl.stages.presence import require_cache
 
     with Reader(store.directory) as reader:
         edges = reader.longest_edges()
+        # Before minutes are spent on a model that would have nothing to look at.
+        require_cache(reader)
     # The copies that are there decide, not the setting: they may have been made on another machine.
     edge = edges[0] if edges else settings.longest_edge
     captioner = open_captioner(settings, ImageCache.of_state(store.directory), edge)

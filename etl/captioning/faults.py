@@ -3,7 +3,7 @@
 import torch
 
 from etl.captioning.checkpoint import one_line
-from etl.errors import CaptionError, FeederCrashedError, ModelError
+from etl.errors import CacheUnreadableError, CaptionError, FeederCrashedError, ModelError
 from etl.models import CaptionItem, ItemFailure
 
 BATCH_FAULTS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
@@ -26,5 +26,6 @@ def gpu_failed(error: BaseException) -> ModelError:
 def failure(item: CaptionItem, error: CaptionError, started_at: int) -> ItemFailure:
     """Return the failure of an item that was begun at ``started_at``, Unix milliseconds."""
     return ItemFailure(
-        item.id, error.slug, str(error), error.retryable, started_at, crashed=isinstance(error, FeederCrashedError)
-    )
+        item.id, error.slug, str(error), error.retryable, started_at, crashed=isinstance(error, FeederCrashedError),
+        stops=isinstance(error, CacheUnreadableError),
+    )  # fmt: skip

@@ -14,10 +14,17 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Protocol
 
-from etl.captioning.feeder_worker import PIXELS
+from etl.captioning.feeder_worker import PIXELS, UNREADABLE
 from etl.captioning.pixels import PixelPlan, pixels
 from etl.clock import now_ms
-from etl.errors import CaptionError, ChildEndedError, EtlError, FeederCrashedError, WorkingCopyError
+from etl.errors import (
+    CacheUnreadableError,
+    CaptionError,
+    ChildEndedError,
+    EtlError,
+    FeederCrashedError,
+    WorkingCopyError,
+)
 from etl.models import CaptionItem
 from etl.processes import ChildProcess
 
@@ -251,7 +258,8 @@ class ProcessServer:
             if message.startswith(PIXELS):
                 self._deliver(job.fed(message[1:]))
             else:
-                self._deliver(job.failed(WorkingCopyError(message[1:].decode())))
+                kind = CacheUnreadableError if message.startswith(UNREADABLE) else WorkingCopyError
+                self._deliver(job.failed(kind(message[1:].decode())))
         worker.ready = True
         worker.deadline = time.monotonic() + self._picture_timeout_s if worker.jobs else None
         self._false_starts = 0

@@ -11,14 +11,14 @@ from typing import Any
 from PIL import Image
 
 from etl.captioning.pixels import PixelPlan, pixels
-from etl.errors import WorkingCopyError
+from etl.errors import CacheUnreadableError, WorkingCopyError
 from etl.processes import Parent
 
 READY = b"ready"
 """Sent once: pictures are welcome."""
 
-PIXELS, DAMAGED = b"p", b"d"
-"""First byte of each answer, before the pixels or before what is wrong with the working copy."""
+PIXELS, DAMAGED, UNREADABLE = b"p", b"d", b"u"
+"""First byte of each answer, before the pixels, or before what is wrong with the working copy or with reading any."""
 
 NICENESS = 2
 """Behind the thread that drives the GPU, before the decoders, which may wait."""
@@ -35,5 +35,6 @@ def main(config: dict[str, Any], feeder: Parent) -> None:
         try:
             answer = PIXELS + pixels(path, plan)
         except WorkingCopyError as error:
-            answer = DAMAGED + str(error).encode(errors="backslashreplace")
+            kind = UNREADABLE if isinstance(error, CacheUnreadableError) else DAMAGED
+            answer = kind + str(error).encode(errors="backslashreplace")
         feeder.send(answer)

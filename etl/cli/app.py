@@ -43,7 +43,7 @@ def _options(
     """Caption every picture of a manifest once, resumably: ingest, fetch, caption, export.
 
     Exit codes: 0 done; 1 fatal error; 2 wrong usage; 3 finished, but some records failed; 4 another run
-    holds the state; 5 disk full or a limit reached; 6 deadline reached, work is left: run again;
+    holds the state; 5 disk full, a limit reached or no image cache; 6 deadline reached, work is left: run again;
     129/130/143 stopped by a signal after committing.
     """
 

@@ -33,6 +33,12 @@ def register(app: typer.Typer) -> None:
             bool,
             typer.Option("--deep", help="Look at every row and line, decode every picture, reread the last export."),
         ] = False,
+        accept_missing: Annotated[
+            bool,
+            typer.Option(
+                "--accept-missing", help="The image cache is gone for good: have all that it held fetched again."
+            ),
+        ] = False,
     ) -> None:
         """Check database and image cache against each other; put lost pictures back into the fetch queue."""
         if quick and deep:
@@ -46,7 +52,7 @@ def register(app: typer.Typer) -> None:
             watch_signals(interrupt=True),
             Store.open(context.settings, create=False) as store,
         ):
-            result = check(store, delete_orphans=delete_orphans, quick=quick, deep=deep)
+            result = check(store, delete_orphans=delete_orphans, quick=quick, deep=deep, accept_missing=accept_missing)
         if context.json:
             render.answer(render.summary_json(result))
         else:

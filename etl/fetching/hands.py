@@ -155,5 +155,5 @@ def decoder_pool(settings: Settings, cache: ImageCache, processes: int) -> Decod
     """Return so many decoders for a cache; none is started yet."""
     return DecoderPool(
         cache.root, processes=processes, memory_bytes=settings.decoder_memory, longest_edge=settings.longest_edge,
-        max_pixels=settings.max_pixels,
+        max_pixels=settings.max_pixels, cache_made=cache.made,
     )  # fmt: skip

@@ -76,14 +76,19 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 class ImageCache:
-    """The files below ``root``; directories appear as they are needed.
+    """The files below ``root``; directories appear as they are needed, unless they are ``made``.
 
     Any number of processes may put the same or different files at once.  What is no plain file or directory where one
     belongs raises `NotPlainError` in every method; the directory that holds ``root`` is the user's choice, link or not.
+
+    Attributes:
+        made: the directories are there; one that has gone since was taken away with all that is in it, and none is
+            made in its place.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, made: bool = False) -> None:
         self.root = files.real(root)
+        self.made = made
         self._parts = self.root / "parts"
 
     @classmethod
@@ -107,6 +112,7 @@ class ImageCache:
                 files.sync(self.root / kind)
             files.sync(self.root)
             files.sync(self.root.parent)
+            self.made = True
             failpoint("cache.prepared")
 
     def working_path(self, sha256: str) -> Path:
@@ -127,6 +133,8 @@ class ImageCache:
 
     def _make_parts(self) -> None:
         """Make the directory of unfinished files; the root is its owner's alone, for pictures may be private."""
+        if self.made:
+            return
         with disk_errors(self._parts):
             self.root.parent.mkdir(parents=True, exist_ok=True)
             files.make_directory(self.root, 0o700)
@@ -229,7 +237,8 @@ class ImageCache:
         """Make the content durable before the name, and the name before anybody relies on it."""
         failpoint("cache.before_fsync")
         files.sync(part)
-        made = [path for path in (target.parent.parent, target.parent) if files.make_directory(path)]
+        directories = () if self.made else (target.parent.parent, target.parent)
+        made = [path for path in directories if files.make_directory(path)]
         failpoint("cache.before_rename")
         files.move(part, target)
         failpoint("cache.renamed")

@@ -1,10 +1,27 @@
 """A look at working copies: whether each is the picture that the database describes."""
 
+import errno
+import hashlib
 from pathlib import Path
 
 from PIL import Image
 
 from etl import files
+from etl.errors import StateError
+
+_NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EIO})
+"""``errno`` of what is no file, and EIO: the disk itself cannot give it back, so it is damaged as any other."""
+
+
+def holds(path: Path, sha256: str) -> bool:
+    """Tell whether there is a file whose content has this hash.  Raises `StateError` when it may not be read."""
+    try:
+        with files.reading(path) as content:
+            return hashlib.file_digest(content, "sha256").hexdigest() == sha256
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return False
+        raise StateError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def fault_of(path: Path, width: int, height: int) -> str | None:

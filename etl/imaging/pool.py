@@ -36,6 +36,7 @@ class DecoderPool:
 
     Args:
         cache_root: directory of the image cache.
+        cache_made: all directories in it are there already; see `ImageCache`.
         processes: how many pictures are decoded at once.
         memory_bytes: address space of one process.
         longest_edge: of the working copies, in pixels.
@@ -52,9 +53,10 @@ class DecoderPool:
         longest_edge: int,
         max_pixels: int,
         timeout_s: float = 120.0,
+        cache_made: bool = False,
     ) -> None:
         self._config = WorkerConfig(
-            str(cache_root), memory_bytes, longest_edge, max_pixels, math.ceil(timeout_s) + CPU_RESERVE_S
+            str(cache_root), cache_made, memory_bytes, longest_edge, max_pixels, math.ceil(timeout_s) + CPU_RESERVE_S
         )
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decoder")

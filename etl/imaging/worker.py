@@ -49,7 +49,7 @@ class WorkerConfig:
     """What a decoder process is told once, as JSON.
 
     Attributes:
-        cache_root: directory of the image cache.
+        cache_root, cache_made: directory of the image cache, and whether all in it is there already.
         memory_bytes: limit of its address space.
         longest_edge: of working copies, in pixels.
         max_pixels: largest accepted picture.
@@ -57,6 +57,7 @@ class WorkerConfig:
     """
 
     cache_root: str
+    cache_made: bool
     memory_bytes: int
     longest_edge: int
     max_pixels: int
@@ -67,7 +68,7 @@ def main(config_fields: dict[str, Any], pool: Parent) -> None:
     """Decode what the pool sends until it is gone; a SIGKILL in the middle of a picture leaves nothing to say."""
     config = WorkerConfig(**config_fields)
     os.nice(NICENESS)
-    cache = ImageCache(Path(config.cache_root))
+    cache = ImageCache(Path(config.cache_root), made=config.cache_made)
     _limit_memory(config.memory_bytes)
     _silence_libraries()
     pool.send(READY)

@@ -18,6 +18,7 @@ from etl.redaction import redact_url
 from etl.report.summary import summarise
 from etl.report.thumbnails import thumbnails
 from etl.stages.export import replaced
+from etl.stages.presence import require_cache
 from etl.state.queries import Reader
 from etl.state.report_rows import ReportRow, count_reported, report_rows
 from etl.state.titles import title_and_date
@@ -54,8 +55,10 @@ def write_report(reader: Reader, path: Path, options: ReportOptions) -> ReportSu
     """Write the page to a file, which appears whole or not at all.
 
     Raises `ConfigError` for a directory, `DiskFullError` or `EtlError` when it cannot be written; an existing file is
-    then untouched.
+    then untouched.  Raises `CacheMissingError` for a page with pictures where there are none.
     """
+    if options.edge:
+        require_cache(reader)
     # No snapshot: making pictures takes a minute, and beside a live run the write-ahead log would grow all the while.
     with replaced(str(path)) as stream:
         records, pictures = write_page(reader, stream, options)

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from etl.captioning.captioner import Captioner
 from etl.clock import now_ms
 from etl.config import Settings
-from etl.models import CaptionItem, CaptionResult, EngineSample, ItemFailure, StageSummary
+from etl.errors import StateError, WorkingCopyError
+from etl.models import CaptionItem, CaptionResult, EngineSample, ItemFailure, Stage, StageSummary
 from etl.stages.flow import Flow
+from etl.stages.lost_pictures import LostPictures
 from etl.state.captions import CaptionQueue
 from etl.state.store import Store
 
@@ -34,7 +36,11 @@ def caption(
     *,
     more_coming: Callable[[], bool] = lambda: False,
 ) -> StageSummary:
-    """Caption everything that is due until nothing is left and ``more_coming()`` is false."""
+    """Caption everything that is due until nothing is left and ``more_coming()`` is false.
+
+    A picture that is gone from the cache, or damaged in it, goes back into the fetch queue, and its captions wait.
+    Raises `CacheMissingError` when the whole cache is gone, `StateError` when it cannot be read.
+    """
     recipe = captioner.recipe
     row = store.use_recipe(sha256=recipe.sha256, model=recipe.model, revision=recipe.revision, spec=recipe.to_json())
     queue = store.captions(run, row)
@@ -42,7 +48,7 @@ def caption(
     flow.recipe = row
     queue.enqueue_possible()
     record = functools.partial(store.record_engine, run)
-    return _Caption(queue, settings, captioner, flow, more_coming, record).run()
+    return _Caption(queue, settings, captioner, flow, more_coming, record, LostPictures(store.directory, queue)).run()
 
 
 class _Caption:
@@ -56,9 +62,12 @@ class _Caption:
         flow: Flow,
         more_coming: Callable[[], bool],
         record: Callable[[EngineSample], None],
+        lost: LostPictures,
     ) -> None:
         self._more_coming = more_coming
         self._record = record
+        self._lost = lost
+        self._lost_before = 0
         self._sample_at = 0.0
         self._queue = queue
         self._size = settings.batch_size
@@ -75,7 +84,7 @@ class _Caption:
                 # Asked before the queue is looked at: what fetch commits as its last is then still seen.
                 expecting = self._more_coming()
                 worked = self._flow.claiming and self._work()
-                if not worked and not expecting and self._is_finished():
+                if not worked and not expecting and self._is_finished() and not self._fetches_again():
                     break
                 if not worked:
                     self._flow.wait(IDLE_S)
@@ -83,7 +92,12 @@ class _Caption:
             self._commit()
             released = self._queue.release_all()
             self._sample()
-        return StageSummary(self._done, self._retried, self._dead, released)
+        return StageSummary(self._done, self._retried, self._dead, released, lost=self._lost.count)
+
+    def _fetches_again(self) -> bool:
+        """Have pictures that were lost since the last time fetched by this run, if it fetches; tell whether it does."""
+        before, self._lost_before = self._lost_before, self._lost.count
+        return self._lost.count > before and self._flow.recall(Stage.FETCH)
 
     def _is_finished(self) -> bool:
         """Tell whether nothing waits, and fetch committed no picture before it was told the recipe."""
@@ -91,12 +105,16 @@ class _Caption:
 
     def _work(self) -> bool:
         """Caption what is due now; tell whether there was anything."""
-        before = self._done + self._retried + self._dead
+        before = self._ended
         self._caption(self._claims())
         while self._flow.claiming and (suspect := self._queue.claim_suspect()):
             log.warning("caption %d was in flight at %d crashes; captioning it alone", suspect.id, suspect.crashes)
             self._caption(iter([suspect]))
-        return self._done + self._retried + self._dead > before
+        return self._ended > before
+
+    @property
+    def _ended(self) -> int:
+        return self._done + self._retried + self._dead + self._lost.count
 
     def _claims(self) -> Iterator[CaptionItem | None]:
         """Yield claimed items while claiming is allowed and there are any, ``None`` while there may soon be some."""
@@ -122,6 +140,8 @@ class _Caption:
         for outcome in self._captioner.caption(items, should_stop=self._flow.should_abandon):
             if isinstance(outcome, CaptionResult):
                 self._results.append(outcome)
+            elif outcome.stops:
+                raise StateError(outcome.message)
             else:
                 self._failures.append(outcome)
             now = time.monotonic()
@@ -143,6 +163,9 @@ class _Caption:
         self._results, self._failures, self._started = [], [], now_ms()
         if results:
             self._done += self._queue.commit(results, started)
+        if pictureless := [failure for failure in failures if failure.slug == WorkingCopyError.slug]:
+            failures = [failure for failure in failures if failure.slug != WorkingCopyError.slug]
+            failures += self._lost.settle(pictureless)
         if failures:
             dead = self._queue.fail(failures)
             self._dead += sum(dead)

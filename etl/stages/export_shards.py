@@ -28,6 +28,7 @@ from etl.models import ExportSummary, RecordOutcome
 from etl.stages.export import replaced
 from etl.stages.export_encoders import Encoder, encoder, metadata_line, picture_bytes, safe_name
 from etl.stages.export_lines import DIRECTORY_FORMATS, ExportOptions, Joined, Selected, joined, summary_of
+from etl.stages.presence import require_cache
 from etl.state.queries import Reader
 
 INDEX = ".shards.json"
@@ -60,10 +61,12 @@ class Shard:
 def export_shards(reader: Reader, target: str, kind: str, options: ExportOptions) -> tuple[ExportSummary, int | None]:
     """Write the shards that are missing or have changed; return what the export holds and the recipe's row.
 
-    Raises `ConfigError` for a directory that holds anything but an earlier export of this format, else as
-    `etl.stages.export.export`.
+    Raises `ConfigError` for a directory that holds anything but an earlier export of this format, `CacheMissingError`
+    where pictures are to be exported and the cache is not there, else as `etl.stages.export.export`.
     """
     directory = Path(target).resolve()
+    if kind in DIRECTORY_FORMATS:
+        require_cache(reader)
     with reader.snapshot():
         selected = Selected.of(reader, options)
         writer = _Writer(reader, directory, kind, selected)

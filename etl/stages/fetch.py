@@ -8,7 +8,7 @@ import logging
 from contextlib import closing
 
 from etl.config import Settings
-from etl.errors import ConfigError
+from etl.errors import ConfigError, StateError
 from etl.fetching.hands import Hands, LocalHands
 from etl.imaging.cache import ImageCache
 from etl.models import StageSummary
@@ -18,6 +18,7 @@ from etl.net.mirrors import Mirrors
 from etl.stages.fetch_loop import FetchLoop
 from etl.stages.flow import Flow
 from etl.stages.local_roots import opened
+from etl.stages.presence import require_cache, require_directory
 from etl.stages.room import Room
 from etl.state.manifests import roots as manifest_roots
 from etl.state.queries import Reader
@@ -33,12 +34,14 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bo
 
     Raises `ConfigError` when the state's working copies were made with another ``longest_edge`` or a mirror is not
     well given, and `DiskFullError` when the disk has less than ``min_free`` bytes or the cache no room below
-    ``max_cache_size``; what was committed stays.  Raises `ClusterError` when no node of the cluster could fetch for
-    ``endpoint_patience_s``.
+    ``max_cache_size``; what was committed stays.  Raises `CacheMissingError` where the cache that the database counts
+    on is not there, or goes: none is made in its place.  Raises `ClusterError` when no node of the cluster could fetch
+    for ``endpoint_patience_s``.
     """
     with Reader(store.directory) as reader:
         edges = reader.longest_edges()
         beside, refused = opened(manifest_roots(reader))
+        require_cache(reader)
     if edges and edges != [settings.longest_edge]:
         raise ConfigError(
             f"the working copies in {store.directory} have a longest edge of {edges[0]} pixels, not "
@@ -65,7 +68,14 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bo
             queue, store.hosts(run), settings, flow, cache, hands, mirrors, roots,
             Room(store, cache, queue, settings, flow),
         )  # fmt: skip
-        return asyncio.run(loop.run())
+        try:
+            return asyncio.run(loop.run())
+        except StateError:
+            # What could not be written may be all of it.
+            require_directory(cache)
+            with Reader(store.directory) as reader:
+                require_cache(reader)
+            raise
 
 
 def _open_hands(settings: Settings, cache: ImageCache) -> Hands:

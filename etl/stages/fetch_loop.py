@@ -246,6 +246,8 @@ class FetchLoop:
         if ended.not_now:
             self._queue.postpone(ended.not_now)
         if ended.failed:
+            # Not theirs to answer for, where the cache was taken away under them.
+            self._room.require_cache()
             dead = self._queue.fail([failure for failure, _ in ended.failed])
             for (_, item), gone in zip(ended.failed, dead, strict=True):
                 if gone:

@@ -22,18 +22,36 @@ class Flow:
 
     def __init__(self) -> None:
         self.recipe: int | None = None
+        self._known: set[Stage] = set()
         self._active: set[Stage] = set()
+        self._recalled: set[Stage] = set()
         self._stop_at: float | None = None
         self._paused = threading.Event()
         self._changed = threading.Event()
 
     def begin(self, stages: Iterable[Stage]) -> None:
         """Note that the stages are at work."""
-        self._active.update(stages)
+        self._known = set(stages)
+        self._active.update(self._known)
 
     def end(self, stage: Stage) -> None:
         """Note that a stage has ended."""
         self._active.discard(stage)
+
+    def recall(self, stage: Stage) -> bool:
+        """Ask for a stage of this run that has ended to begin again; tell whether there is one, at work from now on."""
+        if self.stopping or stage not in self._known:
+            return False
+        self._active.add(stage)
+        self._recalled.add(stage)
+        return True
+
+    def take_recall(self, stage: Stage) -> bool:
+        """Tell whether a stage was recalled since this was last asked."""
+        if stage not in self._recalled:
+            return False
+        self._recalled.remove(stage)
+        return True
 
     def is_active(self, stage: Stage) -> bool:
         """Tell whether a stage of this run is still at work."""

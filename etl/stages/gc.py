@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from etl.imaging.cache import CachedFile, ImageCache
 from etl.net.resume import is_resumable
 from etl.stages.eviction import PAGE, ROOM, evict, size_of, survey
+from etl.stages.presence import require_cache
 from etl.state.images import Candidate, Grounds
 from etl.state.queries import Reader
 from etl.state.store import Store
@@ -54,10 +55,12 @@ class GcSummary:
 def gc(store: Store, *, captioned: bool = False, originals: bool = False, dry_run: bool = False) -> GcSummary:
     """Remove what nothing needs; of originals and captioned working copies all, if asked, else what the limit demands.
 
-    The limit is the setting ``max_cache_size``; above it, the oldest are removed until `ROOM` of it is left.
+    The limit is the setting ``max_cache_size``; above it, the oldest are removed until `ROOM` of it is left.  Raises
+    `CacheMissingError` where there is no cache to collect from.
     """
     cache = ImageCache.of_state(store.directory)
     with Reader(store.directory) as reader:
+        require_cache(reader)
         found = survey(cache, reader)
     collection = _Collection(store, cache, found.size + sum(part.size for part in found.parts), dry_run=dry_run)
     # In this order: what is worth least goes first, and the limit asks only for what is still above it.

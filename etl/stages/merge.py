@@ -12,6 +12,7 @@ from pathlib import Path
 from etl.errors import ConfigError, StateError, StateLockedError
 from etl.imaging.adopt import Adoption
 from etl.imaging.cache import ImageCache
+from etl.stages.presence import require_cache
 from etl.state.database import DATABASE_NAME
 from etl.state.integrity import problems
 from etl.state.log import RunLog, journal
@@ -93,7 +94,8 @@ def merge(
     ``final`` the parts count as finished, and what they left undone is this state's own again.
 
     Raises `ConfigError` for a directory that does not belong here, `StateLockedError` for one at which a run is at
-    work, `StateError` for a damaged one; those before it are merged then.
+    work, `StateError` for a damaged one, `CacheMissingError` where pictures are to be brought and a cache is not there;
+    those before it are merged then.
     """
     for part in parts:
         if part.resolve() == store.directory.resolve():
@@ -146,6 +148,10 @@ def _check(path: Path) -> None:
 
 def _bring_files(state: Path, part: Path, found: Merge, *, check: bool) -> tuple[Adoption, int, int]:
     """Bring the files that the state lacks; note and count the working copies and originals that the part lacks."""
+    if found.wanted_files(0, 1):
+        for directory in (state, part):
+            with Reader(directory) as reader:
+                require_cache(reader)
     adoption = Adoption(ImageCache.of_state(part), ImageCache.of_state(state), check=check)
     lost, lost_originals, after = 0, 0, 0
     while images := found.wanted_files(after, PAGE):

@@ -8,6 +8,7 @@ from etl.imaging.cache import ImageCache
 from etl.models import FetchedImage, KnownImage, Stage
 from etl.stages.eviction import CacheLimit
 from etl.stages.flow import Flow
+from etl.stages.presence import require_directory
 from etl.state.sources import SourceQueue
 from etl.state.store import Store
 
@@ -29,8 +30,9 @@ class Room:
 
         ``busy`` says that pictures are on their way, which may turn out to need no room.
 
-        Raises `DiskFullError` when there is no room and nobody will make any.
+        Raises `DiskFullError` when there is no room and nobody will make any, `CacheMissingError` when the cache went.
         """
+        self.require_cache()
         self._check_disk()
         # Before the model is loaded nobody knows whether what is captioned will be captioned anew.
         if self._limit.make_room(captioned=not self._flow.model_is_loading):
@@ -44,6 +46,10 @@ class Room:
             f"the image cache has reached max_cache_size = {self._settings.max_cache_size // MIB} MiB, and every "
             "picture in it is still needed; caption them (`etl run` does both), or raise max_cache_size, and run again"
         )
+
+    def require_cache(self) -> None:
+        """Raise `CacheMissingError` when the cache went."""
+        require_directory(self._cache)
 
     def commit(self, fetched: Sequence[FetchedImage | KnownImage]) -> int:
         """Commit images whose files are there; return how many.  The others are put back without a charge."""

@@ -16,6 +16,7 @@ from etl.durable import fsync
 from etl.errors import ConfigError, EtlError, StateSplitError
 from etl.imaging.adopt import Adoption
 from etl.imaging.cache import ImageCache, disk_errors
+from etl.stages.presence import require_cache
 from etl.state.log import RunLog
 from etl.state.parts import Split, latest_split
 from etl.state.queries import Reader
@@ -81,7 +82,8 @@ def split(
     """Split the state into ``parts`` parts below ``directory``, or finish a split that was cut short.
 
     Raises `StateSplitError` where it was split otherwise and parts have not come back, unless with ``force``;
-    `ConfigError` when there is nothing to split, or something else in the place of a part.
+    `ConfigError` when there is nothing to split, or something else in the place of a part; `CacheMissingError` where
+    the pictures to be given are not there.
     """
     directory = directory.resolve()
     found = _latest(store)
@@ -116,6 +118,7 @@ def _check(store: Store, parts: int, directory: Path) -> None:
     """Refuse what cannot be split, before anything is written."""
     with Reader(store.directory) as reader:
         manifests, progress = reader.manifests(), reader.progress()
+        require_cache(reader)
     if not any(progress.records.values()):
         raise ConfigError("there are no records to split; run `etl ingest` first")
     for _, path, _, complete in manifests:

@@ -3,17 +3,14 @@
 A picture that is gone or damaged goes back into the fetch queue; nothing that is right is touched.
 """
 
-import errno
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from etl import files
-from etl.errors import StateError
 from etl.imaging.cache import CachedFile, ImageCache, Shard
-from etl.imaging.look import fault_of
+from etl.imaging.look import fault_of, holds
+from etl.stages.presence import require_cache
 from etl.stages.verify_export import ExportFound, compare_export
 from etl.state.deep import EXAMPLES, deep_problems, summed_up
 from etl.state.images import Expected, evicted, originals_of, working_copies_of
@@ -39,6 +36,7 @@ class VerifySummary:
         problems: what is wrong with the database itself, or what `deep` found; empty for a sound one.
         deep: every row, line and picture was looked at, and the last export read again.
         export: with ``deep``, what became of that last comparison.
+        revived: captions that had failed for want of a picture that is there, and are ready again.
     """
 
     images: int
@@ -56,6 +54,7 @@ class VerifySummary:
     problems: tuple[str, ...]
     deep: bool = False
     export: ExportFound | None = None
+    revived: int = 0
 
     def lines(self) -> Iterator[str]:
         """Yield the findings for people."""
@@ -63,6 +62,8 @@ class VerifySummary:
         yield f"images    {self.images:,} in the database, {self.missing:,} missing, {self.damaged:,} damaged{gone}"
         if self.requeued:
             yield f"          {self.requeued:,} sources are ready to be fetched again: run `etl fetch`"
+        if self.revived:
+            yield f"captions  {self.revived:,} that had failed for want of a picture are ready again: run `etl caption`"
         if self.originals:
             yield (
                 f"originals {self.originals:,} kept, {self.missing_originals:,} missing, "
@@ -111,16 +112,30 @@ class _Findings:
         return [one.image for one in (*self.missing, *self.damaged)]
 
 
-def verify(store: Store, *, delete_orphans: bool = False, quick: bool = False, deep: bool = False) -> VerifySummary:
+def verify(
+    store: Store,
+    *,
+    delete_orphans: bool = False,
+    quick: bool = False,
+    deep: bool = False,
+    accept_missing: bool = False,
+) -> VerifySummary:
     """Check everything; with ``quick`` compare the sizes of the files without reading them.
 
     With ``deep`` also look at every row and every stored line, decode each working copy, and read the last export
-    again.  Removes damaged files, which are worth nothing; orphans only when asked.
+    again.  Removes damaged files, which are worth nothing; orphans only when asked.  Captions that failed for want of a
+    picture that is there begin anew.
+
+    Raises `CacheMissingError` when the cache as a whole is not there, unless with ``accept_missing``: then all that is
+    not in it is to be fetched again.
     """
     cache = ImageCache.of_state(store.directory)
     working, originals = _Findings(), _Findings()
     depth = _size if quick else _content
     found = None
+    if not accept_missing:
+        with Reader(store.directory) as reader:
+            require_cache(reader)
     with Reader(store.directory) as reader, ThreadPoolExecutor(os.cpu_count()) as threads:
         wrong = [*store.damage(), *problems(reader)]
         if deep:
@@ -136,6 +151,7 @@ def verify(store: Store, *, delete_orphans: bool = False, quick: bool = False, d
             _check(originals, cache, shard, rows, threads.map(_judge(shard, depth), rows))
     wrong += summed_up("working copies that are no good", working.faults, working.faulty)
     requeued = store.requeue_missing_images(working.lost)
+    revived = store.images().revive_captions()
     store.images().drop_originals(originals.lost)
     orphans = [*working.orphans, *originals.orphans, *cache.strays()]
     if delete_orphans:
@@ -144,7 +160,7 @@ def verify(store: Store, *, delete_orphans: bool = False, quick: bool = False, d
     return VerifySummary(
         working.expected, len(working.missing), len(working.damaged), gone, requeued, originals.expected,
         len(originals.missing), len(originals.damaged), len(orphans), delete_orphans, len(cache.parts()), quick,
-        tuple(wrong), deep, found,
+        tuple(wrong), deep, found, revived,
     )  # fmt: skip
 
 
@@ -167,7 +183,7 @@ def _size(file: CachedFile, row: Expected) -> str | None:
 
 
 def _content(file: CachedFile, row: Expected) -> str | None:
-    return None if file.size == row.size and _is_sound(file, row.sha256) else ""
+    return None if file.size == row.size and holds(file.path, row.sha256) else ""
 
 
 def _working_copy(file: CachedFile, row: Expected) -> str | None:
@@ -195,14 +211,3 @@ def _check(
         cache.remove(shard.files[sha256].path)
     owned = {row.sha256 for row in rows}
     findings.orphans += (file for sha256, file in shard.files.items() if sha256 not in owned)
-
-
-def _is_sound(file: CachedFile, sha256: str) -> bool:
-    try:
-        with files.reading(file.path) as content:
-            return hashlib.file_digest(content, "sha256").hexdigest() == sha256
-    except OSError as error:
-        if error.errno == errno.EIO:
-            # The disk itself cannot give it back: damaged as any other.
-            return False
-        raise StateError(f"cannot read {file.path}: {error.strerror or error}") from error

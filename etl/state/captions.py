@@ -1,11 +1,13 @@
 """The caption queue: recipes, queueing what can be captioned, claiming, committing."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 
 from etl.clock import now_ms
-from etl.models import CaptionItem, CaptionResult, Stage
+from etl.errors import WorkingCopyError
+from etl.models import CaptionItem, CaptionResult, ItemFailure, Stage
 from etl.state.database import Connection
-from etl.state.images import wake_evicted
+from etl.state.images import lose_images, wake_evicted
 from etl.state.work_queue import ALONE_AFTER_CRASHES, DEAD_AFTER_CRASHES, WAKE_CANCELLED, WorkQueue
 
 _POSSIBLE = (
@@ -105,6 +107,48 @@ class CaptionQueue(WorkQueue):
                     self._log_attempt(db, result.id, started_at, now, None, None)
                     committed += 1
         return committed
+
+    def working_copies(self, captions: Iterable[int]) -> dict[int, str]:
+        """Return the hash of the working copy that each of these captions is made from."""
+        rows = self._connection.rows(
+            "SELECT c.id, i.working_sha256 FROM captions c JOIN images i ON i.id = c.image "
+            "WHERE c.id IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(captions)),),
+        )
+        return dict(rows)
+
+    def lost_before(self, captions: Iterable[int]) -> set[int]:
+        """Return those of these captions that had no picture, or a bad one, earlier in this run."""
+        rows = self._connection.rows(
+            "SELECT item FROM attempts WHERE stage = ? AND item IN (SELECT value FROM json_each(?)) AND run = ? "
+            "AND error_class = ?",
+            (self.stage, json.dumps(list(captions)), self._run, WorkingCopyError.slug),
+        )
+        return {item for (item,) in rows}
+
+    def lose(self, failures: Sequence[ItemFailure]) -> int:
+        """Let captions whose working copy has gone wait, uncharged, and put its sources back into the fetch queue.
+
+        Every image with the same working copy has lost it.  Returns the number of captions that this run still held.
+        """
+        with self._connection.transaction("caption.lose") as db:
+            images, now = list[int](), now_ms()
+            for failure in failures:
+                row = db.conn.execute(
+                    "UPDATE captions SET status = 'cancelled', lease_run = NULL "
+                    "WHERE id = ? AND status = 'running' AND lease_run = ? RETURNING image",
+                    (failure.id, self._run),
+                ).fetchall()
+                if row:
+                    self._log_attempt(db, failure.id, failure.started_at, now, failure.slug, failure.message)
+                    images.append(row[0][0])
+            sharing = db.conn.execute(
+                "SELECT id FROM images WHERE state = 'present' AND working_sha256 IN (SELECT working_sha256 "
+                "FROM images WHERE id IN (SELECT value FROM json_each(?)))",
+                (json.dumps(images),),
+            ).fetchall()
+            lose_images(db, [image for (image,) in sharing])
+        return len(images)
 
     def open_items(self) -> int:
         """Return the number of captions of this recipe that are ready, waiting or running."""

@@ -135,15 +135,34 @@ class Images:
         that will be fetched again.
         """
         with self._connection.transaction("images.requeue") as db:
-            _cancel_captions(db, images)
-            db.conn.execute(f"UPDATE images SET state = 'missing' WHERE id {_AMONG}", (json.dumps(images),))
+            return lose_images(db, images)
+
+    def revive_captions(self) -> int:
+        """Give captions that failed for want of a picture that is there another chance, from the beginning.
+
+        Those of another recipe than the current one wait until that is used again.  Returns the number of the others.
+        """
+        with self._connection.transaction("images.revive") as db:
             rows = db.conn.execute(
-                "UPDATE sources SET status = CASE WHEN EXISTS (SELECT 1 FROM records r WHERE r.source = sources.id "
-                f"AND r.state = 'active') THEN 'ready' ELSE 'cancelled' END, {_ANEW} "
-                f"WHERE image {_AMONG} AND status = 'done' RETURNING status",
-                (json.dumps(images),),
+                f"UPDATE captions SET status = CASE recipe WHEN {_CURRENT} THEN 'ready' ELSE 'cancelled' END, {_ANEW} "
+                "WHERE status = 'dead' AND error_class = ? "
+                "AND (SELECT state FROM images i WHERE i.id = image) = 'present' RETURNING status",
+                (WorkingCopyError.slug,),
             ).fetchall()
         return sum(status == "ready" for (status,) in rows)
+
+
+def lose_images(db: Database, images: Sequence[int]) -> int:
+    """Do what `Images.requeue_missing` says, inside a transaction."""
+    _cancel_captions(db, images)
+    db.conn.execute(f"UPDATE images SET state = 'missing' WHERE id {_AMONG}", (json.dumps(images),))
+    rows = db.conn.execute(
+        "UPDATE sources SET status = CASE WHEN EXISTS (SELECT 1 FROM records r WHERE r.source = sources.id "
+        f"AND r.state = 'active') THEN 'ready' ELSE 'cancelled' END, {_ANEW} "
+        f"WHERE image {_AMONG} AND status = 'done' RETURNING status",
+        (json.dumps(images),),
+    ).fetchall()
+    return sum(status == "ready" for (status,) in rows)
 
 
 def wake_evicted(db: Database, images: Sequence[int] | None = None) -> int:
@@ -200,6 +219,25 @@ def _expected(reader: Reader, columns: str, name: str, there: str, shard: str) -
         f"SELECT {columns} FROM images WHERE {name} >= ? AND {name} < ? AND {there}", (shard, f"{shard}g")
     )
     return [Expected(*row) for row in rows]
+
+
+def counted(reader: Reader) -> int:
+    """Return how many images have a working copy in the cache, as far as the database knows."""
+    return int(reader.rows("SELECT count(*) FROM images WHERE state = 'present'")[0][0])
+
+
+def some_working_copies(reader: Reader, most: int) -> list[str]:
+    """Return the hashes of about ``most`` working copies that should be in the cache, spread over all of them."""
+    first, last = reader.rows("SELECT min(id), max(id) FROM images")[0]
+    found, place = list[str](), first
+    while place is not None and (
+        row := reader.rows(
+            "SELECT id, working_sha256 FROM images WHERE id >= ? AND state = 'present' ORDER BY id LIMIT 1", (place,)
+        )
+    ):
+        found.append(row[0][1])
+        place = max(row[0][0], place + (last - first) // most) + 1
+    return found
 
 
 def evicted(reader: Reader) -> int:

@@ -17,11 +17,12 @@ import pytest
 from PIL import Image
 from support.watching import children, exists, wait_for
 
+from etl.captioning.faults import failure
 from etl.captioning.feeder import Fed, Feeder
 from etl.captioning.feeder_servers import Job, Outcome, ProcessServer
 from etl.captioning.feeder_worker import NICENESS
 from etl.captioning.pixels import PixelPlan, pixels
-from etl.errors import EtlError, FeederCrashedError, WorkingCopyError
+from etl.errors import CacheUnreadableError, EtlError, FeederCrashedError, WorkingCopyError
 from etl.imaging import worker as decoder
 from etl.models import CaptionItem
 
@@ -159,6 +160,18 @@ def test_bad_working_copies_fail_alone(make: Maker, copies: Copies, processes: i
     assert sorted(errors)[::2] == sorted(errors)[1::2]
     assert "damaged.jpg cannot be read" in min(errors)
     assert "missing.jpg is not in the cache" in max(errors)
+
+
+@both
+def test_what_is_not_the_files_fault_is_told_apart(make: Maker, copies: Copies, processes: int) -> None:
+    """A cache that cannot be read is told as such: the process goes on, and nobody takes the file for damaged."""
+    feeder = make(processes)
+    feeder.submit(CaptionItem(-1, "n" * 300, ""))
+    feeder.submit(copies.item(0))
+    unreadable = next(fed for fed in take(feeder, 2) if fed.item.id == -1)
+    assert unreadable.error is not None
+    assert type(unreadable.error) is CacheUnreadableError
+    assert failure(unreadable.item, unreadable.error, 0).stops
 
 
 def test_a_stopped_process_holds_up_nothing_but_its_own(make: Maker, copies: Copies) -> None:

@@ -166,8 +166,8 @@ def test_bad_items_leave_their_neighbours_alone(
 
     assert texts == {item.id: oracle[item.id] for item in good}
     assert {id_: (failure.slug, failure.retryable) for id_, failure in failures.items()} == {
-        101: ("working_copy", False),
-        102: ("working_copy", False),
+        101: ("working_copy", True),
+        102: ("working_copy", True),
         103: ("prompt_too_long", False),
         104: ("caption", False),
     }

@@ -1,6 +1,7 @@
 """Working copies are opened and cropped, and prompts encoded exactly as the model's processor would."""
 
 import io
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 from PIL import Image
 
 from etl.captioning.loading import LLAVA_CHAT_TEMPLATE, LoadedModel
-from etl.captioning.preprocess import PromptEncoder, crop_aspect, open_working_copy
+from etl.captioning.preprocess import PromptEncoder, crop_aspect, open_working_copy, working_copy_bytes
 from etl.demo.scenes import Scene, Shape
-from etl.errors import CaptionError, ModelError, PromptTooLongError, WorkingCopyError
+from etl.errors import CacheUnreadableError, CaptionError, ModelError, PromptTooLongError, WorkingCopyError
 
 SCENE = Scene("blue", (Shape("large", "red", "circle", "top left"),), 1)
 
@@ -58,6 +59,28 @@ def test_missing_working_copies(tmp_path: Path) -> None:
         open_working_copy(tmp_path / "none.jpg")
     with pytest.raises(WorkingCopyError):
         open_working_copy(tmp_path)
+
+
+def test_what_is_not_the_files_fault_is_told_apart(tmp_path: Path) -> None:
+    """With no descriptor left, or a name that no file can have, nothing is said against the working copy."""
+    path = tmp_path / "copy.jpg"
+    Image.new("RGB", (4, 3)).save(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with path.open("rb") as last:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno(), hard))
+        try:
+            with pytest.raises(CacheUnreadableError, match=r"Too many open files.*nothing was charged.*ulimit -n"):
+                open_working_copy(path)
+            with pytest.raises(CacheUnreadableError, match="Too many open files"):
+                working_copy_bytes(path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with pytest.raises(CacheUnreadableError, match="name too long"):
+        open_working_copy(tmp_path / ("n" * 300))
+    # The memory of this process at address 0: opened well, and read with EIO as from a disk that has lost a sector.
+    with pytest.raises(WorkingCopyError, match="Input/output error") as caught:
+        working_copy_bytes(Path("/proc/self/mem"))
+    assert type(caught.value) is WorkingCopyError
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """SIGKILL at every failpoint: between any fsync, rename and commit, and nothing is lost or done twice."""
 
+import hashlib
 import signal
 import sqlite3
 import time
@@ -84,11 +85,20 @@ def lose_a_working_copy(place: Place) -> None:
     next(place.state.glob(f"images/working/*/{sha256}.jpg")).unlink()
 
 
-def bring_it_back(place: Place) -> None:
-    """Let `verify` find out that a working copy is gone, and give its caption another chance."""
-    assert place.run("verify").code == 0
-    assert place.run("fetch", "-q").code == 3
-    assert place.run("retry-failed", "--stage", "caption").code == 0
+def spoil_a_working_copy(place: Place) -> None:
+    """Let a file that is no picture be the working copy that the database speaks of."""
+    [(image, sha256)] = place.program.rows("SELECT id, working_sha256 FROM images ORDER BY id LIMIT 1")
+    spoilt = hashlib.sha256(SPOILT).hexdigest()
+    (place.state / "images" / "working" / spoilt[:2] / f"{spoilt}.jpg").write_bytes(SPOILT)
+    execute(place, f"UPDATE images SET working_sha256 = '{spoilt}' WHERE id = {image}")
+    (place.directory / "spoilt").write_text(f"{image} {sha256}")
+
+
+def mend_the_working_copy(place: Place) -> None:
+    """Let the database speak of the right file again."""
+    image, sha256 = (place.directory / "spoilt").read_text().split()
+    execute(place, f"UPDATE images SET working_sha256 = '{sha256}' WHERE id = {image}")
+    next(place.state.glob(f"images/working/*/{hashlib.sha256(SPOILT).hexdigest()}.jpg")).unlink()
 
 
 def lose_an_original(place: Place) -> None:
@@ -160,6 +170,8 @@ RESELECT = ("run", "-q", "--offset", "1")
 AGAIN = ("retry-failed", "--flag", "repetition")
 SLOW = "fetch.commit.before_commit=sleep:1.2@1+"
 
+SPOILT = b"no picture"
+
 DEAD = tuple(f"dead{number}" for number in range(20))
 """Keys of pictures on a host that gives no sign of life: enough of them for it to be parked."""
 
@@ -213,7 +225,8 @@ ROUTES: dict[str, Route] = {
     **both("caption.enqueue", Route("fetched", CAPTION)),
     **both("caption.claim", Route("fetched", CAPTION, later=2)),
     **both("caption.commit", Route("fetched", CAPTION, later=2)),
-    **both("caption.fail", Route("fetched", CAPTION, prepare=lose_a_working_copy, after=bring_it_back)),
+    **both("caption.fail", Route("fetched", CAPTION, prepare=spoil_a_working_copy, after=mend_the_working_copy)),
+    **both("caption.lose", Route("fetched", CAPTION, prepare=lose_a_working_copy)),
     **both("run.engine_sample", Route("fetched", CAPTION, later=2)),
     "export.begun": Route("captioned", EXPORT),
     "export.before_fsync": Route("captioned", EXPORT),
@@ -221,6 +234,7 @@ ROUTES: dict[str, Route] = {
     "export.renamed": Route("captioned", EXPORT),
     "export.synced": Route("captioned", EXPORT),
     **both("export.row", Route("captioned", EXPORT)),
+    **both("images.revive", Route("captioned", ("verify",), after=verify_again)),
     **both("images.requeue", Route("captioned", ("verify",), prepare=lose_a_working_copy, after=verify_again)),
     **both("images.drop_originals", Route("captioned", ("verify",), prepare=lose_an_original, after=verify_again)),
     **both("images.evict", Route("captioned", ("gc", "--originals"), after=collect)),
@@ -238,6 +252,7 @@ SOAK_ALONE = {
     "run.engine_sample": "the captions in flight would be taken for those that kill",
     "caption.recipe": "nothing is in work",
     "caption.fail": "the picture may have its caption already",
+    "caption.lose": "the picture may have its caption already",
 }  # fmt: skip
 """What the walk leaves out, beside all that takes a second or changes the keys, and why."""
 

@@ -11,7 +11,7 @@ import pytest
 from sqlite_utils import Database
 from support.common_check import check_state
 from support.etl_process import Program
-from support.workbench import PlainCaptioner, Workbench, scenes
+from support.workbench import OpeningCaptioner, PlainCaptioner, Workbench, scenes
 from support.zygote import Zygote
 
 from etl.pipeline import export_manifest
@@ -116,6 +116,36 @@ def test_a_state_of_an_earlier_schema_goes_on(
     export_manifest(bench.settings, str(output), ExportOptions())
     exported = check_state(bench.state, output=output, keys=KEYS, program=Program(tmp_path, zygote=plain_zygote))
     assert exported is not None and exported.failed == {"r6": "not_an_image"}
+
+
+@pytest.mark.parametrize("command", [("verify",), ("retry-failed", "--class", "working_copy")])
+def test_captions_that_an_earlier_version_gave_up_without_a_picture(
+    command: tuple[str, ...], half_done: Workbench, tmp_path: Path
+) -> None:
+    """Its dead `working_copy` captions are made: at once where the file is there, else once it has been fetched."""
+    path = as_of(4, half_done, tmp_path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as old:
+        old.execute(
+            "UPDATE captions SET status = 'dead', attempts = 1, lease_run = NULL, error_class = 'working_copy', "
+            "error = 'the working copy is not in the cache', done_at = 1 WHERE status IN ('ready', 'running')"
+        )
+        [(image,)] = old.execute("SELECT max(image) FROM captions WHERE status = 'dead'").fetchall()
+        [(sha256,)] = old.execute("SELECT working_sha256 FROM images WHERE id = ?", (image,)).fetchall()
+        dead = old.execute("SELECT count(*) FROM captions WHERE status = 'dead'").fetchone()[0]
+    (tmp_path / "state" / "images" / "working" / sha256[:2] / f"{sha256}.jpg").unlink()
+    bench, program = Workbench(tmp_path, batch_size=2), Program(tmp_path)
+    assert program.here(*command).code == 0
+    if command == ("verify",):
+        states = bench.rows("SELECT status, attempts, error_class, count(*) FROM captions WHERE status <> 'done' "
+                            "GROUP BY 1 ORDER BY 1")  # fmt: skip
+        assert states == [("cancelled", 0, "working_copy", 1), ("ready", 0, None, dead - 1)]
+        assert bench.rows("SELECT s.status FROM sources s WHERE image = ?", image) == [("ready",)]
+    assert dead > 1
+    bench.caption(OpeningCaptioner(bench.state))
+    bench.fetch()
+    bench.caption(OpeningCaptioner(bench.state))
+    assert bench.counts("captions") == {"done": 6}
+    assert program.here("verify", "--deep").code == 0
 
 
 KILLED = """

@@ -195,3 +195,18 @@ def test_a_working_copy_without_end_is_not_read_to_its_end(tmp_path: Path) -> No
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert "not what its name says" in done.stdout
+
+
+@pytest.mark.parametrize("which", [".", "working"])
+@pytest.mark.parametrize("told", [False, True])
+def test_no_cache_is_made_in_the_place_of_one_that_was_taken_away(tmp_path: Path, which: str, told: bool) -> None:
+    """Once its directories are made, a missing one is an error, in decoders too, which are told that they are."""
+    cache = ImageCache(tmp_path / "images")
+    cache.prepare()
+    taken = (cache.root / which).resolve()
+    taken.rename(tmp_path / "away")
+    writer = ImageCache(cache.root, made=True) if told else cache
+    with pytest.raises(StateError, match="No such file"):
+        writer.put_working(b"picture")
+    assert writer.part_of("http://a.example/1").parent == cache.root / "parts"
+    assert not taken.exists()

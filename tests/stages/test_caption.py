@@ -88,17 +88,18 @@ def test_pictures_get_their_captions_without_a_gpu(bench: Workbench, demo: Capti
     assert bench.caption(demo) == StageSummary()
 
 
-def test_bad_pictures_fail_alone_and_come_back_after_verify(bench: Workbench, demo: Captioner) -> None:
-    """Missing and damaged working copies die alone in a full batch; `verify`, fetch and caption heal them."""
+def test_lost_pictures_are_fetched_again_and_charged_to_nobody(bench: Workbench, demo: Captioner) -> None:
+    """Captions of missing and damaged working copies wait, alone of a full batch; fetch and caption heal them."""
     pictures = add_pictures(bench, 4)
     working_path(bench, pictures[1][0]).unlink()
     working_path(bench, pictures[2][0]).write_bytes(b"\xff\xd8\xff but no picture")
-    assert bench.caption(demo) == StageSummary(done=2, dead=2)
-    assert bench.rows("SELECT error_class, attempts FROM captions WHERE status = 'dead'") == [("working_copy", 1)] * 2
+    assert bench.caption(demo) == StageSummary(done=2, lost=2)
+    waiting = bench.rows("SELECT status, attempts, crashes, lease_run FROM captions WHERE status <> 'done'")
+    assert waiting == [("cancelled", 0, 0, None)] * 2
     assert texts(bench).keys() == {"r0", "r3"}
     with Store.open(bench.settings) as store:
         found = verify(store)
-    assert (found.missing, found.damaged, found.requeued, found.problems) == (1, 1, 2, ())
+    assert (found.images, found.missing, found.damaged, found.requeued, found.problems) == (2, 0, 0, 0, ())
     assert bench.caption(demo) == StageSummary(), "the pictures have not come back yet"
     assert bench.fetch().done == 2
     assert bench.caption(demo) == StageSummary(done=2)

@@ -8,6 +8,7 @@ from typing import Any
 
 from etl.clock import now_ms
 from etl.config import Settings
+from etl.imaging.cache import ImageCache
 from etl.models import (
     CaptionResult,
     DecodedImage,
@@ -81,6 +82,8 @@ class MadeState:
             items = {item.id: item for host in sources.ready_hosts() for item in sources.claim(host, 10_000)}
             of_key = dict(self._rows("SELECT key, source FROM records"))
             wanted = {of_key[key] for key in (*captioned, *dead_captions)} & set(items)
+            # A cache that lacks these pictures, not one that is not there.
+            ImageCache.of_state(self.settings.state).prepare(originals=False)
             sources.commit([fetched(items[item]) for item in sorted(wanted)])
             sources.fail([self._failure(of_key[key], slug, message) for key, slug in dead_sources.items()])
             captions = store.captions(run, number)

@@ -10,10 +10,12 @@ from pathlib import Path
 from etl.captioning.openai.answers import EndpointBusyError, EndpointTroubleError
 from etl.captioning.openai.endpoint import Endpoint, Identity
 from etl.captioning.openai.member import Job, Member, State
+from etl.captioning.preprocess import working_copy_bytes
 from etl.captioning.quality import quality_flags
 from etl.clock import now_ms
 from etl.config import Settings
 from etl.errors import (
+    CacheUnreadableError,
     CaptionError,
     EndpointAnswerError,
     EndpointFailedError,
@@ -22,10 +24,8 @@ from etl.errors import (
     InternalError,
     ItemError,
     ModelError,
-    NotPlainError,
     WorkingCopyError,
 )
-from etl.imaging.cache import read_working
 from etl.models import CaptionItem, CaptionResult, ItemFailure
 
 log = logging.getLogger(__name__)
@@ -160,7 +160,9 @@ class Pool:
         self._emit(outcome)
 
     def _fail(self, job: Job, error: ItemError) -> None:
-        self._end_job(job, ItemFailure(job.item.id, error.slug, str(error), error.retryable, job.started_at))
+        stops = isinstance(error, CacheUnreadableError)
+        failed = ItemFailure(job.item.id, error.slug, str(error), error.retryable, job.started_at, stops=stops)
+        self._end_job(job, failed)
 
     def _learn(self, member: Member, error: CaptionError, number: int) -> None:
         """Note what the failure of one picture says about the endpoint."""
@@ -260,13 +262,8 @@ async def _end(tasks: Collection["asyncio.Task[None]"]) -> None:
 
 
 def _read(path: Path) -> bytes:
-    """Return the working copy's bytes.  Raises `WorkingCopyError` when it is missing or no whole JPEG."""
-    try:
-        jpeg = read_working(path)
-    except FileNotFoundError as error:
-        raise WorkingCopyError(f"the working copy {path.name} is not in the cache") from error
-    except (NotPlainError, OSError, ValueError) as error:
-        raise WorkingCopyError(f"the working copy {path.name} cannot be read: {error}") from error
+    """Return the working copy's bytes; raises as `working_copy_bytes`, also for what is no whole JPEG."""
+    jpeg = working_copy_bytes(path)
     if not (jpeg.startswith(b"\xff\xd8\xff") and jpeg.endswith(b"\xff\xd9")):
         raise WorkingCopyError(f"the working copy {path.name} cannot be read: it is no whole JPEG")
     return jpeg

@@ -14,12 +14,13 @@ from typing import Any
 from etl import __version__
 from etl.captioning.captioner import never
 from etl.captioning.faults import failure
+from etl.captioning.preprocess import working_copy_bytes
 from etl.captioning.ray.cluster import Actor, Cluster
 from etl.captioning.recipe import Recipe
 from etl.clock import now_ms
 from etl.config import Settings
-from etl.errors import CrashedError, ModelError, NotPlainError, WorkerTimeoutError, WorkingCopyError
-from etl.imaging.cache import ImageCache, read_working
+from etl.errors import CrashedError, ModelError, WorkerTimeoutError, WorkingCopyError
+from etl.imaging.cache import ImageCache
 from etl.models import CaptionItem, CaptionResult, EngineSample, FinishReason, ItemFailure
 
 log = logging.getLogger(__name__)
@@ -130,10 +131,9 @@ class RayCaptioner:
                 break
             begun = now_ms()
             try:
-                data = read_working(self._cache.working_path(item.working_sha256))
-            except (NotPlainError, OSError, ValueError) as error:
-                why = f"the working copy {item.working_sha256}.jpg cannot be read: {error}"
-                broken.append(failure(item, WorkingCopyError(why), begun))
+                data = working_copy_bytes(self._cache.working_path(item.working_sha256))
+            except WorkingCopyError as error:
+                broken.append(failure(item, error, begun))
                 continue
             chosen = max(able, key=lambda a: a.room(AHEAD) - len(gifts.get(a, ())))
             gifts.setdefault(chosen, []).append((item, data))
@@ -209,6 +209,7 @@ class RayCaptioner:
 
 def _outcome(kind: str, fields: dict[str, Any]) -> Outcome:
     if kind == "failure":
-        return ItemFailure(**fields)
+        # What keeps one node from reading its own copies does not end the run.
+        return ItemFailure(**fields | {"stops": False})
     plain = fields | {"finish_reason": FinishReason(fields["finish_reason"]), "flags": tuple(fields["flags"])}
     return CaptionResult(**plain)
