@@ -1,6 +1,7 @@
 """Working copies are opened and cropped, and prompts encoded exactly as the model's processor would."""
 
 import io
+import os
 import resource
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def test_what_is_not_the_files_fault_is_told_apart(tmp_path: Path) -> None:
         open_working_copy(tmp_path / ("n" * 300))
     # The memory of this process at address 0: opened well, and read with EIO as from a disk that has lost a sector.
     with pytest.raises(WorkingCopyError, match="Input/output error") as caught:
-        working_copy_bytes(Path("/proc/self/mem"))
+        working_copy_bytes(Path(f"/proc/{os.getpid()}/mem"))
     assert type(caught.value) is WorkingCopyError
 
 
