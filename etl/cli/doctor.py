@@ -13,7 +13,7 @@ from typing import Literal
 
 from etl.config import Settings
 from etl.redaction import redact_url
-from etl.state.lock import NETWORK_FILE_SYSTEMS, file_system_of
+from etl.state.file_systems import file_system_of, is_shared
 
 _PACKAGES = ("torch", "transformers", "pillow", "httpx", "sqlite-utils", "textual")
 
@@ -57,8 +57,8 @@ def _disk(settings: Settings) -> Check:
         place = place.parent
     kind, free = file_system_of(place), shutil.disk_usage(place).free
     detail = f"{settings.state} on {kind or 'an unknown file system'}, {free / 2**30:.1f} GiB free"
-    if kind in NETWORK_FILE_SYSTEMS:
-        return Check("disk", "fail", f"{detail}; a network file system cannot hold a state")
+    if is_shared(kind):
+        return Check("disk", "fail", f"{detail}; a file system that others share cannot hold a state")
     if settings.state.exists() and settings.state.stat().st_mode & 0o022:
         return Check("disk", "note", f"{detail}; other users may write to it: `chmod go-w {settings.state}`")
     return Check("disk", "ok" if free > settings.min_free else "fail", detail)
