@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from etl.captioning.openai.answers import EndpointBusyError, EndpointTroubleError
+from etl.captioning.openai.answers import EndpointBusyError, EndpointTroubleError, OtherModelError
 from etl.captioning.openai.endpoint import Endpoint, Identity
 from etl.captioning.openai.member import Job, Member, State
 from etl.captioning.quality import quality_flags
@@ -142,6 +142,9 @@ class Pool:
         except CaptionError as error:
             self._learn(member, error, number)
             self._fail(job, error)
+        except OtherModelError as error:
+            member.give_up(str(error))
+            self._pending.appendleft(job)
         except ModelError as error:
             self._emit(error)
         except Exception as error:
