@@ -14,6 +14,7 @@
     |   |-- StateSplitError       2: its work has been given to parts, see `etl split`
     |   `-- StateLockedError      4: another run holds it
     |-- DiskFullError             5: no space left; everything committed so far is safe
+    |-- OpenFilesError            5: the system opens no more files for this process
     |-- ChildEndedError           1: a child process is gone; who uses it starts another or fails the item
     `-- ItemError                 one record, source or caption failed; the run goes on
         |-- InternalError         a fault of ours
@@ -104,6 +105,12 @@ class StateLockedError(StateError):
 
 class DiskFullError(EtlError):
     """The disk, a quota or a limit is full; the run can go on once there is room."""
+
+    exit_code = 5
+
+
+class OpenFilesError(EtlError):
+    """The system opens no more files for this process."""
 
     exit_code = 5
 

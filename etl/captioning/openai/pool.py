@@ -22,9 +22,11 @@ from etl.errors import (
     InternalError,
     ItemError,
     ModelError,
+    OpenFilesError,
     WorkingCopyError,
 )
 from etl.models import CaptionItem, CaptionResult, ItemFailure
+from etl.open_files import out_of_files
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +147,7 @@ class Pool:
         except OtherModelError as error:
             member.give_up(str(error))
             self._pending.appendleft(job)
-        except ModelError as error:
+        except (ModelError, OpenFilesError) as error:
             self._emit(error)
         except Exception as error:
             log.exception("caption %d failed in a way that was not foreseen", item.id)
@@ -267,7 +269,8 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError as error:
         raise WorkingCopyError(f"the working copy {path.name} is not in the cache") from error
     except OSError as error:
-        raise WorkingCopyError(f"the working copy {path.name} cannot be read: {error}") from error
+        broken = WorkingCopyError(f"the working copy {path.name} cannot be read: {error}")
+        raise out_of_files(error) or broken from error
     if not (jpeg.startswith(b"\xff\xd8\xff") and jpeg.endswith(b"\xff\xd9")):
         raise WorkingCopyError(f"the working copy {path.name} cannot be read: it is no whole JPEG")
     return jpeg
