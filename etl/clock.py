@@ -5,12 +5,18 @@ so that the run can first set what it has stored by it (`etl.state.store.Store.f
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 # Unlike the monotonic clock it goes on while the machine sleeps, as the waits do.
 _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+SLACK_MS = 2000
+"""By so much a moment of another process may seem to lie ahead."""
+
+LONG_MS = 100 * 24 * 3600 * 1000
+"""What is older is told by its date."""
 
 _ahead: int | None = None
 """Unix time minus the steady clock while the clock is held, in milliseconds."""
@@ -48,6 +54,18 @@ def iso_utc(milliseconds: int) -> str:
     """Return ``2025-12-16T10:30:00.000Z`` for a Unix time in milliseconds."""
     moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{milliseconds % 1000:03d}Z"
+
+
+def ago(moment: int, now: int, shown: Callable[[float], str]) -> str:
+    """Return how long ago a moment was, as ``5 s ago`` with what ``shown`` makes of seconds; both in milliseconds.
+
+    Where the machine's clock was set meanwhile, an age would be absurd: a date then, or that the moment is yet to come.
+    """
+    if moment > now + SLACK_MS:
+        return "in the future (was the clock set?)"
+    if now - moment > LONG_MS:
+        return f"on {iso_utc(max(0, moment))[:10]}"
+    return f"{shown(max(0, now - moment) / 1000)} ago"
 
 
 def stops_at(moment: int, now: int) -> str:

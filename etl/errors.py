@@ -15,6 +15,7 @@
     |   `-- StateLockedError      4: another run holds it
     |-- DiskFullError             5: no space left; everything committed so far is safe
     |-- CacheMissingError         5: the image cache is not there; everything committed so far is safe
+    |-- OpenFilesError            5: the system opens no more files for this process
     |-- ChildEndedError           1: a child process is gone; who uses it starts another or fails the item
     `-- ItemError                 one record, source or caption failed; the run goes on
         |-- InternalError         a fault of ours
@@ -115,6 +116,12 @@ class DiskFullError(EtlError):
 
 class CacheMissingError(EtlError):
     """The image cache is not where the database counts on it: not mounted, not copied, moved away."""
+
+    exit_code = 5
+
+
+class OpenFilesError(EtlError):
+    """The system opens no more files for this process."""
 
     exit_code = 5
 

@@ -119,10 +119,10 @@ def open_plain(path: Path, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV):
                 raise _not_plain(path, os.lstat(path.name, dir_fd=parent).st_mode) from error
             raise OSError(error.errno, error.strerror, str(path)) from error
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
+    found = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(found):
         os.close(descriptor)
-        raise _not_plain(path, mode)
+        raise _not_plain(path, found)
     return descriptor
 
 
@@ -217,12 +217,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def kind_of(status: os.stat_result) -> str:
+    """Return in words what a name stands for: ``a link``, ``a FIFO``, ``a file``, ..."""
+    return _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+
+
 def _entry(path: Path, status: os.stat_result) -> Entry:
     return Entry(path, stat.S_IFMT(status.st_mode), status.st_size, status.st_mtime_ns)
 
 
 def _not_plain(path: Path, mode: int) -> NotPlainError:
-    kind = _KINDS.get(stat.S_IFMT(mode), "no plain file")
+    kind = _KINDS.get(stat.S_IFMT(mode), "something else")
     return NotPlainError(
         f"{path} is {kind} where a file or directory of the state itself belongs, so it is not followed or opened; "
         "remove it, or put the real one there"

@@ -56,7 +56,7 @@ class ChildProcess:
         name: of the child, for people: "decoder process".
         env: environment variables beside those of this process.
         confined: whether it works on what strangers sent: of this process's environment it gets only what an
-            interpreter needs, so no token and no key, and it leaves no core dump.
+            interpreter needs, so no token and no key, and it gives up the rights that `etl.confinement` names.
 
     Raises:
         EtlError: no process can be started.
@@ -233,14 +233,8 @@ def run_child(entry: str, descriptor: str, config: str, confined: str) -> None:
 
 
 def _confine() -> None:
-    """Write no core dump, which would hold a stranger's data and ours, and gain no rights from what is executed."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
+    """Give up what works on strangers' data do not need, for good."""
+    # Here, because only children need it.
+    from etl import confinement
 
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(ImportError, OSError, AttributeError):
-        # Here, because only children need it.
-        import ctypes
-
-        # 38 is PR_SET_NO_NEW_PRIVS; only Linux knows it.
-        ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
+    confinement.give_up_rights()

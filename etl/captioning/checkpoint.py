@@ -10,6 +10,7 @@ import httpx
 import huggingface_hub
 import huggingface_hub.errors as hub_errors
 
+from etl.captioning.model_files import check_files, tensor_sizes
 from etl.config import DEMO_MODEL
 from etl.errors import ModelError
 
@@ -39,10 +40,16 @@ class Checkpoint:
     commit: str | None
 
     def with_weights(self) -> None:
-        """Fetch the weights that are not here yet.  Raises `ModelError` when there are none in safetensors."""
+        """Fetch the weights that are not here yet.
+
+        Raises `ModelError` when there are none in safetensors, or they are corrupt by their headers.
+        """
         if self.commit is not None:
             _snapshot(self.name, self.commit, [_WEIGHTS])
-        if any(self.folder.glob(_WEIGHTS)):
+        check_files(self.name, self.folder)
+        if weights := list(self.folder.glob(_WEIGHTS)):
+            for path in weights:
+                sum(tensor_sizes(path))
             return
         if any(any(self.folder.glob(pattern)) for pattern in _PICKLES):
             raise ModelError(f"{self.name} has only pickled weights, which could run code; convert them to safetensors")
@@ -66,8 +73,14 @@ class Checkpoint:
 def find_checkpoint(model: str, revision: str) -> Checkpoint:
     """Return the checkpoint of a Hugging Face id, a directory or ``demo``, without its weights.
 
-    Raises `ModelError` when it cannot be found or fetched.
+    Raises `ModelError` when it cannot be found or fetched, or holds what nobody should open.
     """
+    checkpoint = _find(model, revision)
+    check_files(checkpoint.name, checkpoint.folder)
+    return checkpoint
+
+
+def _find(model: str, revision: str) -> Checkpoint:
     if model == DEMO_MODEL:
         return Checkpoint(DEMO_MODEL, DEMO_CHECKPOINT, None)
     folder = Path(model).expanduser()

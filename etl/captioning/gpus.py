@@ -1,15 +1,12 @@
 """Which GPUs caption: one process for each, or one process over several where the model is larger than a card."""
 
-import json
 import logging
-import math
 import os
-import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from etl.captioning.checkpoint import find_checkpoint
+from etl.captioning.model_files import tensor_sizes
 from etl.config import Settings
 from etl.errors import ModelError
 from etl.gpu import memory_totals
@@ -90,19 +87,7 @@ def chosen_gpus(settings: Settings) -> list[int]:
 def weight_bytes(folder: Path, dtype: str) -> int:
     """Return what the safetensors weights of a directory take in memory as ``dtype`` (``auto``: half precision).
 
-    Read from the files' headers: 8 bytes of length, little-endian, and JSON (the format's own documentation).
+    Raises `ModelError` for weights that are corrupt.
     """
     each = _ITEM_BYTES.get(dtype, 2)
-    return sum(each * sum(map(math.prod, _shapes(path))) for path in folder.glob("*.safetensors"))
-
-
-def _shapes(path: Path) -> Sequence[Sequence[int]]:
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 100_000_000)))
-        return [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"the weights {path.name} are corrupt: their header cannot be read; fetch them again"
-        ) from error
+    return sum(each * sum(tensor_sizes(path)) for path in folder.glob("*.safetensors"))

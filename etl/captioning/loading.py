@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from etl.captioning.checkpoint import find_checkpoint, one_line
+from etl.captioning.model_files import MAX_TEMPLATE
 from etl.captioning.recipe import Recipe, text_sha256
 from etl.captioning.vetting import vet
 from etl.config import Settings
@@ -200,6 +201,8 @@ def _processor(name: str, folder: Path, config: Any, *, pad_to_square: bool) -> 
             )
     except _LOADING_FAULTS as error:
         raise ModelError(f"the processor of {name} cannot be loaded: {one_line(error)}") from error
+    if len(str(processor.chat_template)) > MAX_TEMPLATE:
+        raise ModelError(f"the chat template of {name} is longer than {MAX_TEMPLATE:,} characters; is it damaged?")
     if not processor.chat_template:
         raise ModelError(f"{name} has no chat template, so it is not a chat model; use an instruction-tuned one")
     return processor

@@ -5,11 +5,10 @@ in loops, which would take all memory or all night.
 """
 
 import os
-import resource
-from pathlib import Path
 from typing import Any
 
 from etl.captioning.prompts import PromptTemplate
+from etl.confinement import limit_memory, limit_time
 from etl.errors import ConfigError, InvalidRecordError
 from etl.processes import Parent
 
@@ -31,22 +30,13 @@ def main(_config: dict[str, Any], parent: Parent) -> None:
     """Render the template that the parent sends for every sample, and answer; dies of what takes too much."""
     parent.send(b"ready")
     source = parent.recv().decode()
-    _limit()
+    limit_time(CPU_S)
+    limit_memory(0, MEMORY_BYTES)
     try:
         _render_samples(source)
     except MemoryError:
         os._exit(1)
     parent.send(b"tried")
-
-
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
-    statm = Path("/proc/self/statm")
-    # Only Linux limits address space reliably.
-    if statm.exists():
-        limit = int(statm.read_text().split()[0]) * resource.getpagesize() + MEMORY_BYTES
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def _render_samples(source: str) -> None:

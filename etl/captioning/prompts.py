@@ -98,7 +98,7 @@ def record_date(record: Mapping[str, Any]) -> str | None:
 
 def _try_out(source: str, name: str) -> None:
     """Raise `ConfigError` when the template exceeds the limits of `etl.captioning.prompt_trial`."""
-    child = ChildProcess("etl.captioning.prompt_trial:main", {}, name="trial of the prompt template")
+    child = ChildProcess("etl.captioning.prompt_trial:main", {}, name="trial of the prompt template", confined=True)
     try:
         child.wait_until_ready(TRIAL_TIMEOUT_S)
         child.send(source.encode())

@@ -14,6 +14,7 @@ from etl import __version__
 from etl.cli import control, inspection, maintenance, parts, work
 from etl.cli.terminal import outlive_the_terminal
 from etl.errors import EtlError
+from etl.open_files import out_of_files, raise_limit
 from etl.stages.flow import LEFT_BEHIND
 from etl.text import clean, clean_lines
 
@@ -59,10 +60,14 @@ def main() -> None:
     outlive_the_terminal()
     code: int | str | None = 0
     try:
+        raise_limit()
         app(prog_name="etl")
-    except EtlError as error:
-        typer.echo(f"error: {clean(str(error))}", err=True)
-        code = error.exit_code
+    except (EtlError, OSError) as error:
+        known = out_of_files(error) or error
+        if not isinstance(known, EtlError):
+            raise
+        typer.echo(f"error: {clean(str(known))}", err=True)
+        code = known.exit_code
     except SystemExit as error:
         code = error.code
     if any(thread.name == LEFT_BEHIND for thread in threading.enumerate()):

@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
+import resource
 import shutil
 import sqlite3
 import sys
@@ -12,8 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from etl.config import Settings
+from etl.open_files import LEAST
 from etl.redaction import redact_url
-from etl.state.lock import NETWORK_FILE_SYSTEMS, file_system_of
+from etl.state.file_systems import file_system_of, is_shared
 
 _PACKAGES = ("torch", "transformers", "pillow", "httpx", "sqlite-utils", "textual")
 
@@ -38,6 +41,7 @@ def checks(settings: Settings) -> Iterator[Check]:
     yield Check("packages", "ok", versions)
     yield _sqlite()
     yield _disk(settings)
+    yield _files(settings)
     yield _proxy()
     yield _device()
 
@@ -57,11 +61,22 @@ def _disk(settings: Settings) -> Check:
         place = place.parent
     kind, free = file_system_of(place), shutil.disk_usage(place).free
     detail = f"{settings.state} on {kind or 'an unknown file system'}, {free / 2**30:.1f} GiB free"
-    if kind in NETWORK_FILE_SYSTEMS:
-        return Check("disk", "fail", f"{detail}; a network file system cannot hold a state")
+    if is_shared(kind):
+        return Check("disk", "fail", f"{detail}; a file system that others share cannot hold a state")
     if settings.state.exists() and settings.state.stat().st_mode & 0o022:
         return Check("disk", "note", f"{detail}; other users may write to it: `chmod go-w {settings.state}`")
     return Check("disk", "ok" if free > settings.min_free else "fail", detail)
+
+
+def _files(settings: Settings) -> Check:
+    # Sockets, pipes to children, and what the program itself has open.
+    children = (settings.decoders or os.cpu_count() or 1) + settings.feeders
+    wanted = LEAST + 2 * (settings.concurrency + children)
+    wanted += settings.endpoint_concurrency * len(settings.endpoint)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit < wanted:
+        return Check("files", "note", f"{limit} may be open, these settings may need {wanted}: raise `ulimit -n`")
+    return Check("files", "ok", f"{limit} may be open")
 
 
 def _proxy() -> Check:

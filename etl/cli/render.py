@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from etl.cli.options import Context
 from etl.cli.outlook import errors_text, host_json, host_line, is_news
 from etl.cli.units import duration, size
-from etl.clock import now_ms, stops_at
+from etl.clock import ago, now_ms, stops_at
 from etl.models import (
     LIVE,
     ExportSummary,
@@ -138,7 +138,7 @@ def status_lines(progress: Progress) -> Iterator[str]:
     else:
         yield (
             f"run       {run['uid']} ({', '.join(run['stages'])}) on {clean(run['host'])}: {run['state']}, "
-            f"last heartbeat {duration(run['heartbeat_age_s'])} ago"
+            f"last heartbeat {ago(progress.run.heartbeat_at, now_ms(), duration)}"
             + (f"; {clean(run['message'])}" if run["message"] else "")
         )
         if progress.run.stops_at is not None and progress.run.state in LIVE:

@@ -1,9 +1,9 @@
 """A decoder process: takes paths from its pool over a socket, one at a time, and answers with `DecodedImage`s.
 
 Confined, because decoders are written in C and the pictures come from strangers: limited address space and processor
-time, no secrets in the environment, no core dump, no words of a C library on the terminal, and answers in JSON, so that
-nothing but a wrong picture comes back.  Starting one
-must stay cheap: neither this module nor what it imports may import torch, transformers, httpx or sqlite-utils.
+time, no secrets in the environment, none of root's rights but to files, no core dump, no words of a C library on the
+terminal, and answers in JSON, so that nothing but a wrong picture comes back.  Starting one must stay cheap: neither
+this module nor what it imports may import torch, transformers, httpx or sqlite-utils.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from etl.confinement import limit_memory, limit_time, limit_time_of_next, time_left
 from etl.errors import (
     DecoderLimitError,
     DiskFullError,
@@ -39,6 +40,9 @@ TAKEN = b"taken"
 
 NICENESS = 5
 """Below the downloads and the GPU's feeding, which must not wait; above what runs only on an idle machine."""
+
+LIFE_S = 3600
+"""Processor seconds of a process, which then makes room for another: that is what its hard limit is for."""
 
 HEADROOM_BYTES = 64 * 1024**2
 """What a limit leaves at least above the interpreter's own mapping, so that small pictures always pass."""
@@ -69,14 +73,19 @@ def main(config_fields: dict[str, Any], pool: Parent) -> None:
     config = WorkerConfig(**config_fields)
     os.nice(NICENESS)
     cache = ImageCache(Path(config.cache_root), made=config.cache_made)
-    _limit_memory(config.memory_bytes)
+    limit_memory(config.memory_bytes, HEADROOM_BYTES)
+    limit_time(max(LIFE_S, 2 * config.cpu_s))
     _silence_libraries()
     pool.send(READY)
     while True:
         path = Path(json.loads(pool.recv()))
-        _limit_time(config.cpu_s)
+        # The pool's own time is shorter, but a decoder that holds the interpreter does not notice when it is gone.
+        limit_time_of_next(config.cpu_s)
         pool.send(TAKEN)
         pool.send(_answer(path, cache, config))
+        if time_left() <= config.cpu_s:
+            # The next picture gets a process that has all the time for it.
+            return
 
 
 def decoded_or_raise(answer: bytes) -> DecodedImage:
@@ -102,36 +111,6 @@ def _answer(path: Path, cache: ImageCache, config: WorkerConfig) -> bytes:
 def _error_classes() -> dict[str, type[EtlError]]:
     images = [cls for cls in item_error_classes() if issubclass(cls, ImageError)]
     return {cls.__name__: cls for cls in (*images, LocalFileError, DiskFullError, StateError, NotPlainError)}
-
-
-def _limit_memory(wanted: int) -> None:
-    """Limit the address space to ``wanted`` bytes, but leave some room above what is mapped already."""
-    try:
-        import resource
-
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = max(wanted, pages * resource.getpagesize() + HEADROOM_BYTES)
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-    except (ImportError, OSError, ValueError):
-        # Only Linux limits address space reliably; elsewhere the pixel limit and the time limit remain.
-        return
-
-
-def _limit_time(seconds: int) -> None:
-    """Let the next picture use so many seconds of processor time; the kernel ends what takes more.
-
-    The pool's own time is shorter, but a decoder that holds the interpreter does not notice when the pool is gone.
-    """
-    try:
-        import resource
-
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-        wanted = int(used.ru_utime + used.ru_stime) + seconds + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
-    except (ImportError, OSError, ValueError):
-        return
 
 
 def _silence_libraries() -> None:

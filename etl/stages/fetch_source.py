@@ -17,6 +17,7 @@ from etl.net.local import Roots, is_local, read_local
 from etl.net.mirrors import Address, Mirrors
 from etl.net.part import Download
 from etl.net.politeness import HostGate, NotNowError
+from etl.open_files import out_of_files
 from etl.state.sources import SourceQueue
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ class SourceFetcher:
             except NotNowError as error:
                 not_now = error
             except ItemError as error:
+                if (fatal := out_of_files(error)) is not None:
+                    raise fatal from error
                 errors.append(error)
         if not_now is not None and not any(error.retryable for error in errors):
             raise not_now

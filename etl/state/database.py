@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from etl import files
 from etl.errors import DiskFullError, EtlError, StateError, StateMissingError, StateNewerError
 from etl.failpoints import failpoint
+from etl.open_files import out_of_files
 
 if TYPE_CHECKING:
     from etl.state.sqlite import Database
@@ -212,6 +213,8 @@ def _full(path: Path) -> str:
 
 def _translated(error: sqlite3.OperationalError, path: Path) -> EtlError:
     message = str(error)
+    if error.sqlite_errorcode == sqlite3.SQLITE_CANTOPEN and (found := out_of_files(error)) is not None:
+        return found
     # The log's index is the first thing that a full disk has no room for; SQLite then speaks of an I/O error.
     if "disk is full" in message or error.sqlite_errorcode == sqlite3.SQLITE_IOERR_SHMSIZE:
         return DiskFullError(_full(path))

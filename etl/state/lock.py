@@ -1,26 +1,33 @@
 """One writer for each state directory, held by a kernel lock.
 
-The kernel drops a `flock` when its process ends, however it ends; a pid file would outlive a SIGKILL.
+The kernel drops a `flock` when its process ends, however it ends; a pid file would outlive a SIGKILL.  It is taken on
+the directory itself, which nobody can remove beside a run as a file in it; the file ``lock`` says who has it.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
-from etl.errors import DiskFullError, EtlError, StateError, StateLockedError
+from etl import files
+from etl.errors import DiskFullError, EtlError, NotPlainError, StateError, StateLockedError
+from etl.state.file_systems import file_system_of, is_shared
+from etl.text import clean
 
 LOCK_NAME = "lock"
 _PATIENCE_S = 1.0
 """A reader that asks `is_locked` holds the lock for an instant; a writer waits that out."""
 
-NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre"})
-"""File systems on which SQLite's write-ahead log or `flock` does not work between machines."""
+_NOTE_BYTES = 4096
+"""As much is read of what says who holds the lock."""
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class StateLock:
@@ -28,7 +35,7 @@ class StateLock:
 
     def __init__(self, state: Path) -> None:
         self.path = state / LOCK_NAME
-        self._file: IO[str] | None = None
+        self._directory: int | None = None
 
     def __enter__(self) -> "StateLock":
         """Create the directory if needed and take the lock.
@@ -37,45 +44,49 @@ class StateLock:
         `DiskFullError` when there is no room for it.
         """
         state = self.path.parent
-        try:
+        with contextlib.ExitStack() as undo, _explained(state):
             state.parent.mkdir(parents=True, exist_ok=True)
             # Private, as what is in it; one that is there already is its owner's choice.
             state.mkdir(mode=0o700, exist_ok=True)
             _check_owner(state)
-            file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "r+")
-        except OSError as error:
-            raise _unusable(state, error) from error
-        try:
-            if (kind := file_system_of(state)) in NETWORK_FILE_SYSTEMS:
-                raise StateError(f"{state} is on a network file system ({kind}); use a local disk for --state")
-            self._take(file)
-            _sign(file)
-        except OSError as error:
-            file.close()
-            raise _unusable(state, error) from error
-        except BaseException:
-            file.close()
-            raise
-        self._file = file
+            if is_shared(kind := file_system_of(state)):
+                raise StateError(
+                    f"{state} is on a network file system, or another that is shared ({kind}); "
+                    "use a local disk for --state"
+                )
+            directory = os.open(state, _DIRECTORY)
+            undo.callback(os.close, directory)
+            self._take(directory)
+            _sign(self.path)
+            self._directory = directory
+            self.check()
+            undo.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Let go of the lock."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._directory is not None:
+            os.close(self._directory)
+            self._directory = None
 
-    @staticmethod
-    def _take(file: IO[str]) -> None:
+    def check(self) -> None:
+        """Raise `StateError` when the directory that is held lies no longer where it did: another may be there."""
+        state = self.path.parent
+        with contextlib.suppress(OSError):
+            if self._directory is not None and os.path.samestat(os.fstat(self._directory), state.stat()):
+                return
+        raise StateError(f"the state directory {state} was moved, removed or replaced; put it back and run again")
+
+    def _take(self, directory: int) -> None:
         deadline = time.monotonic() + _PATIENCE_S
         while True:
             try:
-                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise StateLockedError(_who(file)) from None
+                    raise StateLockedError(_who(self.path)) from None
                 time.sleep(0.05)
 
 
@@ -92,53 +103,51 @@ def _check_owner(state: Path) -> None:
 def is_locked(state: Path) -> bool:
     """Tell whether a live process holds the state directory for writing."""
     try:
-        with (state / LOCK_NAME).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        directory = os.open(state, _DIRECTORY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return False
+    finally:
+        os.close(directory)
     return False
 
 
-def file_system_of(path: Path) -> str:
-    """Return the type of the file system that holds ``path``; empty where the system does not tell."""
-    best, kind = "", ""
-    resolved = str(path.resolve())
-    try:
-        lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        _, mount, name, *_ = line.split(" ")
-        inside = resolved == mount or resolved.startswith(mount.rstrip("/") + "/")
-        if inside and len(mount) >= len(best):
-            best, kind = mount, name
-    return kind
-
-
-def _sign(file: IO[str]) -> None:
+def _sign(path: Path) -> None:
     """Write who holds the lock, unbuffered: what does not fit on a full disk must not be tried again at close."""
     holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
-    os.ftruncate(file.fileno(), 0)
-    os.pwrite(file.fileno(), holder, 0)
+    descriptor = files.open_plain(files.real(path), os.O_RDWR | os.O_CREAT)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, holder, 0)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _explained(state: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _unusable(state, error) from error
 
 
 def _unusable(state: Path, error: OSError) -> EtlError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(f"the disk with {state} is full: free some space and run again")
-    if error.errno == errno.ELOOP:
-        return StateError(f"{state / LOCK_NAME} is a link, which is never followed; remove it")
     return StateError(f"the state directory {state} is not writable: {error.strerror}; give another one with --state")
 
 
-def _who(file: IO[str]) -> str:
+def _who(path: Path) -> str:
+    """Return who holds the lock, by what stands in its file, which may be gone or anybody's."""
     try:
-        file.seek(0)
-        holder = json.load(file)
-        return (
-            f"another run holds this state directory (pid {holder['pid']} on {holder['host']}); "
-            "wait for it, or end it with `etl stop`"
-        )
-    except (OSError, ValueError, KeyError):
-        return "another run holds this state directory; wait for it, or end it with `etl stop`"
+        with files.reading(files.real(path)) as file:
+            holder = json.loads(file.read(_NOTE_BYTES))
+        who = f" (pid {holder['pid']} on {holder['host']})"
+    except (NotPlainError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        who = ""
+    return f"another run holds this state directory{clean(who, 100)}; wait for it, or end it with `etl stop`"

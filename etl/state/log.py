@@ -6,15 +6,19 @@ One line for each event, at most `MAX_LINE` characters, in which nothing acts on
 at most, readable by their owner alone: messages hold URLs and server errors.
 """
 
+import contextlib
+import io
 import logging
 import logging.handlers
 import os
+import sys
 import time
 from dataclasses import dataclass
-from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 
+from etl import files
+from etl.errors import NotPlainError
 from etl.text import clean
 
 DIRECTORY, NAME = "logs", "etl.log"
@@ -30,7 +34,7 @@ TAIL_BYTES = 64 * 1024
 
 _PROGRAM = "etl"
 
-_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+log = logging.getLogger(__name__)
 
 journal = logging.getLogger("etl.run")
 """For what happens to a run: only the log of the state hears it, because the command says it in its own way."""
@@ -62,14 +66,30 @@ class _OneLine(logging.Formatter):
 
 
 class _PrivateFile(logging.handlers.RotatingFileHandler):
-    """A bounded log file that is private from its first byte."""
+    """A bounded log file that is private from its first byte, and whose failures cost its lines alone.
 
-    def _open(self) -> TextIOWrapper:
-        descriptor = os.open(self.baseFilename, _FLAGS, 0o600)
-        return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+    Whatever goes wrong is said once on stderr: a disk that is full is told by the commit that fails on it.
+    """
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Lose the line: a disk that is full is told by the commit that fails on it, and a log must not end a run."""
+    _told = False
+
+    def _open(self) -> io.TextIOWrapper:
+        path = Path(self.baseFilename)
+        files.make_directory(path.parent, 0o700)
+        raw = io.FileIO(files.open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a")
+        # Unbuffered: what a full disk had no room for must not be tried again when the file is closed.
+        return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 -- logging calls it with that
+        """Lose the line."""
+        error, told, self._told = sys.exc_info()[1], self._told, True
+        if not told:
+            why = error.strerror if isinstance(error, OSError) else error
+            log.warning("the run goes on without its log, %s: %s", self.baseFilename, why)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class RunLog:
@@ -79,13 +99,12 @@ class RunLog:
     """
 
     def __init__(self, state: Path) -> None:
-        self._directory = state / DIRECTORY
+        self._directory = state.resolve() / DIRECTORY
         self._logger = logging.getLogger(_PROGRAM)
         self._before = logging.NOTSET
         self._handler: _PrivateFile | None = None
 
     def __enter__(self) -> "RunLog":
-        self._directory.mkdir(mode=0o700, exist_ok=True)
         self._handler = _PrivateFile(self._directory / NAME, maxBytes=MAX_BYTES, backupCount=KEPT, delay=True)
         self._handler.setFormatter(_OneLine())
         self._handler.setLevel(logging.INFO)
@@ -108,10 +127,10 @@ class RunLog:
 def stamp(state: Path) -> tuple[int, int] | None:
     """Return what changes with every line that is written; ``None`` where there is no log."""
     try:
-        found = (state / DIRECTORY / NAME).stat()
-    except OSError:
+        found = files.look_at(state.resolve() / DIRECTORY / NAME)
+    except (NotPlainError, OSError):
         return None
-    return found.st_size, found.st_mtime_ns
+    return (found.size, found.written_ns) if found else None
 
 
 def tail(state: Path, limit: int) -> tuple[LogLine, ...]:
@@ -119,17 +138,17 @@ def tail(state: Path, limit: int) -> tuple[LogLine, ...]:
     lines: list[str] = []
     for name in (NAME, f"{NAME}.1"):
         if len(lines) < limit:
-            lines = _end_of(state / DIRECTORY / name) + lines
+            lines = _end_of(state.resolve() / DIRECTORY / name) + lines
     return tuple(_parsed(line) for line in lines[-limit:])
 
 
 def _end_of(path: Path) -> list[str]:
     try:
-        with path.open("rb") as file:
+        with files.reading(path) as file:
             size = file.seek(0, os.SEEK_END)
             begin = file.seek(max(0, size - TAIL_BYTES))
             data = file.read(TAIL_BYTES)
-    except OSError:
+    except (NotPlainError, OSError):
         # Not there yet, or not ours to read: the state itself can be shown all the same.
         return []
     # The last line may still be written, the first may have been cut.

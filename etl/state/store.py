@@ -51,8 +51,9 @@ class Command:
 class Store:
     """Everything that changes a state.  Open it with `Store.open`; close it, or use it as a context manager."""
 
-    def __init__(self, settings: Settings, connection: Connection, resources: ExitStack) -> None:
+    def __init__(self, settings: Settings, lock: StateLock, connection: Connection, resources: ExitStack) -> None:
         self.settings = settings
+        self._lock = lock
         self._connection = connection
         self._resources = resources
 
@@ -66,13 +67,13 @@ class Store:
         with ExitStack() as resources:
             if not create and not (settings.state / DATABASE_NAME).exists():
                 Connection(settings.state / DATABASE_NAME, create=False)
-            resources.enter_context(StateLock(settings.state))
+            lock = resources.enter_context(StateLock(settings.state))
             connection = Connection(settings.state / DATABASE_NAME, create=create)
             resources.callback(connection.close)
             with connection.guard():
                 schema.migrate(connection.db)
             recover(connection, backoff_cap_s=settings.backoff_cap_s)
-            return cls(settings, connection, resources.pop_all())
+            return cls(settings, lock, connection, resources.pop_all())
 
     def __enter__(self) -> "Store":
         return self
@@ -186,7 +187,8 @@ class Store:
         return int(rows[0][0])
 
     def heartbeat(self, run: int, state: RunState) -> None:
-        """Tell readers that the run is alive and what it is doing."""
+        """Tell readers that the run lives and what it does; raises `StateError` when its directory was replaced."""
+        self._lock.check()
         with self._connection.transaction("run.heartbeat") as db:
             db.conn.execute(
                 "UPDATE runs SET heartbeat_at = ?, state = ? WHERE id = ? AND ended_at IS NULL",

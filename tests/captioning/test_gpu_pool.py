@@ -120,7 +120,7 @@ def test_a_model_that_cannot_be_loaded(tmp_path: Path, cache: Path) -> None:
     broken = shutil.copytree(DEMO_CHECKPOINT, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0no json!")
     before = psutil.Process().children()
-    with pytest.raises(ModelError, match="weights of broken are corrupt"):
+    with pytest.raises(ModelError, match=r"weights model\.safetensors are corrupt"):
         GpuPool(dataclasses.replace(SETTINGS, model=str(broken)), TWO[:1], cache, 1024)
     assert psutil.Process().children() == before
 

@@ -259,6 +259,39 @@ def test_which_model_is_asked_for(pictures: Pictures) -> None:
         assert len(one.trials) == 1
 
 
+def test_an_endpoint_that_is_another_model_is_refused(pictures: Pictures) -> None:
+    """At the start one line names both; what the list of models calls it, and no name at all, are accepted."""
+    with ChatServer() as server:
+        server.fail(reply(model="evil/huge\x1b[31m"), None, lambda _: True)
+        with pytest.raises(ModelError) as caught, opened(pictures, server):
+            pass
+        words = r"was asked for tiny and answers as another model, evil/huge\x1b[31m; check --endpoint-model"
+        assert str(caught.value) == f"{server.url}/v1 {words}"
+        assert server.asked == []
+    for models, name in (([{"id": "tiny", "root": "org/huge"}], "org/huge"), ([{"id": "tiny"}], None)):
+        with ChatServer(models=models) as server:
+            server.fail(reply(model=name), None, lambda _: True)
+            with opened(pictures, server) as captioner:
+                assert len(caption_all(captioner, pictures.items(2))) == 2
+
+
+def test_an_endpoint_that_becomes_another_model_is_given_up(
+    pictures: Pictures, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it had goes to the others without a charge; when none is left, one line ends the run and nothing failed."""
+    items = pictures.items(12)
+    with ChatServer() as good, ChatServer() as turned:
+        with opened(pictures, good, turned) as captioner:
+            turned.fail(reply(model="huge"), None)
+            assert_right(caption_all(captioner, items), items)
+        assert len(turned.asked) >= 1
+    assert caplog.text.count("given up: ") == 1
+    with ChatServer() as turned, opened(pictures, turned) as captioner:
+        turned.fail(reply(model="huge"), None)
+        with pytest.raises(ModelError, match=r"no endpoint is left: .* was asked for tiny and answers as another"):
+            list(captioner.caption(items))
+
+
 def test_endpoints_of_other_versions_or_requests_do_not_mix(pictures: Pictures) -> None:
     """The same name is not enough: a second version behind it, or a field that one refuses, ends the start."""
     with ChatServer() as one, ChatServer(models=[{"id": "tiny", "root": "tiny-v2"}]) as two:

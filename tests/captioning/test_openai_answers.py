@@ -14,6 +14,7 @@ from etl.captioning.openai.answers import (
     error_of,
 )
 from etl.captioning.openai.dialect import Dialect
+from etl.captioning.openai.names import is_same
 from etl.captioning.openai.pace import Pace
 from etl.errors import (
     ContentFilterError,
@@ -230,3 +231,54 @@ def test_a_server_that_becomes_much_slower_gets_less() -> None:
     assert server.run(3000) == 64
     server.slots = 2
     assert server.run(1000) <= 16
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        ("tiny", ""),
+        ("tiny", "tiny"),
+        ("Tiny", "tiny"),
+        ("gpt-4o", "gpt-4o-2024-08-06"),
+        ("gpt-4", "gpt-4-0613"),
+        ("claude-sonnet-latest", "claude-sonnet-20241022"),
+        ("gemini-1.5-pro", "gemini-1.5-pro-002"),
+        ("models/gemini-1.5-flash", "gemini-1.5-flash-002"),
+        ("llava", "llava:latest"),
+        ("llava:latest", "llava"),
+        ("qwen3-vl:8b", "qwen3-vl:8b"),
+        ("llava-hf/llava-1.5-7b-hf", "llava-1.5-7b-hf"),
+        ("llava-1.5-7b-hf", "/models/llava-1.5-7b-hf/"),
+        ("/srv/checkpoint", "/srv/checkpoint@main"),
+        ("llava", "org/llava-1.5"),
+        ("llava", "vendor/llava-20250101"),
+        ("llava", "second name"),
+    ],
+)
+def test_names_of_the_same_model(asked: str, answered: str) -> None:
+    """Versions, tags, owners and paths, and what the list of models calls it, are no other model; nor is no name."""
+    listed = {"id": asked, "root": "org/llava-1.5", "canonical_slug": "vendor/llava-20250101",
+              "aliases": ["second name", 7]}  # fmt: skip
+    assert is_same(asked, answered, listed)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        ("tiny", "huge"),
+        ("gpt-4o", "gpt-4o-mini"),
+        ("gpt-4o-mini", "gpt-4o"),
+        ("gpt-4o", "gpt-4o-mini-2024-07-18"),
+        ("gpt-4o-2024-08-06", "gpt-4o-2024-05-13"),
+        ("qwen3-vl:8b", "qwen3-vl:2b"),
+        ("qwen3-vl:8b", "qwen3-vl:latest"),
+        ("a/llava", "b/llava"),
+        ("llava", "my-llava"),
+        ("llava-1.5-7b", "llava-1.5-13b"),
+        ("tiny", "/"),
+        ("tiny", "@"),
+    ],
+)
+def test_names_of_other_models(asked: str, answered: str) -> None:
+    """Another size, another owner's, another date than the one that was asked for: other models."""
+    assert not is_same(asked, answered, {"id": asked, "root": None, "parent": "huge", "aliases": "huge"})

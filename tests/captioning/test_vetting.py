@@ -1,6 +1,7 @@
 """Checkpoints that ask for code, for files elsewhere or for all memory are refused, in one line and at once."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from etl.captioning.checkpoint import DEMO_CHECKPOINT, Checkpoint
+from etl.captioning.checkpoint import DEMO_CHECKPOINT, Checkpoint, find_checkpoint
 from etl.captioning.vetting import vet
 from etl.config import Settings
 from etl.errors import ModelError
@@ -111,6 +112,118 @@ def test_it_is_refused_before_torch_is_loaded(folder: Path) -> None:
     assert ran.stdout.split() == ["ModelError", "False"]
 
 
+def _instead(file: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Return a function that puts something else in the place of a file."""
+
+    def go(folder: Path) -> None:
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).unlink(missing_ok=True)
+        make(folder / file)
+
+    return go
+
+
+def _to(target: str) -> Callable[[Path], None]:
+    return lambda path: path.symlink_to(target)
+
+
+def _of(size: int) -> Callable[[Path], None]:
+    """Return a function that makes a file of so many bytes, which takes no room."""
+
+    def go(path: Path) -> None:
+        path.touch()
+        os.truncate(path, size)
+
+    return go
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (_instead("config.json", _to("/dev/zero")), "config.json: it is a device, not a plain file"),
+        (_instead("config.json", os.mkfifo), "config.json: it is a FIFO, not a plain file"),
+        (_instead("config.json", _of(5 * 2**20)), "config.json: it has 5,242,880 bytes, more than 4,194,304"),
+        (_instead("config.json", _to("/proc/self/status")), "config.json: it is a link to an empty file"),
+        (_instead("generation_config.json", _to("/dev/zero")), "generation_config.json: it is a device"),
+        (_instead("processor_config.json", os.mkfifo), "processor_config.json: it is a FIFO"),
+        (_instead("tokenizer.json", _of(2**40)), "tokenizer.json: it has 1,099,511,627,776 bytes"),
+        (_instead("tokenizer.model", os.mkfifo), "tokenizer.model: it is a FIFO"),
+        (_instead("tokenizer_config.json", _of(2**30)), "tokenizer_config.json: it has 1,073,741,824 bytes"),
+        (_instead("chat_template.jinja", _of(2**20)), "chat_template.jinja: it has 1,048,576 bytes, more than 262,144"),
+        (_instead("additional_chat_templates/a.jinja", os.mkfifo), "a.jinja: it is a FIFO"),
+        (_instead("model.safetensors.index.json", _of(2**30)), "index.json: it has 1,073,741,824 bytes"),
+        (_instead("notes.txt", os.mkfifo), "notes.txt: it is a FIFO"),
+        (_instead("notes.txt", _of(2**42)), "notes.txt: it has 4,398,046,511,104 bytes"),
+        (_instead("model.safetensors", os.mkfifo), "model.safetensors: it is a FIFO"),
+        (_instead("\x1b[31m", os.mkfifo), r"\\x1b\[31m: it is a FIFO"),
+    ],
+)
+def test_what_never_ends_is_not_opened(folder: Path, attack: Callable[[Path], None], message: str) -> None:
+    """Devices, FIFOs, files of the kernel and files far too large, behind any name: one line, and nobody reads one."""
+    from etl.captioning.backends import check_model
+
+    attack(folder)
+    with pytest.raises(ModelError, match=message) as caught:
+        check_model(Settings(model=str(folder)))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+def _weights(text: bytes, announced: int | None = None, behind: int = 0) -> Callable[[Path], None]:
+    def go(folder: Path) -> None:
+        size = len(text) if announced is None else announced
+        path = folder / "model.safetensors"
+        path.write_bytes(size.to_bytes(8, "little") + text)
+        os.truncate(path, path.stat().st_size + behind)
+
+    return go
+
+
+def _tensor(shape: Any, end: Any = 16) -> bytes:
+    return json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (_weights(b"", announced=2**40, behind=2**41), "its header has 1,099,511,627,776 bytes, more than 16,777,216"),
+        (_weights(b"[" * 10**6), "its header cannot be read"),
+        (_weights(_tensor([2**40] * 17), behind=16), "a tensor has too many dimensions"),
+        (_weights(_tensor([10**4000]), behind=16), "its header holds sizes that cannot be"),
+        (_weights(_tensor([-4]), behind=16), "its header holds sizes that cannot be"),
+        (_weights(_tensor([4.0]), behind=16), "its header holds sizes that cannot be"),
+        (_weights(_tensor([4], end=10**400), behind=16), "its header holds sizes that cannot be"),
+        (_weights(_tensor([4]), behind=8), "it does not end where its tensors do"),
+        (_weights(_tensor([4]), behind=2**42), "it does not end where its tensors do"),
+        (_weights(b"null"), "its header cannot be read"),
+        (_weights(b'{"a": 1}'), "its header cannot be read"),
+        (_instead("model.safetensors", _to("/dev/zero")), "device"),
+    ],
+)
+def test_headers_of_weights_that_never_end(folder: Path, attack: Callable[[Path], None], message: str) -> None:
+    """What a header says is bounded and adds up, before a byte of the weights is read, hashed or multiplied."""
+    attack(folder)
+    with pytest.raises(ModelError, match=message) as caught:
+        find_checkpoint(str(folder), "main").with_weights()
+    assert len(str(caught.value)) < 300
+
+
+def test_a_hub_s_cache_is_made_of_links(folder: Path, tmp_path: Path) -> None:
+    """Its snapshots lead to files beside them, as do directories that people make; a link to nowhere is not there."""
+    from etl.captioning.gpus import weight_bytes
+
+    shutil.copy(DEMO_CHECKPOINT / "model.safetensors", folder)
+    snapshot = tmp_path / "models--x" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    for path in folder.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    (snapshot / "added_tokens.json").symlink_to("../../blobs/gone")
+    checkpoint = find_checkpoint(str(snapshot), "main")
+    checkpoint.with_weights()
+    vet(checkpoint)
+    assert weight_bytes(snapshot, "float32") == weight_bytes(DEMO_CHECKPOINT, "float32")
+
+
 class _Payload:
     """Unpickled, it leaves a file."""
 
@@ -177,6 +290,17 @@ def test_weights_and_configurations_that_lie(folder: Path, attack: Callable[[Pat
     with pytest.raises(ModelError, match=message) as caught:
         load(Settings(model=str(folder), device="cpu", dtype="float32"))
     assert len(str(caught.value)) < 600
+
+
+def test_a_template_in_a_configuration_is_bounded_too(folder: Path) -> None:
+    """A novel is refused by its length, before Jinja reads it, wherever it stands."""
+    from etl.captioning.loading import load
+
+    shutil.copy(DEMO_CHECKPOINT / "model.safetensors", folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "{{ 1 }}" * 10**5}))
+    with pytest.raises(ModelError, match="the chat template of m is longer than 262,144 characters"):
+        load(Settings(model=str(folder), device="cpu", dtype="float32"))
 
 
 @pytest.mark.parametrize(

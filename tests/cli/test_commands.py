@@ -2,6 +2,8 @@
 
 import json
 import re
+import resource
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from support.made_state import MadeState
 from etl import __version__
 from etl.cli.app import app
 from etl.cli.options import FETCH_SETTINGS
+from etl.config import Settings
 from etl.models import QueueStatus, Stage
 from etl.state.lock import StateLock
 from etl.state.store import Store
@@ -85,6 +88,19 @@ def test_status_json(etl: Etl, finished: Any) -> None:
     assert status["run"]["state"] == "partial"
     assert set(status["rates"]) == {"fetched_per_s", "captioned_per_s", "bytes_per_s"}
     assert status["bytes_fetched"] == sum((finished.folder / f"{n}.jpg").stat().st_size for n in range(5))
+
+
+@pytest.mark.parametrize(
+    ("moment", "words"), [("0", "last heartbeat on 1970-01-01"), ("1 << 50", "last heartbeat in the future (was the")]
+)
+def test_status_after_the_clock_was_set(etl: Etl, made: MadeState, moment: str, words: str) -> None:
+    """A run of another time is not 500,000 hours old, nor of a negative age."""
+    with Store.open(made.settings) as store, store.run([Stage.INGEST]):
+        pass
+    with sqlite3.connect(made.settings.state / "state.db") as database:
+        database.execute(f"UPDATE runs SET started_at = {moment}, heartbeat_at = {moment}, ended_at = {moment}")
+    database.close()
+    assert words in etl("status").out
 
 
 def test_status_of_a_state_without_runs(etl: Etl, made: MadeState) -> None:
@@ -168,10 +184,21 @@ def test_verify(etl: Etl, finished: Any) -> None:
 def test_doctor(etl: Etl) -> None:
     """``doctor`` names each finding with its verdict, as a table and as one object per line."""
     found = [json.loads(line) for line in etl("doctor", "--json").out.splitlines()]
-    assert [one["name"] for one in found] == ["python", "packages", "sqlite", "disk", "proxy", "gpu"]
+    assert [one["name"] for one in found] == ["python", "packages", "sqlite", "disk", "files", "proxy", "gpu"]
     assert {one["verdict"] for one in found} <= {"ok", "note", "fail"}
     assert re.search(r"^ok +sqlite", etl("doctor").out, re.MULTILINE)
     assert etl("doctor", "--json", "--state", "elsewhere").code == 0
+
+
+def test_doctor_counts_the_files_that_may_be_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit that the settings may run into is told with what they may need."""
+    from etl.cli.doctor import _files
+
+    assert _files(Settings(decoders=2)).verdict == "ok"
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 256))
+    assert _files(Settings(decoders=2)).verdict == "ok"
+    found = _files(Settings(decoders=2, endpoint=("http://a", "http://b", "http://c")))
+    assert (found.verdict, found.detail) == ("note", "256 may be open, these settings may need 292: raise `ulimit -n`")
 
 
 def test_doctor_fails_for_a_full_disk(etl: Etl, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,11 @@
 """The log of a state: bounded, private, harmless, and silent about what goes to stderr."""
 
 import logging
+import os
 import stat
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,7 @@ from support.states import failed, put_sources, settings_for
 
 from etl.models import Stage
 from etl.state import log
-from etl.state.log import RunLog, tail
+from etl.state.log import RunLog, stamp, tail
 from etl.state.store import Store
 
 HOSTILE = "a\x1b]0;owned\x07[/red]\u202e\r\n2026-01-01T00:00:00Z ERROR forged: line"
@@ -85,9 +89,80 @@ def test_only_between_entering_and_leaving(folder: Path) -> None:
     assert logging.getLogger("etl").level == before
 
 
-def test_a_log_that_cannot_be_written_costs_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run goes on without its log, and nobody is told twice."""
-    (folder / "logs" / "etl.log").mkdir(parents=True)
-    with RunLog(folder):
-        logging.getLogger("etl.x").info("a line")
-    assert "Traceback" not in capsys.readouterr().err
+def _file_for_directory(folder: Path) -> None:
+    (folder / "logs").write_text("kept")
+
+
+def _fifo_for_directory(folder: Path) -> None:
+    os.mkfifo(folder / "logs")
+
+
+def _link_for_directory(folder: Path) -> None:
+    (folder / "elsewhere").mkdir()
+    (folder / "logs").symlink_to("elsewhere")
+
+
+def _in_the_log_s_place(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def go(folder: Path) -> None:
+        (folder / "logs").mkdir()
+        make(folder / "logs" / "etl.log")
+
+    return go
+
+
+def _rotation_blocked(folder: Path) -> None:
+    (folder / "logs" / "etl.log.3").mkdir(parents=True)
+    for name in ("etl.log", "etl.log.1", "etl.log.2"):
+        (folder / "logs" / name).write_text("x" * log.MAX_BYTES)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [_file_for_directory, _fifo_for_directory, _link_for_directory, _rotation_blocked, _in_the_log_s_place(os.mkfifo),
+     _in_the_log_s_place(Path.mkdir), _in_the_log_s_place(lambda path: path.symlink_to("/etc/passwd"))],
+)  # fmt: skip
+def test_a_log_that_cannot_be_written_costs_one_line(
+    folder: Path, capfd: pytest.CaptureFixture[str], attack: Callable[[Path], None]
+) -> None:
+    """Whatever lies in its place, a run goes on at once without its log, says so once, and readers see no line."""
+    attack(folder)
+    outside = logging.StreamHandler(os.fdopen(os.dup(2), "w"))
+    logging.getLogger("etl").addHandler(outside)
+    outside.setLevel(logging.WARNING)
+    try:
+        with RunLog(folder):
+            for _ in range(100):
+                logging.getLogger("etl.x").info("a line")
+    finally:
+        logging.getLogger("etl").removeHandler(outside)
+        outside.stream.close()
+    assert len(capfd.readouterr().err.splitlines()) == 1
+    assert [line for line in tail(folder, 5) if line.words == "a line"] == []
+    assert not list(folder.glob("elsewhere/*"))
+    stamp(folder)
+
+
+def test_another_s_directory_is_not_read_as_a_log(folder: Path) -> None:
+    """A copied state whose logs are a link, or whose log is one, shows no other file of the user's."""
+    (folder / "mine").mkdir()
+    (folder / "mine" / "etl.log").write_text("2026-11-24T00:00:00Z INFO net: secret\n")
+    for state, link, target in (("a", "logs", "../mine"), ("b", "logs/etl.log", "../../mine/etl.log")):
+        (folder / state / link).parent.mkdir(parents=True)
+        (folder / state / link).symlink_to(target)
+        assert (folder / state / link).exists()
+        assert tail(folder / state, 5) == ()
+
+
+def test_a_full_disk_ends_no_run(folder: Path) -> None:
+    """Lines for which there is no room are lost, also the ones under way when the log is closed; one line says so."""
+    code = (
+        "import logging, resource, sys\nfrom pathlib import Path\nfrom etl.state.log import RunLog\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\nlogging.basicConfig(level=logging.WARNING)\n"
+        "with RunLog(Path(sys.argv[1])):\n    for _ in range(50): logging.getLogger('etl.x').debug('a line')\n"
+        "    for _ in range(50): logging.getLogger('etl.x').warning('a line')\nprint('went on')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "went on\n")
+    assert [line for line in ran.stderr.splitlines() if "a line" not in line] == [
+        f"WARNING:etl.state.log:the run goes on without its log, {folder}/logs/etl.log: File too large"
+    ]

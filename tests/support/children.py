@@ -1,11 +1,15 @@
 """Entries of child processes for `etl.processes`."""
 
+import contextlib
 import json
 import os
+import resource
+import subprocess
 import sys
 import time
 from typing import Any
 
+from etl import confinement
 from etl.imaging import worker
 from etl.processes import Parent
 
@@ -58,7 +62,42 @@ def shouts(_config: dict[str, Any], parent: Parent) -> None:
 
 def spins_confined(_config: dict[str, Any], parent: Parent) -> None:
     """Be a decoder that never comes back from a picture, with a second of processor time."""
-    worker._limit_time(0)
+    confinement.limit_time_of_next(0)
     parent.send(b"begun")
     while True:
         sum(range(1000))
+
+
+def tells(_config: dict[str, Any], parent: Parent) -> None:
+    """Tell the names of its environment, and device and inode of everything that it holds open."""
+    opened = []
+    for descriptor in range(256):
+        with contextlib.suppress(OSError):
+            found = os.fstat(descriptor)
+            opened.append([found.st_dev, found.st_ino])
+    parent.send(json.dumps({"names": list(os.environ), "opened": opened}).encode())
+
+
+def grasps(_config: dict[str, Any], parent: Parent) -> None:
+    """Be a decoder that was taken over: limit itself, then try to have everything back; tell what it could raise."""
+    confinement.limit_memory(2**30, 0)
+    confinement.limit_time(3600)
+    confinement.limit_time_of_next(100)
+    raised = []
+    for name, more in (("AS", 2**40), ("CPU", 36_000), ("CORE", 2**20), ("AS", -1), ("CPU", -1), ("CORE", -1)):
+        kind = getattr(resource, f"RLIMIT_{name}")
+        for attempt in (
+            lambda kind=kind, more=more: resource.setrlimit(kind, (more, more)),
+            lambda kind=kind, more=more: resource.prlimit(0, kind, (more, more)),
+        ):
+            with contextlib.suppress(OSError, ValueError):
+                attempt()
+                raised.append(name)
+    # What another program might do that it executes, as root would have all rights again.
+    for flag in "vct":
+        if subprocess.run(["sh", "-c", f"ulimit -H{flag} unlimited"], check=False, capture_output=True).returncode == 0:
+            raised.append(flag)
+    with contextlib.suppress(OSError):
+        os.setuid(0 if os.getuid() else 12345)
+        raised.append("uid")
+    parent.send(json.dumps(raised).encode())

@@ -12,7 +12,7 @@ from textual.events import Resize
 from textual.widget import Widget
 from textual.widgets import Static
 
-from etl.clock import now_ms
+from etl.clock import ago, now_ms
 from etl.models import Stage
 from etl.redaction import redact_url
 from etl.state.queries import Reader
@@ -226,7 +226,7 @@ def _steps(reader: Reader, place: Place, sought: Sought, *, older: bool) -> Step
 def _words_of(found: Sample) -> Content:
     """Return what stands beside the picture."""
     facts = f"{plural(found.tokens or 0, 'token')}, ended by {clean(found.finish_reason or '-', 20)}"
-    made = f"made {duration(max(0, now_ms() - found.place.done_at) / 1000)} ago by {clean(found.model, 80)}"
+    made = f"made {ago(found.place.done_at, now_ms(), duration)} by {clean(found.model, 80)}"
     shared = f", shared by {plural(found.records, 'record')}" if found.records > 1 else ""
     parts = [
         Content.styled(clean(found.title or "without a title", 200), STRONG),

@@ -2,7 +2,7 @@
 
 from textual.content import Content
 
-from etl.clock import now_ms, stops_at
+from etl.clock import ago, now_ms, stops_at
 from etl.models import LIVE, RunInfo, RunState, Stage
 from etl.text import clean
 from tui.format import NOTHING, duration, money
@@ -53,13 +53,13 @@ class RunPanel(Panel):
         run = self.snapshot.run
         if run is None:
             return Content("")
-        age = max(0, now - run.heartbeat_at) / 1000
+        age, when = (now - run.heartbeat_at) / 1000, ago(run.heartbeat_at, now, duration)
         if run.state is RunState.CRASHED:
-            return Content.styled(f"last heartbeat {duration(age)} ago", QUIET)
+            return Content.styled(f"last heartbeat {when}", QUIET)
         if not self.snapshot.live:
             # A run that ended did so with its last beat.
-            return Content.styled(f"ended {duration(age)} ago", QUIET)
-        words = f"heartbeat {duration(age)} ago"
+            return Content.styled(f"ended {when}", QUIET)
+        words = f"heartbeat {when}"
         return Content.styled(words, f"bold {ALERT}" if age >= LATE_S else QUIET)
 
     def _identity(self, run: RunInfo | None, now: int) -> Content:

@@ -4,6 +4,7 @@
     address      where the endpoints are, and their keys
     dialect      the requests that each of them takes
     answers      what their answers mean
+    names        what a model is called, and whether another one answers
     pace         how many requests at once one bears
     endpoint     one endpoint: the exchange, and what it serves
     member       how it is treated: open, paused, set aside

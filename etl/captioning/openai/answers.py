@@ -60,6 +60,10 @@ class EndpointTroubleError(Exception):
         self.answered = answered
 
 
+class OtherModelError(Exception):
+    """The endpoint answered, but as another model than it was asked for: its words belong to no recipe of ours."""
+
+
 class RefusedRequestError(Exception):
     """The endpoint refused the request as it was put; perhaps it takes another form of it."""
 

@@ -18,12 +18,14 @@ from etl.captioning.openai.address import Address
 from etl.captioning.openai.answers import (
     Answer,
     EndpointTroubleError,
+    OtherModelError,
     RefusedRequestError,
     answer_of,
     error_of,
     refused,
 )
 from etl.captioning.openai.dialect import Dialect
+from etl.captioning.openai.names import is_same, revision
 from etl.captioning.openai.pace import Pace
 from etl.config import DEFAULT_MODEL, Settings
 from etl.errors import (
@@ -35,6 +37,7 @@ from etl.errors import (
     ModelError,
 )
 from etl.net.foreign import fetch_error
+from etl.text import clean
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +57,6 @@ Without TLS none is kept at all.  To open one costs less than a millisecond, and
 uvicorn's 500, just behind the answer), which would break the next request on it.
 """
 
-UNSPECIFIED = "unspecified"
-"""The revision of a model when its server tells nothing of it."""
-
 _ATTEMPTS_TO_LEARN = 8
 """More forms of a request than there are to try."""
 
@@ -71,7 +71,7 @@ class Identity:
 
     Attributes:
         model: the name under which it is served.
-        revision: what the server tells of the version behind the name, or `UNSPECIFIED`.
+        revision: what the server tells of the version behind the name (`etl.captioning.openai.names`).
         words: fields of the requests that decide the words.
     """
 
@@ -100,6 +100,7 @@ class Endpoint:
         self.heard_at = time.monotonic()
         self._settings = settings
         self._dialect = Dialect()
+        self._listed: dict[str, Any] = {}
         self._client: httpx.AsyncClient | None = None
 
     def __str__(self) -> str:
@@ -156,23 +157,26 @@ class Endpoint:
         """
         model, listed = await self.choose_model()
         dialect = Dialect()
+        self._listed = listed
         try:
             answer = await self._ask(dialect, model, "Describe this picture.", _grey_picture(), None)
         except ContentFilterError:
             answer = None
+        except OtherModelError as error:
+            raise ModelError(f"{error}; check --endpoint-model") from error
         except CaptionError as error:
             if error.retryable:
                 raise
             raise ModelError(f"{self} cannot caption a plain picture with {model}: {error}") from error
-        revision = _revision(model, answer.model if answer else "", listed.get("root"))
         self._dialect = dialect
-        return Identity(model, revision, tuple(sorted(dialect.words.items())))
+        version = revision(model, answer.model if answer else "", listed.get("root"))
+        return Identity(model, version, tuple(sorted(dialect.words.items())))
 
     async def caption(self, prompt: str, jpeg: bytes, penalty: float | None = None) -> Answer:
         """Return the caption of a picture.
 
         Raises `CaptionError` when it is this picture that fails, `EndpointBusyError` and `EndpointTroubleError` when
-        it is the endpoint, `ModelError` when the run cannot go on.
+        it is the endpoint, `OtherModelError` when it serves something else, `ModelError` when the run cannot go on.
         """
         assert self.identity is not None
         answer = await self._ask(self._dialect, self.identity.model, prompt, jpeg, penalty)
@@ -187,7 +191,11 @@ class Endpoint:
         for _ in range(_ATTEMPTS_TO_LEARN):
             body = dialect.body(model, prompt, picture, limit, penalty)
             try:
-                return await self._post(body)
+                answer = await self._post(body)
+                if not is_same(model, answer.model, self._listed):
+                    named = clean(answer.model, 100)
+                    raise OtherModelError(f"{self} was asked for {model} and answers as another model, {named}")
+                return answer
             except RefusedRequestError as error:
                 # Another request may have learnt it meanwhile.  Once introduced, what a picture is refused for is the
                 # picture's fault: only the penalties, which the trial did without, are still to be learnt.
@@ -277,24 +285,6 @@ def _client(address: Address) -> httpx.AsyncClient:
         headers={"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
         | ({"Authorization": f"Bearer {address.key}"} if address.key else {}),
     )
-
-
-def _revision(model: str, answered: str, root: Any) -> str:
-    """Return what the server tells of the version behind a name: a dated name, a revision, or where it was loaded from.
-
-    Of a path only the last part counts, which in the hub's cache is the commit; the rest is that machine's.
-    """
-    if answered.startswith(f"{model}@"):
-        return answered.removeprefix(f"{model}@") or UNSPECIFIED
-    if answered and answered != model:
-        return _last_part(answered)
-    if isinstance(root, str) and root and root != model:
-        return _last_part(root)
-    return UNSPECIFIED
-
-
-def _last_part(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
 
 
 @functools.cache

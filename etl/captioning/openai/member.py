@@ -137,6 +137,8 @@ class Member:
 
     def give_up(self, why: str) -> None:
         """Send it nothing any more in this run."""
+        if self.state is State.GIVEN_UP:
+            return
         self.state, self.why = State.GIVEN_UP, why
         log.error("%s: given up: %s", self.endpoint, why)
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from etl.captioning.openai.answers import EndpointBusyError, EndpointTroubleError
+from etl.captioning.openai.answers import EndpointBusyError, EndpointTroubleError, OtherModelError
 from etl.captioning.openai.endpoint import Endpoint, Identity
 from etl.captioning.openai.member import Job, Member, State
 from etl.captioning.preprocess import working_copy_bytes
@@ -24,6 +24,7 @@ from etl.errors import (
     InternalError,
     ItemError,
     ModelError,
+    OpenFilesError,
     WorkingCopyError,
 )
 from etl.models import CaptionItem, CaptionResult, ItemFailure
@@ -144,7 +145,10 @@ class Pool:
         except CaptionError as error:
             self._learn(member, error, number)
             self._fail(job, error)
-        except ModelError as error:
+        except OtherModelError as error:
+            member.give_up(str(error))
+            self._pending.appendleft(job)
+        except (ModelError, OpenFilesError) as error:
             self._emit(error)
         except Exception as error:
             log.exception("caption %d failed in a way that was not foreseen", item.id)
