@@ -131,8 +131,9 @@ class _Worker:
         self.child = self._start()
 
     def _start(self) -> ChildProcess:
-        env = {} if self._plan.visible is None else {"CUDA_VISIBLE_DEVICES": self._plan.visible}
-        return ChildProcess("etl.captioning.gpu_worker:main", self._config, name="captioning worker", env=env)
+        return ChildProcess(
+            "etl.captioning.gpu_worker:main", self._config, name="captioning worker", env=self._plan.environment()
+        )  # fmt: skip
 
     def wait_until_ready(self) -> Recipe:
         """Return the recipe once the model is loaded.  Raises `ModelError`."""

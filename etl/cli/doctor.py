@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from etl.config import Settings
+from etl.errors import ModelError
 from etl.redaction import redact_url
 from etl.state.lock import NETWORK_FILE_SYSTEMS, file_system_of
 
@@ -39,7 +40,7 @@ def checks(settings: Settings) -> Iterator[Check]:
     yield _sqlite()
     yield _disk(settings)
     yield _proxy()
-    yield _device()
+    yield _device(settings)
 
 
 def _sqlite() -> Check:
@@ -74,11 +75,18 @@ def _proxy() -> Check:
     return Check("proxy", "note", f"{shown}; the proxy resolves names, so private addresses are not refused")
 
 
-def _device() -> Check:
+def _device(settings: Settings) -> Check:
     import torch
 
-    if not torch.cuda.is_available():
-        return Check("gpu", "note", f"none that torch {torch.__version__} can use; captions are made on the CPU")
+    from etl.captioning.device import choose_device
+
+    try:
+        device = choose_device(settings.device, settings.model)
+    except ModelError as error:
+        return Check("gpu", "fail", str(error))
+    if device.type != "cuda":
+        asked = "" if settings.device == "auto" else f"--device {settings.device}; "
+        return Check("gpu", "note", f"{asked}torch {torch.__version__} uses none; captions are made on the CPU")
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     shown = "; ".join(f"{n}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for n, gpu in enumerate(gpus))
     if importlib.util.find_spec("triton") is None:

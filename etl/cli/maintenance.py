@@ -106,7 +106,7 @@ def register(app: typer.Typer) -> None:
                 f"{clean(str(summary.path))}",
             )
 
-    @command(app)
+    @command(app, "device")
     def doctor(context: Context) -> None:
         """Say what this machine offers and what may go wrong on it."""
         from etl.cli.doctor import checks

@@ -1,6 +1,7 @@
 """What each command answers: help, JSON contracts, exit codes, and what goes to which stream."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import typer
 from support.made_state import MadeState
 
 from etl import __version__
+from etl.captioning.checkpoint import DEMO_CHECKPOINT
 from etl.cli.app import app
 from etl.cli.options import FETCH_SETTINGS
 from etl.models import QueueStatus, Stage
@@ -180,6 +182,27 @@ def test_doctor_fails_for_a_full_disk(etl: Etl, monkeypatch: pytest.MonkeyPatch)
     answer = etl("doctor")
     assert answer.code == 1
     assert re.search(r"^fail +disk", answer.out, re.MULTILINE)
+
+
+def test_a_gpu_that_cannot_be_used_ends_it(etl: Etl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``doctor`` exits 1, ``caption`` and ``run`` 2, with a line that names the cure; on the CPU it is no matter."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '0, GPU-0, NVIDIA H200, 580.65, Disabled'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("torch.version.cuda", None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "empty.jsonl").write_text('{"id": "1", "path": "none.jpg", "description_source": "synthetic"}\n')
+    why = "NVIDIA H200, driver 580.65, is there but PyTorch"
+    answer = etl("doctor")
+    assert answer.code == 1
+    assert re.search(rf"^fail +gpu +{why} .*whl/cu130`, or use --device cpu$", answer.out, re.MULTILINE)
+    assert etl("doctor", "--device", "cpu").code == 0
+    local = ("--model", str(DEMO_CHECKPOINT))
+    assert etl("run", "--input", "empty.jsonl", "--output", "out.jsonl", *local).code == 2
+    told = etl("caption", *local)
+    assert (told.code, told.out) == (2, "")
+    assert why in told.err and "Traceback" not in told.err
 
 
 @pytest.mark.usefixtures("finished")
