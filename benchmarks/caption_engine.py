@@ -31,11 +31,11 @@ from benchmarks.caption_inputs import Workload, prompts_of, read_records
 from benchmarks.caption_report import print_checks, print_rows, print_setting, row_line
 from benchmarks.caption_rows import Row, measure, reason
 from benchmarks.caption_ways import WAYS
-from benchmarks.ceilings import measure_ceilings
 from benchmarks.random_llava import SIZES, build
-from benchmarks.roofline import Ceilings, Load, Shapes, bounds
+from etl.captioning.ceilings import measure_ceilings
 from etl.captioning.loading import LoadedModel, load
 from etl.captioning.preprocess import PromptEncoder
+from etl.captioning.roofline import Ceilings, Load, Shapes, bounds
 from etl.config import Settings
 from etl.imaging.cache import ImageCache
 

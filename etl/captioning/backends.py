@@ -77,10 +77,13 @@ def _slots(
     loaded: "LoadedModel", settings: Settings, locate: Callable[[str], Path], longest_edge: int
 ) -> "tuple[SlotCaptioner | None, str]":
     """Return a slot captioner, or why there can be none."""
+    from etl.captioning.gpu_checks import fault_at_start
     from etl.captioning.slot_captioner import SlotCaptioner
     from etl.captioning.suitability import differs, why_not
 
     if (reason := why_not(loaded, loaded.context or 0)) is not None:
+        return None, reason
+    if loaded.device.type == "cuda" and (reason := fault_at_start(loaded)) is not None:
         return None, reason
     try:
         captioner = SlotCaptioner(loaded, settings, locate, longest_edge=longest_edge)

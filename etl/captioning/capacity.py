@@ -42,13 +42,23 @@ def choose_slots(loaded: LoadedModel, settings: Settings, positions: int, *, pen
     if loaded.device.type != "cuda":
         return settings.batch_size
     free, total = torch.cuda.mem_get_info(loaded.device)
-    budget = free - round(total * (1 - settings.gpu_memory_fraction)) - _RESERVE - prefill_bytes(loaded, positions)
-    slots = max(1, min(MOST_SLOTS, budget // slot_bytes(loaded, positions, settings, penalised=penalised)))
+    slots = max(1, slots_within(loaded, settings, positions, (free, total), penalised=penalised))
     log.info(
         "%d slots of %d tokens: %.1f of %.1f GiB of the GPU's memory are free", slots, positions, free / 2**30,
         total / 2**30,
     )  # fmt: skip
     return slots
+
+
+def slots_within(
+    loaded: LoadedModel, settings: Settings, positions: int, memory: tuple[int, int], *, penalised: bool
+) -> int:
+    """Return how many slots fit into a GPU's memory of which so many bytes are free, of so many in all; below 1 if
+    there is no room.
+    """
+    free, total = memory
+    budget = free - round(total * (1 - settings.gpu_memory_fraction)) - _RESERVE - prefill_bytes(loaded, positions)
+    return min(MOST_SLOTS, budget // slot_bytes(loaded, positions, settings, penalised=penalised))
 
 
 def slot_bytes(loaded: LoadedModel, positions: int, settings: Settings, *, penalised: bool) -> int:

@@ -118,7 +118,7 @@ def load(settings: Settings, *, spread: bool = False) -> LoadedModel:
     checkpoint = find_checkpoint(settings.model, settings.revision)
     name, folder = checkpoint.name, checkpoint.folder
     vet(checkpoint)
-    config = _config(name, folder)
+    config = read_config(name, folder)
     checkpoint.with_weights()
     dtype = choose_dtype(settings.dtype, device, folder)
     revision = checkpoint.revision()
@@ -139,7 +139,8 @@ def load(settings: Settings, *, spread: bool = False) -> LoadedModel:
     return loaded
 
 
-def _config(name: str, folder: Path) -> Any:
+def read_config(name: str, folder: Path) -> Any:
+    """Return the configuration of a checkpoint of this name, vetted before.  Raises `ModelError`."""
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind = raw.get("model_type")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from support.made_state import MadeState
 
@@ -174,6 +175,24 @@ def test_doctor(etl: Etl) -> None:
     assert {one["verdict"] for one in found} <= {"ok", "note", "fail"}
     assert re.search(r"^ok +sqlite", etl("doctor").out, re.MULTILINE)
     assert etl("doctor", "--json", "--state", "elsewhere").code == 0
+
+
+@pytest.mark.soak
+def test_doctor_tries_what_a_cpu_can_run(etl: Etl) -> None:
+    """``doctor --gpu --device cpu`` tries the engine in a process of its own, and says what is to be expected."""
+    answer = etl("doctor", "--gpu", "--device", "cpu", "--model", "demo", "--json")
+    found = {one["name"]: one for one in map(json.loads, answer.out.splitlines())}
+    assert answer.code == 0
+    assert found["slots"]["verdict"] == found["slots, penalised"]["verdict"] == "ok"
+    assert {"kernel", "allocator", "attention", "memory", "speed"} <= found.keys()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_doctor_without_a_gpu_to_try(etl: Etl) -> None:
+    """``doctor --gpu`` exits 1 where there is no GPU, and names the way out."""
+    answer = etl("doctor", "--gpu")
+    assert answer.code == 1
+    assert "there is none to be tried; --device cpu tries what a CPU can run" in answer.out
 
 
 def test_doctor_fails_for_a_full_disk(etl: Etl, monkeypatch: pytest.MonkeyPatch) -> None:
