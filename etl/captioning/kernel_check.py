@@ -53,22 +53,31 @@ def usable_kernel(device: torch.device, dtype: torch.dtype, heads: int, kv_heads
     return decode_attention
 
 
+def exact_attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Return on the host, in double precision, what the kernel is to give; the arguments are those of `Kernel`."""
+    # Not on the device, which may round products of float32 to TF32.
+    query, keys, values, lengths = (each.cpu() for each in (query, keys, values, lengths))
+    group = query.shape[1] // keys.shape[2]
+    keys, values = (each.double().repeat_interleave(group, 2) for each in (keys, values))
+    scores = torch.einsum("shd,sphd->shp", query.double(), keys) * scale
+    scores.masked_fill_((torch.arange(keys.shape[1]) >= lengths[:, None])[:, None], -torch.inf)
+    return torch.einsum("shp,sphd->shd", scores.softmax(-1), values)
+
+
 def _error(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int) -> float:
-    """Return the kernel's largest error over that of double precision, as a share of the largest value."""
+    """Return the kernel's largest error on a tiny case, as a share of the largest value."""
     from etl.captioning.decode_kernel import BLOCK, decode_attention
 
     generator = torch.Generator().manual_seed(1)
-    # One position, a whole turn of the kernel's loop and one more, two turns and one more.
+    # One position; one turn of the kernel's loop and one position more; two turns and one more.
     lengths = torch.tensor([1, BLOCK + 1, 2 * BLOCK + 1], dtype=torch.int32)
     slots, positions = len(lengths), int(lengths.max())
     query = torch.randn(slots, heads, dim, generator=generator).to(dtype)
     keys, values = torch.randn(2, slots, positions, kv_heads, dim, generator=generator).to(dtype)
     scale = dim**-0.5
-    got = decode_attention(*(each.to(device) for each in (query, keys, values, lengths)), scale).cpu()
-    # Each key/value head once for each of its query heads; on the host, where nothing rounds to TF32.
-    keys, values = (each.double().repeat_interleave(heads // kv_heads, 2) for each in (keys, values))
-    scores = torch.einsum("shd,sphd->shp", query.double(), keys) * scale
-    scores.masked_fill_((torch.arange(positions) >= lengths[:, None])[:, None], -torch.inf)
-    right = torch.einsum("shp,sphd->shd", scores.softmax(-1), values)
+    right = exact_attention(query, keys, values, lengths, scale)
+    got = decode_attention(query.to(device), keys.to(device), values.to(device), lengths.to(device), scale)
     # NaN must not pass for a small error.
-    return float(torch.nan_to_num(got.double() - right, nan=torch.inf).abs().max() / right.abs().max())
+    return float(torch.nan_to_num(got.cpu().double() - right, nan=torch.inf).abs().max() / right.abs().max())
