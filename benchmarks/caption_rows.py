@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gc
+import hashlib
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,9 @@ from etl.captioning.slot_captioner import SlotCaptioner
 from etl.config import Settings
 from etl.models import CaptionItem, ItemFailure
 
+REMEMBERED = 64
+"""Captions whose words are noted in each row."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -34,6 +38,7 @@ class Row:
         at_once: captions written at once at the end: the slots, or the batch size after memory ran out, if it did.
         peak_bytes, reserved_bytes: of GPU memory, by tensors and with what the allocator holds; ``None`` without a GPU.
         fault: why there is no figure.
+        words: of the first captions, by item, as short hashes: whether another way writes the same.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Row:
     peak_bytes: int | None = None
     reserved_bytes: int | None = None
     fault: str | None = None
+    words: dict[int, str] = field(default_factory=dict)
 
     @property
     def images_per_s(self) -> float:
@@ -143,7 +149,8 @@ def _steady(way: Way, run: _Run, supply: Supply, seconds: float) -> Row:
     counted = tokens = whole = 0
     before: dict[str, float] = {}
     after: dict[str, float] = {}
-    for tokens_of in _finished(run.caption(supply)):
+    words: dict[int, str] = {}
+    for tokens_of in _finished(run.caption(supply), words):
         whole, now = whole + 1, time.perf_counter()
         if started is None:
             if whole >= (way.batch or 2 * run.at_once()):
@@ -160,15 +167,20 @@ def _steady(way: Way, run: _Run, supply: Supply, seconds: float) -> Row:
     phases = {name: value - before.get(name, 0.0) for name, value in after.items()}
     return Row(
         way.name, way.shown, counted, tokens, ended - (started or begun), phases, whole, time.perf_counter() - begun,
-        run.at_once(),
+        run.at_once(), words=words,
     )  # fmt: skip
 
 
-def _finished(outcomes: Outcomes) -> Iterator[int]:
-    """Yield the tokens of each caption.  Raises `RuntimeError` for a failure: no item here deserves one."""
+def _finished(outcomes: Outcomes, words: dict[int, str]) -> Iterator[int]:
+    """Yield the tokens of each caption, and note the first ones' words.
+
+    Raises `RuntimeError` for a failure: no item here deserves one.
+    """
     for outcome in outcomes:
         if isinstance(outcome, ItemFailure):
             raise RuntimeError(f"caption {outcome.id} failed: {outcome.message}")
+        if outcome.id < REMEMBERED:
+            words[outcome.id] = hashlib.sha256(outcome.text.encode()).hexdigest()[:8]
         yield outcome.tokens
 
 

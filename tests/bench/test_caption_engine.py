@@ -4,18 +4,24 @@ import dataclasses
 import itertools
 import json
 import statistics
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.caption_candidates import CANDIDATES, Absent, Candidate
 from benchmarks.caption_checks import compare
 from benchmarks.caption_engine import main, parse
 from benchmarks.caption_inputs import Workload, draw_lengths
+from benchmarks.caption_lease import LEASE_S, SLOTS, Lease
 from benchmarks.caption_rows import measure
-from benchmarks.caption_ways import WAYS, DrawnGenerate
+from benchmarks.caption_ways import WAYS, DrawnGenerate, Way
+from etl.captioning import capacity
 from etl.captioning.loading import load
 from etl.captioning.phases import PhaseClock
+from etl.captioning.slot_captioner import SlotCaptioner
 from etl.config import Settings
 from etl.imaging.cache import ImageCache
 from etl.models import CaptionResult
@@ -46,6 +52,77 @@ def test_one_command_measures_rows_and_checks(tmp_path: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert "| slot engine | 4 |" in printed
     assert "4 of 4 equal to generate() one by one" in printed
+
+
+@pytest.mark.soak
+def test_a_lease_runs_everything_in_its_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Checks, rows and candidates leave figures or why there is none; the table has predictions beside them."""
+    file = tmp_path / "figures.json"
+    small = "--lease --tiny --seconds 0.1 --pictures 4 --max-new-tokens 8 --compare 4 --slots 4"
+    assert main([*small.split(), "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert list(figures["checks"]) == ["device", "kernel cases", "tokens", "tokens, penalised"]
+    assert {one["name"] for one in figures["checks"]["device"]["found"]} >= {"slots", "slots, penalised"}
+    assert figures["checks"]["tokens, penalised"]["slots"]["equal"] == 2
+    rows = {row["name"]: row for row in figures["rows"]}
+    assert list(rows) == ["one", "generate-32", "generate-128", *SLOTS]
+    assert {name: row["fault"] for name, row in rows.items() if row["fault"]} == {
+        "liger": "not measured: needs a GPU", "buckets": "not built", "graphs": "not built",
+        "priorities": "not measured: needs a GPU",
+    }  # fmt: skip
+    for name in ("compiled", "tight", "by-length"):
+        both = rows["slots"]["words"].keys() & rows[name]["words"].keys()
+        assert both and all(rows["slots"]["words"][n] == rows[name]["words"][n] for n in both)
+    assert "| slot engine with liger-kernel's fused modules | not measured: needs a GPU | | | 44 | |" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("name", ["tight", "by-length"])
+def test_a_candidate_changes_no_words_and_leaves_no_trace(name: str, tmp_path: Path) -> None:
+    """What is switched on captions alike, and is off again afterwards."""
+    torch.set_num_threads(1)
+    loaded = load(SETTINGS)
+    workload = Workload.make(ImageCache(tmp_path), 3, ["Describe it, please, at some length.", "Describe it."], 8)
+    switch = next(one.switch for one in CANDIDATES if one.name == name)
+    assert switch is not None
+
+    def captioned() -> tuple[dict[int, str], int, Any]:
+        captioner = SlotCaptioner(loaded, SETTINGS, workload.locate)
+        try:
+            texts = {one.id: one.text for one in captioner.caption(itertools.islice(workload.items(), 6))}
+            assert captioner.engine is not None
+            return texts, captioner.engine.shape.positions, (capacity.positions_for, SlotCaptioner._fill)
+        finally:
+            captioner.close()
+
+    plain, positions, functions = captioned()
+    with switch(loaded):
+        switched, fewer, others = captioned()
+    assert switched == plain
+    assert others != functions
+    assert (fewer < positions) == (name == "tight")
+    assert (capacity.positions_for, SlotCaptioner._fill) == functions
+
+
+def test_what_cannot_be_tried_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A candidate that wants a GPU, is not built, or for which no time is left, is a row with its reason."""
+    loaded = load(SETTINGS)
+    for one in CANDIDATES:
+        if one.name in ("liger", "priorities"):
+            assert one.switch is not None
+            with pytest.raises(Absent, match="needs a GPU"), one.switch(loaded):
+                pass
+    lease = object.__new__(Lease)
+    lease._arguments, lease._rows, lease.result = parse(["--tiny", "--lease"]), [], {}
+    monkeypatch.setattr(lease, "_note", lease._rows.append)
+    way = Way("graphs", "slot engine", 0)
+    assert lease._switched(Candidate("graphs", "x"), way).fault == "not built"
+    lease._began = time.monotonic() - LEASE_S
+    assert not lease._has_time(way)
+    assert lease._rows[0].fault == "not measured: no time was left"
+    lease._began = time.monotonic()
+    assert lease._has_time(way)
 
 
 @pytest.mark.parametrize("way", ["one", "generate-32", "slots"])
