@@ -3,8 +3,7 @@
 import logging
 from typing import Any
 
-import torch
-
+from etl.captioning import cuda
 from etl.captioning.loading import LoadedModel
 from etl.captioning.slot_cache import kv_shape
 from etl.captioning.slot_state import Shape
@@ -39,9 +38,9 @@ def choose_slots(loaded: LoadedModel, settings: Settings, positions: int, *, pen
     """
     if settings.slots:
         return settings.slots
-    if loaded.device.type != "cuda":
+    if not cuda.serves(loaded.device):
         return settings.batch_size
-    free, total = torch.cuda.mem_get_info(loaded.device)
+    free, total = cuda.memory(loaded.device)
     budget = free - round(total * (1 - settings.gpu_memory_fraction)) - _RESERVE - prefill_bytes(loaded, positions)
     slots = max(1, min(MOST_SLOTS, budget // slot_bytes(loaded, positions, settings, penalised=penalised)))
     log.info(
