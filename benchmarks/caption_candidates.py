@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers.models.llama import modeling_llama
 
-from etl.captioning import capacity
+from etl.captioning import capacity, cuda
 from etl.captioning.loading import LoadedModel
 from etl.captioning.slot_captioner import SlotCaptioner
 
@@ -102,11 +102,16 @@ def _priorities(loaded: LoadedModel) -> Iterator[None]:
     """Decode on a stream of high priority, and record the step there: nodes of a graph keep the priority."""
     if loaded.device.type != "cuda":
         raise Absent("needs a GPU")
-    recording = torch.cuda.Stream(priority=-1)
-    with (
-        mock.patch.object(torch.cuda.graph, "default_capture_stream", recording),
-        torch.cuda.stream(torch.cuda.Stream(priority=-1)),
-    ):
+    capture = cuda.capture
+
+    def urgent(device: torch.device) -> torch.cuda.Stream:
+        return torch.cuda.Stream(device, priority=-1)
+
+    def captured(*arguments: Any) -> Any:
+        with mock.patch.object(cuda, "new_stream", urgent):
+            return capture(*arguments)
+
+    with mock.patch.object(cuda, "capture", captured), torch.cuda.stream(urgent(loaded.device)):
         yield
 
 

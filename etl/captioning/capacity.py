@@ -3,8 +3,7 @@
 import logging
 from typing import Any
 
-import torch
-
+from etl.captioning import cuda
 from etl.captioning.loading import LoadedModel
 from etl.captioning.slot_cache import kv_shape
 from etl.captioning.slot_state import Shape
@@ -39,9 +38,9 @@ def choose_slots(loaded: LoadedModel, settings: Settings, positions: int, *, pen
     """
     if settings.slots:
         return settings.slots
-    if loaded.device.type != "cuda":
+    if not cuda.serves(loaded.device):
         return settings.batch_size
-    free, total = torch.cuda.mem_get_info(loaded.device)
+    free, total = cuda.memory(loaded.device)
     slots = max(1, slots_within(loaded, settings, positions, (free, total), penalised=penalised))
     log.info(
         "%d slots of %d tokens: %.1f of %.1f GiB of the GPU's memory are free", slots, positions, free / 2**30,

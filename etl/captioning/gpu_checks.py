@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend
 from etl.captioning.checkpoint import one_line
 from etl.captioning.cuda import free_memory
 from etl.captioning.engine import SlotEngine
+from etl.captioning.faults import short_of_memory
 from etl.captioning.kernel_check import probe
 from etl.captioning.loading import LoadedModel, load
 from etl.captioning.normalise import Normaliser
@@ -94,14 +95,19 @@ def check_kernel(device: torch.device, dtype: torch.dtype, text_config: Any) -> 
 
 
 def check_engine(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
-    """Caption with the slot engine, without and with a repetition penalty, and compare with `generate()`."""
+    """Caption with the slot engine, without and with a repetition penalty, and compare with `generate()`.
+
+    Raises `ModelError` when the GPU is lost.
+    """
     name = str(dtype).removeprefix("torch.")
     demo = load(Settings(model=DEMO_MODEL, device=str(device), dtype=name))
     for title, penalty in (("slots", 1.0), ("slots, penalised", PENALTY)):
         try:
             yield _tried(title, demo, penalty)
         except Exception as error:
-            # Whatever it is: it would come again in the middle of the night.
+            if device.type == "cuda":
+                # Of a GPU that is lost nothing else can be tried.
+                short_of_memory(error, device)
             log.debug("the trial of the slot engine failed", exc_info=error)
             yield Finding(title, "fail", f"{type(error).__name__}: {one_line(error)}")
 

@@ -1,4 +1,4 @@
-"""Compiles the decoding kernel for cards that are not here, with the compiler that Triton brings; prints a line each."""
+"""Compiles the decoding kernel for cards that are not here, with the compiler that Triton brings; a line for each."""
 
 import sys
 from typing import Any
