@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from etl.captioning.generate import GenerateCaptioner
 from etl.captioning.loading import LoadedModel, load
 from etl.captioning.pixels import PixelPlan, pixels
 from etl.captioning.slot_captioner import SlotCaptioner
+from etl.captioning.slot_state import SlotState
 from etl.captioning.suitability import differs, why_not
 from etl.config import Settings
 from etl.models import CaptionItem, CaptionResult, FinishReason, ItemFailure
@@ -299,3 +301,25 @@ def test_a_picture_that_kills_its_feeder_counts_as_a_crash(
     assert len(engine.tokens) == len(items) - 1
     [failure] = [outcome for outcome in outcomes if isinstance(outcome, ItemFailure)]
     assert (failure.id, failure.slug, failure.crashed) == (bad.id, "feeder_crashed", True)
+
+
+@pytest.mark.parametrize("off", [0.0, 2.0])
+def test_the_trial_is_judged_beside_a_batch(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, off: float) -> None:
+    """Where batches change a model's logits as much as slots do, slots serve; where they change nothing, not."""
+    forward, emit = type(loaded.model).forward, SlotState.emit
+
+    def batches(model: Any, **named: Any) -> Any:
+        out = forward(model, **named)
+        out.logits[..., 7] += off if len(out.logits) > 1 else 0.0
+        return out
+
+    def second_best(state: SlotState, slots: torch.Tensor, logits: torch.Tensor) -> None:
+        # The second-best word is chosen where it is a little worse.
+        two = logits.topk(2).values
+        close = (two[:, 0] - two[:, 1] < 3.0)[:, None] & (logits == two[:, :1])
+        emit(state, slots, torch.where(close, logits - 3.0, logits))
+
+    monkeypatch.setattr(type(loaded.model), "forward", batches)
+    assert differs(loaded, 4.0) is None
+    monkeypatch.setattr(SlotState, "emit", second_best)
+    assert (differs(loaded, 4.0) is None) == (off > 0)
