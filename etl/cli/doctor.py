@@ -116,7 +116,8 @@ def _tried(settings: Settings) -> Iterator[Check]:
     if not gpus and settings.device in ("auto", "cuda"):
         yield Check("gpu", "fail", "there is none to be tried; --device cpu tries what a CPU can run")
         return
-    to_do = _to_do(settings)
+    # Shared among the GPUs.
+    to_do = -(-_to_do(settings) // max(1, len(gpus)))
     for number, gpu in enumerate(gpus):
         environment = {"CUDA_VISIBLE_DEVICES": gpu.name, **allocator_environment(os.environ)}
         for name, verdict, detail in _findings(settings.to_json() | {"device": "cuda"}, to_do, environment):
