@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from etl.captioning.cuda import mark, seconds_between
+from etl.captioning import cuda
 from etl.captioning.roofline import Ceilings
 
 
@@ -17,12 +17,12 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     on_gpu = device.type == "cuda"
     flops = _flops(8192 if on_gpu else 1024, device, dtype)
     # Two of these must fit beside whatever is there.
-    size = min(4 * 2**30, torch.cuda.mem_get_info(device)[0] // 8) if on_gpu else 64 * 2**20
+    size = min(4 * 2**30, cuda.memory(device)[0] // 8) if on_gpu else 64 * 2**20
     bandwidth = _bandwidth(size, device)
     if not on_gpu:
         return Ceilings(flops, bandwidth, 0)
-    torch.cuda.empty_cache()
-    return Ceilings(flops, bandwidth, torch.cuda.get_device_properties(device).total_memory)
+    cuda.free_memory()
+    return Ceilings(flops, bandwidth, cuda.memory(device)[1])
 
 
 def _flops(edge: int, device: torch.device, dtype: torch.dtype) -> float:
@@ -47,9 +47,9 @@ def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 20
         for _ in range(repeats):
             work()
         return (time.perf_counter() - begun) / repeats
-    begin = mark(timed=True)
+    begin = cuda.mark(timed=True)
     for _ in range(repeats):
         work()
-    end = mark(timed=True)
-    torch.cuda.synchronize()
-    return seconds_between(begin, end) / repeats
+    end = cuda.mark(timed=True)
+    cuda.synchronize(device)
+    return cuda.seconds_between(begin, end) / repeats

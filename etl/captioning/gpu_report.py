@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 
+from etl.captioning import cuda
 from etl.captioning.capacity import positions_for, slots_within
 from etl.captioning.ceilings import measure_ceilings
 from etl.captioning.checkpoint import find_checkpoint, one_line
@@ -101,7 +102,7 @@ def _memory(settings: Settings, device: torch.device, model: _Model, shapes: Sha
         return Finding("memory", "note", f"no GPU's; {slots} captions at once"), slots
     values = shapes.decoder_weights + 2 * shapes.head_weights + shapes.vision_weights
     weights = model.weights or values * model.dtype.itemsize
-    free, total = torch.cuda.mem_get_info(device)
+    free, total = cuda.memory(device)
     name = str(model.dtype).removeprefix("torch.")
     said = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free, weights {weights / 2**30:.1f} GiB as {name}"
     text = model.config.get_text_config()

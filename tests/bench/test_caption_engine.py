@@ -55,6 +55,7 @@ def test_one_command_measures_rows_and_checks(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.soak
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler of torch uses what torch has deprecated
 def test_a_lease_runs_everything_in_its_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Checks, rows and candidates leave figures or why there is none; the table has predictions beside them."""
     file = tmp_path / "figures.json"

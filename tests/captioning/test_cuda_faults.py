@@ -84,8 +84,8 @@ def test_the_list_of_calls_is_whole() -> None:
         ]
         if calls and path.name != "cuda.py":
             asked[path.name] = set(calls)
-    # Which GPUs there are is asked before anything is captioned.
-    assert set(asked) <= {"gpus.py", "loading.py"}
+    # Which GPUs there are, and whether their memory is handled as asked, is found out before anything is captioned.
+    assert set(asked) <= {"device.py", "gpu_checks.py", "gpus.py", "loading.py"}
 
 
 def test_on_the_stand_in_the_words_are_right(
