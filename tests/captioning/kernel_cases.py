@@ -30,6 +30,15 @@ CASES = (
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def fenced(cache: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Return keys or values with what a kernel must not read behind each slot's positions and its last head: NaN."""
+    slots, positions, heads, dim = cache.shape
+    around = torch.full((slots, positions, heads + 1, dim), torch.nan, dtype=cache.dtype, device=cache.device)
+    for slot, length in enumerate(lengths.tolist()):
+        around[slot, :length, :heads] = cache[slot, :length]
+    return around[:, :, :heads]
+
+
 def main() -> int:
     """Return 0 when all cases agree."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,8 +55,9 @@ def main() -> int:
         query = random(slots, heads, 3, dim)[:, :, 1]
         keys, values = random(slots, positions, kv_heads, dim), random(slots, positions, kv_heads, dim)
         lengths = torch.tensor([1, positions, 64, 65][:slots], dtype=torch.int32, device=device)
-        got = decode_attention(query, keys, values, lengths, dim**-0.5)
         right = exact_attention(query, keys, values, lengths, dim**-0.5)
+        keys, values = fenced(keys, lengths), fenced(values, lengths)
+        got = decode_attention(query, keys, values, lengths, dim**-0.5)
         alone = torch.cat([
             decode_attention(query[s : s + 1], keys[s : s + 1], values[s : s + 1], lengths[s : s + 1], dim**-0.5)
             for s in range(slots)

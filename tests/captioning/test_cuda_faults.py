@@ -15,6 +15,8 @@ from captioning.slots import make_scenes, remembering, tokens_one_by_one, with_p
 
 import etl.captioning
 from etl.captioning import cuda, engine, kernel_check
+from etl.captioning.backends import choose_engine
+from etl.captioning.generate import GenerateCaptioner
 from etl.captioning.loading import LoadedModel
 from etl.config import Settings
 from etl.errors import ModelError
@@ -183,3 +185,38 @@ def test_without_a_recording_steps_are_begun_one_by_one(
         assert slots.captioner.sample().slots == 5
     said = [record.getMessage() for record in caplog.records if "recorded" in record.getMessage()]
     assert said == ["a decoding step cannot be recorded as a graph, so captions take longer: CUDA error: out of memory"]
+
+
+@pytest.mark.parametrize("fatal", [False, True], ids=["survived", "lost"])
+def test_generate_judges_errors_alike(
+    loaded: LoadedModel, scenes: Scenes, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, fatal: bool
+) -> None:
+    """`generate()` halves its batches after an error that CUDA survives; another ends the run, and is told."""
+    gpu = StandIn(fatal=fatal).put(monkeypatch)
+    generate, failed = type(loaded.model).generate, []
+
+    def once(model: Any, **named: Any) -> Any:
+        if not failed:
+            failed.append(named)
+            gpu.lost = fatal
+            raise torch.AcceleratorError("CUDA error: the first of all")
+        return generate(model, **named)
+
+    monkeypatch.setattr(type(loaded.model), "generate", once)
+    captioner = GenerateCaptioner(loaded, settings(batch_size=4, max_new_tokens=3), scenes.locate)
+    if fatal:
+        with pytest.raises(ModelError, match=r"^the GPU failed .*the first of all"):
+            list(captioner.caption(scenes.items[:4]))
+        return
+    outcomes = list(captioner.caption(scenes.items[:4]))
+    assert sorted(o.id for o in outcomes if isinstance(o, CaptionResult)) == [item.id for item in scenes.items[:4]]
+    assert captioner.batch_size == 2
+
+
+def test_a_gpu_that_is_lost_in_the_trial(
+    loaded: LoadedModel, scenes: Scenes, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the trial of a few words does to a GPU for good is told as that, and not left to `generate()`."""
+    StandIn(Once("replay", torch.AcceleratorError("CUDA error: the first of all")), fatal=True).put(monkeypatch)
+    with pytest.raises(ModelError, match=r"^the GPU failed .*the first of all"):
+        choose_engine(loaded, settings(), scenes.locate, 1024)
