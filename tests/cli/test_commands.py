@@ -217,6 +217,9 @@ def test_a_gpu_that_cannot_be_used_ends_it(etl: Etl, tmp_path: Path, monkeypatch
     assert answer.code == 1
     assert re.search(rf"^fail +gpu +{why} .*whl/cu130`, or use --device cpu$", answer.out, re.MULTILINE)
     assert etl("doctor", "--device", "cpu").code == 0
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("ETL_BACKEND", "openai")
+        assert etl("doctor").code == 0
     local = ("--model", str(DEMO_CHECKPOINT))
     assert etl("run", "--input", "empty.jsonl", "--output", "out.jsonl", *local).code == 2
     told = etl("caption", *local)
