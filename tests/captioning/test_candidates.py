@@ -28,7 +28,7 @@ def test_no_word_changes_whichever_is_on(
     assert Candidates.of([]) == Candidates() == Candidates(False, False, False)
     with pytest.raises(TypeError):
         Candidates.of(["fused"])
-    scenes = make_scenes(tmp_path, 8, seed=12)
+    scenes = make_scenes(tmp_path, 4, seed=12)
     right = tokens_one_by_one(loaded, scenes, {item.id: LIMIT for item in scenes.items})
     StandIn().put(monkeypatch)
     plain = captioned(loaded, settings, scenes, Candidates(), right, monkeypatch)
@@ -60,7 +60,7 @@ def captioned(
         # So that slots of the demo's short prompts are not all rounded to the same length.
         patch.setattr(capacity, "ROUND_TO", 8)
         captioner = SlotCaptioner(
-            loaded, settings(slots=4, feeders=0, max_new_tokens=LIMIT), scenes.locate, candidates=candidates
+            loaded, settings(slots=3, feeders=0, max_new_tokens=LIMIT), scenes.locate, candidates=candidates
         )
         result = captioner._detokenizer.result
         patch.setattr(
