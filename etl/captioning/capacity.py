@@ -24,9 +24,13 @@ _RESERVE = 1024**3
 """Bytes for what is not counted below: libraries' workspaces, the recorded graph, fragments."""
 
 
-def positions_for(longest: int, context: int | None) -> int:
-    """Return the positions of a slot for requests of up to ``longest`` tokens, with some room for longer ones."""
-    room = -(-(longest + longest // 8) // ROUND_TO) * ROUND_TO
+def positions_for(longest: int, context: int | None, *, tight: bool = False) -> int:
+    """Return the positions of a slot for requests of up to ``longest`` tokens, with some room for longer ones.
+
+    With ``tight``, the room is only what rounding gives.
+    """
+    slack = 0 if tight else longest // 8
+    room = -(-(longest + slack) // ROUND_TO) * ROUND_TO
     return max(longest, room if context is None else min(room, context))
 
 
@@ -80,10 +84,11 @@ def prefill_bytes(loaded: LoadedModel, positions: int) -> int:
 
 
 def build_shape(
-    loaded: LoadedModel, settings: Settings, longest: int, *, penalised: bool, most_slots: int | None
-) -> Shape:
+    loaded: LoadedModel, settings: Settings, longest: int, *, penalised: bool, most_slots: int | None,
+    tight: bool = False,
+) -> Shape:  # fmt: skip
     """Return the shape of an engine for requests of up to ``longest`` tokens, of at most ``most_slots`` slots."""
-    positions = positions_for(longest, loaded.context)
+    positions = positions_for(longest, loaded.context, tight=tight)
     slots = choose_slots(loaded, settings, positions, penalised=penalised)
     return Shape(min(slots, most_slots or slots), positions, settings.max_new_tokens, penalised)
 

@@ -49,9 +49,9 @@ def to_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return copies
 
 
-def new_stream(device: torch.device) -> Stream:
-    """Return a stream beside the current one."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+def new_stream(device: torch.device, *, first: bool = False) -> Stream:
+    """Return a stream beside the current one; ``first`` lets its work go before that of others."""
+    return torch.cuda.Stream(device, -1 if first else 0)  # type: ignore[no-untyped-call]
 
 
 def on_stream(stream: Stream) -> contextlib.AbstractContextManager[object]:
@@ -104,8 +104,8 @@ def synchronize(device: torch.device) -> None:
     torch.cuda.synchronize(device)
 
 
-def capture(step: Callable[[], None], device: torch.device) -> Graph:
-    """Record a step, which must have been done before, and return its graph.
+def capture(step: Callable[[], None], device: torch.device, *, first: bool = False) -> Graph:
+    """Record a step, which must have been done before, and return its graph; for ``first`` see `new_stream`.
 
     Where that fails, the error is the step's own, and the device can be used as before, unless it is lost.
     """
@@ -114,7 +114,7 @@ def capture(step: Callable[[], None], device: torch.device) -> Graph:
     failed: list[BaseException] = []
     try:
         # Other threads (a fetch beside us has none, a second engine might) must not break the recording.
-        with torch.cuda.graph(graph, pool, new_stream(device), "thread_local"):
+        with torch.cuda.graph(graph, pool, new_stream(device, first=first), "thread_local"):
             try:
                 step()
             except BaseException as error:

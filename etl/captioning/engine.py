@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from etl.captioning import cuda
+from etl.captioning.candidates import Candidates
 from etl.captioning.checkpoint import one_line
 from etl.captioning.faults import BATCH_FAULTS, is_out_of_memory
 from etl.captioning.kernel_check import Kernel, usable_kernel
@@ -29,6 +30,7 @@ from etl.captioning.loading import LoadedModel
 from etl.captioning.normalise import Normaliser
 from etl.captioning.phases import PhaseClock
 from etl.captioning.slot_cache import ATTENTION, Placement, kv_shape, slot_cache
+from etl.captioning.slot_reading import Reading
 from etl.captioning.slot_state import Request, Shape, SlotState
 
 log = logging.getLogger(__name__)
@@ -79,22 +81,6 @@ class _Entering:
         return self.computed is None or cuda.is_past(self.computed)
 
 
-class _Reading:
-    """A copy of the slots' state on the host: complete once `wait` returns."""
-
-    def __init__(self, turn: int, tensors: Sequence[torch.Tensor], *, beside: bool) -> None:
-        """With ``beside``, the copy is made on a GPU, whenever that gets to it."""
-        self.turn = turn
-        self._copies = cuda.to_host(tensors) if beside else [tensor.clone() for tensor in tensors]
-        self._copied = cuda.mark() if beside else None
-
-    def wait(self) -> list[torch.Tensor]:
-        """Return the copies once they are whole."""
-        if self._copied is not None:
-            cuda.wait(self._copied)
-        return self._copies
-
-
 class SlotEngine:
     """Writes captions greedily in ``shape.slots`` slots; for one thread.
 
@@ -103,8 +89,9 @@ class SlotEngine:
     """
 
     def __init__(
-        self, loaded: LoadedModel, normalise: Normaliser, shape: Shape, clock: PhaseClock, *, poll: int = POLL
-    ) -> None:
+        self, loaded: LoadedModel, normalise: Normaliser, shape: Shape, clock: PhaseClock, *, poll: int = POLL,
+        candidates: Candidates = Candidates(),  # noqa: B008 -- frozen
+    ) -> None:  # fmt: skip
         """Take all the memory that decoding needs.  Raises `torch.OutOfMemoryError`, and holds nothing then."""
         self.shape = shape
         self._model = loaded.model
@@ -115,10 +102,11 @@ class SlotEngine:
         device = self._device = loaded.device
         self._occupied: dict[int, _Occupied] = {}
         self._entering: list[_Entering] = []
-        self._ahead: _Reading | None = None
+        self._ahead: Reading | None = None
         self._turn = 0
         self._closed = False
         self._prefilling: cuda.Stream | None = None
+        self._first: cuda.Stream | None = None
         self._graph: cuda.Graph | None = None
         self._kernel: Kernel | None = None
         self._attention = self._language.config._attn_implementation
@@ -127,6 +115,8 @@ class SlotEngine:
                 if cuda.serves(device):
                     cuda.use(device)
                     self._prefilling = cuda.new_stream(device)
+                    if candidates.decode_first:
+                        self._first = cuda.new_stream(device, first=True)
                     config = self._language.config
                     self._kernel = usable_kernel(device, loaded.dtype, config.num_attention_heads, *kv_shape(config))
                 self._where = Placement(shape.slots, device)
@@ -169,7 +159,7 @@ class SlotEngine:
         """Forget the requests in the slots; the engine is free for others."""
         self._occupied.clear()
         self._entering.clear()
-        with torch.inference_mode():
+        with torch.inference_mode(), _on(self._first):
             self._state.live.zero_()
         # A step under way still writes into these slots; the next prefill, on its own stream, would not wait for it.
         self._wait_for_device()
@@ -198,7 +188,7 @@ class SlotEngine:
         """
         assert 0 < len(requests) <= self.free
         slots = [slot for slot in range(self.shape.slots) if slot not in self._occupied][: len(requests)]
-        with contextlib.nullcontext() if self._prefilling is None else cuda.on_stream(self._prefilling):
+        with _on(self._prefilling):
             entering = self._prefill(requests, slots)
         self._entering.append(entering)
         self._occupied |= {slot: _Occupied(request) for slot, request in entering.places.items()}
@@ -243,14 +233,15 @@ class SlotEngine:
         Raises `torch.OutOfMemoryError`; `unfinished` tells what is to be done again then, by another engine.
         """
         self._turn += 1
-        self._enter()
-        with self._clock("decode"):
-            for _ in range(self._poll):
-                if self._graph is not None:
-                    cuda.replay(self._graph)
-                else:
-                    self._decode()
-        reading = _Reading(self._turn, self._state.outcomes, beside=self._prefilling is not None)
+        with _on(self._first):
+            self._enter()
+            with self._clock("decode"):
+                for _ in range(self._poll):
+                    if self._graph is not None:
+                        cuda.replay(self._graph)
+                    else:
+                        self._decode()
+            reading = Reading(self._turn, self._state.outcomes, beside=self._prefilling is not None)
         if self._prefilling is None:
             return self._collect(reading)
         self._ahead, due = reading, self._ahead
@@ -297,14 +288,14 @@ class SlotEngine:
                 self._decode()
         cuda.follow(main, warm)
         try:
-            self._graph = cuda.capture(self._decode, self._device)
+            self._graph = cuda.capture(self._decode, self._device, first=self._first is not None)
         except BATCH_FAULTS as error:
             scarce = is_out_of_memory(error) and cuda.memory(self._device)[0] < _ROOM
             if scarce or not cuda.still_works(self._device):
                 raise
             _say_unrecorded(one_line(error))
 
-    def _collect(self, reading: _Reading) -> list[Finished]:
+    def _collect(self, reading: Reading) -> list[Finished]:
         live, count, overflowed, written = reading.wait()
         alive, counts, bad = live.tolist(), count.tolist(), overflowed.tolist()
         ended = []
@@ -313,6 +304,10 @@ class SlotEngine:
                 del self._occupied[slot]
                 ended.append(Finished(occupied.request, written[slot, : counts[slot]].tolist(), not bad[slot]))
         return ended
+
+
+def _on(stream: cuda.Stream | None) -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext() if stream is None else cuda.on_stream(stream)
 
 
 @functools.cache

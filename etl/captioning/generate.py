@@ -265,6 +265,8 @@ class GenerateCaptioner:
         self, items: list[CaptionItem], should_stop: Callable[[], bool]
     ) -> Iterator[CaptionResult | ItemFailure]:
         """Caption items whose logits overflowed, one by one, in a type of more range; without one they fail."""
+        # What batches of before have left behind counts as taken.
+        cuda.free_memory()
         if wider := wider_precisions(self._model):
             log.warning("half precision overflowed on %d pictures; captioning them in a wider one", len(items))
         for item in items:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import torch
 
+from etl.captioning import cuda
 from etl.captioning.checkpoint import one_line
-from etl.captioning.cuda import free_memory
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def probe(
         if off <= _TOLERANCE_EPS * torch.finfo(dtype).eps:
             return None
         return f"its results are off by {off:.2g}"
-    free_memory()
+    cuda.free_memory()
     return message
 
 
@@ -70,6 +70,9 @@ def _error(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, 
     """Return the kernel's largest error on a tiny case, as a share of the largest value."""
     from etl.captioning.decode_kernel import BLOCK, decode_attention
 
+    if cuda.serves(device):
+        # Triton launches on the thread's own device.
+        cuda.use(device)
     generator = torch.Generator().manual_seed(1)
     # One position; one turn of the kernel's loop and one position more; two turns and one more.
     lengths = torch.tensor([1, BLOCK + 1, 2 * BLOCK + 1], dtype=torch.int32)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from etl.captioning import cuda
+from etl.captioning.candidates import Candidates
 from etl.captioning.capacity import PREFILL, build_shape
 from etl.captioning.captioner import never
 from etl.captioning.checkpoint import one_line
@@ -58,6 +59,7 @@ class SlotCaptioner:
         *,
         longest_edge: int | None = None,
         limit_of: Callable[[CaptionItem], int] | None = None,
+        candidates: Candidates = Candidates(),  # noqa: B008 -- frozen
     ) -> None:
         """``locate`` maps a working copy's hash to its file; ``longest_edge`` is the recipe's, if not the settings'.
 
@@ -69,6 +71,7 @@ class SlotCaptioner:
         self.engine: SlotEngine | None = None
         self._loaded = loaded
         self._settings = settings
+        self._candidates = candidates
         self._locate = locate
         self._recipe = loaded.recipe(settings, engine=ENGINE, longest_edge=longest_edge)
         longest = settings.max_new_tokens
@@ -181,9 +184,12 @@ class SlotCaptioner:
         engine = self.engine
         if engine is None or not engine.free:
             return
-        group = [request for request in self._intake.ready if engine.shape.holds(request)][
-            : min(self._prefill, engine.free)
-        ]
+        fitting = [request for request in self._intake.ready if engine.shape.holds(request)]
+        if self._candidates.by_length and fitting:
+            # The oldest goes in any case.
+            oldest = len(fitting[0].ids)
+            fitting.sort(key=lambda request: abs(len(request.ids) - oldest))
+        group = fitting[: min(self._prefill, engine.free)]
         if not group:
             return
         for request in group:
@@ -243,9 +249,12 @@ class SlotCaptioner:
         shape = None
         try:
             shape = build_shape(
-                self._loaded, self._settings, longest, penalised=penalised, most_slots=self._most_slots
+                self._loaded, self._settings, longest, penalised=penalised, most_slots=self._most_slots,
+                tight=self._candidates.tight_rows,
             )  # fmt: skip
-            self.engine = SlotEngine(self._loaded, self._normalise, shape, self._clock)
+            self.engine = SlotEngine(
+                self._loaded, self._normalise, shape, self._clock, candidates=self._candidates
+            )  # fmt: skip
             self._slots = shape.slots
             return
         except BATCH_FAULTS as error:

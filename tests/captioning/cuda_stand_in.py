@@ -78,7 +78,7 @@ class StandIn:
     def _to_host(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return [tensor.clone() for tensor in tensors]
 
-    def _new_stream(self, _: Any) -> object:
+    def _new_stream(self, _: Any, *, first: bool = False) -> object:  # noqa: ARG002
         return object()
 
     _current_stream = _new_stream
@@ -100,7 +100,7 @@ class StandIn:
     def _seconds_between(self, *_: Any) -> float:
         return 0.0
 
-    def _capture(self, step: Callable[[], None], _: Any) -> Callable[[], None]:
+    def _capture(self, step: Callable[[], None], _: Any, *, first: bool = False) -> Callable[[], None]:  # noqa: ARG002
         step()
         return step
 
