@@ -15,9 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers.models.llama import modeling_llama
 
-from etl.captioning import capacity, cuda
 from etl.captioning.loading import LoadedModel
-from etl.captioning.slot_captioner import SlotCaptioner
 
 Switch = Callable[[LoadedModel], contextlib.AbstractContextManager[None]]
 
@@ -28,11 +26,18 @@ class Absent(Exception):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One row: the slot engine with something switched on; ``switch`` is ``None`` where that is not built."""
+    """One row: the slot engine with something switched on.
+
+    Attributes:
+        name, shown: of the row.
+        switch: switches it on from outside.
+        built_in: its name among the engine's own (`etl.captioning.candidates`); with neither it is not built.
+    """
 
     name: str
     shown: str
     switch: Switch | None = None
+    built_in: str = ""
 
 
 @contextlib.contextmanager
@@ -97,53 +102,12 @@ def _restore(language: torch.nn.Module) -> None:
             module.__dict__.pop(name, None)
 
 
-@contextlib.contextmanager
-def _priorities(loaded: LoadedModel) -> Iterator[None]:
-    """Decode on a stream of high priority, and record the step there: nodes of a graph keep the priority."""
-    if loaded.device.type != "cuda":
-        raise Absent("needs a GPU")
-    capture = cuda.capture
-
-    def urgent(device: torch.device) -> torch.cuda.Stream:
-        return torch.cuda.Stream(device, priority=-1)
-
-    def captured(*arguments: Any) -> Any:
-        with mock.patch.object(cuda, "new_stream", urgent):
-            return capture(*arguments)
-
-    with mock.patch.object(cuda, "capture", captured), torch.cuda.stream(urgent(loaded.device)):
-        yield
-
-
-@contextlib.contextmanager
-def _tight(_: LoadedModel) -> Iterator[None]:
-    """Give a slot the positions of the longest request, without the room for longer ones: more slots fit."""
-    with mock.patch.object(capacity, "positions_for", lambda longest, _: longest):
-        yield
-
-
-@contextlib.contextmanager
-def _by_length(_: LoadedModel) -> Iterator[None]:
-    """Prefill requests of like length together, which pads less."""
-    fill = SlotCaptioner._fill
-
-    def sorted_first(captioner: Any) -> Any:
-        ready = captioner._intake.ready
-        ordered = sorted(ready, key=lambda request: len(request.ids))
-        ready.clear()
-        ready.extend(ordered)
-        return fill(captioner)
-
-    with mock.patch.object(SlotCaptioner, "_fill", sorted_first):
-        yield
-
-
 CANDIDATES = (
     Candidate("liger", "with liger-kernel's fused modules", _liger),
     Candidate("compiled", "with norms and activations compiled, for any length", _compiled),
     Candidate("buckets", "with the whole prefill compiled by length buckets"),
     Candidate("graphs", "with prefills recorded as graphs by length buckets"),
-    Candidate("priorities", "with decoding on a stream of high priority", _priorities),
-    Candidate("tight", "with rows no longer than the longest request", _tight),
-    Candidate("by-length", "with prefills grouped by length", _by_length),
+    Candidate("priorities", "with decoding on a stream of high priority", built_in="decode_first"),
+    Candidate("tight", "with rows no longer than the longest request", built_in="tight_rows"),
+    Candidate("by-length", "with prefills grouped by length", built_in="by_length"),
 )

@@ -4,6 +4,7 @@ Everything is written to the file as soon as it is known, so a lease that is cut
 no time for says so.
 """
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -98,10 +99,12 @@ class Lease(Benchmark):
         return False
 
     def _switched(self, candidate: Candidate, way: Way) -> Row:
-        if candidate.switch is None:
+        if candidate.switch is None and not candidate.built_in:
             return Row(way.name, way.shown, fault="not built")
+        if candidate.built_in:
+            way = dataclasses.replace(way, candidates=(candidate.built_in,))
         try:
-            with candidate.switch(self._loaded):
+            with candidate.switch(self._loaded) if candidate.switch else contextlib.nullcontext():
                 return measure(way, self._loaded, self._settings, self._workload, self._arguments.seconds)
         except Absent as error:
             return Row(way.name, way.shown, fault=f"not measured: {error}")

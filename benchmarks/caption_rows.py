@@ -15,6 +15,7 @@ import torch
 from benchmarks.caption_inputs import Supply, Workload
 from benchmarks.caption_ways import DrawnGenerate, OneByOne, Outcomes, Way
 from benchmarks.phase_hooks import phases_of
+from etl.captioning.candidates import Candidates
 from etl.captioning.checkpoint import one_line
 from etl.captioning.loading import LoadedModel
 from etl.captioning.phases import PhaseClock
@@ -122,7 +123,9 @@ def _open(
     way: Way, loaded: LoadedModel, settings: Settings, workload: Workload, stack: contextlib.ExitStack
 ) -> _Run:  # fmt: skip
     if not way.batch:
-        engine = SlotCaptioner(loaded, settings, workload.locate, limit_of=workload.limit_of)
+        engine = SlotCaptioner(
+            loaded, settings, workload.locate, limit_of=workload.limit_of, candidates=Candidates.of(way.candidates)
+        )  # fmt: skip
         stack.callback(engine.close)
         return _Run(engine.caption, lambda: dict(engine.phases), lambda: engine.sample().slots)
     clock = PhaseClock(loaded.device)

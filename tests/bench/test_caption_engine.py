@@ -18,10 +18,9 @@ from benchmarks.caption_inputs import Workload, draw_lengths
 from benchmarks.caption_lease import LEASE_S, SLOTS, Lease
 from benchmarks.caption_rows import measure
 from benchmarks.caption_ways import WAYS, DrawnGenerate, Way
-from etl.captioning import capacity
+from etl.captioning.candidates import NAMES, Candidates
 from etl.captioning.loading import load
 from etl.captioning.phases import PhaseClock
-from etl.captioning.slot_captioner import SlotCaptioner
 from etl.config import Settings
 from etl.imaging.cache import ImageCache
 from etl.models import CaptionResult
@@ -69,9 +68,8 @@ def test_a_lease_runs_everything_in_its_order(tmp_path: Path, capsys: pytest.Cap
     assert list(rows) == ["one", "generate-32", "generate-128", *SLOTS]
     assert {name: row["fault"] for name, row in rows.items() if row["fault"]} == {
         "liger": "not measured: needs a GPU", "buckets": "not built", "graphs": "not built",
-        "priorities": "not measured: needs a GPU",
     }  # fmt: skip
-    for name in ("compiled", "tight", "by-length"):
+    for name in ("compiled", "priorities", "tight", "by-length"):
         both = rows["slots"]["words"].keys() & rows[name]["words"].keys()
         assert both and all(rows["slots"]["words"][n] == rows[name]["words"][n] for n in both)
     assert "| slot engine with liger-kernel's fused modules | not measured: needs a GPU | | | 44 | |" in (
@@ -79,38 +77,31 @@ def test_a_lease_runs_everything_in_its_order(tmp_path: Path, capsys: pytest.Cap
     )
 
 
-@pytest.mark.parametrize("name", ["tight", "by-length"])
-def test_a_candidate_changes_no_words_and_leaves_no_trace(name: str, tmp_path: Path) -> None:
-    """What is switched on captions alike, and is off again afterwards."""
-    torch.set_num_threads(1)
+def test_a_candidate_reaches_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the engine has built in is on in its row and in no other; each of them has its row."""
+    seen = []
+
+    def look(*_: Any, candidates: Candidates, **__: Any) -> Any:
+        seen.append(candidates)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr("benchmarks.caption_rows.SlotCaptioner", look)
     loaded = load(SETTINGS)
-    workload = Workload.make(ImageCache(tmp_path), 3, ["Describe it, please, at some length.", "Describe it."], 8)
-    switch = next(one.switch for one in CANDIDATES if one.name == name)
-    assert switch is not None
-
-    def captioned() -> tuple[dict[int, str], int, Any]:
-        captioner = SlotCaptioner(loaded, SETTINGS, workload.locate)
-        try:
-            texts = {one.id: one.text for one in captioner.caption(itertools.islice(workload.items(), 6))}
-            assert captioner.engine is not None
-            return texts, captioner.engine.shape.positions, (capacity.positions_for, SlotCaptioner._fill)
-        finally:
-            captioner.close()
-
-    plain, positions, functions = captioned()
-    with switch(loaded):
-        switched, fewer, others = captioned()
-    assert switched == plain
-    assert others != functions
-    assert (fewer < positions) == (name == "tight")
-    assert (capacity.positions_for, SlotCaptioner._fill) == functions
+    workload = Workload(["0" * 64], ["Describe it."], [4], tmp_path.joinpath)
+    lease = object.__new__(Lease)
+    lease._arguments, lease._loaded, lease._settings, lease._workload = parse(["--tiny"]), loaded, SETTINGS, workload
+    measure(WAYS["slots"], loaded, SETTINGS, workload, 0.1)
+    for one in CANDIDATES:
+        if one.built_in:
+            lease._switched(one, Way(one.name, one.shown, 0))
+    assert seen == [Candidates(), *(Candidates.of([name]) for name in NAMES)]
 
 
 def test_what_cannot_be_tried_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """A candidate that wants a GPU, is not built, or for which no time is left, is a row with its reason."""
     loaded = load(SETTINGS)
     for one in CANDIDATES:
-        if one.name in ("liger", "priorities"):
+        if one.name == "liger":
             assert one.switch is not None
             with pytest.raises(Absent, match="needs a GPU"), one.switch(loaded):
                 pass
