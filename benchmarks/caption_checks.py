@@ -48,10 +48,16 @@ class Agreement:
 
 
 def check_tokens(
-    loaded: LoadedModel, settings: Settings, workload: Workload, count: int, limit: int
+    loaded: LoadedModel, settings: Settings, workload: Workload, count: int, limit: int, penalty: float | None = None
 ) -> dict[str, Agreement]:
-    """Compare the slot engine, and `generate()` in one batch as a measure of rounding alone, with one by one."""
-    items = list(itertools.islice(workload.items(), 1, count + 1))
+    """Compare the slot engine, and `generate()` in one batch as a measure of rounding alone, with one by one.
+
+    ``penalty`` is the repetition penalty of all.
+    """
+    items = [
+        dataclasses.replace(item, repetition_penalty=penalty)
+        for item in itertools.islice(workload.items(), 1, count + 1)
+    ]
     settings = dataclasses.replace(settings, max_new_tokens=limit, batch_size=count)
     spelled = _spelling(loaded)
     wanted = [_alone(loaded, workload, item, limit) for item in items]
@@ -85,16 +91,15 @@ def compare(found: list[list[int]], wanted: list[tuple[list[int], list[float]]])
 def _alone(loaded: LoadedModel, workload: Workload, item: CaptionItem, limit: int) -> tuple[list[int], list[float]]:
     """Return the ids of `generate()` for one item, and at each the gap of the two likeliest logits in eps."""
     inputs = processed(loaded, workload, item)
+    config = loaded.generation_config(limit)
+    config.repetition_penalty = item.repetition_penalty or 1.0
     with torch.inference_mode():
         out = loaded.model.generate(
-            **inputs,
-            generation_config=loaded.generation_config(limit),
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
+            **inputs, generation_config=config, return_dict_in_generate=True, output_scores=True
+        )  # fmt: skip
     ids = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
     eps = torch.finfo(loaded.dtype).eps
-    top = torch.stack([logits[0].float().topk(2).values for logits in out.logits])
+    top = torch.stack([logits[0].float().topk(2).values for logits in out.scores])
     gaps = (top[:, 0] - top[:, 1]) / (eps * top[:, 0].abs().clamp(min=1.0))
     return ids, gaps.tolist()
 

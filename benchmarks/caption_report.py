@@ -102,7 +102,18 @@ def _squeeze(check: dict[str, Any]) -> str:
     )
 
 
-_CHECKS = {"tokens": _tokens, "soak": _soak, "memory cap": _squeeze}
+def _device(check: dict[str, Any]) -> str:
+    return "".join(f"\n  {one['verdict']:<5} {one['name']}: {one['detail']}" for one in check["found"])
+
+
+_CHECKS = {
+    "device": _device,
+    "kernel cases": _device,
+    "tokens": _tokens,
+    "tokens, penalised": _tokens,
+    "soak": _soak,
+    "memory cap": _squeeze,
+}
 
 
 def _figure(value: float) -> str:

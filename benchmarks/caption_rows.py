@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gc
+import hashlib
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -14,12 +15,16 @@ import torch
 from benchmarks.caption_inputs import Supply, Workload
 from benchmarks.caption_ways import DrawnGenerate, OneByOne, Outcomes, Way
 from benchmarks.phase_hooks import phases_of
+from etl.captioning.candidates import Candidates
 from etl.captioning.checkpoint import one_line
 from etl.captioning.loading import LoadedModel
 from etl.captioning.phases import PhaseClock
 from etl.captioning.slot_captioner import SlotCaptioner
 from etl.config import Settings
 from etl.models import CaptionItem, ItemFailure
+
+REMEMBERED = 64
+"""Captions whose words are noted in each row."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Row:
         at_once: captions written at once at the end: the slots, or the batch size after memory ran out, if it did.
         peak_bytes, reserved_bytes: of GPU memory, by tensors and with what the allocator holds; ``None`` without a GPU.
         fault: why there is no figure.
+        words: of the first captions, by item, as short hashes: whether another way writes the same.
     """
 
     name: str
@@ -48,6 +54,7 @@ class Row:
     peak_bytes: int | None = None
     reserved_bytes: int | None = None
     fault: str | None = None
+    words: dict[int, str] = field(default_factory=dict)
 
     @property
     def images_per_s(self) -> float:
@@ -116,7 +123,9 @@ def _open(
     way: Way, loaded: LoadedModel, settings: Settings, workload: Workload, stack: contextlib.ExitStack
 ) -> _Run:  # fmt: skip
     if not way.batch:
-        engine = SlotCaptioner(loaded, settings, workload.locate, limit_of=workload.limit_of)
+        engine = SlotCaptioner(
+            loaded, settings, workload.locate, limit_of=workload.limit_of, candidates=Candidates.of(way.candidates)
+        )  # fmt: skip
         stack.callback(engine.close)
         return _Run(engine.caption, lambda: dict(engine.phases), lambda: engine.sample().slots)
     clock = PhaseClock(loaded.device)
@@ -143,7 +152,8 @@ def _steady(way: Way, run: _Run, supply: Supply, seconds: float) -> Row:
     counted = tokens = whole = 0
     before: dict[str, float] = {}
     after: dict[str, float] = {}
-    for tokens_of in _finished(run.caption(supply)):
+    words: dict[int, str] = {}
+    for tokens_of in _finished(run.caption(supply), words):
         whole, now = whole + 1, time.perf_counter()
         if started is None:
             if whole >= (way.batch or 2 * run.at_once()):
@@ -160,15 +170,20 @@ def _steady(way: Way, run: _Run, supply: Supply, seconds: float) -> Row:
     phases = {name: value - before.get(name, 0.0) for name, value in after.items()}
     return Row(
         way.name, way.shown, counted, tokens, ended - (started or begun), phases, whole, time.perf_counter() - begun,
-        run.at_once(),
+        run.at_once(), words=words,
     )  # fmt: skip
 
 
-def _finished(outcomes: Outcomes) -> Iterator[int]:
-    """Yield the tokens of each caption.  Raises `RuntimeError` for a failure: no item here deserves one."""
+def _finished(outcomes: Outcomes, words: dict[int, str]) -> Iterator[int]:
+    """Yield the tokens of each caption, and note the first ones' words.
+
+    Raises `RuntimeError` for a failure: no item here deserves one.
+    """
     for outcome in outcomes:
         if isinstance(outcome, ItemFailure):
             raise RuntimeError(f"caption {outcome.id} failed: {outcome.message}")
+        if outcome.id < REMEMBERED:
+            words[outcome.id] = hashlib.sha256(outcome.text.encode()).hexdigest()[:8]
         yield outcome.tokens
 
 

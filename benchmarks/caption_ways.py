@@ -114,12 +114,14 @@ class Way:
         shown: for people.
         batch: pictures captioned together; 0 where the engine knows slots.
         static: with transformers' static cache.
+        candidates: what of `etl.captioning.candidates` is on in the engine.
     """
 
     name: str
     shown: str
     batch: int
     static: bool = False
+    candidates: tuple[str, ...] = ()
 
 
 WAYS = {

@@ -57,8 +57,9 @@ class Settings:
         max_cache_size: bytes that the image cache may take; 0 means no limit.
         model: Hugging Face id, local directory, or ``demo``.
         revision: branch, tag or commit of the model; the resolved commit goes into the recipe.
-        dtype: ``auto`` (float16 on a GPU, float32 on a CPU), ``float32``, ``float16`` or ``bfloat16``.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+        dtype: ``auto`` (on a GPU bfloat16 for weights stored so, else float16; float32 on a CPU), ``float32``,
+            ``float16`` or ``bfloat16``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ... or ``mps``; ``auto`` is a GPU if there is one.
         backend: what captions: ``local``, the model on this machine, ``openai``, OpenAI-compatible endpoints, or
             ``ray``, a Ray cluster.
         endpoint: where the endpoints are, such as http://gpu:8000/v1, with commas between them; all serve one model.

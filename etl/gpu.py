@@ -1,9 +1,13 @@
-"""GPU load for the dashboard, sampled by the driver's own tool beside a run."""
+"""The GPUs as the driver's own tool tells of them, without torch: which there are, and their load while a run lasts."""
 
 import contextlib
+import os
+import re
 import shutil
 import subprocess
 import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
@@ -15,22 +19,113 @@ SAMPLE_S = 5
 _ANSWER_S = 30
 """The tool answers in a second, or hangs with a driver that does."""
 
-_QUERY = "index,utilization.gpu,memory.used,memory.total,power.draw"
+_CARD = "index,uuid,name,driver_version,mig.mode.current"
+_SAMPLE = "index,utilization.gpu,memory.used,memory.total,power.draw"
 _MIB = 1024 * 1024
 
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""The variable of PyTorch's memory allocator, and its name before PyTorch 2.10, which still counts."""
 
-def memory_totals() -> dict[int, int]:
-    """Return the bytes of each GPU's memory by the driver's numbers; empty where the driver's tool cannot tell."""
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One GPU of this machine.
+
+    Attributes:
+        index: the driver's number: by place on the bus, whatever CUDA calls it.
+        uuid: ``GPU-`` and 36 characters.
+        name: the product.
+        driver: version of the driver.
+        mig: whether the card is divided into instances, or ready to be.
+    """
+
+    index: int
+    uuid: str
+    name: str
+    driver: str
+    mig: bool
+
+
+def find_cards() -> tuple[tuple[Card, ...], str]:
+    """Return the cards that ``nvidia-smi`` lists, and what else it says: why it cannot tell of one, or of any.
+
+    Without the tool both are empty.
+    """
+    cards, words = [], []
+    for line in _ask(f"--query-gpu={_CARD}", "--format=csv,noheader").splitlines():
+        values = [value.strip() for value in line.split(",")]
+        if len(values) == 5 and values[0].isdecimal() and values[1].startswith("GPU-"):
+            cards.append(Card(int(values[0]), values[1], values[2], values[3], values[4] == "Enabled"))
+        elif line.strip():
+            words.append(line.strip())
+    return tuple(cards), " ".join(words)[:300]
+
+
+def visible_cards(cards: Sequence[Card], environment: Mapping[str, str]) -> tuple[Card, ...]:
+    """Return those cards that ``CUDA_VISIBLE_DEVICES`` leaves to a program, in its order; all without it.
+
+    As CUDA does, the names behind one that fits nothing are passed over.  Where only CUDA knows which card a number
+    means (cards of several kinds, which it counts with the fastest first), all are returned.
+    """
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return tuple(cards)
+    by_bus = environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len({card.name for card in cards}) == 1
+    found: list[Card] = []
+    for name in (part.strip() for part in named.split(",")):
+        if name.isdecimal() and int(name) < len(cards) and not by_bus:
+            return tuple(cards)
+        card = _named(name, cards)
+        if card is None:
+            break
+        found.append(card)
+    return tuple(dict.fromkeys(found))
+
+
+def _named(name: str, cards: Sequence[Card]) -> Card | None:
+    """Return the card that a name means: a number, a UUID or its beginning, or an instance of the card."""
+    if name.isdecimal():
+        return next((card for card in cards if card.index == int(name)), None)
+    if name.startswith("MIG-"):
+        # Of old drivers, MIG-GPU-uuid/instance/instance; of newer ones a UUID that stands below that of its card.
+        name = name[4:].split("/")[0] if name.startswith("MIG-GPU-") else _card_of_instance(name)
+    fitting = [card for card in cards if name.startswith("GPU-") and card.uuid.startswith(name)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _card_of_instance(instance: str) -> str:
+    card = ""
+    for line in _ask("-L").splitlines():
+        if match := re.search(r"UUID: ([\w/-]+)\)", line):
+            card = match[1] if match[1].startswith("GPU-") else card
+            if match[1] == instance:
+                return card
+    return ""
+
+
+def _ask(*arguments: str) -> str:
+    """Return what the tool prints, also where it fails; empty where there is none or it does not answer."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return {}
-    command = [tool, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+        return ""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_S, check=True)
-    except (OSError, subprocess.SubprocessError):
+        answer = subprocess.run([tool, *arguments], capture_output=True, text=True, errors="replace", timeout=_ANSWER_S)
+    except OSError:
+        return ""
+    except subprocess.TimeoutExpired:
+        return f"nvidia-smi did not answer within {_ANSWER_S} s"
+    return answer.stdout + answer.stderr
+
+
+def allocator_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what is to be set before the Python of a GPU's process starts; what somebody set himself stays.
+
+    Batches of changing shape fragment the GPU's memory otherwise.  Some builds of PyTorch read it when they are
+    imported, so it is too late from inside.
+    """
+    if any(name in environment for name in _ALLOCATOR):
         return {}
-    samples = [sample for line in answer.stdout.splitlines() if (sample := parse_sample(line))]
-    return {sample.gpu: sample.memory_total for sample in samples if sample.memory_total is not None}
+    return {_ALLOCATOR[0]: "expandable_segments:True"}
 
 
 class SampleSink(Protocol):
@@ -41,7 +136,7 @@ class SampleSink(Protocol):
 
 
 class GpuSampler:
-    """Records samples while it is entered; does nothing on a machine without ``nvidia-smi``."""
+    """Records samples of the visible GPUs while it is entered; does nothing on a machine without ``nvidia-smi``."""
 
     def __init__(self, sink: SampleSink, run: int) -> None:
         self._sink = sink
@@ -50,8 +145,9 @@ class GpuSampler:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "GpuSampler":
-        if tool := shutil.which("nvidia-smi"):
-            command = [tool, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits", f"--loop={SAMPLE_S}"]
+        tool = shutil.which("nvidia-smi")
+        if tool and (chosen := _choice()) is not None:
+            command = [tool, *chosen, f"--query-gpu={_SAMPLE}", "--format=csv,noheader,nounits", f"--loop={SAMPLE_S}"]
             with contextlib.suppress(OSError):
                 self._process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -77,6 +173,14 @@ class GpuSampler:
         for line in self._process.stdout:
             if sample := parse_sample(line):
                 self._sink.record_gpu(self._run, sample)
+
+
+def _choice() -> list[str] | None:
+    """Return the tool's arguments for the cards that are visible to this process; ``None`` where none is."""
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:
+        return []
+    cards = visible_cards(find_cards()[0], os.environ)
+    return [f"--id={','.join(card.uuid for card in cards)}"] if cards else None
 
 
 def parse_sample(line: str) -> GpuSample | None:

@@ -1,5 +1,6 @@
 """What each setting may hold, and how text from a file, the environment or a flag becomes its value."""
 
+import difflib
 import re
 import types
 from datetime import datetime, time
@@ -18,6 +19,8 @@ ENGINES = ("auto", "slots", "generate")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 FETCH_BACKENDS = ("local", "ray")
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 _CHOICES = {"dtype": DTYPES, "backend": BACKENDS, "engine": ENGINES, "fetch_backend": FETCH_BACKENDS}
 
@@ -106,6 +109,10 @@ def check(name: str, value: Any) -> None:
         raise ConfigError(f"{name} = {shown(value)}: must be one of {', '.join(_CHOICES[name])}")
     if name == "gpus" and value != "all" and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", value, re.ASCII):
         raise ConfigError(f"gpus = {shown(value)}: must be 'all' or numbers such as 0,1")
+    if name == "device" and not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value, re.ASCII):
+        near = difflib.get_close_matches(value.lower().replace("gpu", "cuda"), DEVICES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"device = {shown(value)}: {hint}it must be one of {', '.join(DEVICES)} or cuda:N")
     if name == "endpoint":
         endpoints(value)
     if name == "deadline" and value:

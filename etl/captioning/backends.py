@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from etl.captioning.captioner import Captioner
 from etl.config import Settings
-from etl.errors import ModelError, UnsupportedProcessorError
+from etl.errors import EtlError, ModelError, UnsupportedProcessorError
 from etl.imaging.cache import ImageCache
 
 if TYPE_CHECKING:
@@ -77,19 +77,33 @@ def _slots(
     loaded: "LoadedModel", settings: Settings, locate: Callable[[str], Path], longest_edge: int
 ) -> "tuple[SlotCaptioner | None, str]":
     """Return a slot captioner, or why there can be none."""
+    from etl.captioning.checkpoint import one_line
+    from etl.captioning.faults import short_of_memory
+    from etl.captioning.gpu_checks import fault_at_start
     from etl.captioning.slot_captioner import SlotCaptioner
     from etl.captioning.suitability import differs, why_not
 
     if (reason := why_not(loaded, loaded.context or 0)) is not None:
         return None, reason
+    if loaded.device.type == "cuda" and (reason := fault_at_start(loaded)) is not None:
+        return None, reason
     try:
         captioner = SlotCaptioner(loaded, settings, locate, longest_edge=longest_edge)
     except UnsupportedProcessorError as error:
         return None, str(error)
-    if (reason := differs(loaded, settings.max_aspect)) is not None:
+    try:
+        reason = differs(loaded, settings.max_aspect)
+    except EtlError:
         captioner.close()
-        return None, reason
-    return captioner, ""
+        raise
+    except Exception as error:
+        # Whatever a library does not like about this machine or model; a GPU that is lost ends it all the same.
+        short_of_memory(error, loaded.device)
+        reason = f"the trial of a few words failed: {one_line(error)}"
+    if reason is None:
+        return captioner, ""
+    captioner.close()
+    return None, reason
 
 
 def check_model(settings: Settings) -> None:

@@ -3,8 +3,7 @@
 import logging
 from typing import Any
 
-import torch
-
+from etl.captioning import cuda
 from etl.captioning.loading import LoadedModel
 from etl.captioning.slot_cache import kv_shape
 from etl.captioning.slot_state import Shape
@@ -25,9 +24,13 @@ _RESERVE = 1024**3
 """Bytes for what is not counted below: libraries' workspaces, the recorded graph, fragments."""
 
 
-def positions_for(longest: int, context: int | None) -> int:
-    """Return the positions of a slot for requests of up to ``longest`` tokens, with some room for longer ones."""
-    room = -(-(longest + longest // 8) // ROUND_TO) * ROUND_TO
+def positions_for(longest: int, context: int | None, *, tight: bool = False) -> int:
+    """Return the positions of a slot for requests of up to ``longest`` tokens, with some room for longer ones.
+
+    With ``tight``, the room is only what rounding gives.
+    """
+    slack = 0 if tight else longest // 8
+    room = -(-(longest + slack) // ROUND_TO) * ROUND_TO
     return max(longest, room if context is None else min(room, context))
 
 
@@ -39,16 +42,26 @@ def choose_slots(loaded: LoadedModel, settings: Settings, positions: int, *, pen
     """
     if settings.slots:
         return settings.slots
-    if loaded.device.type != "cuda":
+    if not cuda.serves(loaded.device):
         return settings.batch_size
-    free, total = torch.cuda.mem_get_info(loaded.device)
-    budget = free - round(total * (1 - settings.gpu_memory_fraction)) - _RESERVE - prefill_bytes(loaded, positions)
-    slots = max(1, min(MOST_SLOTS, budget // slot_bytes(loaded, positions, settings, penalised=penalised)))
+    free, total = cuda.memory(loaded.device)
+    slots = max(1, slots_within(loaded, settings, positions, (free, total), penalised=penalised))
     log.info(
         "%d slots of %d tokens: %.1f of %.1f GiB of the GPU's memory are free", slots, positions, free / 2**30,
         total / 2**30,
     )  # fmt: skip
     return slots
+
+
+def slots_within(
+    loaded: LoadedModel, settings: Settings, positions: int, memory: tuple[int, int], *, penalised: bool
+) -> int:
+    """Return how many slots fit into a GPU's memory of which so many bytes are free, of so many in all; below 1 if
+    there is no room.
+    """
+    free, total = memory
+    budget = free - round(total * (1 - settings.gpu_memory_fraction)) - _RESERVE - prefill_bytes(loaded, positions)
+    return min(MOST_SLOTS, budget // slot_bytes(loaded, positions, settings, penalised=penalised))
 
 
 def slot_bytes(loaded: LoadedModel, positions: int, settings: Settings, *, penalised: bool) -> int:
@@ -71,10 +84,11 @@ def prefill_bytes(loaded: LoadedModel, positions: int) -> int:
 
 
 def build_shape(
-    loaded: LoadedModel, settings: Settings, longest: int, *, penalised: bool, most_slots: int | None
-) -> Shape:
+    loaded: LoadedModel, settings: Settings, longest: int, *, penalised: bool, most_slots: int | None,
+    tight: bool = False,
+) -> Shape:  # fmt: skip
     """Return the shape of an engine for requests of up to ``longest`` tokens, of at most ``most_slots`` slots."""
-    positions = positions_for(longest, loaded.context)
+    positions = positions_for(longest, loaded.context, tight=tight)
     slots = choose_slots(loaded, settings, positions, penalised=penalised)
     return Shape(min(slots, most_slots or slots), positions, settings.max_new_tokens, penalised)
 

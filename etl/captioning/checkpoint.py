@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import httpx
 import huggingface_hub
 import huggingface_hub.errors as hub_errors
 
-from etl.captioning.model_files import check_files, tensor_sizes
+from etl.captioning.model_files import check_files, tensors
 from etl.config import DEMO_MODEL
 from etl.errors import ModelError
 
@@ -49,7 +50,7 @@ class Checkpoint:
         check_files(self.name, self.folder)
         if weights := list(self.folder.glob(_WEIGHTS)):
             for path in weights:
-                sum(tensor_sizes(path))
+                deque(tensors(path), maxlen=0)
             return
         if any(any(self.folder.glob(pattern)) for pattern in _PICKLES):
             raise ModelError(f"{self.name} has only pickled weights, which could run code; convert them to safetensors")

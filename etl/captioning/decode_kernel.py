@@ -6,6 +6,8 @@ in order, so a slot's result does not depend on its neighbours.  For one query h
 and adds on the CUDA cores: about one operation per byte is nothing that tensor cores would speed up.  Grouped query
 heads share each load and go through `tl.dot`, whose smallest tile has sixteen rows.
 
+Heads whose size is no power of two are computed as the next one, with zeros behind their end.
+
 Checked on the CPU in Triton's interpreter (TRITON_INTERPRET=1); online softmax after Milakov and Gimelshein, 2018.
 """
 
@@ -18,70 +20,79 @@ BLOCK = 64
 
 _SMALLEST_TILE = 16
 
+_TILES = 32 * 1024
+"""Most bytes of one turn's keys and values where tensor cores multiply.  Triton keeps two turns in shared memory, of
+which the smallest cards since Ampere (sm_86, sm_89) give a program 101,376 bytes, and Turing, one turn, 65,536."""
+
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend_one(  # type: ignore[no-untyped-def]  # compiled by Triton, which has types of its own
     q_ptr, k_ptr, v_ptr, lengths_ptr, out_ptr, scale,
     q_slot, q_head, kv_slot, kv_pos, kv_head, out_slot, out_head,
-    DIM: tl.constexpr, BLOCK: tl.constexpr,
+    DIM: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0)
     head = tl.program_id(1)
     length = tl.load(lengths_ptr + slot)
-    dim = tl.arange(0, DIM)
+    dim = tl.arange(0, TILE)
+    inside = dim < DIM
     turn = tl.arange(0, BLOCK)
-    q = tl.load(q_ptr + slot * q_slot + head * q_head + dim).to(tl.float32) * scale
+    q = tl.load(q_ptr + slot * q_slot + head * q_head + dim, mask=inside, other=0.0).to(tl.float32) * scale
     # 64 bits: 256 slots of 900 positions of 4096 values are 943 million.
     kv = slot.to(tl.int64) * kv_slot + head * kv_head
     highest = -float("inf")
     total = 0.0
-    acc = tl.zeros([DIM], tl.float32)
+    acc = tl.zeros([TILE], tl.float32)
     for start in range(0, length, BLOCK):
         pos = start + turn
         valid = pos < length
         cells = kv + pos[:, None] * kv_pos + dim[None, :]
-        k = tl.load(k_ptr + cells, mask=valid[:, None], other=0.0).to(tl.float32)
+        filled = valid[:, None] & inside[None, :]
+        k = tl.load(k_ptr + cells, mask=filled, other=0.0).to(tl.float32)
         score = tl.where(valid, tl.sum(k * q[None, :], 1), -float("inf"))
         peak = tl.maximum(highest, tl.max(score, 0))
         decay = tl.exp(highest - peak)
         weight = tl.exp(score - peak)
-        v = tl.load(v_ptr + cells, mask=valid[:, None], other=0.0).to(tl.float32)
+        v = tl.load(v_ptr + cells, mask=filled, other=0.0).to(tl.float32)
         acc = acc * decay + tl.sum(weight[:, None] * v, 0)
         total = total * decay + tl.sum(weight, 0)
         highest = peak
-    tl.store(out_ptr + slot * out_slot + head * out_head + dim, (acc / total).to(out_ptr.dtype.element_ty))
+    result = (acc / total).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + slot * out_slot + head * out_head + dim, result, mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend_group(  # type: ignore[no-untyped-def]  # compiled by Triton, which has types of its own
     q_ptr, k_ptr, v_ptr, lengths_ptr, out_ptr, scale,
     q_slot, q_head, kv_slot, kv_pos, kv_head, out_slot, out_head,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0)
     head = tl.program_id(1)
     length = tl.load(lengths_ptr + slot)
-    dim = tl.arange(0, DIM)
+    dim = tl.arange(0, TILE)
+    inside = dim < DIM
     turn = tl.arange(0, BLOCK)
     row = tl.arange(0, ROWS)
-    mine = (row < GROUP)[:, None]
+    mine = (row < GROUP)[:, None] & inside[None, :]
     heads = head * GROUP + row
     q = tl.load(q_ptr + slot * q_slot + heads[:, None] * q_head + dim[None, :], mask=mine, other=0.0)
     kv = slot.to(tl.int64) * kv_slot + head * kv_head
     highest = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, DIM], tl.float32)
+    acc = tl.zeros([ROWS, TILE], tl.float32)
     for start in range(0, length, BLOCK):
         pos = start + turn
         valid = pos < length
         cells = kv + pos[:, None] * kv_pos + dim[None, :]
-        k = tl.load(k_ptr + cells, mask=valid[:, None], other=0.0)
+        filled = valid[:, None] & inside[None, :]
+        k = tl.load(k_ptr + cells, mask=filled, other=0.0)
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         score = tl.where(valid[None, :], score, -float("inf"))
         peak = tl.maximum(highest, tl.max(score, 1))
         decay = tl.exp(highest - peak)
         weight = tl.exp(score - peak[:, None])
-        v = tl.load(v_ptr + cells, mask=valid[:, None], other=0.0)
+        v = tl.load(v_ptr + cells, mask=filled, other=0.0)
         acc = acc * decay[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
         total = total * decay + tl.sum(weight, 1)
         highest = peak
@@ -89,9 +100,9 @@ def _attend_group(  # type: ignore[no-untyped-def]  # compiled by Triton, which 
     tl.store(out_ptr + cells, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=mine)
 
 
-def fits(head_dim: int) -> bool:
-    """Tell whether the kernel can serve heads of this size: powers of two from 16 to 256."""
-    return 16 <= head_dim <= 256 and head_dim & (head_dim - 1) == 0
+def turn_positions(tile: int, itemsize: int) -> int:
+    """Return the positions per turn of grouped heads, so that their tiles of this width fit into shared memory."""
+    return max(_SMALLEST_TILE, min(BLOCK, _TILES // (2 * tile * itemsize)))
 
 
 def decode_attention(
@@ -115,9 +126,11 @@ def decode_attention(
         query.stride(0), query.stride(1), keys.stride(0), keys.stride(1), keys.stride(2), out.stride(0), out.stride(1),
     )  # fmt: skip
     arguments = (query, keys, values, lengths, out, scale, *strides)
+    tile = max(_SMALLEST_TILE, triton.next_power_of_2(dim))
     if group == 1:
-        _attend_one[(slots, heads)](*arguments, DIM=dim, BLOCK=BLOCK, num_warps=4)
-    else:
-        rows = max(_SMALLEST_TILE, triton.next_power_of_2(group))
-        _attend_group[(slots, heads)](*arguments, GROUP=group, ROWS=rows, DIM=dim, BLOCK=BLOCK, num_warps=4)
+        _attend_one[(slots, heads)](*arguments, DIM=dim, TILE=tile, BLOCK=BLOCK, num_warps=4)
+        return out
+    rows = max(_SMALLEST_TILE, triton.next_power_of_2(group))
+    block = turn_positions(tile, keys.element_size())
+    _attend_group[(slots, heads)](*arguments, GROUP=group, ROWS=rows, DIM=dim, TILE=tile, BLOCK=block, num_warps=4)
     return out

@@ -14,23 +14,35 @@ they are ready.  So a finished slot stays idle for one to two turns, and the GPU
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from etl.captioning.cuda import is_past, mark, new_stream, to_device
+from etl.captioning import cuda
+from etl.captioning.candidates import Candidates
+from etl.captioning.checkpoint import one_line
+from etl.captioning.faults import BATCH_FAULTS, is_out_of_memory
+from etl.captioning.kernel_check import Kernel, usable_kernel
 from etl.captioning.loading import LoadedModel
 from etl.captioning.normalise import Normaliser
 from etl.captioning.phases import PhaseClock
-from etl.captioning.slot_cache import ATTENTION, Placement, slot_cache
+from etl.captioning.slot_cache import ATTENTION, Placement, kv_shape, slot_cache
+from etl.captioning.slot_reading import Reading
 from etl.captioning.slot_state import Request, Shape, SlotState
+
+log = logging.getLogger(__name__)
 
 PAD_TO = 16
 """Prefills are padded to a multiple of so many tokens: few shapes are faster than tight ones."""
 
 POLL = 4
 """Steps between two looks at the slots.  More leave finished slots idle longer, fewer make the host wait more often."""
+
+_ROOM = 512 * 1024**2
+"""Free bytes of a card with which memory was not short, whatever an error says: a recorded step takes far fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +74,11 @@ class _Entering:
     ids: torch.Tensor
     lengths: torch.Tensor
     logits: torch.Tensor
-    computed: torch.cuda.Event | None
+    computed: cuda.Event | None
 
     def is_computed(self) -> bool:
         """Tell whether the device has got so far."""
-        return self.computed is None or is_past(self.computed)
-
-
-class _Reading:
-    """A copy of the slots' state on the host: complete once `wait` returns."""
-
-    def __init__(self, turn: int, tensors: Sequence[torch.Tensor]) -> None:
-        on_gpu = tensors[0].is_cuda
-        self.turn = turn
-        self._copies = [torch.empty(each.shape, dtype=each.dtype, pin_memory=on_gpu) for each in tensors]
-        for copy, tensor in zip(self._copies, tensors, strict=True):
-            copy.copy_(tensor, non_blocking=on_gpu)
-        self._copied = mark() if on_gpu else None
-
-    def wait(self) -> list[torch.Tensor]:
-        """Return the copies once they are whole."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._copies
+        return self.computed is None or cuda.is_past(self.computed)
 
 
 class SlotEngine:
@@ -95,8 +89,9 @@ class SlotEngine:
     """
 
     def __init__(
-        self, loaded: LoadedModel, normalise: Normaliser, shape: Shape, clock: PhaseClock, *, poll: int = POLL
-    ) -> None:
+        self, loaded: LoadedModel, normalise: Normaliser, shape: Shape, clock: PhaseClock, *, poll: int = POLL,
+        candidates: Candidates = Candidates(),  # noqa: B008 -- frozen
+    ) -> None:  # fmt: skip
         """Take all the memory that decoding needs.  Raises `torch.OutOfMemoryError`, and holds nothing then."""
         self.shape = shape
         self._model = loaded.model
@@ -105,24 +100,33 @@ class SlotEngine:
         self._clock = clock
         self._poll = poll
         device = self._device = loaded.device
-        self._where = Placement(shape.slots, device)
         self._occupied: dict[int, _Occupied] = {}
         self._entering: list[_Entering] = []
-        self._ahead: _Reading | None = None
+        self._ahead: Reading | None = None
         self._turn = 0
         self._closed = False
-        self._prefilling = new_stream(device) if device.type == "cuda" else None
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._prefilling: cuda.Stream | None = None
+        self._first: cuda.Stream | None = None
+        self._graph: cuda.Graph | None = None
+        self._kernel: Kernel | None = None
         self._attention = self._language.config._attn_implementation
         try:
             with torch.inference_mode():
+                if cuda.serves(device):
+                    cuda.use(device)
+                    self._prefilling = cuda.new_stream(device)
+                    if candidates.decode_first:
+                        self._first = cuda.new_stream(device, first=True)
+                    config = self._language.config
+                    self._kernel = usable_kernel(device, loaded.dtype, config.num_attention_heads, *kv_shape(config))
+                self._where = Placement(shape.slots, device)
                 self._state = SlotState(shape, loaded.eos, self._model.lm_head.weight.shape[0], device)
                 # One position for what free slots write, see `SlotState.next_position`.
                 self._cache = slot_cache(
                     self._language.config, self._where, shape.slots, shape.positions + 1, loaded.dtype, device
                 )
                 self._attend_by(ATTENTION)
-                if device.type == "cuda":
+                if cuda.serves(device):
                     self._capture()
                     self._wait_for_device()
         except BaseException:
@@ -135,7 +139,7 @@ class SlotEngine:
     def _wait_for_device(self) -> None:
         """Let both streams come to rest: what one of them does now must be seen by the other."""
         if self._prefilling is not None:
-            torch.cuda.synchronize(self._device)
+            cuda.synchronize(self._device)
 
     @property
     def in_use(self) -> int:
@@ -155,7 +159,7 @@ class SlotEngine:
         """Forget the requests in the slots; the engine is free for others."""
         self._occupied.clear()
         self._entering.clear()
-        with torch.inference_mode():
+        with torch.inference_mode(), _on(self._first):
             self._state.live.zero_()
         # A step under way still writes into these slots; the next prefill, on its own stream, would not wait for it.
         self._wait_for_device()
@@ -165,7 +169,9 @@ class SlotEngine:
         if self._closed:
             return
         self._closed = True
-        self._wait_for_device()
+        # Often it is an error that ends an engine, and that is the one to be heard of.
+        with contextlib.suppress(RuntimeError):
+            self._wait_for_device()
         self._attend_by(self._attention)
         self._occupied.clear()
         self._entering.clear()
@@ -182,18 +188,10 @@ class SlotEngine:
         """
         assert 0 < len(requests) <= self.free
         slots = [slot for slot in range(self.shape.slots) if slot not in self._occupied][: len(requests)]
-        with self._side_stream():
+        with _on(self._prefilling):
             entering = self._prefill(requests, slots)
         self._entering.append(entering)
         self._occupied |= {slot: _Occupied(request) for slot, request in entering.places.items()}
-
-    @contextlib.contextmanager
-    def _side_stream(self) -> Iterator[None]:
-        if self._prefilling is None:
-            yield
-            return
-        with torch.cuda.stream(self._prefilling):
-            yield
 
     def _prefill(self, requests: Sequence[Request], slots: list[int]) -> _Entering:
         device, model = self._device, self._model
@@ -202,11 +200,11 @@ class SlotEngine:
         # Padded with its own first token: that one is in use anyhow, for the repetition penalty.
         padded = [request.ids + request.ids[:1] * (width - len(request.ids)) for request in requests]
         image = model.config.image_token_id
-        starts = to_device(torch.tensor([request.ids.index(image) for request in requests]), device)
-        ids = to_device(torch.tensor(padded), device)
+        starts = cuda.to_device(torch.tensor([request.ids.index(image) for request in requests]), device)
+        ids = cuda.to_device(torch.tensor(padded), device)
         rows = torch.arange(len(requests), device=device)
         with self._clock("vision"):
-            pixels = to_device(torch.stack([request.pixels for request in requests]), device)
+            pixels = cuda.to_device(torch.stack([request.pixels for request in requests]), device)
             features = model.model.get_image_features(self._normalise(pixels, model.dtype)).pooler_output
             features = torch.stack(tuple(features))
         with self._clock("prefill"):
@@ -214,8 +212,8 @@ class SlotEngine:
             # By position, not by comparing tokens: that would make the host wait for the device.
             places = starts[:, None] + torch.arange(features.shape[1], device=device)
             embedded[rows[:, None], places] = features.to(embedded.dtype)
-            where = to_device(torch.tensor(slots), device)
-            ends = to_device(torch.tensor(lengths), device)
+            where = cuda.to_device(torch.tensor(slots), device)
+            ends = cuda.to_device(torch.tensor(lengths), device)
             self._where.prefill = where
             try:
                 hidden = self._language(
@@ -225,7 +223,7 @@ class SlotEngine:
             finally:
                 self._where.prefill = None
             logits = model.lm_head(hidden[rows, ends - 1])
-        computed = None if self._prefilling is None else mark()
+        computed = None if self._prefilling is None else cuda.mark()
         return _Entering(dict(zip(slots, requests, strict=True)), where, ids, ends, logits, computed)
 
     @torch.inference_mode()
@@ -235,15 +233,15 @@ class SlotEngine:
         Raises `torch.OutOfMemoryError`; `unfinished` tells what is to be done again then, by another engine.
         """
         self._turn += 1
-        self._enter()
-        with self._clock("decode"):
-            for _ in range(self._poll):
-                if self._graph is not None:
-                    self._graph.replay()
-                else:
-                    self._decode()
-        state = self._state
-        reading = _Reading(self._turn, (state.live, state.count, state.overflowed, state.written))
+        with _on(self._first):
+            self._enter()
+            with self._clock("decode"):
+                for _ in range(self._poll):
+                    if self._graph is not None:
+                        cuda.replay(self._graph)
+                    else:
+                        self._decode()
+            reading = Reading(self._turn, self._state.outcomes, beside=self._prefilling is not None)
         if self._prefilling is None:
             return self._collect(reading)
         self._ahead, due = reading, self._ahead
@@ -259,11 +257,8 @@ class SlotEngine:
         for group in computed:
             self._entering.remove(group)
             if group.computed is not None:
-                main = torch.cuda.current_stream(self._device)
-                main.wait_event(group.computed)
-                for tensor in (group.slots, group.ids, group.lengths, group.logits):
-                    # Made on the other stream: their memory must not be used anew there before this one has read it.
-                    tensor.record_stream(main)
+                made = (group.slots, group.ids, group.lengths, group.logits)
+                cuda.wait_on(cuda.current_stream(self._device), group.computed, made)
             self._state.enter(group.slots, list(group.places.values()), group.ids, group.lengths)
             self._state.emit(group.slots, group.logits)
             for slot, request in group.places.items():
@@ -276,26 +271,31 @@ class SlotEngine:
         self._where.position = position
         hidden = self._language(
             inputs_embeds=self._language.embed_tokens(state.token)[:, None], past_key_values=self._cache,
-            use_cache=True, position_ids=position[:, None], slot_lengths=lengths,
+            use_cache=True, position_ids=position[:, None], slot_lengths=lengths, slot_kernel=self._kernel,
         ).last_hidden_state  # fmt: skip
         state.advance()
         state.emit(self._where.rows, self._model.lm_head(hidden[:, 0]))
 
     def _capture(self) -> None:
-        """Record one step, while all slots are free and so nothing that it does counts."""
-        warm = new_stream(self._device)
-        warm.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(warm):
+        """Record one step, while all slots are free and so nothing that it does counts.
+
+        Where that cannot be done although there is memory, steps are begun one by one.
+        """
+        warm, main = cuda.new_stream(self._device), cuda.current_stream(self._device)
+        cuda.follow(warm, main)
+        with cuda.on_stream(warm):
             for _ in range(2):
                 self._decode()
-        torch.cuda.current_stream(self._device).wait_stream(warm)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads (a fetch beside us has none, a second engine might) must not break the recording.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._decode()
-        self._graph = graph
+        cuda.follow(main, warm)
+        try:
+            self._graph = cuda.capture(self._decode, self._device, first=self._first is not None)
+        except BATCH_FAULTS as error:
+            scarce = is_out_of_memory(error) and cuda.memory(self._device)[0] < _ROOM
+            if scarce or not cuda.still_works(self._device):
+                raise
+            _say_unrecorded(one_line(error))
 
-    def _collect(self, reading: _Reading) -> list[Finished]:
+    def _collect(self, reading: Reading) -> list[Finished]:
         live, count, overflowed, written = reading.wait()
         alive, counts, bad = live.tolist(), count.tolist(), overflowed.tolist()
         ended = []
@@ -304,3 +304,12 @@ class SlotEngine:
                 del self._occupied[slot]
                 ended.append(Finished(occupied.request, written[slot, : counts[slot]].tolist(), not bad[slot]))
         return ended
+
+
+def _on(stream: cuda.Stream | None) -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext() if stream is None else cuda.on_stream(stream)
+
+
+@functools.cache
+def _say_unrecorded(reason: str) -> None:
+    log.warning("a decoding step cannot be recorded as a graph, so captions take longer: %s", reason)

@@ -1,5 +1,6 @@
 """Captions in batches through transformers' own `generate()`: the fallback engine, and the oracle of the others."""
 
+import contextlib
 import copy
 import itertools
 import logging
@@ -13,12 +14,12 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from etl.captioning import cuda
 from etl.captioning.captioner import never
 from etl.captioning.checkpoint import one_line
-from etl.captioning.cuda import free_memory
 from etl.captioning.detokenize import Detokenizer
-from etl.captioning.faults import BATCH_FAULTS, failure, gpu_failed, is_out_of_memory
-from etl.captioning.guards import HALF, FiniteGuard, StopSignal, single_precision, without_padding
+from etl.captioning.faults import BATCH_FAULTS, failure, short_of_memory
+from etl.captioning.guards import FiniteGuard, Precision, StopSignal, wider_precisions, without_padding
 from etl.captioning.loading import LoadedModel
 from etl.captioning.preprocess import PromptEncoder, crop_aspect, open_working_copy
 from etl.captioning.quality import RECOMPUTED
@@ -105,7 +106,7 @@ class GenerateCaptioner:
     def close(self) -> None:
         """Let go of the model; its memory is free once the caller holds no `LoadedModel` either."""
         self._model = self._loaded = None  # type: ignore[assignment]  # unusable from here on
-        free_memory()
+        cuda.free_memory()
 
     def samples(self) -> tuple[EngineSample]:
         """Return how busy the model is."""
@@ -203,7 +204,7 @@ class GenerateCaptioner:
     ) -> Iterator[CaptionResult | ItemFailure]:
         """Do a failed batch again in parts; a single item that failed alone is a failure."""
         if fault.out_of_memory:
-            free_memory()
+            cuda.free_memory()
         if len(batch.items) == 1:
             yield failure(batch.items[0], GenerationError(fault.message), batch.started_at)
             return
@@ -215,14 +216,15 @@ class GenerateCaptioner:
                 log.warning("out of memory with %d pictures; going on with %d at a time", len(batch.items), size)
         yield from self._run_parts(batch.items, size, should_stop)
 
-    def _attempt(self, batch: _Batch, should_stop: Callable[[], bool]) -> list[_Output] | _Fault:
+    def _attempt(
+        self, batch: _Batch, should_stop: Callable[[], bool], precision: Precision = contextlib.nullcontext
+    ) -> list[_Output] | _Fault:
         """Generate for one batch.  Raises `ModelError` when the device cannot be used any more."""
         try:
-            return self._generate(batch, should_stop)
-        except torch.AcceleratorError as error:
-            raise gpu_failed(error) from error
+            with precision(self._model):
+                return self._generate(batch, should_stop)
         except BATCH_FAULTS as error:
-            return _Fault(one_line(error), is_out_of_memory(error))
+            return _Fault(one_line(error), short_of_memory(error, self._loaded.device))
 
     def _generate(self, batch: _Batch, should_stop: Callable[[], bool]) -> list[_Output]:
         device, dtype = self._loaded.device, self._model.dtype
@@ -262,23 +264,37 @@ class GenerateCaptioner:
     def recompute(
         self, items: list[CaptionItem], should_stop: Callable[[], bool]
     ) -> Iterator[CaptionResult | ItemFailure]:
-        """Caption items whose logits overflowed, one by one, in float32; in float32 already, they fail."""
-        if self._loaded.dtype in HALF:
-            log.warning("half precision overflowed on %d pictures; captioning them in float32", len(items))
+        """Caption items whose logits overflowed, one by one, in a type of more range; without one they fail."""
+        # What batches of before have left behind counts as taken.
+        cuda.free_memory()
+        if wider := wider_precisions(self._model):
+            log.warning("half precision overflowed on %d pictures; captioning them in a wider one", len(items))
         for item in items:
             if should_stop():
                 return
             batch = self._prepare([item])
-            outcome: list[_Output] | _Fault = _Fault("the model's output is not a number", False)
-            if self._loaded.dtype in HALF and batch.inputs:
-                with single_precision(self._model):
-                    outcome = self._attempt(batch, should_stop)
-                if isinstance(outcome, list) and not outcome[0].finite:
-                    outcome = _Fault("the model's output is not a number, in float32 neither", False)
+            if batch.failures:
+                yield from batch.failures
+                continue
+            outcome = self._attempt_in(wider, batch, should_stop)
             if isinstance(outcome, _Fault):
                 yield failure(item, GenerationError(outcome.message), batch.started_at)
             elif result := self._result(item, outcome[0], (RECOMPUTED,)):
                 yield result
+
+    def _attempt_in(
+        self, precisions: list[Precision], batch: _Batch, should_stop: Callable[[], bool]
+    ) -> list[_Output] | _Fault:
+        """Try a batch of one in each precision, until the memory suffices for one."""
+        outcome: list[_Output] | _Fault = _Fault(batch.fault or "the model's output is not a number", False)
+        for precision in precisions if batch.inputs else []:
+            outcome = self._attempt(batch, should_stop, precision)
+            if not (isinstance(outcome, _Fault) and outcome.out_of_memory):
+                break
+            cuda.free_memory()
+        if isinstance(outcome, list) and not outcome[0].finite:
+            return _Fault("the model's output is not a number, in a wider type neither", False)
+        return outcome
 
 
 def _until_none(items: Iterable[CaptionItem | None]) -> Iterator[CaptionItem]:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import multiprocessing.connection
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ class GpuPool:
 
     A worker that dies is replaced.  What it had in hand comes back as `ItemFailure` with ``crashed``: the queue tries
     it again, and alone once it was in hand too often.  A worker that dies again and again without finishing anything
-    is given up, and the others go on.
+    is given up, and the others go on.  One that ends for want of memory is replaced by one with half the slots, and no
+    picture is held to have caused that.
     """
 
     def __init__(self, settings: Settings, plans: Sequence[WorkerPlan], cache: Path, longest_edge: int) -> None:
@@ -88,7 +90,7 @@ class GpuPool:
         try:
             while not should_stop():
                 more = self._hand_out(source)
-                if not more and not any(worker.in_hand for worker in self._workers):
+                if not more and not any(worker.in_hand or worker.spared for worker in self._workers):
                     return
                 yield from self._hear()
         finally:
@@ -98,7 +100,8 @@ class GpuPool:
     def _hand_out(self, source: Iterator[CaptionItem | None]) -> bool:
         """Give items to the workers that have room for them; tell whether the source may have more right now."""
         while able := [worker for worker in self._workers if worker.room > 0]:
-            item = next(source, None)
+            spared = next((worker.spared for worker in self._workers if worker.spared), None)
+            item = spared.popleft() if spared else next(source, None)
             if item is None:
                 return False
             max(able, key=lambda worker: worker.room).give(item)
@@ -125,14 +128,16 @@ class _Worker:
         self._fruitless = 0
         self._is_ready = False
         self.in_hand: dict[int, tuple[CaptionItem, int]] = {}
-        self.given_up = False
+        self.spared: deque[CaptionItem] = deque()
+        self.given_up = self._scarce = False
         self.why = ""
         self._slots = self._in_use = self._captions = self._tokens = 0
         self.child = self._start()
 
     def _start(self) -> ChildProcess:
-        env = {} if self._plan.visible is None else {"CUDA_VISIBLE_DEVICES": self._plan.visible}
-        return ChildProcess("etl.captioning.gpu_worker:main", self._config, name="captioning worker", env=env)
+        return ChildProcess(
+            "etl.captioning.gpu_worker:main", self._config, name="captioning worker", env=self._plan.environment()
+        )  # fmt: skip
 
     def wait_until_ready(self) -> Recipe:
         """Return the recipe once the model is loaded.  Raises `ModelError`."""
@@ -142,8 +147,8 @@ class _Worker:
             except ChildEndedError as error:
                 how = self.child.how_it_ended()
                 raise ModelError(f"a captioning worker ended while it loaded the model: {how}") from error
-            if "error" in message:
-                raise ModelError(message["error"])
+            if why := message.get("error") or message.get("scarce"):
+                raise ModelError(why)
             if "ready" in message:
                 self._is_ready = True
                 return Recipe.from_json(message["ready"])
@@ -170,6 +175,7 @@ class _Worker:
 
     def abandon(self) -> None:
         """Want nothing any more of what is in hand."""
+        self.spared.clear()
         if self.in_hand:
             self.in_hand.clear()
             self._send({"abandon": True})
@@ -213,6 +219,8 @@ class _Worker:
                 logging.getLogger(name).log(level, "%s", text)
             case {"error": text}:
                 self.why = text
+            case {"scarce": text}:
+                self.why, self._scarce = text, True
 
     def _replace(self) -> Iterator[Outcome]:
         """Start another process in place of one that is gone, and give back what that one had in hand."""
@@ -223,6 +231,12 @@ class _Worker:
         self._is_ready = False
         self._fruitless += 1
         lost, self.in_hand = list(self.in_hand.values()), {}
+        scarce, self._scarce = self._scarce, False
+        if scarce:
+            fewer = max(1, self._slots // 2)
+            self._config["settings"] |= {"slots": fewer, "batch_size": fewer}
+            self.spared.extend(item for item, _ in lost)
+            lost = []
         if self._fruitless < FRUITLESS:
             try:
                 self.child = self._start()

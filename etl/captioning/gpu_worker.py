@@ -4,7 +4,8 @@ A process of its own, because a GPU that has failed can only be used again by a 
 process wait for each other, and because two models in one process would.
 
 Messages are JSON objects of one key.  From the parent: ``item``, ``abandon``.  To it: ``ready`` (the recipe),
-``result``, ``failure``, ``busy`` (slots and those in use), ``log`` and ``error``, after which this process ends.
+``result``, ``failure``, ``busy`` (slots and those in use), ``log`` and ``error`` or, where the memory was too short,
+``scarce``, after which this process ends.
 """
 
 import dataclasses
@@ -92,11 +93,17 @@ def main(config: Mapping[str, Any], parent: Parent) -> None:
     try:
         _work(config, link)
     except EtlError as error:
-        link.tell("error", str(error))
+        link.tell(_kind(error), str(error))
     except Exception as error:
         # The parent starts another worker; what happened is told where the user looks.
         logging.getLogger(__name__).exception("unexpected error in captioning worker %d", config["number"])
-        link.tell("error", f"unexpected error: {type(error).__name__}: {error}")
+        link.tell(_kind(error), f"unexpected error: {type(error).__name__}: {error}")
+
+
+def _kind(error: Exception) -> str:
+    from etl.captioning.faults import is_out_of_memory
+
+    return "scarce" if is_out_of_memory(error) else "error"
 
 
 def _work(config: Mapping[str, Any], link: _Link) -> None:

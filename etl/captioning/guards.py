@@ -1,11 +1,14 @@
 """What keeps a generation honest: finite logits, a signal that ends it between two tokens, no weight of padding."""
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
+
+from etl.captioning import cuda
 
 HALF = (torch.float16, torch.bfloat16)
 """The types that may overflow, or underflow to NaN, where float32 would not."""
@@ -52,14 +55,62 @@ def without_padding(ids: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
     return torch.where(attention.bool(), ids, ids[:, -1:])
 
 
+Precision = Callable[[torch.nn.Module], contextlib.AbstractContextManager[object]]
+"""Lets a half-precision model compute for a while in a type that does not overflow; its weights come back unchanged."""
+
+
 @contextlib.contextmanager
 def single_precision(model: torch.nn.Module) -> Iterator[None]:
-    """Hold the half-precision weights as float32 for a while; widening and narrowing again loses nothing."""
-    halves = [(tensor, tensor.dtype) for tensor in (*model.parameters(), *model.buffers()) if tensor.dtype in HALF]
+    """Compute in float32, with widened weights beside the model's own."""
+    with _widened(_halves(model)):
+        yield
+
+
+@contextlib.contextmanager
+def wide_range(model: torch.nn.Module) -> Iterator[None]:
+    """Compute products in bfloat16, which has float32's range, and all else in float32.
+
+    It takes the memory of one weight more: large weights stay as they are, and are cast when they are used.
+    """
+    kinds = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv2d, torch.nn.Conv3d)
+    large = {id(module.weight) for module in model.modules() if isinstance(module, kinds)}
+    # What all layers add to comes from the embedding: left as it is, it would overflow as before.
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    hook = embedding.register_forward_hook(lambda _, __, out: out.float())
     try:
-        for tensor, _ in halves:
-            tensor.data = tensor.data.float()
+        with (
+            _widened([tensor for tensor in _halves(model) if id(tensor) not in large]),
+            torch.autocast(embedding.weight.device.type, torch.bfloat16),
+        ):
+            yield
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def _widened(tensors: list[torch.Tensor]) -> Iterator[None]:
+    before = [(tensor, tensor.data) for tensor in tensors]
+    try:
+        for tensor, data in before:
+            tensor.data = data.float()
         yield
     finally:
-        for tensor, dtype in halves:
-            tensor.data = tensor.data.to(dtype)
+        for tensor, data in before:
+            tensor.data = data
+
+
+def wider_precisions(model: torch.nn.Module) -> list[Precision]:
+    """Return what a half-precision model may compute in instead, the better first; none where it is single already."""
+    halves = _halves(model)
+    if not halves:
+        return []
+    wanted: dict[torch.device, int] = defaultdict(int)
+    for tensor in halves:
+        wanted[tensor.device] += 4 * tensor.numel()
+    # With as much again for what is computed; on the host, memory is the system's affair.
+    fits = all(not cuda.serves(device) or 2 * most < cuda.memory(device)[0] for device, most in wanted.items())
+    return [single_precision, wide_range] if fits else [wide_range]
+
+
+def _halves(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.dtype in HALF]

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -17,6 +16,7 @@ from transformers import GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from etl.captioning.checkpoint import find_checkpoint, one_line
+from etl.captioning.device import choose_device, choose_dtype
 from etl.captioning.model_files import MAX_TEMPLATE
 from etl.captioning.recipe import Recipe, text_sha256
 from etl.captioning.vetting import vet
@@ -115,13 +115,13 @@ def load(settings: Settings, *, spread: bool = False) -> LoadedModel:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     disable_progress_bars()
-    device = _device(settings.device)
-    dtype = _dtype(settings.dtype, device)
+    device = choose_device(settings.device, settings.model)
     checkpoint = find_checkpoint(settings.model, settings.revision)
     name, folder = checkpoint.name, checkpoint.folder
     vet(checkpoint)
-    config = _config(name, folder)
+    config = read_config(name, folder)
     checkpoint.with_weights()
+    dtype = choose_dtype(settings.dtype, device, folder)
     revision = checkpoint.revision()
     processor = _processor(name, folder, config, pad_to_square=settings.pad_to_square)
     model = _model(name, folder, device, dtype, _device_map(settings) if spread else {})
@@ -140,30 +140,8 @@ def load(settings: Settings, *, spread: bool = False) -> LoadedModel:
     return loaded
 
 
-def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
-        raise ModelError(f"device {wanted!r} is unknown; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            built = "this PyTorch was built without CUDA" if torch.version.cuda is None else "no usable GPU was found"
-            raise ModelError(f"device {wanted!r} was asked for, but {built}; use --device cpu or install a CUDA build")
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise ModelError(f"device {wanted!r} was asked for, but there are {torch.cuda.device_count()} GPUs")
-    return device
-
-
-def _dtype(wanted: str, device: torch.device) -> torch.dtype:
-    if wanted == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    dtype: torch.dtype = getattr(torch, wanted)
-    return dtype
-
-
-def _config(name: str, folder: Path) -> Any:
+def read_config(name: str, folder: Path) -> Any:
+    """Return the configuration of a checkpoint of this name, vetted before.  Raises `ModelError`."""
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind = raw.get("model_type")
@@ -244,9 +222,6 @@ def _device_map(settings: Settings) -> dict[str, Any]:
 
 
 def _model(name: str, folder: Path, device: torch.device, dtype: torch.dtype, placement: Mapping[str, Any]) -> Any:
-    if device.type == "cuda":
-        # Batches of changing shape fragment the GPU's memory otherwise; read when CUDA is initialised.
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     try:
         model, found = transformers.AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,

@@ -86,22 +86,22 @@ def _limit(name: str) -> int | None:
     return _MAX_OTHER if name.endswith((".json", ".txt")) else None
 
 
-def tensor_sizes(path: Path) -> Iterator[int]:
-    """Yield the number of values of each tensor in a safetensors file, after seeing that it holds them all.
+def tensors(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield the format's name for the type, and the number of values, of each tensor in a safetensors file.
 
-    Read from its header: 8 bytes of length, little-endian, and JSON (the format's own documentation).  Raises
-    `ModelError` for one that is corrupt or cut short.
+    First is seen that it holds them all.  Read from its header: 8 bytes of length, little-endian, and JSON (the
+    format's own documentation).  Raises `ModelError` for one that is corrupt or cut short.
     """
     try:
         header, size = _header(path)
-        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-        if size != max((_natural(entry["data_offsets"][1]) for entry in tensors), default=0):
+        entries = [entry for name, entry in header.items() if name != "__metadata__"]
+        if size != max((_natural(entry["data_offsets"][1]) for entry in entries), default=0):
             raise ValueError("it does not end where its tensors do")
-        for entry in tensors:
+        for entry in entries:
             shape = entry["shape"]
             if len(shape) > _MAX_DIMENSIONS:
                 raise ValueError("a tensor has too many dimensions")
-            yield math.prod(map(_natural, shape))
+            yield str(entry["dtype"]), math.prod(map(_natural, shape))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         why = str(error) if type(error) is ValueError else "its header cannot be read"
         raise ModelError(f"the weights {clean(path.name, 100)} are corrupt: {why}; fetch them again") from error

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from etl.captioning.cuda import is_past, mark, seconds_between
+from etl.captioning import cuda
 
 PHASES = ("feed", "vision", "prefill", "decode")
 """Waiting for pictures; the vision tower; the prompt's first pass; the tokens after the first."""
@@ -24,13 +24,16 @@ class PhaseClock:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+        self._on_gpu = cuda.serves(device)
         self._seconds: dict[str, float] = defaultdict(float)
-        self._open: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._open: list[tuple[str, cuda.Event, cuda.Event]] = []
 
     @contextlib.contextmanager
     def __call__(self, phase: str, *, host: bool = False) -> Iterator[None]:
-        """Time a block on the current stream, or on the ``host`` where the GPU has no part in it."""
+        """Time a block on the current stream, or on the ``host`` where the GPU has no part in it.
+
+        A block that fails on the GPU is not counted: what is asked of CUDA after an error would hide it.
+        """
         if host or not self._on_gpu:
             begun = time.perf_counter()
             try:
@@ -38,20 +41,18 @@ class PhaseClock:
             finally:
                 self._seconds[phase] += time.perf_counter() - begun
             return
-        begin = mark(timed=True)
-        try:
-            yield
-        finally:
-            self._open.append((phase, begin, mark(timed=True)))
-            if len(self._open) >= MOST_OPEN:
-                self.seconds()
+        begin = cuda.mark(timed=True)
+        yield
+        self._open.append((phase, begin, cuda.mark(timed=True)))
+        if len(self._open) >= MOST_OPEN:
+            self.seconds()
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of what has ended by now."""
         still = []
         for phase, begin, end in self._open:
-            if is_past(end):
-                self._seconds[phase] += seconds_between(begin, end)
+            if cuda.is_past(end):
+                self._seconds[phase] += cuda.seconds_between(begin, end)
             else:
                 still.append((phase, begin, end))
         self._open = still

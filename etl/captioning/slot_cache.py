@@ -4,13 +4,14 @@ transformers' own static cache has one write position for the whole batch; here 
 holds a caption of its own age.
 """
 
-import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from etl.captioning.kernel_check import Kernel
 
 ATTENTION = "etl_slots"
 """Name under which transformers finds `slot_attention`.  It makes no mask for attentions that it does not know."""
@@ -104,36 +105,27 @@ def slot_attention(
     scaling: float | None = None,
     dropout: float = 0.0,  # noqa: ARG001 -- transformers' signature
     slot_lengths: torch.Tensor | None = None,
+    slot_kernel: Kernel | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend, for transformers' attention interface; all tensors are [rows, heads, tokens, dim].
 
-    With ``slot_lengths``, [slots] int32, it is a decoding step; else a prefill, causal, where no query sees the
-    padding on its right.
+    With ``slot_lengths``, [slots] int32, it is a decoding step, by ``slot_kernel`` where that is given; else a prefill,
+    causal, where no query sees the padding on its right.
     """
     grouped = query.shape[1] != key.shape[1]
     if slot_lengths is None:
         out = F.scaled_dot_product_attention(query, key, value, scale=scaling, is_causal=True, enable_gqa=grouped)
         return out.transpose(1, 2).contiguous(), None
-    if query.is_cuda and (kernel := _kernel(query.shape[-1])) is not None:
+    if slot_kernel is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out = kernel(query[:, :, 0], key.transpose(1, 2), value.transpose(1, 2), slot_lengths, scale)
+        out = slot_kernel(query[:, :, 0], key.transpose(1, 2), value.transpose(1, 2), slot_lengths, scale)
         return out[:, None], None
     valid = torch.arange(key.shape[2], device=key.device)[None, :] < slot_lengths[:, None]
     out = F.scaled_dot_product_attention(
         query, key, value, attn_mask=valid[:, None, None], scale=scaling, enable_gqa=grouped
     )
     return out.transpose(1, 2).contiguous(), None
-
-
-@functools.cache
-def _kernel(head_dim: int) -> Any:
-    """Return the Triton kernel, or ``None`` where Triton is missing or the heads do not fit it."""
-    try:
-        from etl.captioning.decode_kernel import decode_attention, fits
-    except ImportError:
-        return None
-    return decode_attention if fits(head_dim) else None
 
 
 AttentionInterface.register(ATTENTION, slot_attention)

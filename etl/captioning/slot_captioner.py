@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
+from etl.captioning import cuda
+from etl.captioning.candidates import Candidates
 from etl.captioning.capacity import PREFILL, build_shape
 from etl.captioning.captioner import never
 from etl.captioning.checkpoint import one_line
-from etl.captioning.cuda import free_memory
 from etl.captioning.detokenize import Detokenizer
 from etl.captioning.engine import Finished, SlotEngine
-from etl.captioning.faults import BATCH_FAULTS, failure, gpu_failed, is_out_of_memory
+from etl.captioning.faults import BATCH_FAULTS, failure, short_of_memory
 from etl.captioning.generate import GenerateCaptioner
 from etl.captioning.intake import Intake
 from etl.captioning.loading import LoadedModel
@@ -58,6 +59,7 @@ class SlotCaptioner:
         *,
         longest_edge: int | None = None,
         limit_of: Callable[[CaptionItem], int] | None = None,
+        candidates: Candidates = Candidates(),  # noqa: B008 -- frozen
     ) -> None:
         """``locate`` maps a working copy's hash to its file; ``longest_edge`` is the recipe's, if not the settings'.
 
@@ -69,6 +71,7 @@ class SlotCaptioner:
         self.engine: SlotEngine | None = None
         self._loaded = loaded
         self._settings = settings
+        self._candidates = candidates
         self._locate = locate
         self._recipe = loaded.recipe(settings, engine=ENGINE, longest_edge=longest_edge)
         longest = settings.max_new_tokens
@@ -110,7 +113,7 @@ class SlotCaptioner:
         self._end_engine()
         self._intake.close()
         self._loaded = None  # type: ignore[assignment]  # unusable from here on
-        free_memory()
+        cuda.free_memory()
 
     def caption(
         self, items: Iterable[CaptionItem | None], *, should_stop: Callable[[], bool] = never
@@ -133,10 +136,19 @@ class SlotCaptioner:
                 yield from self._recompute(should_stop)
         finally:
             # After a stop, an error, or by a caller who wants no more: what is unfinished is forgotten.
-            if self.engine is not None and self.engine.in_use:
-                self.engine.abandon()
+            self._abandon()
             self._overflowed.clear()
             intake.abandon()
+
+    def _abandon(self) -> None:
+        if self.engine is None or not self.engine.in_use:
+            return
+        try:
+            self.engine.abandon()
+        except BATCH_FAULTS as error:
+            # It must not hide the error that has led here; without one, the next engine meets what is wrong.
+            log.debug("the slots could not be emptied: %s", one_line(error))
+            self._end_engine()
 
     @property
     def _in_use(self) -> int:
@@ -154,14 +166,12 @@ class SlotCaptioner:
             return
         try:
             finished = self.engine.step()
-        except torch.AcceleratorError as error:
-            raise gpu_failed(error) from error
         except BATCH_FAULTS as error:
-            if not is_out_of_memory(error):
+            if not short_of_memory(error, self._loaded.device):
                 raise ModelError(f"the model failed while writing captions: {one_line(error)}") from error
-            finished = None
+            finished, message = None, one_line(error)
         if finished is None:
-            self._have_fewer_slots()
+            self._have_fewer_slots(message)
             return
         for each in finished:
             if (result := self._result(each)) is not None:
@@ -174,9 +184,12 @@ class SlotCaptioner:
         engine = self.engine
         if engine is None or not engine.free:
             return
-        group = [request for request in self._intake.ready if engine.shape.holds(request)][
-            : min(self._prefill, engine.free)
-        ]
+        fitting = [request for request in self._intake.ready if engine.shape.holds(request)]
+        if self._candidates.by_length and fitting:
+            # The oldest goes in any case.
+            oldest = len(fitting[0].ids)
+            fitting.sort(key=lambda request: abs(len(request.ids) - oldest))
+        group = fitting[: min(self._prefill, engine.free)]
         if not group:
             return
         for request in group:
@@ -192,21 +205,19 @@ class SlotCaptioner:
         """Prefill a group; return why it failed and whether memory was short, in words that hold no tensors."""
         try:
             engine.admit(group)
-        except torch.AcceleratorError as error:
-            raise gpu_failed(error) from error
         except BATCH_FAULTS as error:
-            return one_line(error), is_out_of_memory(error)
+            return one_line(error), short_of_memory(error, self._loaded.device)
         return None
 
     def _after_fault(self, group: list[Request], message: str, out_of_memory: bool) -> Iterator[Outcome]:
         """Try a failed group again in smaller ones; a single request that fails alone is a failure."""
         if out_of_memory:
-            free_memory()
+            cuda.free_memory()
             if self._prefill > 1 and len(group) > 1:
                 self._prefill = (len(group) + 1) // 2
                 log.warning("out of memory with %d pictures; going on with %d at a time", len(group), self._prefill)
             elif self.engine is not None and self.engine.shape.slots > 1:
-                self._have_fewer_slots()
+                self._have_fewer_slots(message)
             else:
                 yield failure(group.pop().item, GenerationError(message), now_ms())
             self._intake.ready.extendleft(reversed(group))
@@ -216,12 +227,14 @@ class SlotCaptioner:
             if alone is not None:
                 yield failure(request.item, GenerationError(alone[0]), now_ms())
 
-    def _have_fewer_slots(self) -> None:
+    def _have_fewer_slots(self, message: str) -> None:
         """Halve the slots; what is in them begins anew, before everything else."""
         assert self.engine is not None
         slots, unfinished = self.engine.shape.slots, self.engine.unfinished()
         if slots == 1:
-            raise ModelError("the GPU has no memory left for a single caption; lower --max-new-tokens")
+            raise ModelError(
+                f"the GPU has no memory left for a single caption; lower --max-new-tokens (what it said: {message})"
+            )
         self._most_slots = slots // 2
         self._end_engine()
         self._intake.ready.extendleft(reversed(unfinished))
@@ -230,21 +243,23 @@ class SlotCaptioner:
     def _make_engine(self) -> None:
         """Make an engine in which everything that is ready fits; the old one must be empty."""
         self._end_engine()
-        free_memory()
+        cuda.free_memory()
         longest = max(request.positions for request in self._intake.ready)
         penalised = any(request.penalty != 1.0 for request in self._intake.ready)
-        shape = build_shape(
-            self._loaded, self._settings, longest, penalised=penalised, most_slots=self._most_slots
-        )  # fmt: skip
+        shape = None
         try:
-            self.engine = SlotEngine(self._loaded, self._normalise, shape, self._clock)
+            shape = build_shape(
+                self._loaded, self._settings, longest, penalised=penalised, most_slots=self._most_slots,
+                tight=self._candidates.tight_rows,
+            )  # fmt: skip
+            self.engine = SlotEngine(
+                self._loaded, self._normalise, shape, self._clock, candidates=self._candidates
+            )  # fmt: skip
             self._slots = shape.slots
             return
-        except torch.AcceleratorError as error:
-            raise gpu_failed(error) from error
         except BATCH_FAULTS as error:
-            message, out_of_memory = one_line(error), is_out_of_memory(error)
-        if not out_of_memory or shape.slots == 1:
+            message, short = one_line(error), short_of_memory(error, self._loaded.device)
+        if not short or shape is None or shape.slots == 1:
             raise ModelError(f"the slot engine cannot be set up: {message}")
         self._most_slots = shape.slots // 2
         log.warning("out of memory with %d slots; going on with %d", shape.slots, self._most_slots)
@@ -253,7 +268,7 @@ class SlotCaptioner:
         if self.engine is not None:
             self.engine.close()
             self.engine = None
-            free_memory()
+            cuda.free_memory()
 
     def _result(self, finished: Finished) -> CaptionResult | None:
         """Return the caption, or ``None`` when its logits overflowed and it must be written in float32."""
@@ -279,6 +294,6 @@ class SlotCaptioner:
 
 def _feeders(settings: Settings, device: torch.device) -> int:
     """Return how many processes open pictures: two give 100 a second; beside a model on the CPU a thread will do."""
-    if settings.feeders or device.type != "cuda":
+    if settings.feeders or not cuda.serves(device):
         return settings.feeders
     return min(2, max(1, (os.cpu_count() or 1) // 2))

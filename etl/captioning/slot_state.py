@@ -1,11 +1,15 @@
-"""What each slot of the engine holds, on the device: a decoding step never waits for the host."""
+"""What each slot of the engine holds, on the device: a decoding step never waits for the host.
+
+Nothing here assigns a Python number to places that a tensor names (``x[slots] = True``): PyTorch would bring it to the
+device as a tensor and wait for that, which also breaks the recording of a step.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from etl.captioning.cuda import to_device
+from etl.captioning import cuda
 from etl.models import CaptionItem
 
 
@@ -71,7 +75,6 @@ class SlotState:
     def __init__(self, shape: Shape, eos: Sequence[int], words: int, device: torch.device) -> None:
         """``words`` is the size of the vocabulary, ``eos`` the tokens that end a caption."""
         self._device = device
-        self._limit_of_all = shape.limit
         self.live = self._column(shape, torch.bool)
         self.count = self._column(shape, torch.long)
         self.overflowed = self._column(shape, torch.bool)
@@ -84,6 +87,8 @@ class SlotState:
         # One position more than any request needs: free slots write there while the others go on.
         self._spare = self._column(shape, torch.long, shape.positions)
         self._one = self._column(shape, torch.long, 1)
+        self._behind = self._column(shape, torch.long, shape.limit)
+        self._yes = torch.ones(1, dtype=torch.bool, device=device)
         self._used: torch.Tensor | None = None
         if shape.penalised:
             self._used = torch.zeros(shape.slots, words, dtype=torch.bool, device=device)
@@ -91,21 +96,26 @@ class SlotState:
     def _column(self, shape: Shape, dtype: torch.dtype, value: float = 0) -> torch.Tensor:
         return torch.full((shape.slots,), value, dtype=dtype, device=self._device)
 
+    @property
+    def outcomes(self) -> tuple[torch.Tensor, ...]:
+        """What the host looks at between steps: live, count, overflowed, written."""
+        return self.live, self.count, self.overflowed, self.written
+
     def enter(self, slots: torch.Tensor, requests: Sequence[Request], ids: torch.Tensor, lengths: torch.Tensor) -> None:
         """Begin new captions in free slots; their first words follow with `emit`.
 
         ``ids``, [rows, tokens], are the prompts, padded with tokens of their own; ``lengths``, [rows], without padding.
         """
         self._length[slots] = lengths
-        self._limit[slots] = to_device(torch.tensor([request.limit for request in requests]), self._device)
-        self.count[slots] = 0
-        self.overflowed[slots] = False
-        self.live[slots] = True
+        self._limit[slots] = cuda.to_device(torch.tensor([request.limit for request in requests]), self._device)
+        self.count.index_fill_(0, slots, 0)
+        self.overflowed.index_fill_(0, slots, False)
+        self.live.index_fill_(0, slots, True)
         if self._used is not None:
             penalties = torch.tensor([request.penalty for request in requests], dtype=torch.float32)
-            self._penalty[slots] = to_device(penalties, self._device)
-            self._used[slots] = False
-            self._used[slots[:, None], ids] = True
+            self._penalty[slots] = cuda.to_device(penalties, self._device)
+            self._used.index_fill_(0, slots, False)
+            self._used[slots[:, None], ids] = self._yes
 
     def next_position(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return where each slot writes its next keys and values, and how many positions it then has, int32.
@@ -128,9 +138,9 @@ class SlotState:
             scores = penalise(scores, self._used[slots], self._penalty[slots])
         token = scores.argmax(-1)
         if self._used is not None:
-            self._used[slots, token] = True
+            self._used[slots, token] = self._yes
         count = self.count[slots]
-        self.written[slots, torch.where(live, count, self._limit_of_all)] = token
+        self.written[slots, torch.where(live, count, self._behind[slots])] = token
         count = count + live
         self.count[slots] = count
         self.token[slots] = token

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
-from etl.captioning.engine import SlotEngine
+from etl.captioning.engine import Finished, SlotEngine
 from etl.captioning.loading import LoadedModel
 from etl.captioning.normalise import Normaliser
 from etl.captioning.phases import PhaseClock
@@ -24,8 +24,11 @@ TRIAL_PROMPTS = ("Describe the picture.", "What is shown here, and where might i
 
 TOLERANCE = 1e-3
 TOLERANCE_EPS = 16
-"""Words count as equally likely when their logits differ by less than this share of the larger one, or by less than so
-many roundings of it.  A model that is driven wrongly is off by far more."""
+"""Words count as equally likely when their logits differ by less than this share of the larger one, by less than so
+many roundings of it, or by what the model's own batches change.  A model that is driven wrongly is off by far more."""
+
+_NOISE = 4
+"""Both of two words may be off by what a batch changes, and by twice that in a third way to add the same numbers up."""
 
 _FIXED_ROPES = (None, "default", "linear", "llama3", "yarn")
 """Rotary embeddings that do not depend on how long the longest sequence is, which would differ between slots."""
@@ -73,9 +76,8 @@ def differs(loaded: LoadedModel, max_aspect: float) -> str | None:
             finished += engine.step()
     finally:
         engine.close()
-    for each in finished:
-        pixels = normalise(each.request.pixels[None].to(loaded.device), loaded.dtype)
-        if (place := _first_difference(loaded, each.request, each.ids, pixels)) is not None:
+    for each, alone, noise in zip(finished, *_own_logits(loaded, finished, normalise), strict=True):
+        if (place := _first_difference(each.ids, alone, noise, loaded.dtype)) is not None:
             return f"token {place + 1} of a trial caption is not the model's own"
     return None
 
@@ -94,13 +96,34 @@ def _trial(loaded: LoadedModel, max_aspect: float) -> list[Request]:
 
 
 @torch.inference_mode()
-def _first_difference(loaded: LoadedModel, request: Request, ids: list[int], pixels: torch.Tensor) -> int | None:
-    """Return the index of the first token that the model would not have chosen; ties by rounding do not count."""
-    sequence = torch.tensor([[*request.ids, *ids]], device=loaded.device)
-    logits = loaded.model(input_ids=sequence, pixel_values=pixels).logits[0, len(request.ids) - 1 : -1].float()
-    best = logits.max(-1).values
-    chosen = logits.gather(-1, torch.tensor(ids, device=loaded.device)[:, None])[:, 0]
-    tolerance = max(TOLERANCE, TOLERANCE_EPS * torch.finfo(loaded.dtype).eps) * best.abs().clamp(min=1.0)
+def _own_logits(
+    loaded: LoadedModel, finished: list[Finished], normalise: Normaliser
+) -> tuple[list[torch.Tensor], list[float]]:
+    """Return the model's own logits for the tokens of each caption, and how far they are off in a batch of all."""
+    device = loaded.device
+    rows = [torch.tensor([*each.request.ids, *each.ids], device=device) for each in finished]
+    pixels = normalise(torch.stack([each.request.pixels for each in finished]).to(device), loaded.dtype)
+    # Padded on the right: no causal row sees it.
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=loaded.pad)
+    together = loaded.model(input_ids=padded, pixel_values=pixels).logits
+    found: tuple[list[torch.Tensor], list[float]] = ([], [])
+    for number, (each, row) in enumerate(zip(finished, rows, strict=True)):
+        own = slice(len(each.request.ids) - 1, len(row) - 1)
+        alone = loaded.model(input_ids=row[None], pixel_values=pixels[number : number + 1]).logits[0, own].float()
+        found[0].append(alone)
+        found[1].append(float((alone - together[number, own].float()).abs().max()))
+    return found
+
+
+def _first_difference(ids: list[int], alone: torch.Tensor, noise: float, dtype: torch.dtype) -> int | None:
+    """Return the index of the first token that the model would not have chosen; ties by rounding do not count.
+
+    ``alone``, [tokens, words], are its own logits, ``noise`` what a batch of its own changed in them.
+    """
+    best = alone.max(-1).values
+    chosen = alone.gather(-1, torch.tensor(ids, device=alone.device)[:, None])[:, 0]
+    share = max(TOLERANCE, TOLERANCE_EPS * torch.finfo(dtype).eps)
+    tolerance = (share * best.abs().clamp(min=1.0)).clamp(min=_NOISE * noise)
     # Each token is judged after those that were really written, so one that rounding decided decides no other.
     wrong = ~(best - chosen <= tolerance)
     return int(wrong.nonzero()[0, 0]) if bool(wrong.any()) else None

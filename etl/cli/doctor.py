@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import resource
@@ -11,12 +12,18 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from etl.config import Settings
+from etl.errors import ChildEndedError, ModelError, StateError
+from etl.gpu import allocator_environment
 from etl.open_files import LEAST
+from etl.processes import ChildProcess
 from etl.redaction import redact_url
 from etl.state.file_systems import file_system_of, is_shared
+from etl.state.queries import Reader
+
+Verdict = Literal["ok", "note", "fail"]
 
 _PACKAGES = ("torch", "transformers", "pillow", "httpx", "sqlite-utils", "textual")
 
@@ -24,17 +31,21 @@ FIXED_SQLITE = (3, 51, 3)
 """First version without the WAL-reset fault, which takes two connections that write or checkpoint at once."""
 
 
+TRIED_S = 300.0
+"""Longest wait for the next finding of a GPU: a kernel that is compiled, a model's small files that are fetched."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One finding; ``verdict`` says whether work can go on."""
 
     name: str
-    verdict: Literal["ok", "note", "fail"]
+    verdict: Verdict
     detail: str
 
 
-def checks(settings: Settings) -> Iterator[Check]:
-    """Yield the findings, one by one as they are made."""
+def checks(settings: Settings, *, gpu: bool = False) -> Iterator[Check]:
+    """Yield the findings, one by one as they are made; with ``gpu`` also what is tried on each GPU."""
     good = (3, 11) <= sys.version_info[:2] <= (3, 13)
     yield Check("python", "ok" if good else "note", f"{platform.python_version()} on {platform.platform()}")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
@@ -43,7 +54,10 @@ def checks(settings: Settings) -> Iterator[Check]:
     yield _disk(settings)
     yield _files(settings)
     yield _proxy()
-    yield _device()
+    device = _device(settings)
+    yield device
+    if gpu and device.verdict != "fail":
+        yield from _tried(settings)
 
 
 def _sqlite() -> Check:
@@ -89,13 +103,68 @@ def _proxy() -> Check:
     return Check("proxy", "note", f"{shown}; the proxy resolves names, so private addresses are not refused")
 
 
-def _device() -> Check:
+def _device(settings: Settings) -> Check:
     import torch
 
-    if not torch.cuda.is_available():
-        return Check("gpu", "note", f"none that torch {torch.__version__} can use; captions are made on the CPU")
+    from etl.captioning.device import choose_device
+
+    try:
+        device = choose_device(settings.device, settings.model)
+    except ModelError as error:
+        # Where others caption, it is no hindrance.
+        return Check("gpu", "fail" if settings.backend == "local" else "note", str(error))
+    if device.type != "cuda":
+        asked = "" if settings.device == "auto" else f"--device {settings.device}; "
+        return Check("gpu", "note", f"{asked}torch {torch.__version__} uses none; captions are made on the CPU")
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     shown = "; ".join(f"{n}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for n, gpu in enumerate(gpus))
     if importlib.util.find_spec("triton") is None:
         return Check("gpu", "note", f"{shown}; without Triton, so decoding reads more memory than it needs to")
     return Check("gpu", "ok", shown)
+
+
+def _tried(settings: Settings) -> Iterator[Check]:
+    """Yield what is found on each of the GPUs that would caption; on the CPU only if that was asked for."""
+    from etl.captioning.gpus import chosen_gpus
+
+    gpus = chosen_gpus(settings)
+    if not gpus and settings.device in ("auto", "cuda"):
+        yield Check("gpu", "fail", "there is none to be tried; --device cpu tries what a CPU can run")
+        return
+    # Shared among the GPUs.
+    to_do = -(-_to_do(settings) // max(1, len(gpus)))
+    for number, gpu in enumerate(gpus):
+        environment = {"CUDA_VISIBLE_DEVICES": gpu.name, **allocator_environment(os.environ)}
+        for name, verdict, detail in _findings(settings.to_json() | {"device": "cuda"}, to_do, environment):
+            yield Check(f"gpu {number} {name}" if len(gpus) > 1 else name, verdict, detail)
+    if not gpus:
+        for name, verdict, detail in _findings(settings.to_json(), to_do, {}):
+            yield Check(name, verdict, detail)
+
+
+def _findings(
+    settings: dict[str, Any], to_do: int, environment: dict[str, str]
+) -> Iterator[tuple[str, Verdict, str]]:  # fmt: skip
+    """Yield what a process finds that is started as one that captions; a GPU that fails takes only that one along."""
+    config = {"settings": settings, "to_do": to_do}
+    child = ChildProcess("etl.captioning.gpu_report:main", config, name="trial", env=environment)
+    try:
+        while child.poll(TRIED_S):
+            finding = json.loads(child.recv())
+            if finding is None:
+                return
+            yield finding["name"], finding["verdict"], finding["detail"]
+        yield "gpu", "fail", f"nothing was heard of it for {TRIED_S:.0f} s"
+    except ChildEndedError:
+        yield "gpu", "fail", f"the process that tried it ended: {child.how_it_ended()}"
+    finally:
+        child.discard()
+
+
+def _to_do(settings: Settings) -> int:
+    """Return the records of the state at hand that still want a caption."""
+    try:
+        with Reader(settings.state) as reader:
+            return reader.progress().outcomes.get("pending", 0)
+    except StateError:
+        return 0

@@ -112,18 +112,24 @@ def register(app: typer.Typer) -> None:
                 f"{clean(str(summary.path))}",
             )
 
-    @command(app)
-    def doctor(context: Context) -> None:
+    @command(app, "model", "revision", "dtype", "device", "slots", "gpu_memory_fraction", "gpus", "max_new_tokens")
+    def doctor(
+        context: Context,
+        gpu: Annotated[
+            bool, typer.Option("--gpu", help="Try each GPU, and say how fast it is expected to be.")
+        ] = False,
+    ) -> None:
         """Say what this machine offers and what may go wrong on it."""
         from etl.cli.doctor import checks
 
-        found = list(checks(context.settings))
-        for check in found:
+        failed = False
+        for check in checks(context.settings, gpu=gpu):
+            failed |= check.verdict == "fail"
             if context.json:
                 render.answer(render.summary_json(check))
             else:
-                render.say(f"{check.verdict:<5} {check.name:<14} {clean(check.detail)}")
-        if any(check.verdict == "fail" for check in found):
+                render.say(f"{check.verdict:<5} {check.name:<16} {clean(check.detail)}")
+        if failed:
             raise typer.Exit(1)
 
     @command(app, "gpu_price")

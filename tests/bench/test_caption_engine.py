@@ -4,16 +4,21 @@ import dataclasses
 import itertools
 import json
 import statistics
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.caption_candidates import CANDIDATES, Absent, Candidate
 from benchmarks.caption_checks import compare
 from benchmarks.caption_engine import main, parse
 from benchmarks.caption_inputs import Workload, draw_lengths
+from benchmarks.caption_lease import LEASE_S, SLOTS, Lease
 from benchmarks.caption_rows import measure
-from benchmarks.caption_ways import WAYS, DrawnGenerate
+from benchmarks.caption_ways import WAYS, DrawnGenerate, Way
+from etl.captioning.candidates import NAMES, Candidates
 from etl.captioning.loading import load
 from etl.captioning.phases import PhaseClock
 from etl.config import Settings
@@ -46,6 +51,70 @@ def test_one_command_measures_rows_and_checks(tmp_path: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert "| slot engine | 4 |" in printed
     assert "4 of 4 equal to generate() one by one" in printed
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler of torch uses what torch has deprecated
+def test_a_lease_runs_everything_in_its_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Checks, rows and candidates leave figures or why there is none; the table has predictions beside them."""
+    file = tmp_path / "figures.json"
+    small = "--lease --tiny --seconds 0.1 --pictures 4 --max-new-tokens 8 --compare 4 --slots 4"
+    assert main([*small.split(), "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert list(figures["checks"]) == ["device", "kernel cases", "tokens", "tokens, penalised"]
+    assert {one["name"] for one in figures["checks"]["device"]["found"]} >= {"slots", "slots, penalised"}
+    assert figures["checks"]["tokens, penalised"]["slots"]["equal"] == 2
+    rows = {row["name"]: row for row in figures["rows"]}
+    assert list(rows) == ["one", "generate-32", "generate-128", *SLOTS]
+    assert {name: row["fault"] for name, row in rows.items() if row["fault"]} == {
+        "liger": "not measured: needs a GPU", "buckets": "not built", "graphs": "not built",
+    }  # fmt: skip
+    for name in ("compiled", "priorities", "tight", "by-length"):
+        both = rows["slots"]["words"].keys() & rows[name]["words"].keys()
+        assert both and all(rows["slots"]["words"][n] == rows[name]["words"][n] for n in both)
+    assert "| slot engine with liger-kernel's fused modules | not measured: needs a GPU | | | 44 | |" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_candidate_reaches_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the engine has built in is on in its row and in no other; each of them has its row."""
+    seen = []
+
+    def look(*_: Any, candidates: Candidates, **__: Any) -> Any:
+        seen.append(candidates)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr("benchmarks.caption_rows.SlotCaptioner", look)
+    loaded = load(SETTINGS)
+    workload = Workload(["0" * 64], ["Describe it."], [4], tmp_path.joinpath)
+    lease = object.__new__(Lease)
+    lease._arguments, lease._loaded, lease._settings, lease._workload = parse(["--tiny"]), loaded, SETTINGS, workload
+    measure(WAYS["slots"], loaded, SETTINGS, workload, 0.1)
+    for one in CANDIDATES:
+        if one.built_in:
+            lease._switched(one, Way(one.name, one.shown, 0))
+    assert seen == [Candidates(), *(Candidates.of([name]) for name in NAMES)]
+
+
+def test_what_cannot_be_tried_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A candidate that wants a GPU, is not built, or for which no time is left, is a row with its reason."""
+    loaded = load(SETTINGS)
+    for one in CANDIDATES:
+        if one.name == "liger":
+            assert one.switch is not None
+            with pytest.raises(Absent, match="needs a GPU"), one.switch(loaded):
+                pass
+    lease = object.__new__(Lease)
+    lease._arguments, lease._rows, lease.result = parse(["--tiny", "--lease"]), [], {}
+    monkeypatch.setattr(lease, "_note", lease._rows.append)
+    way = Way("graphs", "slot engine", 0)
+    assert lease._switched(Candidate("graphs", "x"), way).fault == "not built"
+    lease._began = time.monotonic() - LEASE_S
+    assert not lease._has_time(way)
+    assert lease._rows[0].fault == "not measured: no time was left"
+    lease._began = time.monotonic()
+    assert lease._has_time(way)
 
 
 @pytest.mark.parametrize("way", ["one", "generate-32", "slots"])

@@ -60,14 +60,14 @@ def tokens_one_by_one(
 
 
 class Remembering:
-    """A slot captioner that remembers the tokens of every caption, in the order in which they ended.
+    """A captioner that remembers the tokens of every caption, in the order in which they ended.
 
     Attributes:
         tokens: by item.
         captioner: the captioner.
     """
 
-    def __init__(self, captioner: SlotCaptioner) -> None:
+    def __init__(self, captioner: Any) -> None:
         self.captioner = captioner
         self.tokens: dict[int, list[int]] = {}
         result = captioner._detokenizer.result

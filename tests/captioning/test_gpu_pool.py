@@ -20,6 +20,7 @@ from etl.config import Settings
 from etl.errors import ModelError
 from etl.imaging.cache import ImageCache
 from etl.models import CaptionItem, CaptionResult, ItemFailure
+from etl.processes import ChildProcess
 
 SETTINGS = Settings(model="demo", device="cpu", dtype="float32", max_new_tokens=40, slots=4)
 TWO = (WorkerPlan("cpu"), WorkerPlan("cpu"))
@@ -143,3 +144,22 @@ def test_a_worker_that_dies_again_and_again_is_given_up(
         os.kill(pool._workers[1].child.pid, signal.SIGKILL)
         list(captions)
     assert "is given up" in caplog.records[-1].getMessage()
+
+
+@pytest.mark.soak
+def test_want_of_memory_is_held_against_no_picture(
+    cache: Path, scenes: Scenes, right: dict[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that ends for want of memory has a successor with half the slots; its items are captioned by that."""
+    monkeypatch.setattr(
+        "etl.captioning.gpu_pool.ChildProcess",
+        lambda _, *config, **options: ChildProcess("captioning.scarce_worker:main", *config, **options),
+    )
+    pool = GpuPool(dataclasses.replace(SETTINGS, slots=9), TWO[:1], cache, 1024)
+    try:
+        outcomes = list(pool.caption(scenes.items))
+        assert pool.samples()[0].slots == 2
+    finally:
+        pool.close()
+    assert {o.id: o.text for o in outcomes if isinstance(o, CaptionResult)} == right
+    assert len(outcomes) == len(right)

@@ -152,19 +152,6 @@ def test_names_that_cannot_be(settings: MakeSettings, model: str) -> None:
         load(settings(model=model))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_cuda_without_cuda(settings: MakeSettings) -> None:
-    """Asking for a GPU where there is none is said, instead of captioning on the CPU for weeks."""
-    with pytest.raises(ModelError, match="'cuda' was asked for"):
-        load(settings(device="cuda"))
-
-
-def test_unknown_device(settings: MakeSettings) -> None:
-    """A misspelt device is refused with what is accepted."""
-    with pytest.raises(ModelError, match="use auto, cpu, cuda"):
-        load(settings(device="gpu"))
-
-
 def test_old_snapshots(copy: Path, settings: MakeSettings, loaded: LoadedModel) -> None:
     """A snapshot from before processors knew patch sizes and chat templates encodes prompts as a new one."""
     images = json.loads((copy / "processor_config.json").read_text())["image_processor"]

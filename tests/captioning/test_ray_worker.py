@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import random
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -169,3 +170,9 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"caption-etl\[ray\]"):
         check(Settings(backend="ray", ray_address="auto"), "--backend ray")
+
+
+def test_an_actor_sets_the_allocator_before_torch_is_loaded() -> None:
+    """What Ray imports for an actor knows no torch: some builds of it read the variable when they are imported."""
+    program = "import sys, etl.captioning.ray.worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

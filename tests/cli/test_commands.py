@@ -1,6 +1,7 @@
 """What each command answers: help, JSON contracts, exit codes, and what goes to which stream."""
 
 import json
+import os
 import re
 import resource
 import sqlite3
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from support.made_state import MadeState
 
 from etl import __version__
+from etl.captioning.checkpoint import DEMO_CHECKPOINT
 from etl.cli.app import app
 from etl.cli.options import FETCH_SETTINGS
 from etl.config import Settings
@@ -201,12 +204,54 @@ def test_doctor_counts_the_files_that_may_be_open(monkeypatch: pytest.MonkeyPatc
     assert (found.verdict, found.detail) == ("note", "256 may be open, these settings may need 292: raise `ulimit -n`")
 
 
+@pytest.mark.soak
+def test_doctor_tries_what_a_cpu_can_run(etl: Etl) -> None:
+    """``doctor --gpu --device cpu`` tries the engine in a process of its own, and says what is to be expected."""
+    answer = etl("doctor", "--gpu", "--device", "cpu", "--model", "demo", "--json")
+    found = {one["name"]: one for one in map(json.loads, answer.out.splitlines())}
+    assert answer.code == 0
+    assert found["slots"]["verdict"] == found["slots, penalised"]["verdict"] == "ok"
+    assert {"kernel", "allocator", "attention", "memory", "speed"} <= found.keys()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_doctor_without_a_gpu_to_try(etl: Etl) -> None:
+    """``doctor --gpu`` exits 1 where there is no GPU, and names the way out."""
+    answer = etl("doctor", "--gpu")
+    assert answer.code == 1
+    assert "there is none to be tried; --device cpu tries what a CPU can run" in answer.out
+
+
 def test_doctor_fails_for_a_full_disk(etl: Etl, monkeypatch: pytest.MonkeyPatch) -> None:
     """``doctor`` exits 1 when something keeps work from going on."""
     monkeypatch.setenv("ETL_MIN_FREE", str(10**15))
     answer = etl("doctor")
     assert answer.code == 1
     assert re.search(r"^fail +disk", answer.out, re.MULTILINE)
+
+
+def test_a_gpu_that_cannot_be_used_ends_it(etl: Etl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``doctor`` exits 1, ``caption`` and ``run`` 2, with a line that names the cure; on the CPU it is no matter."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '0, GPU-0, NVIDIA H200, 580.65, Disabled'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("torch.version.cuda", None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "empty.jsonl").write_text('{"id": "1", "path": "none.jpg", "description_source": "synthetic"}\n')
+    why = "NVIDIA H200, driver 580.65, is there but PyTorch"
+    answer = etl("doctor")
+    assert answer.code == 1
+    assert re.search(rf"^fail +gpu +{why} .*whl/cu130`, or use --device cpu$", answer.out, re.MULTILINE)
+    assert etl("doctor", "--device", "cpu").code == 0
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("ETL_BACKEND", "openai")
+        assert etl("doctor").code == 0
+    local = ("--model", str(DEMO_CHECKPOINT))
+    assert etl("run", "--input", "empty.jsonl", "--output", "out.jsonl", *local).code == 2
+    told = etl("caption", *local)
+    assert (told.code, told.out) == (2, "")
+    assert why in told.err and "Traceback" not in told.err
 
 
 @pytest.mark.usefixtures("finished")

@@ -7,17 +7,18 @@ several threads at once; the model works in a thread of its own.
 import contextlib
 import dataclasses
 import functools
+import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etl import __version__
-from etl.captioning.faults import failure
 from etl.clock import now_ms
 from etl.cluster.directory import own_directory
 from etl.config import Settings
 from etl.errors import EtlError, WorkingCopyError
+from etl.gpu import allocator_environment
 from etl.imaging.cache import ImageCache
 from etl.models import CaptionItem, CaptionResult, ItemFailure
 
@@ -55,6 +56,8 @@ class RayWorker:
             name = self._cache.put_working(data)
             with self._changed:
                 if name != item.working_sha256:
+                    from etl.captioning.faults import failure
+
                     broken = WorkingCopyError(f"the working copy {item.working_sha256} was damaged on its way")
                     self._outcomes.append(failure(item, broken, now_ms()))
                     self._remove(name)
@@ -87,9 +90,12 @@ class RayWorker:
         try:
             if self._config["version"] != __version__:
                 raise EtlError(f"this node has caption-etl {__version__}, the driver {self._config['version']}")
+            settings = Settings.from_json(self._config["settings"])
+            if settings.device != "cpu":
+                # Before torch is loaded, so nothing above may import it.
+                os.environ.update(allocator_environment(os.environ))
             from etl.captioning.backends import open_local
 
-            settings = Settings.from_json(self._config["settings"])
             captioner = open_local(settings, self._cache.working_path, self._config["longest_edge"])
             self._sample(captioner.samples())
             with self._changed:

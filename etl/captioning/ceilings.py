@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.roofline import Ceilings
+from etl.captioning import cuda
+from etl.captioning.roofline import Ceilings
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
@@ -15,11 +16,13 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """
     on_gpu = device.type == "cuda"
     flops = _flops(8192 if on_gpu else 1024, device, dtype)
-    bandwidth = _bandwidth(4 * 2**30 if on_gpu else 64 * 2**20, device)
+    # Two of these must fit beside whatever is there.
+    size = min(4 * 2**30, cuda.memory(device)[0] // 8) if on_gpu else 64 * 2**20
+    bandwidth = _bandwidth(size, device)
     if not on_gpu:
         return Ceilings(flops, bandwidth, 0)
-    torch.cuda.empty_cache()
-    return Ceilings(flops, bandwidth, torch.cuda.get_device_properties(device).total_memory)
+    cuda.free_memory()
+    return Ceilings(flops, bandwidth, cuda.memory(device)[1])
 
 
 def _flops(edge: int, device: torch.device, dtype: torch.dtype) -> float:
@@ -44,10 +47,9 @@ def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 20
         for _ in range(repeats):
             work()
         return (time.perf_counter() - begun) / repeats
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
+    begin = cuda.mark(timed=True)
     for _ in range(repeats):
         work()
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1000 / repeats
+    end = cuda.mark(timed=True)
+    cuda.synchronize(device)
+    return cuda.seconds_between(begin, end) / repeats
