@@ -17,7 +17,7 @@ from etl.imaging.cache import ImageCache
 from etl.redaction import redact_url
 from etl.report.summary import summarise
 from etl.report.thumbnails import thumbnails
-from etl.stages.export import replaced
+from etl.stages.export_target import replaced
 from etl.state.queries import Reader
 from etl.state.report_rows import ReportRow, count_reported, report_rows
 from etl.state.titles import title_and_date
@@ -53,8 +53,8 @@ class ReportSummary:
 def write_report(reader: Reader, path: Path, options: ReportOptions) -> ReportSummary:
     """Write the page to a file, which appears whole or not at all.
 
-    Raises `ConfigError` for a directory, `DiskFullError` or `EtlError` when it cannot be written; an existing file is
-    then untouched.
+    Raises `ConfigError` for a directory, `TargetLockedError` while another command writes it, `DiskFullError` or
+    `EtlError` when it cannot be written; an existing file is then untouched.
     """
     # No snapshot: making pictures takes a minute, and beside a live run the write-ahead log would grow all the while.
     with replaced(str(path)) as stream:
