@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from etl.errors import DiskFullError, EtlError, StateError, StateMissingError, StateNewerError
 from etl.failpoints import failpoint
+from etl.state.recognise import check_file, check_tables
 
 if TYPE_CHECKING:
     from etl.state.sqlite import Database
@@ -67,14 +68,17 @@ class Connection:
     """
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
-        if not create and not path.exists():
+        if not create and not os.path.lexists(path):
             raise StateMissingError(f"there is no state database in {path.parent}; run `etl ingest` first")
         with translate_errors(path):
+            check_file(path)
             # Created by us, so that the database is private from its first byte.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
             raw = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
             try:
                 be_wary(raw)
+                # Before anything is written to what may not be ours.
+                check_tables(raw, path, create=create)
                 for pragma in _PRAGMAS:
                     raw.execute(pragma)
             except BaseException:
@@ -129,17 +133,25 @@ class Connection:
 def open_reader(state: Path) -> sqlite3.Connection:
     """Open a state database for reading only.
 
-    Raises `StateMissingError` when there is none.  Every read must be short and fetched whole: an open read
+    Raises `StateMissingError` when there is none, or nothing in it yet, and `StateError` for what is no database of
+    ours, or one that was lost.  Every read must be short and fetched whole: an open read
     transaction keeps the write-ahead log from being emptied.
     """
     path = state / DATABASE_NAME
-    if not path.exists():
+    if not os.path.lexists(path):
         raise StateMissingError(f"there is no state database in {state}; run `etl ingest` first")
     # Even a reader makes the log's index.  Where no file can be made, nobody can write either.
     finished = not os.access(state, os.W_OK) and not (state / f"{DATABASE_NAME}-wal").exists()
     uri = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if finished else ''}"
     with translate_errors(path):
-        return be_wary(sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10))
+        check_file(path)
+        raw = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
+        try:
+            check_tables(be_wary(raw), path, create=False)
+        except BaseException:
+            raw.close()
+            raise
+        return raw
 
 
 def check_version(connection: sqlite3.Connection) -> int:

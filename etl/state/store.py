@@ -64,7 +64,7 @@ class Store:
         `StateError`; nothing was changed then.
         """
         with ExitStack() as resources:
-            if not create and not (settings.state / DATABASE_NAME).exists():
+            if not create and not os.path.lexists(settings.state / DATABASE_NAME):
                 Connection(settings.state / DATABASE_NAME, create=False)
             resources.enter_context(StateLock(settings.state))
             connection = Connection(settings.state / DATABASE_NAME, create=create)

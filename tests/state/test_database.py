@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -54,11 +55,8 @@ def test_returning_is_committed(tmp_path: Path, connection: Connection) -> None:
         db.conn.execute("INSERT INTO t VALUES (2)")
     assert not connection.db.conn.in_transaction
     connection.close()
-    again = Connection(tmp_path / DATABASE_NAME)
-    try:
-        assert again.rows("SELECT n FROM t") == [(1,), (2,)]
-    finally:
-        again.close()
+    with closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as again:
+        assert again.execute("SELECT n FROM t").fetchall() == [(1,), (2,)]
 
 
 def test_transaction_takes_the_write_lock_before_it_reads(tmp_path: Path, connection: Connection) -> None:

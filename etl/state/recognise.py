@@ -1,0 +1,98 @@
+"""Is this file a state's database?  Asked before it is opened, and again before anything is read from it or written.
+
+A run that is killed at its very beginning leaves a database without tables, which the next one may fill.  The same
+beside pictures or a log is what is left of a state that was lost, and nobody may take it for a new one.
+"""
+
+import os
+import sqlite3
+import stat
+from pathlib import Path
+
+from etl.errors import StateError, StateMissingError
+
+_MAGIC = b"SQLite format 3\0"
+_HEADER = 100
+"""Bytes of the header of every SQLite database; the last of the fields used here begins at 68."""
+
+_TABLES = frozenset({"runs", "manifests", "records", "record_lines", "sources", "images", "captions", "counters"})
+"""Some of those that the first version already made, all in one transaction."""
+
+_OF_MIGRATIONS = "_sqlite_migrations"
+
+
+def check_file(path: Path) -> None:
+    """Raise `StateError` for what SQLite should not even open: no file, another program's, or one that was cut.
+
+    What is not there, and an empty file, may become a database.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(found.st_mode):
+        raise StateError(f"{path} is a link, which is never followed; put the file itself there")
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
+        raise StateError(f"{path} is {kind}, not a database; move it away, or give another directory with --state")
+    with path.open("rb") as file:
+        head = file.read(_HEADER)
+    if not head and _size(path.with_name(f"{path.name}-wal")):
+        raise _lost(path, "its write-ahead log is there")
+    if head and (len(head) < _HEADER or not head.startswith(_MAGIC)):
+        raise StateError(f"{path} is damaged, or no database at all; restore a copy of the state directory")
+    if head[68:72].strip(b"\0"):
+        raise _foreign(path)
+
+
+def check_tables(connection: sqlite3.Connection, path: Path, *, create: bool) -> None:
+    """Raise `StateError` for a database of something else, or for one without tables that is not to be filled.
+
+    Without ``create`` that is `StateMissingError`; beside what an earlier state left it is damage either way.
+    """
+    tables = _tables(connection)
+    if tables >= _TABLES:
+        return
+    if tables:
+        raise _foreign(path)
+    # Whoever looks on while a state is made may have come too early: its tables are there before its log.
+    if (traces := _traces(path.parent)) and not _tables(connection):
+        raise _lost(path, traces)
+    if not create:
+        raise StateMissingError(f"there is nothing in the state database {path} yet; run `etl ingest` first")
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
+    return {name for (name,) in rows if name != _OF_MIGRATIONS and not name.startswith("sqlite_")}
+
+
+def _traces(state: Path) -> str:
+    """Say what tells of an earlier life of the state; nothing where nothing does."""
+    if _size(state / "logs" / "etl.log"):
+        return "there is a log of its runs"
+    if any(files for _, _, files in os.walk(state / "images")):
+        return "there are pictures"
+    return ""
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file; 0 for what is none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+
+def _lost(path: Path, traces: str) -> StateError:
+    return StateError(
+        f"{path} is empty although {traces}: it was lost or cut; restore a copy of it, or begin anew in another "
+        "directory with --state"
+    )
+
+
+def _foreign(path: Path) -> StateError:
+    return StateError(
+        f"{path} is a database of something else, or damaged; give another directory with --state, or restore a copy"
+    )
