@@ -67,9 +67,11 @@ def register(app: typer.Typer) -> None:
         """Remove from the image cache what nothing needs; what is needed again is fetched again."""
         from etl.signals import watch_signals
         from etl.stages.gc import gc
+        from etl.state.reserve import lent
         from etl.state.store import Store
 
         with (
+            lent(context.settings.state),
             ends_when_interrupted(),
             watch_signals(interrupt=True),
             Store.open(context.settings, create=False) as store,

@@ -85,7 +85,7 @@ def export(reader: Reader, target: str, options: ExportOptions) -> tuple[ExportS
         selection = Selected.of(reader, options)
         counts: Counter[str] = Counter()
         with _target(target) as stream:
-            encoder(kind).write(stream, joined(reader, selection, counts))
+            encoder(kind, escape_formulae=options.escape_formulae).write(stream, joined(reader, selection, counts))
             check_counts(reader, selection, counts)
     path = target if target == STDOUT else str(Path(target).resolve())
     summary = summary_of(path, counts, size=stream.size, sha256=stream.sha256, format=selection.format_of(kind))

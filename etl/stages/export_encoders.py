@@ -52,11 +52,16 @@ class Encoder(Protocol):
         """Write all records to an open file."""
 
 
-def encoder(kind: str, picture: Callable[[Joined], Path] | None = None) -> Encoder:
-    """Return the encoder of a format; ``picture`` says where a record's picture lies, for formats that hold it."""
+def encoder(kind: str, picture: Callable[[Joined], Path] | None = None, *, escape_formulae: bool = True) -> Encoder:
+    """Return the encoder of a format.
+
+    ``picture`` says where a record's picture lies, for formats that hold it; ``escape_formulae`` is of CSV.
+    """
     if kind == "webdataset" and picture:
         return WebDataset(picture)
-    encoders: dict[str, Callable[[], Encoder]] = {"jsonl": JsonLines, "csv": Csv, "parquet": Parquet}
+    if kind == "csv":
+        return Csv(escape_formulae=escape_formulae)
+    encoders: dict[str, Callable[[], Encoder]] = {"jsonl": JsonLines, "parquet": Parquet}
     return encoders[kind]()
 
 
@@ -75,10 +80,32 @@ class JsonLines:
             previous = record.line
 
 
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+"""How a cell begins that a spreadsheet takes for a formula, in full width too, or that was one before its quote."""
+_NUMBER = re.compile(r"[+-](\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def unformulaic(cell: Any) -> Any:
+    """Return a text that a spreadsheet might run with a quote before it; numbers and all other values as they are.
+
+    One that begins so with quotes before it gets one more, so that taking one away gives what it was.
+    """
+    if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
+        return "'" + cell
+    return cell
+
+
 class Csv:
-    """A header and one row for each record (RFC 4180, UTF-8); what is not known is empty."""
+    """A header and one row for each record (RFC 4180, UTF-8); what is not known is empty.
+
+    Attributes:
+        escape_formulae: whether cells that begin as a formula does get a quote before them.
+    """
 
     suffix = ".csv"
+
+    def __init__(self, *, escape_formulae: bool = True) -> None:
+        self.escape_formulae = escape_formulae
 
     def write(self, stream: Sink, records: Iterator[Joined]) -> None:
         """Write header and rows."""
@@ -89,7 +116,7 @@ class Csv:
             row = columns(record)
             row["flags"] = ",".join(row["flags"])
             row[CAPTIONED_AT] = iso_utc(row[CAPTIONED_AT]) if row[CAPTIONED_AT] is not None else None
-            writer.writerow(row.values())
+            writer.writerow(map(unformulaic, row.values()) if self.escape_formulae else row.values())
             if text.tell() > _BUFFER:
                 _pour(text, stream)
         _pour(text, stream)

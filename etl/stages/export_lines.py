@@ -39,6 +39,7 @@ class ExportOptions:
         since: a run; leave out what was not captioned, or did not fail for good, after it began.
         format: one of `FORMATS`; empty for what the name of the target says.
         shard_size: records in each file of a directory of files; 0 for one file, or the usual size of such a format.
+        escape_formulae: let no cell of a CSV begin as a formula does.
     """
 
     recipe: str | None = None
@@ -47,6 +48,7 @@ class ExportOptions:
     since: str = ""
     format: str = ""
     shard_size: int = 0
+    escape_formulae: bool = True
 
 
 @dataclass(frozen=True, slots=True)

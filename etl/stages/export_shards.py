@@ -26,15 +26,7 @@ from etl.errors import ConfigError, DiskFullError, EtlError
 from etl.imaging.cache import ImageCache
 from etl.models import ExportSummary, RecordOutcome
 from etl.stages.export_encoders import Encoder, encoder, metadata_line, picture_bytes, safe_name
-from etl.stages.export_lines import (
-    DIRECTORY_FORMATS,
-    ExportOptions,
-    Joined,
-    Selected,
-    check_counts,
-    joined,
-    summary_of,
-)
+from etl.stages.export_lines import DIRECTORY_FORMATS, ExportOptions, Joined, Selected, check_counts, joined, summary_of
 from etl.stages.export_target import claimed, clear, is_part, replaced
 from etl.state.queries import Reader
 
@@ -112,7 +104,7 @@ class _Writer:
         self._cache = ImageCache.of_state(reader.state)
         self._encoder: Encoder | None = None
         if kind != "imagefolder":
-            self._encoder = encoder(kind, self._picture)
+            self._encoder = encoder(kind, self._picture, escape_formulae=selected.options.escape_formulae)
         self.shards: list[Shard] = []
         self.written = 0
         self._known: list[Shard] = []
@@ -240,6 +232,11 @@ class _Writer:
             yield record
 
     @property
+    def escapes(self) -> bool:
+        """Whether formulae are escaped, where there are any."""
+        return self._kind == "csv" and self._selected.options.escape_formulae
+
+    @property
     def size(self) -> int:
         """Records in a full shard."""
         return self._size
@@ -280,7 +277,8 @@ class _Records(Iterator[Joined]):
 
     def __init__(self, writer: _Writer, place: tuple[int, int, int]) -> None:
         self.rows, self.place, self.counts = 0, place, Counter[str]()
-        self._hash = hashlib.sha256()
+        # Written otherwise, a shard of the same records is another one.
+        self._hash = hashlib.sha256(b"escaped" if writer.escapes else b"")
         self._records = islice(writer.records(place, self.counts), writer.size)
 
     def __next__(self) -> Joined:

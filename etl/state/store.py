@@ -22,7 +22,7 @@ from etl.clock import now_ms
 from etl.config import Settings
 from etl.errors import Interrupted
 from etl.models import EngineSample, ExportSummary, FailureFilter, GpuSample, RecordState, RunState, Stage
-from etl.state import again, manifests, retry, schema, split, waits
+from etl.state import again, manifests, reserve, retry, schema, split, waits
 from etl.state import captions as caption_queue
 from etl.state.again import CaptionsAgain
 from etl.state.captions import CaptionQueue
@@ -226,6 +226,7 @@ class Store:
         """
         with RunLog(self.directory):
             run = self.begin_run(stages)
+            reserve.keep(self.directory)
             try:
                 yield run
             except BaseException as error:
