@@ -12,6 +12,9 @@ from datetime import UTC, datetime, timedelta
 # Unlike the monotonic clock it goes on while the machine sleeps, as the waits do.
 _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
+_FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999
+"""The beginning of the year 1 and the end of 9999."""
+
 _ahead: int | None = None
 """Unix time minus the steady clock while the clock is held, in milliseconds."""
 
@@ -45,7 +48,9 @@ def follow(by_ms: int) -> None:
 
 
 def iso_utc(milliseconds: int) -> str:
-    """Return ``2025-12-16T10:30:00.000Z`` for a Unix time in milliseconds."""
+    """Return ``2025-12-16T10:30:00.000Z`` for a Unix time in milliseconds; the nearest that there is for one beyond all
+    years, as a stranger's database may hold."""
+    milliseconds = min(max(milliseconds, _FIRST_MS), _LAST_MS)
     moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{milliseconds % 1000:03d}Z"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from etl.clock import iso_utc
-from etl.errors import ConfigError
+from etl.errors import ConfigError, StateError
 from etl.models import RecordOutcome
 from etl.stages.arrow import pyarrow
 from etl.stages.export_lines import CAPTION, CAPTIONED_AT, ERROR, SOURCE, Joined
@@ -145,7 +145,13 @@ class Parquet:
         sink = arrow.PythonFile(_Unclosed(stream), mode="w")
         with arrow.parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
             while rows := [columns(record) for record in islice(records, ROW_GROUP)]:
-                writer.write_table(arrow.Table.from_pylist(rows, schema))
+                try:
+                    table = arrow.Table.from_pylist(rows, schema)
+                except (arrow.ArrowException, OverflowError) as error:
+                    raise StateError(
+                        f"the state database is damaged: a stored value makes no sense ({error})"
+                    ) from error
+                writer.write_table(table)
 
 
 def columns(record: Joined) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Opening the state database, and the one way to write to it: `transaction`."""
 
 import errno
+import functools
 import os
 import sqlite3
 import threading
@@ -48,13 +49,19 @@ _PRAGMAS = (
     f"PRAGMA cache_size = -{CACHE_KIB}",
 )
 
+_text = functools.partial(str, encoding="utf-8", errors="replace")
+
 WARY = ("PRAGMA trusted_schema = OFF", "PRAGMA cell_size_check = ON")
 """For every connection: a state that was copied here may have been written by anybody.  Its views and triggers get no
 function that has an effect outside, and damaged pages are found before they are used."""
 
 
 def be_wary(connection: sqlite3.Connection) -> sqlite3.Connection:
-    """Return the connection, set up for a database that a stranger may have written."""
+    """Return the connection, set up for a database that a stranger may have written, or a disk has damaged.
+
+    What is no UTF-8 is read as U+FFFD: one text costs neither an export nor a run; `etl verify --deep` names it.
+    """
+    connection.text_factory = _text
     for pragma in WARY:
         connection.execute(pragma)
     return connection
@@ -213,7 +220,8 @@ def _full(path: Path) -> str:
 def _translated(error: sqlite3.OperationalError, path: Path) -> EtlError:
     message = str(error)
     # The log's index is the first thing that a full disk has no room for; SQLite then speaks of an I/O error.
-    if "disk is full" in message or error.sqlite_errorcode == sqlite3.SQLITE_IOERR_SHMSIZE:
+    # What Python itself finds wrong has no code.
+    if "disk is full" in message or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_SHMSIZE:
         return DiskFullError(_full(path))
     if "readonly" in message or "unable to open" in message:
         return StateError(f"{path} cannot be written ({message}); check the permissions of {path.parent}")

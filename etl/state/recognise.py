@@ -51,7 +51,7 @@ def check_tables(connection: sqlite3.Connection, path: Path, *, create: bool) ->
     Without ``create`` that is `StateMissingError`; beside what an earlier state left it is damage either way.
     """
     tables = _tables(connection)
-    if tables >= _TABLES:
+    if {name for name, strict in tables.items() if strict} >= _TABLES:
         return
     if tables:
         raise _foreign(path)
@@ -62,9 +62,10 @@ def check_tables(connection: sqlite3.Connection, path: Path, *, create: bool) ->
         raise StateMissingError(f"there is nothing in the state database {path} yet; run `etl ingest` first")
 
 
-def _tables(connection: sqlite3.Connection) -> set[str]:
-    rows = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
-    return {name for (name,) in rows if name != _OF_MIGRATIONS and not name.startswith("sqlite_")}
+def _tables(connection: sqlite3.Connection) -> dict[str, bool]:
+    """Return the tables and views, and which of them are STRICT: ours are, so a number in them is a number."""
+    rows = connection.execute("SELECT name, strict FROM pragma_table_list WHERE schema = 'main'").fetchall()
+    return {name: bool(strict) for name, strict in rows if name != _OF_MIGRATIONS and not name.startswith("sqlite_")}
 
 
 def _traces(state: Path) -> str:

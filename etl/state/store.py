@@ -315,4 +315,6 @@ def _command(number: int, name: str, text: str) -> Command:
 
 
 def _why(error: BaseException) -> str:
-    return f"stopped by {signal.Signals(error.number).name}" if isinstance(error, Interrupted) else str(error)[:500]
+    if isinstance(error, Interrupted):
+        return f"stopped by {signal.Signals(error.number).name}"
+    return str(error)[:500] or type(error).__name__

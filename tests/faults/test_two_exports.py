@@ -54,7 +54,12 @@ class Pair:
         """Start the command on both states, and stop none, one or both of them at a random moment."""
         with ExitStack() as stack:
             begun = time.monotonic()
-            runs = [stack.enter_context(program.start(*words)) for program in self.programs]
+            # Held for a moment, so that the two meet also where one of them is quick.
+            held = [f"export.before_rename=sleep:{rng.uniform(0, span_s / 2):.2f}" for _ in self.programs]
+            runs = [
+                stack.enter_context(program.start(*words, failpoints=order))
+                for program, order in zip(self.programs, held, strict=True)
+            ]
             for run in rng.sample(runs, rng.randrange(3)):
                 time.sleep(max(0.0, begun + rng.uniform(0, span_s) - time.monotonic()))
                 if run.process.poll() is None:

@@ -153,8 +153,8 @@ def test_the_command(state: MadeState, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_no_text_of_a_stranger_is_longer_than_a_line(tmp_path: Path) -> None:
-    """A megabyte for each title, date, caption, error, address, host, class, flag and message makes no large page."""
-    long = "w\u00f6rd " * 200_000
+    """Megabytes of titles, dates, captions, errors, addresses, hosts, classes and messages make no large page."""
+    long = "w\u00f6rd " * 50_000
     made = MadeState(tmp_path)
     lines = [
         {"id": f"r{n}", "url": f"http://a.example/{n}.jpg", "title": f"{n} {long}", "Date": long} for n in range(6)

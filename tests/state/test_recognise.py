@@ -51,6 +51,14 @@ def with_other_tables(path: Path) -> None:
     _database(path, "CREATE TABLE blobs (n INTEGER)")
 
 
+def without_types(path: Path) -> None:
+    """Leave a database with our tables, in which numbers may be texts."""
+    with closing(sqlite3.connect(path)) as database:
+        tables = database.execute("SELECT sql FROM sqlite_master WHERE type = 'table' AND name <> '_sqlite_migrations'")
+        loose = [sql.replace("STRICT", "").replace("WITHOUT ROWID", "").rstrip().rstrip(",") for (sql,) in tables]
+    _database(path, *loose)
+
+
 def a_directory(path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -76,6 +84,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no tables": (no_tables, "is empty although there are pictures"),
     "another's": (of_another, "a database of something else"),
     "other tables": (with_other_tables, "a database of something else"),
+    "no types": (without_types, "a database of something else"),
     "a directory": (a_directory, "is a directory"),
     "a pipe": (a_pipe, "no regular file"),
     "a link": (a_link, "is a link"),
