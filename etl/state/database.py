@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -79,8 +79,10 @@ class Connection:
             raise StateMissingError(f"there is no state database in {path.parent}; run `etl ingest` first")
         with translate_errors(path):
             check_file(path)
-            # Created by us, so that the database is private from its first byte.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            # Created by us, so that the database is private from its first byte; one that is there is not opened, for
+            # closing it would let go of SQLite's locks on it.
+            with suppress(FileExistsError):
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             raw = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
             try:
                 be_wary(raw)

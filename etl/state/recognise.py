@@ -11,10 +11,6 @@ from pathlib import Path
 
 from etl.errors import StateError, StateMissingError
 
-_MAGIC = b"SQLite format 3\0"
-_HEADER = 100
-"""Bytes of the header of every SQLite database; the last of the fields used here begins at 68."""
-
 _TABLES = frozenset({"runs", "manifests", "records", "record_lines", "sources", "images", "captions", "counters"})
 """Some of those that the first version already made, all in one transaction."""
 
@@ -22,9 +18,10 @@ _OF_MIGRATIONS = "_sqlite_migrations"
 
 
 def check_file(path: Path) -> None:
-    """Raise `StateError` for what SQLite should not even open: no file, another program's, or one that was cut.
+    """Raise `StateError` for what SQLite should not even open: no file, or an empty one that has a write-ahead log.
 
-    What is not there, and an empty file, may become a database.
+    Looks at names alone: whoever closes a database's file, opened for whatever, lets go of all locks that SQLite holds
+    on it elsewhere in the process.
     """
     try:
         found = path.lstat()
@@ -35,21 +32,18 @@ def check_file(path: Path) -> None:
     if not stat.S_ISREG(found.st_mode):
         kind = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
         raise StateError(f"{path} is {kind}, not a database; move it away, or give another directory with --state")
-    with path.open("rb") as file:
-        head = file.read(_HEADER)
-    if not head and _size(path.with_name(f"{path.name}-wal")):
+    # SQLite would remove that log unread.
+    if not found.st_size and _size(path.with_name(f"{path.name}-wal")):
         raise _lost(path, "its write-ahead log is there")
-    if head and (len(head) < _HEADER or not head.startswith(_MAGIC)):
-        raise StateError(f"{path} is damaged, or no database at all; restore a copy of the state directory")
-    if head[68:72].strip(b"\0"):
-        raise _foreign(path)
 
 
 def check_tables(connection: sqlite3.Connection, path: Path, *, create: bool) -> None:
-    """Raise `StateError` for a database of something else, or for one without tables that is not to be filled.
+    """Raise `StateError` for a database of something else, and for one without tables beside what a state has left.
 
-    Without ``create`` that is `StateMissingError`; beside what an earlier state left it is damage either way.
+    Without ``create`` one without tables is a `StateMissingError`.  SQLite's errors for damaged files pass.
     """
+    if connection.execute("PRAGMA application_id").fetchone()[0]:
+        raise _foreign(path)
     tables = _tables(connection)
     if {name for name, strict in tables.items() if strict} >= _TABLES:
         return

@@ -295,3 +295,25 @@ def test_two_processes_open_a_new_state_at_once(state: Path) -> None:
     assert {code for _, code in results} <= {0, 4}, results
     assert 0 in {code for _, code in results}
     assert_sound(state)
+
+
+@pytest.mark.parametrize("opens", [lambda state: Reader(state).close(), lambda state: open_again(state)])
+def test_opening_leaves_the_locks_of_others_in_the_process_alone(state: Path, opens: object) -> None:
+    """POSIX locks end when their process closes the file anywhere: a writer keeps its own while others come and go."""
+    with Store.open(settings_for(state)) as store:
+        put_sources(store, "http://a.example/1.jpg")
+        before = _locks(state)
+        opens(state)  # type: ignore[operator]
+        assert before and _locks(state) == before
+
+
+def open_again(state: Path) -> None:
+    """Open a second connection of the writer's kind, and close it."""
+    Connection(state / DATABASE_NAME).close()
+
+
+def _locks(state: Path) -> set[str]:
+    """Return the locks that this process holds on the database, as the kernel tells them."""
+    inode = (state / DATABASE_NAME).stat().st_ino
+    lines = Path("/proc/locks").read_text().splitlines()
+    return {line.partition(":")[2] for line in lines if f":{inode} " in line and f" {os.getpid()} " in line}

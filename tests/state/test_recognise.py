@@ -76,7 +76,7 @@ def a_link(path: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "nothing": (a_part_of(0), "is empty although there are pictures"),
-    "10 bytes": (a_part_of(10), "damaged, or no database at all"),
+    "10 bytes": (a_part_of(10), "damaged (file is not a database)"),
     "a header": (a_part_of(100), "damaged"),
     "half a page": (a_part_of(8192), "damaged"),
     "a page": (a_part_of(16384), "damaged"),
