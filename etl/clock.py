@@ -18,6 +18,9 @@ SLACK_MS = 2000
 LONG_MS = 100 * 24 * 3600 * 1000
 """What is older is told by its date."""
 
+_FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999
+"""The beginning of the year 1 and the end of 9999."""
+
 _ahead: int | None = None
 """Unix time minus the steady clock while the clock is held, in milliseconds."""
 
@@ -51,7 +54,9 @@ def follow(by_ms: int) -> None:
 
 
 def iso_utc(milliseconds: int) -> str:
-    """Return ``2025-12-16T10:30:00.000Z`` for a Unix time in milliseconds."""
+    """Return ``2025-12-16T10:30:00.000Z`` for a Unix time in milliseconds; the nearest that there is for one beyond all
+    years, as a stranger's database may hold."""
+    milliseconds = min(max(milliseconds, _FIRST_MS), _LAST_MS)
     moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{milliseconds % 1000:03d}Z"
 

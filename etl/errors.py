@@ -13,6 +13,7 @@
     |   |-- NotAHashError         1: it names a file of the cache by something else than a hash
     |   |-- StateSplitError       2: its work has been given to parts, see `etl split`
     |   `-- StateLockedError      4: another run holds it
+    |-- TargetLockedError         4: another command is writing the same file
     |-- DiskFullError             5: no space left; everything committed so far is safe
     |-- CacheMissingError         5: the image cache is not there; everything committed so far is safe
     |-- OpenFilesError            5: the system opens no more files for this process
@@ -104,6 +105,12 @@ class StateSplitError(StateError):
 
 class StateLockedError(StateError):
     """Another run holds the state directory."""
+
+    exit_code = 4
+
+
+class TargetLockedError(EtlError):
+    """Another command is writing the same export or report."""
 
     exit_code = 4
 

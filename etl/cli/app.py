@@ -68,6 +68,13 @@ def main() -> None:
             raise
         typer.echo(f"error: {clean(str(known))}", err=True)
         code = known.exit_code
+    except MemoryError:
+        typer.echo(
+            "error: memory ran out; what was committed is safe: end other programs, or lower --decoders, --feeders, "
+            "--batch-size or --slots, then run the same command again",
+            err=True,
+        )
+        code = EtlError.exit_code
     except SystemExit as error:
         code = error.code
     if any(thread.name == LEFT_BEHIND for thread in threading.enumerate()):

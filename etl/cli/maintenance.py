@@ -73,9 +73,11 @@ def register(app: typer.Typer) -> None:
         """Remove from the image cache what nothing needs; what is needed again is fetched again."""
         from etl.signals import watch_signals
         from etl.stages.gc import gc
+        from etl.state.reserve import lent
         from etl.state.store import Store
 
         with (
+            lent(context.settings.state),
             ends_when_interrupted(),
             watch_signals(interrupt=True),
             Store.open(context.settings, create=False) as store,
@@ -100,8 +102,9 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Write one HTML page with pictures, captions, failures and plots; it opens without a network."""
         from etl.report.page import ReportOptions, write_report
+        from etl.signals import watch_signals
 
-        with Reader(context.settings.state) as reader:
+        with ends_when_interrupted(), watch_signals(interrupt=True), Reader(context.settings.state) as reader:
             summary = write_report(reader, output, ReportOptions(limit, thumbnail))
         if context.json:
             render.answer(render.summary_json(summary))

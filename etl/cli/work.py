@@ -125,12 +125,19 @@ def register(app: typer.Typer) -> None:
         shard_size: Annotated[
             int, typer.Option(min=0, help="Records in each file of a directory. [default: one file]")
         ] = 0,
+        escape_formulae: Annotated[
+            bool,
+            typer.Option(
+                "--escape-formulae/--no-escape-formulae",
+                help="In CSV, put a quote before cells that a spreadsheet would run.",
+            ),
+        ] = True,
     ) -> None:
         """Write the manifest with its captions, in manifest order."""
         from etl.pipeline import export_manifest
         from etl.stages.export import ExportOptions
 
-        options = ExportOptions(recipe, provenance, only_captioned, since, format, shard_size)
+        options = ExportOptions(recipe, provenance, only_captioned, since, format, shard_size, escape_formulae)
         with ends_when_interrupted():
             summary = export_manifest(context.settings, output, options)
         render.exported(context, summary)

@@ -17,12 +17,11 @@ from etl.imaging.cache import ImageCache
 from etl.redaction import redact_url
 from etl.report.summary import summarise
 from etl.report.thumbnails import thumbnails
-from etl.stages.export import replaced
+from etl.stages.export_target import replaced
 from etl.stages.presence import require_cache
 from etl.state.queries import Reader
-from etl.state.report_rows import ReportRow, count_reported, report_rows
-from etl.state.titles import title_and_date
-from etl.text import clean
+from etl.state.report_rows import CAPTION, LINE, ReportRow, count_reported, report_rows
+from etl.text import ELLIPSIS, clean
 
 BLOCK = 200
 """Records of one block of JSON."""
@@ -54,8 +53,9 @@ class ReportSummary:
 def write_report(reader: Reader, path: Path, options: ReportOptions) -> ReportSummary:
     """Write the page to a file, which appears whole or not at all.
 
-    Raises `ConfigError` for a directory, `DiskFullError` or `EtlError` when it cannot be written; an existing file is
-    then untouched.  Raises `CacheMissingError` for a page with pictures where there are none.
+    Raises `ConfigError` for a directory, `TargetLockedError` while another command writes it, `CacheMissingError` for a
+    page with pictures where there are none, `DiskFullError` or `EtlError` when it cannot be written; an existing file
+    is then untouched.
     """
     if options.edge:
         require_cache(reader)
@@ -101,15 +101,22 @@ def _head(reader: Reader, total: int, every: int) -> str:
 def _row(row: ReportRow, pictures: dict[str, int]) -> list[Any]:
     """Return a record's fields in the order that the script knows; text of strangers made visible throughout."""
     record = row.record
-    title, date = title_and_date(record.line)
     failed = record.state == "invalid" or record.outcome == "failed"
     return [
-        clean(record.key), clean(title or ""), clean(date or ""), "failed" if failed else record.outcome,
-        clean(row.host), clean(redact_url(row.url)), (record.error_class or "") if failed else "",
-        clean(row.error) if failed else "", "\n".join(map(clean, (record.text or "").splitlines())),
-        [flag for flag in (record.flags or "").split(",") if flag], record.done_at if record.text is not None else 0,
+        clean(record.key, LINE), clean(row.title, LINE), clean(row.date, LINE),
+        "failed" if failed else clean(record.outcome, LINE), clean(row.host, LINE), clean(redact_url(row.url), LINE),
+        clean(record.error_class or "", LINE) if failed else "", clean(row.error, LINE) if failed else "",
+        _caption(record.text or ""), [clean(flag) for flag in (record.flags or "")[:LINE].split(",") if flag],
+        record.done_at if record.text is not None else 0,
         pictures.get(row.working_sha256 or ""),
     ]  # fmt: skip
+
+
+def _caption(text: str) -> str:
+    """Return a caption with its lines, each of them clean."""
+    if len(text) > CAPTION:
+        text = text[: CAPTION - len(ELLIPSIS)] + ELLIPSIS
+    return "\n".join(map(clean, text.splitlines()))
 
 
 def _block(values: dict[str, Sequence[Any]]) -> bytes:

@@ -12,7 +12,7 @@ from etl.report.plots import Series, plot
 from etl.report.timeline import Timeline
 from etl.state.cost import Cost, cost, cost_by_run
 from etl.state.queries import Reader
-from etl.state.report_rows import failures_by_host, finished_by_time
+from etl.state.report_rows import LINE, failures_by_host, finished_by_time
 from etl.text import clean
 
 BUCKETS = 120
@@ -28,21 +28,23 @@ def summarise(reader: Reader) -> dict[str, Any]:
     """Return the values of the template, but for those of the style and the script."""
     progress, spent = reader.progress(), cost(reader)
     runs, costs = reader.runs(ALL_RUNS), cost_by_run(reader)
-    names = [clean(path) for _, path, *_ in reader.manifests()]
+    names = ", ".join(path.rpartition("/")[2] for _, path, *_ in reader.manifests()) or "nothing yet"
     recipe = next((one for one in reader.recipes() if one.current), None)
-    model = f"{clean(recipe.model)}@{clean(recipe.revision)}" if recipe else "no model yet"
+    model = clean(f"{recipe.model}@{recipe.revision}", LINE) if recipe else "no model yet"
     failures, hosts = list(_failures(reader)), failures_by_host(reader)
     return {
-        "title": f"Captions of {', '.join(name.rpartition('/')[2] for name in names) or 'nothing yet'}",
+        "title": clean(f"Captions of {names}", LINE),
         "subtitle": f"{model} · {iso_utc(now_ms())[:16].replace('T', ' ')} UTC",
         "figures": list(_figures(progress, spent)),
         "plots": [Markup(one) for one in _plots(reader, runs, costs)],
         "runs": [_run(run, costs.get(run.id)) for run in runs[:SHOWN]],
         "runs_more": _more(runs),
         "costs": bool(costs),
-        "failures": failures,
-        "hosts": [{"host": clean(host) or "this machine", "slug": slug, "count": f"{n:,}"} for host, slug, n in hosts][
-            :SHOWN
+        "failures": failures[:SHOWN],
+        "failures_more": _more(failures),
+        "hosts": [
+            {"host": clean(host, LINE) or "this machine", "slug": clean(slug or "", LINE), "count": f"{n:,}"}
+            for host, slug, n in hosts[:SHOWN]
         ],
         "hosts_more": _more(hosts),
         "footer": f"Made by caption-etl {__version__} from {clean(str(reader.state))}. "
@@ -73,14 +75,15 @@ def _failures(reader: Reader) -> Iterator[dict[str, Any]]:
     classes = sorted(reader.failure_classes(), key=lambda one: -one[2])
     whole = sum(count for *_, count in classes)
     for stage, slug, count in classes:
-        yield {"stage": stage, "slug": slug, "count": f"{count:,}", "share": round(count / whole, 3)}
+        yield {"stage": stage, "slug": clean(slug, LINE), "count": f"{count:,}", "share": round(count / whole, 3)}
 
 
 def _run(run: RunInfo, spent: float | None) -> dict[str, str]:
     seconds = ((run.ended_at or run.heartbeat_at) - run.started_at) // 1000
     return {
-        "uid": run.uid, "began": iso_utc(run.started_at)[:16].replace("T", " "), "stages": " + ".join(run.stages),
-        "state": f"{run.state}{': ' + clean(run.message) if run.message else ''}",
+        "uid": clean(run.uid, LINE), "began": iso_utc(run.started_at)[:16].replace("T", " "),
+        "stages": clean(" + ".join(run.stages), LINE),
+        "state": clean(f"{run.state}{f': {run.message}' if run.message else ''}", LINE),
         "took": f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}",
         "cost": "" if spent is None else f"{spent:,.2f}",
     }  # fmt: skip

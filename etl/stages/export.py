@@ -1,6 +1,6 @@
 """Export: records joined with their captions, as JSON Lines in manifest order, or in another format.
 
-A file appears whole or not at all: it is written beside its name, made durable, and then renamed.
+A file appears whole or not at all, see `etl.stages.export_target`.
 """
 
 import errno
@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import io
 import os
-import stat
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -18,9 +17,6 @@ from typing import Any, BinaryIO, cast
 
 from backports import zstd
 
-from etl.durable import fsync
-from etl.errors import ConfigError, DiskFullError, EtlError
-from etl.failpoints import failpoint
 from etl.models import ExportSummary
 from etl.stages.arrow import pyarrow
 from etl.stages.export_encoders import encoder
@@ -29,14 +25,17 @@ from etl.stages.export_lines import (
     STDOUT,
     ExportOptions,
     Selected,
+    check_counts,
     joined,
     kind_of,
     summary_of,
     with_fields,
 )
+from etl.stages.export_shards import export_shards
+from etl.stages.export_target import checked, replaced, write_errors
 from etl.state.queries import Reader
 
-__all__ = ["STDOUT", "ExportOptions", "check_target", "export", "replaced", "with_fields"]
+__all__ = ["STDOUT", "ExportOptions", "check_target", "export", "with_fields"]
 
 
 def check_target(target: str, options: ExportOptions) -> None:
@@ -50,11 +49,11 @@ def check_target(target: str, options: ExportOptions) -> None:
         path = Path(target).resolve()
         place = path if path.is_dir() else path.parent
     else:
-        path = _checked(target)
+        path = checked(target)
         if path.exists() and not path.is_file():
             return
         place = path.parent
-    with _write_errors(target):
+    with write_errors(target):
         place.stat()
         if not os.access(place, os.W_OK | os.X_OK):
             read_only = os.statvfs(place).f_flag & os.ST_RDONLY
@@ -75,20 +74,19 @@ def export_seconds(records: int) -> float:
 def export(reader: Reader, target: str, options: ExportOptions) -> tuple[ExportSummary, int | None]:
     """Write the export; return what was written and the recipe's row.
 
-    Raises `ConfigError` for an unknown or ambiguous recipe, run or format, `DiskFullError` or `EtlError` when the
-    target cannot be written, and `StateError` for a damaged state; an existing file is then untouched.
+    Raises `ConfigError` for an unknown or ambiguous recipe, run or format, `TargetLockedError` while another export
+    writes the same, `DiskFullError` or `EtlError` when it cannot be written, and `StateError` for a damaged state, as
+    one whose records are not as many as it counts; an existing file is then untouched.
     """
     kind = kind_of(target, options)
     if kind in DIRECTORY_FORMATS or options.shard_size:
-        # It writes its files by this module.
-        from etl.stages.export_shards import export_shards
-
         return export_shards(reader, target, kind, options)
     with reader.snapshot():
         selection = Selected.of(reader, options)
         counts: Counter[str] = Counter()
         with _target(target) as stream:
-            encoder(kind).write(stream, joined(reader, selection, counts))
+            encoder(kind, escape_formulae=options.escape_formulae).write(stream, joined(reader, selection, counts))
+            check_counts(reader, selection, counts)
     path = target if target == STDOUT else str(Path(target).resolve())
     summary = summary_of(path, counts, size=stream.size, sha256=stream.sha256, format=selection.format_of(kind))
     return summary, selection.recipe.id if selection.recipe else None
@@ -117,76 +115,12 @@ class _HashingWriter(io.RawIOBase):
 @contextmanager
 def _target(target: str) -> Iterator[_HashingWriter]:
     if target == STDOUT:
-        with _write_errors("stdout"):
+        with write_errors("stdout"):
             yield _HashingWriter(sys.stdout.buffer)
             sys.stdout.buffer.flush()
         return
     with replaced(target) as file, _compressed(file, Path(target).resolve().suffix) as stream:
         yield _HashingWriter(stream)
-
-
-@contextmanager
-def replaced(target: str) -> Iterator[BinaryIO]:
-    """Yield a file that takes the place of ``target`` at the end of the block, durably, or not at all.
-
-    Raises `ConfigError` for a directory, `DiskFullError` or `EtlError` when it cannot be written.
-    """
-    path = _checked(target)
-    with _write_errors(target), _opened(path) as file:
-        yield file
-
-
-def _checked(target: str) -> Path:
-    """Return the file to write, resolved so that a link stays a link and the file behind it is replaced."""
-    path = Path(target).resolve()
-    if not target or path.is_dir():
-        raise ConfigError(f"{target or 'the empty name'} is a directory, not a file; give the name of the export")
-    try:
-        target.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"the name {target} is not UTF-8, so it cannot be recorded; choose another one") from error
-    return path
-
-
-@contextmanager
-def _write_errors(target: str) -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskFullError(f"no space left while writing {target}; the old file, if any, is untouched") from error
-        raise EtlError(f"cannot write {target}: {error.strerror}; choose another place for the export") from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file whose content takes the place of ``path`` only at the end; a pipe or device is written itself."""
-    if path.exists() and not path.is_file():
-        with path.open("wb") as device:
-            yield device
-        return
-    part = path.with_name(path.name + ".part")
-    try:
-        # A link of that name is not followed, and a file that was private stays so.
-        part.unlink(missing_ok=True)
-        with open(part, "wb", buffering=1 << 20, opener=_unlinked) as file:
-            if path.exists():
-                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
-            failpoint("export.begun")
-            yield file
-            file.flush()
-            failpoint("export.before_fsync")
-            os.fsync(file.fileno())
-        failpoint("export.before_rename")
-        part.replace(path)
-        failpoint("export.renamed")
-        fsync(path.parent)
-        failpoint("export.synced")
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
@@ -199,7 +133,3 @@ def _compressed(file: BinaryIO, suffix: str) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, packed)
     else:
         yield file
-
-
-def _unlinked(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)

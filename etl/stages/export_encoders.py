@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from etl.clock import iso_utc
-from etl.errors import ConfigError
+from etl.errors import ConfigError, StateError
 from etl.imaging.cache import read_working
 from etl.models import RecordOutcome
 from etl.stages.arrow import pyarrow
@@ -53,11 +53,16 @@ class Encoder(Protocol):
         """Write all records to an open file."""
 
 
-def encoder(kind: str, picture: Callable[[Joined], Path] | None = None) -> Encoder:
-    """Return the encoder of a format; ``picture`` says where a record's picture lies, for formats that hold it."""
+def encoder(kind: str, picture: Callable[[Joined], Path] | None = None, *, escape_formulae: bool = True) -> Encoder:
+    """Return the encoder of a format.
+
+    ``picture`` says where a record's picture lies, for formats that hold it; ``escape_formulae`` is of CSV.
+    """
     if kind == "webdataset" and picture:
         return WebDataset(picture)
-    encoders: dict[str, Callable[[], Encoder]] = {"jsonl": JsonLines, "csv": Csv, "parquet": Parquet}
+    if kind == "csv":
+        return Csv(escape_formulae=escape_formulae)
+    encoders: dict[str, Callable[[], Encoder]] = {"jsonl": JsonLines, "parquet": Parquet}
     return encoders[kind]()
 
 
@@ -76,10 +81,32 @@ class JsonLines:
             previous = record.line
 
 
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+"""How a cell begins that a spreadsheet takes for a formula, in full width too, or that was one before its quote."""
+_NUMBER = re.compile(r"[+-](\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def unformulaic(cell: Any) -> Any:
+    """Return a text that a spreadsheet might run with a quote before it; numbers and all other values as they are.
+
+    One that begins so with quotes before it gets one more, so that taking one away gives what it was.
+    """
+    if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
+        return "'" + cell
+    return cell
+
+
 class Csv:
-    """A header and one row for each record (RFC 4180, UTF-8); what is not known is empty."""
+    """A header and one row for each record (RFC 4180, UTF-8); what is not known is empty.
+
+    Attributes:
+        escape_formulae: whether cells that begin as a formula does get a quote before them.
+    """
 
     suffix = ".csv"
+
+    def __init__(self, *, escape_formulae: bool = True) -> None:
+        self.escape_formulae = escape_formulae
 
     def write(self, stream: Sink, records: Iterator[Joined]) -> None:
         """Write header and rows."""
@@ -90,7 +117,7 @@ class Csv:
             row = columns(record)
             row["flags"] = ",".join(row["flags"])
             row[CAPTIONED_AT] = iso_utc(row[CAPTIONED_AT]) if row[CAPTIONED_AT] is not None else None
-            writer.writerow(row.values())
+            writer.writerow(map(unformulaic, row.values()) if self.escape_formulae else row.values())
             if text.tell() > _BUFFER:
                 _pour(text, stream)
         _pour(text, stream)
@@ -119,7 +146,13 @@ class Parquet:
         sink = arrow.PythonFile(_Unclosed(stream), mode="w")
         with arrow.parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
             while rows := [columns(record) for record in islice(records, ROW_GROUP)]:
-                writer.write_table(arrow.Table.from_pylist(rows, schema))
+                try:
+                    table = arrow.Table.from_pylist(rows, schema)
+                except (arrow.ArrowException, OverflowError) as error:
+                    raise StateError(
+                        f"the state database is damaged: a stored value makes no sense ({error})"
+                    ) from error
+                writer.write_table(table)
 
 
 def columns(record: Joined) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from etl.errors import ConfigError, StateError
 from etl.models import ExportSummary, RecordOutcome, RecordState
 from etl.redaction import redact_url
 from etl.state.export_rows import ExportRow
+from etl.state.integrity import counted
 from etl.state.queries import Reader, RecipeRow
 
 STDOUT = "-"
@@ -23,6 +24,7 @@ DIRECTORY_FORMATS = ("imagefolder", "webdataset")
 CAPTION, CAPTIONED_AT, SOURCE, ERROR, PROVENANCE = (
     "vlm_caption", "vlm_captioned_at", "vlm_caption_source", "vlm_error", "vlm_provenance",
 )  # fmt: skip
+_EXPORTED = (RecordState.ACTIVE, RecordState.UNSELECTED, RecordState.INVALID)
 FIELDS = (CAPTION, CAPTIONED_AT, SOURCE, ERROR, PROVENANCE)
 
 
@@ -37,6 +39,7 @@ class ExportOptions:
         since: a run; leave out what was not captioned, or did not fail for good, after it began.
         format: one of `FORMATS`; empty for what the name of the target says.
         shard_size: records in each file of a directory of files; 0 for one file, or the usual size of such a format.
+        escape_formulae: let no cell of a CSV begin as a formula does.
     """
 
     recipe: str | None = None
@@ -45,6 +48,7 @@ class ExportOptions:
     since: str = ""
     format: str = ""
     shard_size: int = 0
+    escape_formulae: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +140,30 @@ def joined(
             continue
         begin = after[1:] if manifest == after[0] else (0, 0)
         for row in reader.export_rows(manifest, recipe.id if recipe else None, begin):
+            counts["read"] += 1
             if selected.since and not _is_new(row, selected.since):
                 continue
             outcome, line = _line(row, recipe, selected.options, counts)
             if line is not None:
                 counts["rows"] += 1
                 yield Joined(row, outcome, line, (manifest, row.position, row.record), source)
+
+
+def check_counts(reader: Reader, selected: Selected, counts: Counter[str]) -> None:
+    """Raise `StateError` where the records that were passed, all of them, are not those that the state has counted.
+
+    Called within the snapshot that they were read from.
+    """
+    kept = counted(reader)
+    pairs = {"records": (sum(kept.get(("records", state), 0) for state in _EXPORTED), counts["read"])}
+    if not selected.since and (selected.recipe is None or selected.recipe.current):
+        pairs["captions"] = (kept.get(("outcomes", RecordOutcome.CAPTIONED), 0), counts[RecordOutcome.CAPTIONED])
+    for what, (expected, found) in pairs.items():
+        if expected != found:
+            raise StateError(
+                f"the state counts {expected:,} {what} but {found:,} could be read, so nothing was exported: it is "
+                "damaged; see `etl verify`, or restore a copy of it"
+            )
 
 
 def _is_new(row: ExportRow, since: int) -> bool:

@@ -25,9 +25,9 @@ from etl.durable import fsync
 from etl.errors import ConfigError, DiskFullError, EtlError
 from etl.imaging.cache import ImageCache
 from etl.models import ExportSummary, RecordOutcome
-from etl.stages.export import replaced
 from etl.stages.export_encoders import Encoder, encoder, metadata_line, picture_bytes, safe_name
-from etl.stages.export_lines import DIRECTORY_FORMATS, ExportOptions, Joined, Selected, joined, summary_of
+from etl.stages.export_lines import DIRECTORY_FORMATS, ExportOptions, Joined, Selected, check_counts, joined, summary_of
+from etl.stages.export_target import claimed, clear, is_part, replaced
 from etl.stages.presence import require_cache
 from etl.state.queries import Reader
 
@@ -69,8 +69,8 @@ def export_shards(reader: Reader, target: str, kind: str, options: ExportOptions
         require_cache(reader)
     with reader.snapshot():
         selected = Selected.of(reader, options)
-        writer = _Writer(reader, directory, kind, selected)
-        with _errors(directory):
+        with _errors(directory), _claimed(directory):
+            writer = _Writer(reader, directory, kind, selected)
             counts = writer.write()
     summary = summary_of(
         str(directory), counts, size=sum(shard.bytes for shard in writer.shards), sha256=writer.sha256,
@@ -80,8 +80,18 @@ def export_shards(reader: Reader, target: str, kind: str, options: ExportOptions
     return summary, selected.recipe.id if selected.recipe else None
 
 
+@contextmanager
+def _claimed(directory: Path) -> Iterator[None]:
+    """Make the directory where there is none, and let nobody else export to it during the block."""
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"{directory} is a file; give the name of a directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    with claimed(directory, "export", directory):
+        yield
+
+
 class _Writer:
-    """Writes one directory.
+    """Writes one directory, which nobody else writes meanwhile.
 
     Attributes:
         shards: that it holds so far.
@@ -97,14 +107,14 @@ class _Writer:
         self._cache = ImageCache.of_state(reader.state)
         self._encoder: Encoder | None = None
         if kind != "imagefolder":
-            self._encoder = encoder(kind, self._picture)
+            self._encoder = encoder(kind, self._picture, escape_formulae=selected.options.escape_formulae)
         self.shards: list[Shard] = []
         self.written = 0
         self._known: list[Shard] = []
         self._known = self._open()
 
     def _open(self) -> list[Shard]:
-        """Make the directory, or return the shards of an earlier export in it."""
+        """Begin the index, or return the shards of an earlier export; what a dead export left unfinished is removed."""
         index = self._directory / INDEX
         if index.exists():
             try:
@@ -114,13 +124,13 @@ class _Writer:
                 raise ConfigError(f"{index} is no index of an export; choose another directory") from error
             if kind != self._kind:
                 raise ConfigError(f"{self._directory} holds an export as {kind}; choose another directory")
+            clear(self._directory)
+            for folder in self._directory.glob(".shard-*.part"):
+                if folder.is_dir() and not folder.is_symlink():
+                    shutil.rmtree(folder)
             return shards
-        with _errors(self._directory):
-            if self._directory.exists() and not self._directory.is_dir():
-                raise ConfigError(f"{self._directory} is a file; give the name of a directory")
-            self._directory.mkdir(parents=True, exist_ok=True)
-            if any(path.name != f"{INDEX}.part" for path in self._directory.iterdir()):
-                raise ConfigError(f"{self._directory} holds other files; choose a new directory")
+        if not all(is_part(path.name) for path in self._directory.iterdir()):
+            raise ConfigError(f"{self._directory} holds other files; choose a new directory")
         self._note(complete=False)
         return []
 
@@ -130,7 +140,10 @@ class _Writer:
         return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     def write(self) -> Counter[str]:
-        """Write what is missing; return the counts over all records."""
+        """Write what is missing; return the counts over all records.
+
+        Where these are not what the state says, the index stays incomplete and nothing is removed.
+        """
         total: Counter[str] = Counter()
         place = _START
         while True:
@@ -141,6 +154,7 @@ class _Writer:
             self.shards.append(shard)
             if shard.rows < self._size:
                 break
+        check_counts(self._reader, self._selected, total)
         self._remove_surplus()
         self._note(complete=True)
         return total
@@ -221,6 +235,11 @@ class _Writer:
             yield record
 
     @property
+    def escapes(self) -> bool:
+        """Whether formulae are escaped, where there are any."""
+        return self._kind == "csv" and self._selected.options.escape_formulae
+
+    @property
     def size(self) -> int:
         """Records in a full shard."""
         return self._size
@@ -261,7 +280,8 @@ class _Records(Iterator[Joined]):
 
     def __init__(self, writer: _Writer, place: tuple[int, int, int]) -> None:
         self.rows, self.place, self.counts = 0, place, Counter[str]()
-        self._hash = hashlib.sha256()
+        # Written otherwise, a shard of the same records is another one.
+        self._hash = hashlib.sha256(b"escaped" if writer.escapes else b"")
         self._records = islice(writer.records(place, self.counts), writer.size)
 
     def __next__(self) -> Joined:

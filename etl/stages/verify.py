@@ -84,7 +84,7 @@ class VerifySummary:
 _EXPORT = {
     ExportFound.NONE: "none on record",
     ExportFound.GONE: "not compared: the last one is no longer where it was written",
-    ExportFound.CHANGED: "not compared: the last one's file has changed since",
+    ExportFound.CHANGED: "not compared: the last one's file is not what was written",
     ExportFound.OLDER: "not compared: records or pictures may have changed since the last one",
     ExportFound.COMPARED: "the last one was read again and compared",
 }

@@ -28,7 +28,7 @@ class ExportFound(StrEnum):
     GONE = "gone"
     """Its file is no longer there."""
     CHANGED = "changed"
-    """Its file is another one by now, or damaged."""
+    """Its file is another one by now, or damaged; that is a fault."""
     OLDER = "older"
     """Runs after it may have changed the records or their pictures, so that it need not be what the state says."""
     COMPARED = "compared"
@@ -62,9 +62,15 @@ class _Faults:
 
 
 def compare_export(reader: Reader) -> tuple[ExportFound, list[str]]:
-    """Compare the last export on record with the state; return how far that went, and what is wrong."""
+    """Compare the last export on record with the state; return how far that went, and what is wrong.
+
+    A file that has gone is no fault: exports are made to be taken away.  One that is there and is not what was written
+    is: whoever takes it would take it for the export.
+    """
+    # What a later export in another form has replaced is not to be there any more.
     rows = reader.rows(
-        "SELECT run, path, recipe, rows, sha256 FROM exports WHERE format = 'jsonl' ORDER BY id DESC LIMIT 1"
+        "SELECT run, path, recipe, rows, sha256 FROM exports e WHERE format = 'jsonl' AND NOT EXISTS "
+        "(SELECT 1 FROM exports x WHERE x.path = e.path AND x.id > e.id) ORDER BY id DESC LIMIT 1"
     )
     if not rows or rows[0][1] == "-":
         return ExportFound.NONE, []
@@ -73,7 +79,10 @@ def compare_export(reader: Reader) -> tuple[ExportFound, list[str]]:
     if not export.path.is_file():
         return ExportFound.GONE, []
     if _sha256(export.path) != export.sha256:
-        return ExportFound.CHANGED, []
+        return ExportFound.CHANGED, [
+            f"the export {export.path} is not what was written there: it was edited, cut, damaged or replaced; if it "
+            "is to be the export, run `etl export` again"
+        ]
     later = reader.rows("SELECT 1 FROM runs WHERE id > ? AND (stages LIKE '%ingest%' OR stages LIKE '%fetch%')", (run,))
     if later:
         return ExportFound.OLDER, []

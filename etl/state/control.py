@@ -17,6 +17,7 @@ from etl.models import FailureFilter, QualityFlag, Stage
 from etl.state.database import DATABASE_NAME, be_wary, translate_errors
 from etl.state.lock import is_locked
 from etl.state.penalty import HIGHEST_PENALTY, LOWEST_PENALTY
+from etl.state.recognise import check_file
 
 PAUSE, RESUME, STOP, RETRY = "pause", "resume", "stop", "retry"
 
@@ -55,6 +56,7 @@ def send(state: Path, name: str, chosen: FailureFilter | None = None, *, patienc
         raise StateMissingError(f"no run is active on {state}; nothing to {name}")
     arguments = {k: v for k, v in dataclasses.asdict(chosen or FailureFilter()).items() if v is not None}
     with translate_errors(path):
+        check_file(path)
         connection = sqlite3.connect(path, isolation_level=None, timeout=10)
         try:
             be_wary(connection)

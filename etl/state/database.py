@@ -1,11 +1,12 @@
 """Opening the state database, and the one way to write to it: `transaction`."""
 
 import errno
+import functools
 import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +15,7 @@ from etl import files
 from etl.errors import DiskFullError, EtlError, StateError, StateMissingError, StateNewerError
 from etl.failpoints import failpoint
 from etl.open_files import out_of_files
+from etl.state.recognise import check_file, check_tables
 
 if TYPE_CHECKING:
     from etl.state.sqlite import Database
@@ -49,13 +51,19 @@ _PRAGMAS = (
     f"PRAGMA cache_size = -{CACHE_KIB}",
 )
 
+_text = functools.partial(str, encoding="utf-8", errors="replace")
+
 WARY = ("PRAGMA trusted_schema = OFF", "PRAGMA cell_size_check = ON")
 """For every connection: a state that was copied here may have been written by anybody.  Its views and triggers get no
 function that has an effect outside, and damaged pages are found before they are used."""
 
 
 def be_wary(connection: sqlite3.Connection) -> sqlite3.Connection:
-    """Return the connection, set up for a database that a stranger may have written."""
+    """Return the connection, set up for a database that a stranger may have written, or a disk has damaged.
+
+    What is no UTF-8 is read as U+FFFD: one text costs neither an export nor a run; `etl verify --deep` names it.
+    """
+    connection.text_factory = _text
     for pragma in WARY:
         connection.execute(pragma)
     return connection
@@ -69,15 +77,19 @@ class Connection:
     """
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
-        if not create and not path.exists():
+        if not create and not os.path.lexists(path):
             raise StateMissingError(f"there is no state database in {path.parent}; run `etl ingest` first")
         with translate_errors(path):
-            check_plain(path)
-            # Created by us, so that the database is private from its first byte.
-            os.close(files.open_plain(files.real(path), os.O_RDWR | os.O_CREAT))
+            check_file(path)
+            # Created by us, so that the database is private from its first byte; one that is there is not opened, for
+            # closing it would let go of SQLite's locks on it.
+            with suppress(FileExistsError):
+                os.close(files.open_plain(files.real(path), os.O_RDWR | os.O_CREAT | os.O_EXCL))
             raw = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
             try:
                 be_wary(raw)
+                # Before anything is written to what may not be ours.
+                check_tables(raw, path, create=create)
                 for pragma in _PRAGMAS:
                     raw.execute(pragma)
             except BaseException:
@@ -132,27 +144,25 @@ class Connection:
 def open_reader(state: Path) -> sqlite3.Connection:
     """Open a state database for reading only.
 
-    Raises `StateMissingError` when there is none.  Every read must be short and fetched whole: an open read
+    Raises `StateMissingError` when there is none, or nothing in it yet, and `StateError` for what is no database of
+    ours, or one that was lost.  Every read must be short and fetched whole: an open read
     transaction keeps the write-ahead log from being emptied.
     """
     path = state / DATABASE_NAME
-    if not path.exists():
+    if not os.path.lexists(path):
         raise StateMissingError(f"there is no state database in {state}; run `etl ingest` first")
-    check_plain(path)
     # Even a reader makes the log's index.  Where no file can be made, nobody can write either.
     finished = not os.access(state, os.W_OK) and not (state / f"{DATABASE_NAME}-wal").exists()
     uri = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if finished else ''}"
     with translate_errors(path):
-        return be_wary(sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10))
-
-
-def check_plain(path: Path) -> None:
-    """Raise `NotPlainError` where the database, or a file that SQLite keeps beside it, is a link or a special file.
-
-    SQLite opens them by their names, and would write into whatever a link leads to.
-    """
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        files.plain_size(files.real(path.with_name(path.name + suffix)))
+        check_file(path)
+        raw = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
+        try:
+            check_tables(be_wary(raw), path, create=False)
+        except BaseException:
+            raw.close()
+            raise
+        return raw
 
 
 def check_version(connection: sqlite3.Connection) -> int:
@@ -216,7 +226,8 @@ def _translated(error: sqlite3.OperationalError, path: Path) -> EtlError:
     if error.sqlite_errorcode == sqlite3.SQLITE_CANTOPEN and (found := out_of_files(error)) is not None:
         return found
     # The log's index is the first thing that a full disk has no room for; SQLite then speaks of an I/O error.
-    if "disk is full" in message or error.sqlite_errorcode == sqlite3.SQLITE_IOERR_SHMSIZE:
+    # What Python itself finds wrong has no code.
+    if "disk is full" in message or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_SHMSIZE:
         return DiskFullError(_full(path))
     if "readonly" in message or "unable to open" in message:
         return StateError(f"{path} cannot be written ({message}); check the permissions of {path.parent}")

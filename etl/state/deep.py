@@ -6,6 +6,7 @@ The caller holds the writer lock, so no run is alive.  A query may look at a mil
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 from etl.state.queries import PAGE, Reader
 
@@ -78,6 +79,7 @@ def deep_problems(reader: Reader) -> Iterator[str]:
             total = reader.rows(f"SELECT count(*) FROM ({sql})")[0][0]
         yield from summed_up(what, found[:EXAMPLES], total)
     yield from _changed_lines(reader)
+    yield from _broken_texts(reader)
 
 
 def summed_up(what: str, examples: list[str], total: int) -> Iterator[str]:
@@ -101,3 +103,44 @@ def _changed_lines(reader: Reader) -> Iterator[str]:
                 changed += [f"record {key}"] if len(changed) < EXAMPLES else []
         after = rows[-1][0]
     yield from summed_up("with a stored line that is not the one of the manifest", changed, total)
+
+
+def _broken_texts(reader: Reader) -> Iterator[str]:
+    """Look for bytes that are no UTF-8 in every text of every table: STRICT lets them in, and disks change them."""
+    tables: dict[tuple[str, bool], list[str]] = {}
+    for table, without_rowid, column in reader.rows(
+        "SELECT t.name, t.wr, c.name FROM pragma_table_list t JOIN pragma_table_info(t.name) c "
+        "WHERE t.schema = 'main' AND t.type = 'table' AND t.name NOT LIKE 'sqlite%' AND c.type = 'TEXT'"
+    ):
+        tables.setdefault((table, bool(without_rowid)), []).append(column)
+    found, total = list[str](), 0
+    for (table, without_rowid), columns in tables.items():
+        for row, *texts in _texts(reader, table, columns, without_rowid=without_rowid):
+            for column, text in zip(columns, texts, strict=True):
+                if text is not None and not _is_utf8(text):
+                    total += 1
+                    found += [f"{table} row {row}, {column}"] if len(found) < EXAMPLES else []
+    yield from summed_up("with a text that is not UTF-8", found, total)
+
+
+def _texts(reader: Reader, table: str, columns: list[str], *, without_rowid: bool) -> Iterator[tuple[Any, ...]]:
+    """Yield the number of each row and the bytes of its texts."""
+    blobs = ", ".join(f'CAST("{column}" AS BLOB)' for column in columns)
+    if without_rowid:
+        # None of these grows with the records.
+        yield from reader.rows(f'SELECT row_number() OVER (), {blobs} FROM "{table}"')
+        return
+    after = -(2**63)
+    while rows := reader.rows(
+        f'SELECT rowid, {blobs} FROM "{table}" WHERE rowid > ? ORDER BY rowid LIMIT ?', (after, PAGE)
+    ):
+        yield from rows
+        after = rows[-1][0]
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

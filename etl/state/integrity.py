@@ -14,6 +14,13 @@ COUNTS = {
 """For each part of ``counters`` the query that gives its true rows, zeros left out."""
 
 
+def counted(reader: Reader) -> dict[tuple[str, str], int]:
+    """Return how many records are in each state (``records``) and active ones of each outcome (``outcomes``), as
+    counted one by one when they came."""
+    rows = reader.rows("SELECT stage, status, n FROM counters WHERE recipe = 0 AND stage IN ('records', 'outcomes')")
+    return {(stage, status): n for stage, status, n in rows}
+
+
 def problems(reader: Reader) -> Iterator[str]:
     """Yield what the rows of the database say against each other; nothing for a sound one."""
     for table, row, parent, _ in reader.rows("PRAGMA foreign_key_check"):

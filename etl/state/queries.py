@@ -319,6 +319,9 @@ class Reader:
             after = rows[-1][:2]
 
 
-def _unix_ms(moment: str | None) -> int | None:
-    """Return a run's deadline, which is stored as a moment with its zone."""
-    return round(datetime.fromisoformat(moment).timestamp() * 1000) if moment else None
+def _unix_ms(moment: Any) -> int | None:
+    """Return a run's deadline, which is stored as a moment with its zone; ``None`` for what is none."""
+    try:
+        return round(datetime.fromisoformat(moment).timestamp() * 1000) if moment else None
+    except (ValueError, TypeError, OverflowError):
+        return None

@@ -1,5 +1,6 @@
 """What a report shows of each record, and what was done when: short reads over a whole state."""
 
+import dataclasses
 import itertools
 import json
 from collections import Counter
@@ -9,9 +10,16 @@ from dataclasses import dataclass
 from etl.models import RecordState, Stage
 from etl.state.export_rows import ExportRow
 from etl.state.queries import Reader
+from etl.state.titles import title_and_date
 
 PAGE = 500
 """Records whose sources and pictures are read at once."""
+
+LINE = 512
+"""Characters of any text but a caption: what people read of it on a line, and the longest key of a record."""
+
+CAPTION = 4_000
+"""Characters of a caption; the longest that a model may write has fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +27,16 @@ class ReportRow:
     """One record that was selected, or could not be used.
 
     Attributes:
-        record: what the export says of it.
-        url, host: of its source; empty where it has none.
-        error: what went wrong, for people; empty where nothing did.
+        record: what the export says of it, but for its line; its caption is cut to a little more than `CAPTION`.
+        title, date: what the line calls the picture, cut to a little more than `LINE`; empty where it does not.
+        url, host: of its source, whole; empty where it has none.
+        error: what went wrong, for people, cut as the title; empty where nothing did.
         working_sha256: names its working copy; ``None`` where the cache holds none.
     """
 
     record: ExportRow
+    title: str
+    date: str
     url: str
     host: str
     error: str
@@ -35,17 +46,25 @@ class ReportRow:
 def report_rows(reader: Reader, recipe: int | None) -> Iterator[ReportRow]:
     """Yield the records of all manifests in their order; those that were not selected are left out."""
     for manifest, *_ in reader.manifests():
-        rows = (row for row in reader.export_rows(manifest, recipe) if row.state != RecordState.UNSELECTED)
+        rows = (_cut(row) for row in reader.export_rows(manifest, recipe) if row.state != RecordState.UNSELECTED)
         while page := list(itertools.islice(rows, PAGE)):
-            more = _details(reader, recipe, [row.record for row in page])
-            for row in page:
-                yield ReportRow(row, *more[row.record])
+            more = _details(reader, recipe, [row.record for row, *_ in page])
+            for row, title, date in page:
+                yield ReportRow(row, title, date, *more[row.record])
+
+
+def _cut(row: ExportRow) -> tuple[ExportRow, str, str]:
+    """Return a record with its title and date, and nothing that may be long: many are held at once."""
+    title, date = title_and_date(row.line)
+    text = row.text and row.text[: CAPTION + 1]
+    return dataclasses.replace(row, line=b"", text=text), (title or "")[: LINE + 1], (date or "")[: LINE + 1]
 
 
 def _details(reader: Reader, recipe: int | None, records: list[int]) -> dict[int, tuple[str, str, str, str | None]]:
     found = reader.rows(
         "SELECT r.id, coalesce(s.url, ''), coalesce(s.host, ''), "
-        "coalesce(CASE WHEN c.status = 'dead' THEN c.error WHEN s.status = 'dead' THEN s.error ELSE r.error END, ''), "
+        "coalesce(substr(CASE WHEN c.status = 'dead' THEN c.error WHEN s.status = 'dead' THEN s.error "
+        f"ELSE r.error END, 1, {LINE + 1}), ''), "
         "CASE WHEN i.state = 'present' THEN i.working_sha256 END "
         "FROM records r LEFT JOIN sources s ON s.id = r.source LEFT JOIN images i ON i.id = s.image "
         "LEFT JOIN captions c ON c.image = s.image AND c.prompt = r.prompt AND c.recipe = ? "

@@ -450,3 +450,5 @@ def migrate(db: Database) -> None:
     if db.conn.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
         db.conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         failpoint("schema.versioned")
+        # So that the database has its tables even where its log is lost: without them it is taken for a lost one.
+        db.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -22,7 +22,7 @@ from etl.clock import now_ms
 from etl.config import Settings
 from etl.errors import Interrupted
 from etl.models import EngineSample, ExportSummary, FailureFilter, GpuSample, RecordState, RunState, Stage
-from etl.state import again, manifests, retry, schema, split, waits
+from etl.state import again, manifests, reserve, retry, schema, split, waits
 from etl.state import captions as caption_queue
 from etl.state.again import CaptionsAgain
 from etl.state.captions import CaptionQueue
@@ -65,7 +65,7 @@ class Store:
         `StateError`; nothing was changed then.
         """
         with ExitStack() as resources:
-            if not create and not (settings.state / DATABASE_NAME).exists():
+            if not create and not os.path.lexists(settings.state / DATABASE_NAME):
                 Connection(settings.state / DATABASE_NAME, create=False)
             lock = resources.enter_context(StateLock(settings.state))
             connection = Connection(settings.state / DATABASE_NAME, create=create)
@@ -228,6 +228,7 @@ class Store:
         """
         with RunLog(self.directory):
             run = self.begin_run(stages)
+            reserve.keep(self.directory)
             try:
                 yield run
             except BaseException as error:
@@ -316,4 +317,6 @@ def _command(number: int, name: str, text: str) -> Command:
 
 
 def _why(error: BaseException) -> str:
-    return f"stopped by {signal.Signals(error.number).name}" if isinstance(error, Interrupted) else str(error)[:500]
+    if isinstance(error, Interrupted):
+        return f"stopped by {signal.Signals(error.number).name}"
+    return str(error)[:500] or type(error).__name__

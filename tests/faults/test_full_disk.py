@@ -24,7 +24,7 @@ from support.zygote import Zygote
 from etl.errors import DiskFullError
 from etl.models import CaptionItem
 
-DISK_KIB = 8192
+DISK_KIB = 12288
 
 
 class SmallDisk:
@@ -177,3 +177,29 @@ def test_export_to_a_full_stdout(program: Program, tmp_path: Path) -> None:
     assert done.returncode == 5
     assert done.stderr.startswith("error: no space left while writing stdout")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("leave_kib", [0, 40])
+def test_gc_makes_room(plain_zygote: Zygote, disk: SmallDisk, tmp_path: Path, leave_kib: int) -> None:
+    """Where no byte is left, also none for SQLite's own files, gc still removes what has its captions."""
+    write_manifest(tmp_path / "m.jsonl", manifest(40))
+    rng = random.Random(5)
+    for number in range(40):
+        picture = Image.frombytes("RGB", (40, 30), rng.randbytes(3600))
+        picture.save(tmp_path / f"{number}.jpg", quality=92)
+    bench = Workbench(tmp_path, state=disk.root / "state")
+    program = Program(tmp_path, zygote=plain_zygote, state=bench.state)
+    assert program.run("ingest", "m.jsonl").code == 0
+    bench.fetch()
+    bench.caption(PlainCaptioner())
+    disk.fill(leave_kib)
+    counted = json.loads(program.run("gc", "--captioned", "--dry-run", "--json").stdout)
+    assert counted["captioned"]["files"] == 40
+    done = program.run("gc", "--captioned", "--json")
+    assert done.code == 0, done.stderr
+    assert json.loads(done.stdout)["captioned"]["files"] == 40
+    assert not list((bench.state / "images" / "working").rglob("*.jpg"))
+    assert (bench.state / "reserve").stat().st_blocks, "the next full disk finds nothing to give back"
+    output = tmp_path / "out.jsonl"
+    assert program.run("export", output).code == 0
+    check_state(bench.state, output=output, keys=[f"k{n}" for n in range(40)], program=program)

@@ -150,3 +150,31 @@ def test_the_command(state: MadeState, tmp_path: Path, monkeypatch: pytest.Monke
     assert not ended.value.code
     said = json.loads(capsys.readouterr().out)
     assert said == {"path": str(target), "records": 13, "pictures": 9, "size": target.stat().st_size}
+
+
+def test_no_text_of_a_stranger_is_longer_than_a_line(tmp_path: Path) -> None:
+    """Megabytes of titles, dates, captions, errors, addresses, hosts, classes and messages make no large page."""
+    long = "w\u00f6rd " * 50_000
+    made = MadeState(tmp_path)
+    lines = [
+        {"id": f"r{n}", "url": f"http://a.example/{n}.jpg", "title": f"{n} {long}", "Date": long} for n in range(6)
+    ]
+    made.ingest(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+    made.finish({f"r{n}": f"caption {n}" for n in range(2)}, dead_sources={f"r{n}": f"x{n}" for n in range(2, 6)})
+    with sqlite3.connect(tmp_path / "state" / "state.db") as database:
+        for column in (
+            "captions.text", "captions.flags", "sources.error", "sources.error_class", "sources.host", "runs.message",
+            "runs.uid", "manifests.path", "recipes.model",
+        ):  # fmt: skip
+            table, name = column.split(".")
+            database.execute(f"UPDATE {table} SET {name} = rowid || ?", (long,))
+        database.execute("UPDATE sources SET url = url || ?", (long,))
+    page, summary = report(made, tmp_path / "report.html")
+    rows, _ = data(page)
+    assert len(rows) == 6 and summary.size < 200_000
+    longest = {field: max(len(str(row[field])) for row in rows) for field in range(12)}
+    assert longest.pop(TEXT) == 4000
+    assert all(length <= 512 + len("['']") for length in longest.values()), longest
+    assert rows[0][TITLE].startswith("0 w\u00f6rd ") and rows[0][TITLE].endswith("...")
+    outside = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
+    assert max(map(len, re.findall(r">([^<]+)<", outside))) < 1000

@@ -6,8 +6,10 @@ import io
 import json
 import os
 import re
+import sqlite3
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 from backports import zstd
 from support.made_state import RECIPE, MadeState
 
-from etl.errors import ConfigError, EtlError
+from etl.errors import ConfigError, EtlError, StateError
 from etl.models import FailureFilter, QualityFlag, Stage
 from etl.pipeline import export_manifest
 from etl.stages.export import ExportOptions, with_fields
@@ -352,3 +354,67 @@ def test_long_lines_are_read_a_few_at_once(made: MadeState, monkeypatch: pytest.
         assert b"".join(row.line for row in reader.export_rows(1, None)) == lines
         assert [line for _, _, line in reader.lines(1)] == lines.splitlines(keepends=True)
     assert pages == [2, 2, 1, 0] * 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("DELETE FROM record_lines WHERE record = 2", "counts 3 records but 2 could be read"),
+        ("UPDATE captions SET recipe = 2 WHERE id = 1", "counts 2 captions but 1 could be read"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"only_captioned": True}, {"format": "csv"}, {"shard_size": 2}])
+def test_what_is_not_what_the_state_counts_is_not_exported(
+    made: MadeState, damage: str, said: str, options: dict[str, Any]
+) -> None:
+    """Records or captions that are counted and cannot be read cost the export, not the file that is there."""
+    made.ingest(pictures(*"abc"))
+    made.finish({"a": "One.", "b": "Two."})
+    target = made.directory / ("dir" if "shard_size" in options else "out.jsonl")
+    export_manifest(made.settings, str(target), ExportOptions(**options))
+    before = {path.name: path.read_bytes() for path in [target, *target.glob("shard*")] if path.is_file()}
+    with closing(sqlite3.connect(made.settings.state / "state.db")) as database, database:
+        database.execute("INSERT INTO recipes VALUES (2, 'x', 'm', 'r', '{}', 0, 0)")
+        assert database.execute(damage).rowcount == 1
+    with pytest.raises(StateError, match=said):
+        export_manifest(made.settings, str(target), ExportOptions(**options))
+    if "shard_size" in options:
+        assert not json.loads((target / ".shards.json").read_bytes())["complete"]
+        assert (target / "shard-00001.jsonl").exists(), "what is surplus by a wrong count was removed"
+    else:
+        assert {path.name: path.read_bytes() for path in [target]} == before
+    assert not list(made.directory.rglob("*.part"))
+
+
+def test_since_is_counted_too(made: MadeState) -> None:
+    """An export of a part of the records passes them all, and is refused where one of them is lost."""
+    made.ingest(pictures(*"abc"))
+    made.finish({"a": "One."})
+    assert made.export(since="1")[1].rows == 1
+    with closing(sqlite3.connect(made.settings.state / "state.db")) as database, database:
+        database.execute("DELETE FROM record_lines WHERE record = 3")
+    with pytest.raises(StateError, match="counts 3 records but 2"):
+        made.export(since="1")
+
+
+@pytest.mark.parametrize("length", [200, 201, 255])
+def test_a_long_name_has_room_for_its_part(made: MadeState, length: int) -> None:
+    """Whatever name a file can have an export can have."""
+    made.ingest(pictures("a"))
+    assert made.export("é" + "x" * (length - 2))[0] == pictures("a")
+
+
+def test_a_part_that_is_no_file_of_ours_is_left_alone(made: MadeState) -> None:
+    """A link, a pipe and a directory under a part's name, and parts of other names, are neither opened nor removed."""
+    made.ingest(pictures("a"))
+    odd = [made.directory / f".out.jsonl.{n:016x}.part" for n in range(3)]
+    odd[0].symlink_to("precious")
+    os.mkfifo(odd[1])
+    odd[2].mkdir()
+    other, dead = made.directory / f".b.out.jsonl.{9:016x}.part", made.directory / f".out.jsonl.{8:016x}.part"
+    for path in (other, dead, made.directory / "precious"):
+        path.write_text("mine")
+    assert made.export()[0] == pictures("a")
+    assert all(os.path.lexists(path) for path in (*odd, other))
+    assert not dead.exists()
+    assert (made.directory / "precious").read_text() == "mine"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.made_state import MadeState
 from support.parts import Work, records
 from support.reported import put_pictures
 
@@ -57,7 +58,7 @@ def lines(work: Work, **options: Any) -> list[dict[str, Any]]:
 def test_csv_and_parquet_say_what_json_lines_say(work: Work) -> None:
     """Both have one typed or spelled row for each record, in order, with its line and what became of it."""
     expected = lines(work)
-    path, summary = export(work, "out.csv")
+    path, summary = export(work, "out.csv", escape_formulae=False)
     assert (summary.format, summary.rows, summary.captioned, summary.pending) == ("csv", 25, 8, 1)
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -275,8 +276,6 @@ def test_parquet_as_manifest(tmp_path: Path) -> None:
         "ratio": 1.5, "tags": ["a", None], "price": "1.10",
     }  # fmt: skip
     assert found[1]["ratio"] is None
-    from support.made_state import MadeState
-
     made = MadeState(tmp_path)
     assert made.ingest(path.read_bytes(), "in.parquet").selected == 3
     assert made.ingest(path.read_bytes(), "in.parquet").unchanged
@@ -286,3 +285,38 @@ def test_parquet_as_manifest(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist([{"id": "k", "image": b"bytes"}]), path)
     with pytest.raises(ManifestError, match="holds bytes in a column"):
         list(Manifest(str(path)).lines())
+
+
+FORMULAE = (
+    "=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1", "\n=1", "\uff1d1+1", "\uff20x", "'=1", "''@x",
+    "- a list", "-5 C",
+)  # fmt: skip
+PLAIN = ("-5", "+3.2", "-1.5e-7", "+.5", "5-3", "it's = not", "'quoted'", "A street.", " =1")
+
+
+def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
+    """Keys and captions that a spreadsheet would run get a quote, which can be taken away again; numbers stay."""
+    texts = {f"k{n}": text for n, text in enumerate((*FORMULAE, *PLAIN))} | {"=key": "A.", "-7": "B.", "@key": "C."}
+    made = MadeState(tmp_path)
+    made.ingest(b"".join(b'{"id": "%s", "url": "http://a.example/%s"}\n' % ((key.encode(),) * 2) for key in texts))
+    made.finish(texts)
+    made.export("out.csv")
+    rows = read_csv(tmp_path / "out.csv")
+    cells = [f"'{text}" for text in FORMULAE] + [*PLAIN, "A.", "B.", "C."]
+    assert [row["vlm_caption"] for row in rows] == cells
+    assert [row["key"] for row in rows[-3:]] == ["'=key", "-7", "'@key"]
+    assert [json.loads(row["record"])["vlm_caption"] for row in rows] == list(texts.values())
+    made.export("raw.csv", escape_formulae=False)
+    raw = read_csv(tmp_path / "raw.csv")
+    assert {row["key"]: row["vlm_caption"] for row in raw} == texts
+    target = str(tmp_path / "shards")
+    for options, expected in (({}, rows), ({"escape_formulae": False}, raw)):
+        summary = export_manifest(made.settings, target, ExportOptions(format="csv", shard_size=20, **options))
+        assert summary.written == summary.shards == 2, "a shard that was written the other way was taken for right"
+        assert read_csv(tmp_path / "shards" / "shard-00000.csv") == expected[:20]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

@@ -219,12 +219,23 @@ def test_captions_of_other_records_are_not_those_of_this_one(tmp_path: Path) -> 
         assert "record 0, record 1" in problem
 
 
+def test_an_export_that_is_not_what_was_written_is_a_problem(state: CachedState) -> None:
+    """Cut, edited or replaced, its file is named with what to do; another form of export in its place is none."""
+    output = output_of(state)
+    output.write_bytes(output.read_bytes()[:-10])
+    found = deep(state)
+    [problem] = found.problems
+    assert (found.export, str(output) in problem, "run `etl export` again" in problem) == (
+        ExportFound.CHANGED, True, True,
+    )  # fmt: skip
+    write_export(state, output, ExportOptions(format="csv"))
+    assert (deep(state).export, deep(state).problems) == (ExportFound.NONE, ())
+
+
 def test_an_export_that_cannot_be_compared_is_no_problem(state: CachedState) -> None:
-    """Gone, changed by its owner, or older than the records: it is said, and nothing is wrong."""
+    """Gone, or older than the records: it is said, and nothing is wrong."""
     output = output_of(state)
     whole = output.read_bytes()
-    output.write_bytes(whole[:-10])
-    assert (deep(state).export, deep(state).problems) == (ExportFound.CHANGED, ())
     output.unlink()
     assert (deep(state).export, deep(state).problems) == (ExportFound.GONE, ())
     output.write_bytes(whole)

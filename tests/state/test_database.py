@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -54,11 +55,8 @@ def test_returning_is_committed(tmp_path: Path, connection: Connection) -> None:
         db.conn.execute("INSERT INTO t VALUES (2)")
     assert not connection.db.conn.in_transaction
     connection.close()
-    again = Connection(tmp_path / DATABASE_NAME)
-    try:
-        assert again.rows("SELECT n FROM t") == [(1,), (2,)]
-    finally:
-        again.close()
+    with closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as again:
+        assert again.execute("SELECT n FROM t").fetchall() == [(1,), (2,)]
 
 
 def test_transaction_takes_the_write_lock_before_it_reads(tmp_path: Path, connection: Connection) -> None:
@@ -297,3 +295,25 @@ def test_two_processes_open_a_new_state_at_once(state: Path) -> None:
     assert {code for _, code in results} <= {0, 4}, results
     assert 0 in {code for _, code in results}
     assert_sound(state)
+
+
+@pytest.mark.parametrize("opens", [lambda state: Reader(state).close(), lambda state: open_again(state)])
+def test_opening_leaves_the_locks_of_others_in_the_process_alone(state: Path, opens: object) -> None:
+    """POSIX locks end when their process closes the file anywhere: a writer keeps its own while others come and go."""
+    with Store.open(settings_for(state)) as store:
+        put_sources(store, "http://a.example/1.jpg")
+        before = _locks(state)
+        opens(state)  # type: ignore[operator]
+        assert before and _locks(state) == before
+
+
+def open_again(state: Path) -> None:
+    """Open a second connection of the writer's kind, and close it."""
+    Connection(state / DATABASE_NAME).close()
+
+
+def _locks(state: Path) -> set[str]:
+    """Return the locks that this process holds on the database, as the kernel tells them."""
+    inode = (state / DATABASE_NAME).stat().st_ino
+    lines = Path("/proc/locks").read_text().splitlines()
+    return {line.partition(":")[2] for line in lines if f":{inode} " in line and f" {os.getpid()} " in line}

@@ -56,11 +56,14 @@ def test_version_is_repaired_after_a_death_behind_the_migration(state: Path) -> 
 def test_half_a_migration_is_rolled_back(state: Path) -> None:
     """A migration that fails in its middle leaves no table behind, so that the next opening begins cleanly."""
     state.mkdir()
-    _sql(state, "CREATE TABLE gpu_samples (hers INTEGER)")
-    with pytest.raises(Exception, match="gpu_samples"):
+    old = Database(state / DATABASE_NAME)
+    migrations.apply(old, stop_before="0002_hosts_and_mirrors")
+    old.close()
+    _sql(state, "CREATE TABLE hosts (hers INTEGER)")
+    with pytest.raises(Exception, match="hosts"):
         Store.open(settings_for(state))
-    assert _sql(state, "SELECT name FROM sqlite_master WHERE name IN ('runs', 'records')") == []
-    _sql(state, "DROP TABLE gpu_samples")
+    assert _sql(state, "SELECT name FROM pragma_table_info('sources') WHERE name = 'mirror'") == []
+    _sql(state, "DROP TABLE hosts")
     Store.open(settings_for(state)).close()
     assert_sound(state)
 

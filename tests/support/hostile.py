@@ -25,34 +25,39 @@ def assert_harmless(text: str) -> None:
     assert not any(line.startswith("forged") for line in text.splitlines())
 
 
-def poison(state: Path, *, but: frozenset[str] = frozenset()) -> list[str]:
+def poison(
+    state: Path, *, but: frozenset[str] = frozenset(), kind: str = "TEXT", value: str = "?1 || rowid"
+) -> list[str]:
     """Put hostile text into every text column of every table that takes it; return the columns, ``table.column``.
 
-    Those that the schema itself protects (CHECK) stay as they are, and so do the columns named in ``but``.
+    Those that the schema itself protects (CHECK) stay as they are, and so do the columns named in ``but``.  With
+    ``kind`` and ``value``, in SQL, columns of another type get other values.
     """
     connection = sqlite3.connect(state / "state.db", isolation_level=None)
     try:
         connection.execute("PRAGMA foreign_keys = OFF")
         return [
-            f"{table}.{column}" for table, column in _texts(connection) if _poisoned(connection, table, column, but)
+            f"{table}.{column}"
+            for table, column in _columns(connection, kind)
+            if _poisoned(connection, table, column, but, value)
         ]
     finally:
         connection.close()
 
 
-def _texts(connection: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+def _columns(connection: sqlite3.Connection, wanted: str) -> Iterator[tuple[str, str]]:
     tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'")
     for (table,) in tables.fetchall():
         for _, column, kind, *_ in connection.execute(f"PRAGMA table_info({table})").fetchall():
-            if kind == "TEXT":
+            if kind == wanted:
                 yield table, column
 
 
-def _poisoned(connection: sqlite3.Connection, table: str, column: str, but: frozenset[str]) -> bool:
+def _poisoned(connection: sqlite3.Connection, table: str, column: str, but: frozenset[str], value: str) -> bool:
     if f"{table}.{column}" in but or table.startswith("_"):
         return False
     try:
-        connection.execute(f"UPDATE {table} SET {column} = ? || rowid", (HOSTILE,))
+        connection.execute(f"UPDATE {table} SET {column} = {value}", (HOSTILE,) if "?" in value else ())
     except sqlite3.Error:
         return False
     return True
