@@ -96,6 +96,7 @@ class _Writer:
     Attributes:
         shards: that it holds so far.
         written: how many of them were not there, or not right.
+        escapes: whether formulae are escaped, where there are any.
     """
 
     def __init__(self, reader: Reader, directory: Path, kind: str, selected: Selected) -> None:
@@ -110,6 +111,7 @@ class _Writer:
             self._encoder = encoder(kind, self._picture, escape_formulae=selected.options.escape_formulae)
         self.shards: list[Shard] = []
         self.written = 0
+        self.escapes = kind == "csv" and selected.options.escape_formulae
         self._known: list[Shard] = []
         self._known = self._open()
 
@@ -233,11 +235,6 @@ class _Writer:
                     counts["without_picture"] += 1
                     continue
             yield record
-
-    @property
-    def escapes(self) -> bool:
-        """Whether formulae are escaped, where there are any."""
-        return self._kind == "csv" and self._selected.options.escape_formulae
 
     @property
     def size(self) -> int:

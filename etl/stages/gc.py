@@ -19,9 +19,6 @@ from etl.state.store import Store
 RESUMABLE_S = 7 * 86_400
 """Age in seconds from which on a part that could be resumed is given up."""
 
-FIRST_PAGE = 16
-"""Images evicted at first, so that their files make room for the log of the next ones."""
-
 
 @dataclass(frozen=True)
 class Removed:
@@ -61,7 +58,6 @@ def gc(store: Store, *, captioned: bool = False, originals: bool = False, dry_ru
     The limit is the setting ``max_cache_size``; above it, the oldest are removed until `ROOM` of it is left.  Raises
     `CacheMissingError` where there is no cache to collect from.
     """
-    store.images().keep_log_short()
     cache = ImageCache.of_state(store.directory)
     with Reader(store.directory) as reader:
         require_cache(reader)
@@ -112,9 +108,8 @@ class _Collection:
             target = -1
         elif not self._limit or self.used <= self._limit:
             return Removed()
-        files, size, after, length = 0, 0, 0, FIRST_PAGE
-        while self.used > target and (page := self._images.candidates(grounds, after, length)):
-            length = min(2 * length, PAGE)
+        files, size, after = 0, 0, 0
+        while self.used > target and (page := self._images.candidates(grounds, after, PAGE)):
             chosen, surplus = list[Candidate](), self.used - target
             for candidate in page:
                 if surplus <= 0:

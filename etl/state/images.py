@@ -14,7 +14,6 @@ from typing import NamedTuple
 from etl.errors import WorkingCopyError
 from etl.state.database import Connection
 from etl.state.queries import Reader
-from etl.state.reserve import LOG_PAGES
 from etl.state.sqlite import Database
 
 
@@ -81,10 +80,6 @@ class Images:
             (after, limit),
         )
         return [Candidate(image, sha256, bool(may_go)) for image, sha256, may_go in rows]
-
-    def keep_log_short(self) -> None:
-        """Let the write-ahead log take hardly any room from now on: it may be a full disk on which this makes some."""
-        self._connection.rows(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
 
     def shared(self) -> dict[str, int]:
         """Return the working copies that several present images share, and how many these are."""

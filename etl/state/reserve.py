@@ -10,10 +10,8 @@ from etl.state.database import DATABASE_NAME
 
 RESERVE_NAME = "reserve"
 RESERVE_BYTES = 512 * 1024
-"""The index of SQLite's log takes 32 KiB, `LOG_PAGES` of the log 256 KiB, and what one eviction writes a few pages."""
-
-LOG_PAGES = 16
-"""Pages from which on the log is moved into the database, for who lives on the reserve."""
+"""The index of SQLite's log takes 32 KiB, the lock a block, and evicting 256 images, which frees as many files, about
+ten pages of the log, of 16 KiB each."""
 
 
 def keep(state: Path) -> None:
