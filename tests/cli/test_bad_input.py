@@ -230,8 +230,8 @@ MODELS = {
     "no model": Case(".", ("no config.json",)),
     "pickles": Case("model", ("pickled weights", "safetensors"), before=model_without(model="pytorch_model.bin")),
     "no weights": Case("model", ("no safetensors weights",), before=model_without("model.safetensors")),
-    "no GPU": Case("demo --device cuda:99", ("'cuda:99'",)),
-    "no device": Case("demo --device toaster", ("device 'toaster' is unknown", "cpu")),
+    "no GPU": Case("demo --device cuda:99", ("no GPU was found here", "--device cpu")),
+    "no device": Case("demo --device toaster", ("device = 'toaster'", "auto, cpu, cuda")),
 }
 
 
