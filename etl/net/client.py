@@ -33,10 +33,10 @@ from etl.net.answers import is_compressed, status_error
 from etl.net.attempt import Attempt, Validators
 from etl.net.foreign import fetch_error
 from etl.net.lanes import CONNECTIONS, Lanes
-from etl.net.local import host_of
 from etl.net.names import Names
 from etl.net.part import Download, PartWriter
 from etl.net.transport import GuardedTransport, Routes, holds_unread, proxy_transports, send
+from etl.net.urls import host_of
 
 __all__ = ["MAX_REDIRECTS", "Download", "Downloader", "Validators", "fetch_error"]
 

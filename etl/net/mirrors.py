@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from etl.config import Settings
 from etl.errors import ConfigError, InvalidUrlError
-from etl.net.local import host_of, is_local, local_path
+from etl.net.urls import host_of, is_local, local_path
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from protego import Protego
 
 from etl.errors import FetchError, RobotsError, TooManyRedirectsError, TransientFetchError
-from etl.net.local import host_of
+from etl.net.urls import host_of
 
 AGENT = "caption-etl"
 """Our product token: what a robots.txt calls us, and how our User-Agent header begins."""

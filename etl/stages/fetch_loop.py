@@ -20,9 +20,10 @@ from etl.fetching.hands import Hands, LostError
 from etl.imaging.cache import ImageCache
 from etl.models import FetchedImage, HostState, ItemFailure, KnownImage, SourceItem, StageSummary
 from etl.net import resume
-from etl.net.local import Roots, host_of
+from etl.net.local import Roots
 from etl.net.mirrors import Mirrors
 from etl.net.politeness import HostGate, NotNowError
+from etl.net.urls import host_of
 from etl.stages.flow import Flow
 from etl.stages.room import Room
 from etl.state.hosts import HostLog

@@ -13,10 +13,11 @@ from etl.fetching.hands import Decoders, Downloads
 from etl.imaging.cache import ImageCache
 from etl.models import DecodedImage, FetchedImage, KnownImage, SourceItem
 from etl.net.attempt import Validators
-from etl.net.local import Roots, is_local, read_local
+from etl.net.local import Roots, read_local
 from etl.net.mirrors import Address, Mirrors
 from etl.net.part import Download
 from etl.net.politeness import HostGate, NotNowError
+from etl.net.urls import is_local
 from etl.open_files import out_of_files
 from etl.state.sources import SourceQueue
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from etl.errors import InvalidJsonError, InvalidRecordError, InvalidUrlError, MissingImageFieldError
 from etl.models import RecordState
-from etl.net.local import host_of, is_local, local_path
+from etl.net.urls import host_of, is_local, local_path
 from etl.stages.ingest_options import IngestOptions
 from etl.state.records import NewRecord
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from etl.errors import BodyTooLargeError, InvalidUrlError, LocalFileError
-from etl.net.local import host_of, is_local, read_local
+from etl.net.local import read_local
+from etl.net.urls import host_of, is_local
 
 
 @pytest.mark.parametrize("named", ["{path}", "file://{path}", "file:{path}", "file://localhost{path}", "FILE://{path}"])

@@ -11,9 +11,10 @@ from etl.config import Settings
 from etl.errors import BlockedAddressError, BlockedPathError, FetchError, InvalidUrlError, LocalFileError, NotPlainError
 from etl.net.client import Download, Downloader
 from etl.net.guard import is_public
-from etl.net.local import Roots, host_of
+from etl.net.local import Roots
 from etl.net.mirrors import Mirrors
 from etl.net.part import PartWriter
+from etl.net.urls import host_of
 
 Fetch = Callable[..., Download]
 
