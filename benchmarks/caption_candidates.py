@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers.models.llama import modeling_llama
 
-from etl.captioning.loading import LoadedModel
+from etl.caption.model.loading import LoadedModel
 
 Switch = Callable[[LoadedModel], contextlib.AbstractContextManager[None]]
 
@@ -31,7 +31,7 @@ class Candidate:
     Attributes:
         name, shown: of the row.
         switch: switches it on from outside.
-        built_in: its name among the engine's own (`etl.captioning.candidates`); with neither it is not built.
+        built_in: its name among the engine's own (`etl.caption.slots.candidates`); with neither it is not built.
     """
 
     name: str

@@ -13,11 +13,11 @@ import torch
 from benchmarks.caption_inputs import Workload
 from benchmarks.caption_rows import forget
 from benchmarks.caption_ways import processed
-from etl.captioning.generate import GenerateCaptioner
-from etl.captioning.loading import LoadedModel
-from etl.captioning.slot_captioner import SlotCaptioner
-from etl.config import Settings
-from etl.models import CaptionItem, CaptionResult, ItemFailure
+from etl.caption.generate.captioner import GenerateCaptioner
+from etl.caption.model.loading import LoadedModel
+from etl.caption.slots.captioner import SlotCaptioner
+from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
+from etl.settings import Settings
 
 MARGIN_EPS = 4.0
 """Tokens may differ after a position whose two likeliest logits are nearer than so many units of rounding."""

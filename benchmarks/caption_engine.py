@@ -33,13 +33,13 @@ from benchmarks.caption_report import print_checks, print_rows, print_setting, r
 from benchmarks.caption_rows import Row, measure, reason
 from benchmarks.caption_ways import WAYS
 from benchmarks.random_llava import SIZES, build
-from etl.captioning.ceilings import measure_ceilings
-from etl.captioning.loading import LoadedModel, load
-from etl.captioning.preprocess import PromptEncoder
-from etl.captioning.roofline import Ceilings, Load, Shapes, bounds
-from etl.config import Settings
+from etl.caption.gpus.ceilings import measure_ceilings
+from etl.caption.gpus.roofline import Ceilings, Load, Shapes, bounds
+from etl.caption.model.loading import LoadedModel, load
+from etl.caption.tokens import PromptEncoder
 from etl.gpu import allocator_environment
-from etl.imaging.cache import ImageCache
+from etl.images.cache import ImageCache
+from etl.settings import Settings
 
 FLAT = 1.05
 """Growth of the GPU's memory in a long run that still counts as none: the allocator keeps blocks of round sizes."""

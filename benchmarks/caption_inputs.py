@@ -12,11 +12,11 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
-from etl.captioning.prompts import PromptTemplate
 from etl.demo.scenes import random_record, random_scene
-from etl.imaging.cache import ImageCache
-from etl.imaging.decode import encode_working_copy, working_copy_image
-from etl.models import CaptionItem
+from etl.domain.items import CaptionItem
+from etl.images.cache import ImageCache
+from etl.images.decode import encode_working_copy, working_copy_image
+from etl.ingest.prompts import PromptTemplate
 
 PICTURE_SIZES = ((1024, 768), (768, 1024), (1024, 683), (1024, 1024), (1024, 811))
 """Pixels of the working copies: the long side is the product's default, the shapes are those of photographs."""
@@ -34,7 +34,7 @@ def read_records(manifest: Path | None, seed: int = 0) -> list[dict[str, Any]]:
     if manifest is None:
         records = [random_record(rng) for _ in range(5000)]
     else:
-        # Not through etl.stages: that would need packages that a borrowed GPU machine may lack.
+        # Not through etl.ingest: that would need packages that a borrowed GPU machine may lack.
         opener: Callable[..., Any] = gzip.open if manifest.suffix == ".gz" else open
         with opener(manifest, "rt", encoding="utf-8") as file:
             every = (json.loads(line) for line in file)

@@ -23,8 +23,8 @@ from benchmarks.caption_engine import Benchmark
 from benchmarks.caption_report import print_setting
 from benchmarks.caption_rows import Row, measure
 from benchmarks.caption_ways import WAYS, Way
-from etl.captioning.gpu_checks import check_device
-from etl.imaging.cache import ImageCache
+from etl.caption.gpus.checks import check_device
+from etl.images.cache import ImageCache
 
 LEASE_S = 470.0
 """Seconds after which no further row is begun that may not end in time; eight minutes are 480."""
@@ -37,7 +37,7 @@ PENALTY = 1.2
 SLOTS = ("slots", *(candidate.name for candidate in CANDIDATES))
 """Rows whose captions are as long as drawn, so that their words can be compared."""
 
-KERNEL_CASES = Path(__file__).parents[1] / "tests" / "captioning" / "kernel_cases.py"
+KERNEL_CASES = Path(__file__).parents[1] / "tests" / "caption" / "kernel_cases.py"
 
 PREDICTED = {
     "one": "3.1 at most", "generate-32": "6", "generate-128": "11", "slots": "31 to 41", "liger": "44",

@@ -15,13 +15,13 @@ import torch
 from benchmarks.caption_inputs import Supply, Workload
 from benchmarks.caption_ways import DrawnGenerate, OneByOne, Outcomes, Way
 from benchmarks.phase_hooks import phases_of
-from etl.captioning.candidates import Candidates
-from etl.captioning.checkpoint import one_line
-from etl.captioning.loading import LoadedModel
-from etl.captioning.phases import PhaseClock
-from etl.captioning.slot_captioner import SlotCaptioner
-from etl.config import Settings
-from etl.models import CaptionItem, ItemFailure
+from etl.caption.model.checkpoint import one_line
+from etl.caption.model.loading import LoadedModel
+from etl.caption.slots.candidates import Candidates
+from etl.caption.slots.captioner import SlotCaptioner
+from etl.caption.slots.timing import PhaseClock
+from etl.domain.items import CaptionItem, ItemFailure
+from etl.settings import Settings
 
 REMEMBERED = 64
 """Captions whose words are noted in each row."""

@@ -26,20 +26,20 @@ import transformers
 
 from benchmarks.caption_inputs import draw_lengths, photographs, prompts_of, read_records
 from benchmarks.random_llava import SIZES, build
-from etl.captioning.captioner import never
-from etl.captioning.detokenize import Detokenizer
-from etl.captioning.loading import load
-from etl.captioning.phases import PhaseClock
-from etl.captioning.preprocess import PromptEncoder
-from etl.captioning.recipe import Recipe
-from etl.captioning.slot_captioner import SlotCaptioner
-from etl.config import Settings
-from etl.imaging.cache import ImageCache
-from etl.models import CaptionItem, CaptionResult, EngineSample, FinishReason, ItemFailure, Stage
-from etl.pipeline import Plan, run_pipeline
-from etl.stages.caption import caption
-from etl.stages.flow import Flow
-from etl.state.queries import Reader
+from etl.caption.captioner import never
+from etl.caption.detokenize import Detokenizer
+from etl.caption.model.loading import load
+from etl.caption.recipe import Recipe
+from etl.caption.slots.captioner import SlotCaptioner
+from etl.caption.slots.timing import PhaseClock
+from etl.caption.stage import caption
+from etl.caption.tokens import PromptEncoder
+from etl.domain.items import CaptionItem, CaptionResult, EngineSample, FinishReason, ItemFailure, Stage
+from etl.images.cache import ImageCache
+from etl.run.pipeline import Plan, run_pipeline
+from etl.run_control import Flow
+from etl.settings import Settings
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 GPU_RATE = 35.0

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from benchmarks.caption_inputs import Workload
-from etl.captioning.generate import GenerateCaptioner
-from etl.captioning.loading import LoadedModel
-from etl.captioning.phases import PhaseClock
-from etl.config import Settings
-from etl.models import CaptionItem, CaptionResult, FinishReason, ItemFailure
+from etl.caption.generate.captioner import GenerateCaptioner
+from etl.caption.model.loading import LoadedModel
+from etl.caption.slots.timing import PhaseClock
+from etl.domain.items import CaptionItem, CaptionResult, FinishReason, ItemFailure
+from etl.settings import Settings
 
 Outcomes = Iterator[CaptionResult | ItemFailure]
 
@@ -114,7 +114,7 @@ class Way:
         shown: for people.
         batch: pictures captioned together; 0 where the engine knows slots.
         static: with transformers' static cache.
-        candidates: what of `etl.captioning.candidates` is on in the engine.
+        candidates: what of `etl.caption.slots.candidates` is on in the engine.
     """
 
     name: str

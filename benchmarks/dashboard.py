@@ -31,8 +31,7 @@ import psutil
 
 from benchmarks.ingest import write_manifest
 from etl.clock import now_ms
-from etl.config import Settings
-from etl.models import (
+from etl.domain.items import (
     CaptionResult,
     DecodedImage,
     FetchedImage,
@@ -44,10 +43,11 @@ from etl.models import (
     Stage,
     WorkingCopy,
 )
-from etl.stages.ingest import ingest
-from etl.stages.ingest_options import IngestOptions
-from etl.stages.manifest import Manifest
-from etl.state.queries import Reader
+from etl.ingest.manifest import Manifest
+from etl.ingest.options import IngestOptions
+from etl.ingest.stage import ingest
+from etl.settings import Settings
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 BATCH = 2000

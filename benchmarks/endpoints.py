@@ -19,9 +19,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from etl.captioning.openai.captioner import EndpointCaptioner
-from etl.config import Settings
-from etl.models import CaptionItem, CaptionResult
+from etl.caption.openai.captioner import EndpointCaptioner
+from etl.domain.items import CaptionItem, CaptionResult
+from etl.settings import Settings
 
 ANSWER = json.dumps({
     "model": "stub", "usage": {"prompt_tokens": 600, "completion_tokens": 60},

@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.growth import make, timed, work
-from etl.config import Settings
-from etl.pipeline import export_manifest
-from etl.stages.export import ExportOptions
+from etl.export.stage import ExportOptions
+from etl.run.pipeline import export_manifest
+from etl.settings import Settings
 
 WAYS: dict[str, tuple[str, ExportOptions]] = {
     "jsonl": ("out.jsonl", ExportOptions()),

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import httpx
 
-from etl.config import Settings
-from etl.imaging.decode import decode, encode_working_copy
+from etl.images.decode import decode, encode_working_copy
+from etl.settings import Settings
 
 
 async def download(urls: list[str], directory: Path, connections: int) -> None:

@@ -16,16 +16,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from etl.config import Settings
 from etl.demo.formats import FORMATS
 from etl.demo.scenes import random_scene
 from etl.demo.server import DemoServer
-from etl.models import Stage
-from etl.stages.fetch import fetch
-from etl.stages.flow import Flow
-from etl.stages.ingest import ingest
-from etl.stages.ingest_options import IngestOptions
-from etl.stages.manifest import Manifest
+from etl.domain.items import Stage
+from etl.fetch.stage import fetch
+from etl.ingest.manifest import Manifest
+from etl.ingest.options import IngestOptions
+from etl.ingest.stage import ingest
+from etl.run_control import Flow
+from etl.settings import Settings
 from etl.state.store import Store
 
 SIZE = (3600, 2700)

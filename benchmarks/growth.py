@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.ingest import peak_rss, write_manifest
 from etl.clock import now_ms
-from etl.config import Settings
-from etl.models import (
+from etl.domain.items import (
     CaptionResult,
     DecodedImage,
     FetchedImage,
@@ -30,13 +29,14 @@ from etl.models import (
     Stage,
     WorkingCopy,
 )
-from etl.stages.ingest import ingest
-from etl.stages.ingest_options import IngestOptions
-from etl.stages.manifest import Manifest
-from etl.stages.merge import merge
-from etl.stages.split import split
+from etl.ingest.manifest import Manifest
+from etl.ingest.options import IngestOptions
+from etl.ingest.stage import ingest
+from etl.maintenance.merge import merge
+from etl.maintenance.split import split
+from etl.settings import Settings
 from etl.state.database import DATABASE_NAME
-from etl.state.queries import Reader
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 BATCH = 5_000

@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from etl.config import Settings
-from etl.stages.ingest import ingest
-from etl.stages.ingest_options import IngestOptions
-from etl.stages.manifest import Manifest
+from etl.ingest.manifest import Manifest
+from etl.ingest.options import IngestOptions
+from etl.ingest.stage import ingest
+from etl.settings import Settings
 from etl.state.store import Store
 
 MARKS = (0.1, 0.5, 1.0)

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from benchmarks.long_claims import Look, Stretch, claims, tenths
 from benchmarks.process_tree import Member, members
+from etl.domain.items import QueueStatus
 from etl.errors import EtlError
-from etl.models import QueueStatus
-from etl.state.queries import Reader
+from etl.state.read.reader import Reader
 
 LOOK_S = 0.5
 """Seconds between two looks."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from etl.captioning.phases import PhaseClock
+from etl.caption.slots.timing import PhaseClock
 
 
 @contextlib.contextmanager

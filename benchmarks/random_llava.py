@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from etl.captioning.loading import LLAVA_CHAT_TEMPLATE, LoadedModel
+from etl.caption.model.loading import LLAVA_CHAT_TEMPLATE, LoadedModel
 
 VOCABULARY = 32_064
 """Rows of LLaVA-1.5's embedding and head."""

@@ -26,7 +26,7 @@ from textual.pilot import Pilot
 from etl.demo.archive import build_archive, write_manifest
 from etl.demo.server import HOST, DemoServer
 from etl.state.database import DATABASE_NAME
-from etl.state.queries import Reader
+from etl.state.read.reader import Reader
 from tui.app import Dashboard
 from tui.settings import DashboardSettings
 

@@ -70,7 +70,7 @@ class ClusterError(UsageError):
 
 
 class UnsupportedProcessorError(ModelError):
-    """The model's image processor does what `etl.captioning.pixels` cannot; the message says what."""
+    """The model's image processor does what `etl.caption.pictures.pixels` cannot; the message says what."""
 
 
 class StateError(EtlError):
@@ -381,7 +381,7 @@ class PromptTooLongError(CaptionError):
 class WorkingCopyError(CaptionError):
     """The cached picture is missing or damaged.
 
-    The caption stage has such a picture fetched again, at no charge (`etl.stages.lost_pictures`): stored is only what
+    The caption stage has such a picture fetched again, at no charge (`etl.caption.lost_pictures`): stored is only what
     that does not help.
     """
 

@@ -3,9 +3,13 @@
 import gc
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from support.fault_server import FaultServer
+from support.workbench import Workbench
 from support.zygote import Zygote
 
 
@@ -38,3 +42,34 @@ def plain_zygote() -> Iterator[Zygote]:
     """Return what `etl` processes that do not caption are forked from, without torch."""
     with Zygote(torch=False) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the machine's own proxies away."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    """A server that misbehaves as it is told."""
+    with FaultServer() as running:
+        yield running
+
+
+@pytest.fixture
+def make_bench(tmp_path: Path) -> Callable[..., Workbench]:
+    """Return a maker of a state directory with changed settings."""
+
+    def make(**changes: Any) -> Workbench:
+        return Workbench(tmp_path, **changes)
+
+    return make
+
+
+@pytest.fixture
+def bench(make_bench: Callable[..., Workbench]) -> Workbench:
+    """Return a state directory."""
+    return make_bench()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from etl.cli.units import duration
 from etl.clock import LONG_MS, SLACK_MS, ago
+from etl.units import duration
 
 NOW = 1_795_975_777_000
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from etl.domain.items import GpuSample
 from etl.gpu import Card, GpuSampler, allocator_environment, find_cards, parse_sample, visible_cards
-from etl.models import GpuSample
 
 
 class Sink:

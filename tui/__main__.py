@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from etl import __version__
-from etl.config import load_settings
 from etl.errors import EtlError
+from etl.settings import load_settings
 from etl.text import clean
 from tui import settings
 

@@ -10,20 +10,20 @@ from textual.binding import Binding, BindingType
 from textual.reactive import reactive
 from textual.screen import Screen
 
-from etl.models import FailureFilter, RunState
-from etl.state import control
+from etl.domain.items import FailureFilter, RunState
+from etl.state import commands as control
 from etl.text import clean
-from tui.asking import Asker
-from tui.choice import Choice
+from tui.background import Asker
 from tui.format import ASCII, UNICODE, plural
 from tui.keys import ACTIONS, EVERYWHERE, bindings, written
 from tui.messages import CommandAnswered, SnapshotTaken, SourceBroke
+from tui.poller import Source, send_command
+from tui.retry_filter import Choice
 from tui.screens.base import StateScreen
 from tui.screens.dialogs import ConfirmScreen, HelpScreen
 from tui.screens.overview import OverviewScreen
 from tui.settings import DashboardSettings
 from tui.snapshot import Snapshot
-from tui.source import Source, send_command
 from tui.theme import THEMES
 
 INTERVAL_S = 1.0

@@ -29,7 +29,7 @@ class CommandAnswered(Message):
     """A command was answered, or could not be delivered.
 
     Attributes:
-        name: the command, as `etl.state.control` names it.
+        name: the command, as `etl.state.commands` names it.
         answer: what the run said; ``None`` when it did not answer in time.
         problem: why the command could not be delivered.
     """

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from etl.config import DASHBOARD, load_dashboard
 from etl.errors import ConfigError
+from etl.settings import DASHBOARD, load_dashboard
 from tui.keys import ACTIONS, EVERYWHERE, NAMES, Action
 from tui.theme import THEMES
 

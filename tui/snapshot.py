@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from etl.models import (
+from etl.domain.items import (
     LIVE,
     EngineSample,
     GpuSample,
@@ -16,9 +16,9 @@ from etl.models import (
     RunState,
     Stage,
 )
-from etl.state.activity import Exported, ManifestProgress
-from etl.state.cost import Cost
 from etl.state.log import LogLine
+from etl.state.read.activity import Exported, ManifestProgress
+from etl.state.read.cost import Cost
 
 
 class StageState(StrEnum):

@@ -15,7 +15,7 @@ from etl.cli import control, inspection, maintenance, parts, work
 from etl.cli.terminal import outlive_the_terminal
 from etl.errors import EtlError
 from etl.open_files import out_of_files, raise_limit
-from etl.stages.flow import LEFT_BEHIND
+from etl.run_control import LEFT_BEHIND
 from etl.text import clean, clean_lines
 
 app = typer.Typer(

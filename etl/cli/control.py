@@ -8,9 +8,9 @@ import typer
 from etl.cli import render
 from etl.cli.inspection import ClassOption, HostOption, KeyOption, StageOption
 from etl.cli.options import Context, command
+from etl.domain.items import FailureFilter, QualityFlag, Stage
 from etl.errors import EtlError, StateLockedError, UsageError
-from etl.models import FailureFilter, QualityFlag, Stage
-from etl.state import control
+from etl.state import commands as control
 from etl.state.penalty import HIGHEST_PENALTY, LOWEST_PENALTY, PENALTY, UNLIKELY
 
 if TYPE_CHECKING:

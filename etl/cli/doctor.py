@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from etl.config import Settings
 from etl.errors import ChildEndedError, ModelError, StateError
 from etl.gpu import allocator_environment
 from etl.open_files import LEAST
 from etl.processes import ChildProcess
 from etl.redaction import redact_url
+from etl.settings import Settings
 from etl.state.file_systems import file_system_of, is_shared
-from etl.state.queries import Reader
+from etl.state.read.reader import Reader
 
 Verdict = Literal["ok", "note", "fail"]
 
@@ -106,7 +106,7 @@ def _proxy() -> Check:
 def _device(settings: Settings) -> Check:
     import torch
 
-    from etl.captioning.device import choose_device
+    from etl.caption.model.device import choose_device
 
     try:
         device = choose_device(settings.device, settings.model)
@@ -125,7 +125,7 @@ def _device(settings: Settings) -> Check:
 
 def _tried(settings: Settings) -> Iterator[Check]:
     """Yield what is found on each of the GPUs that would caption; on the CPU only if that was asked for."""
-    from etl.captioning.gpus import chosen_gpus
+    from etl.caption.gpus.plan import chosen_gpus
 
     gpus = chosen_gpus(settings)
     if not gpus and settings.device in ("auto", "cuda"):
@@ -147,7 +147,7 @@ def _findings(
 ) -> Iterator[tuple[str, Verdict, str]]:  # fmt: skip
     """Yield what a process finds that is started as one that captions; a GPU that fails takes only that one along."""
     config = {"settings": settings, "to_do": to_do}
-    child = ChildProcess("etl.captioning.gpu_report:main", config, name="trial", env=environment)
+    child = ChildProcess("etl.caption.gpus.report:main", config, name="trial", env=environment)
     try:
         while child.poll(TRIED_S):
             finding = json.loads(child.recv())

@@ -6,14 +6,14 @@ import typer
 
 from etl.cli import render
 from etl.cli.options import Context, command
-from etl.cli.story import redacted, story_lines
+from etl.cli.record_story import redacted, story_lines
 from etl.clock import iso_utc
+from etl.domain.items import Failure, FailureFilter, Stage
 from etl.errors import UsageError
-from etl.models import Failure, FailureFilter, Stage
 from etl.redaction import redact_url
-from etl.state.outlook import Outlook
-from etl.state.parts import latest_split
-from etl.state.queries import Reader
+from etl.state.parts.splits import latest_split
+from etl.state.read.progress import Outlook
+from etl.state.read.reader import Reader
 from etl.text import clean
 
 StageOption = Annotated[Stage | None, typer.Option(help="Only this stage.")]

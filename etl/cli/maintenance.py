@@ -10,13 +10,13 @@ import typer
 
 from etl.cli import render
 from etl.cli.options import Context, command, ends_when_interrupted
-from etl.cli.units import size
 from etl.errors import ConfigError, EtlError
-from etl.state.queries import Reader
+from etl.state.read.reader import Reader
 from etl.text import clean
+from etl.units import size
 
 if TYPE_CHECKING:
-    from etl.stages.gc import GcSummary
+    from etl.maintenance.gc import GcSummary
 
 
 def register(app: typer.Typer) -> None:
@@ -43,8 +43,8 @@ def register(app: typer.Typer) -> None:
         """Check database and image cache against each other; put lost pictures back into the fetch queue."""
         if quick and deep:
             raise ConfigError("--quick reads no file and --deep reads them all; choose one of them")
-        from etl.signals import watch_signals
-        from etl.stages.verify import verify as check
+        from etl.maintenance.verify import verify as check
+        from etl.run.signals import watch_signals
         from etl.state.store import Store
 
         with (
@@ -71,8 +71,8 @@ def register(app: typer.Typer) -> None:
         originals: Annotated[bool, typer.Option("--originals", help="Also all originals that were kept.")] = False,
     ) -> None:
         """Remove from the image cache what nothing needs; what is needed again is fetched again."""
-        from etl.signals import watch_signals
-        from etl.stages.gc import gc
+        from etl.maintenance.gc import gc
+        from etl.run.signals import watch_signals
         from etl.state.reserve import lent
         from etl.state.store import Store
 
@@ -102,7 +102,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Write one HTML page with pictures, captions, failures and plots; it opens without a network."""
         from etl.report.page import ReportOptions, write_report
-        from etl.signals import watch_signals
+        from etl.run.signals import watch_signals
 
         with ends_when_interrupted(), watch_signals(interrupt=True), Reader(context.settings.state) as reader:
             summary = write_report(reader, output, ReportOptions(limit, thumbnail))

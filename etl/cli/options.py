@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
-from etl.config import Settings, load
 from etl.errors import Interrupted
+from etl.settings import Settings, load
 from etl.text import clean, clean_lines
 
 FETCH_SETTINGS = (

@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
         ] = False,
     ) -> None:
         """Deal the work out to parts, each a state directory of its own; again to finish what was cut short."""
-        from etl.stages.split import split as divide
+        from etl.maintenance.split import split as divide
         from etl.state.store import Store
 
         with Store.open(context.settings, create=False) as store:
@@ -46,8 +46,8 @@ def register(app: typer.Typer) -> None:
         ] = False,
     ) -> None:
         """Take over what parts have done, into the state that was split or into a new one; again when they go on."""
-        from etl.stages.merge import MergeSummary
-        from etl.stages.merge import merge as unite
+        from etl.maintenance.merge import MergeSummary
+        from etl.maintenance.merge import merge as unite
         from etl.state.store import Store
 
         def tell(summary: MergeSummary) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from etl.cli.hosts import errors_text, host_line, is_news
 from etl.cli.options import Context
-from etl.cli.outlook import errors_text, host_line, is_news
 from etl.cli.render import note
-from etl.cli.units import duration, size
 from etl.clock import stops_at
-from etl.models import Progress, QueueStatus, RecordState, Stage
+from etl.domain.items import Progress, QueueStatus, RecordState, Stage
 from etl.text import clean
+from etl.units import duration, size
 
 
 @contextmanager

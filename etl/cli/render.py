@@ -5,11 +5,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from etl.cli.hosts import errors_text, host_json, host_line, is_news
 from etl.cli.options import Context
-from etl.cli.outlook import errors_text, host_json, host_line, is_news
-from etl.cli.units import duration, size
 from etl.clock import ago, now_ms, stops_at
-from etl.models import (
+from etl.domain.items import (
     LIVE,
     ExportSummary,
     IngestSummary,
@@ -23,11 +22,12 @@ from etl.models import (
 )
 from etl.state.penalty import UNLIKELY
 from etl.text import clean, clean_json
+from etl.units import duration, size
 
 if TYPE_CHECKING:
-    from etl.pipeline import Report
-    from etl.state.cost import Cost
-    from etl.state.parts import Split
+    from etl.run.pipeline import Report
+    from etl.state.parts.splits import Split
+    from etl.state.read.cost import Cost
 
 
 def split_json(found: "Split | None") -> dict[str, Any] | None:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from etl.cli import render
+from etl.cli.hosts import foresight_lines
 from etl.cli.options import CAPTION_SETTINGS, FETCH_SETTINGS, Context, command, ends_when_interrupted
-from etl.cli.outlook import foresight_lines
 from etl.cli.progress import ingest_progress, progress
 from etl.errors import ConfigError
 
@@ -68,7 +68,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Load a manifest into the state; again after an edit, or to resume."""
         options = _ingest_options(only_synthetic, limit, offset, id_field, image_field, prompt_template, strict)
-        from etl.pipeline import ingest_manifest
+        from etl.run.pipeline import ingest_manifest
 
         with ingest_progress(context) as on_batch:
             summary, signal = ingest_manifest(context.settings, manifest, options, on_batch)
@@ -87,7 +87,7 @@ def register(app: typer.Typer) -> None:
         force: ForceOption = False,
     ) -> None:
         """Download and decode every source that is still due."""
-        from etl.pipeline import Plan, foresee_fetch, run_pipeline
+        from etl.run.pipeline import Plan, foresee_fetch, run_pipeline
 
         if not dry_run:
             _work(context, run_pipeline, Plan(fetch=True, refresh=refresh, force=force))
@@ -102,7 +102,7 @@ def register(app: typer.Typer) -> None:
     @command(app, *CAPTION_SETTINGS, works=True)
     def caption(context: Context, force: ForceOption = False) -> None:
         """Caption every fetched image that has no caption yet."""
-        from etl.pipeline import Plan, run_pipeline
+        from etl.run.pipeline import Plan, run_pipeline
 
         _work(context, run_pipeline, Plan(caption=True, force=force))
 
@@ -134,8 +134,8 @@ def register(app: typer.Typer) -> None:
         ] = True,
     ) -> None:
         """Write the manifest with its captions, in manifest order."""
-        from etl.pipeline import export_manifest
-        from etl.stages.export import ExportOptions
+        from etl.export.stage import ExportOptions
+        from etl.run.pipeline import export_manifest
 
         options = ExportOptions(recipe, provenance, only_captioned, since, format, shard_size, escape_formulae)
         with ends_when_interrupted():
@@ -160,8 +160,8 @@ def register(app: typer.Typer) -> None:
         force: ForceOption = False,
     ) -> None:
         """Do everything: ingest, fetch beside caption, export.  Run it again to go on."""
-        from etl.pipeline import Plan, run_pipeline
-        from etl.stages.export import ExportOptions
+        from etl.export.stage import ExportOptions
+        from etl.run.pipeline import Plan, run_pipeline
 
         given = (only_synthetic, limit, offset, id_field, image_field, prompt_template, strict)
         plan = Plan(
@@ -185,8 +185,8 @@ def _ingest_options(
     prompt_template: Path | None,
     strict: bool,
 ) -> Any:
-    from etl.captioning.prompts import PromptTemplate
-    from etl.stages.ingest_options import IngestOptions, Selection
+    from etl.ingest.options import IngestOptions, Selection
+    from etl.ingest.prompts import PromptTemplate
 
     template = PromptTemplate.from_file(prompt_template) if prompt_template else PromptTemplate()
     return IngestOptions(id_field, image_field, Selection(only_synthetic, offset, limit), template, strict)

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from etl.config import DEMO_MODEL, Settings
 from etl.demo.archive import DemoRecord, build_archive, write_manifest
 from etl.demo.server import HOST, DemoServer
+from etl.domain.items import Failure, FailureFilter, Progress, QueueStatus, RecordOutcome
 from etl.errors import UsageError
-from etl.models import Failure, FailureFilter, Progress, QueueStatus, RecordOutcome
-from etl.pipeline import Plan, Report, run_pipeline
-from etl.state.queries import Reader
+from etl.run.pipeline import Plan, Report, run_pipeline
+from etl.settings import DEMO_MODEL, Settings
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 from etl.text import clean
 

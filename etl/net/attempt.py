@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from etl.errors import EtlError, FetchError
-from etl.net.answers import sendable
-from etl.net.foreign import fetch_error, one_line
+from etl.net.errors import fetch_error, one_line
 from etl.net.part import PartWriter
+from etl.net.responses import sendable
 from etl.redaction import redact_url
 
 

@@ -1,8 +1,8 @@
 """Downloads over HTTP, and the place where every exception of httpx gets its class (`transport` shares httpx).
 
 httpx 0.28 has two faults that shape this module.  A request that is cancelled at the wrong instant leaks its place in
-the pool, so each request has a pool of its own (`etl.net.lanes`).  And its time-outs count per read, so a server that
-drips bytes would never be ended; a watchdog over the whole exchange does that.
+the pool, so each request has a pool of its own (`etl.net.client_pool`).  And its time-outs count per read, so a server
+that drips bytes would never be ended; a watchdog over the whole exchange does that.
 """
 
 import asyncio
@@ -16,7 +16,6 @@ from typing import Self, cast
 
 import httpx
 
-from etl.config import Settings
 from etl.errors import (
     BodyTooLargeError,
     ConfigError,
@@ -29,14 +28,15 @@ from etl.errors import (
     TruncatedBodyError,
 )
 from etl.net import resume
-from etl.net.answers import is_compressed, status_error
 from etl.net.attempt import Attempt, Validators
-from etl.net.foreign import fetch_error
-from etl.net.lanes import CONNECTIONS, Lanes
+from etl.net.client_pool import CONNECTIONS, Lanes
+from etl.net.errors import fetch_error
 from etl.net.names import Names
 from etl.net.part import Download, PartWriter
+from etl.net.responses import is_compressed, status_error
 from etl.net.transport import GuardedTransport, Routes, holds_unread, proxy_transports, send
 from etl.net.urls import host_of
+from etl.settings import Settings
 
 __all__ = ["MAX_REDIRECTS", "Download", "Downloader", "Validators", "fetch_error"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from etl import files
 from etl.errors import NotPlainError
 from etl.failpoints import failpoint
-from etl.net.answers import sendable
+from etl.net.responses import sendable
 
 NOTE_SUFFIX = ".note"
 

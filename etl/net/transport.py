@@ -12,7 +12,7 @@ import httpcore
 import httpx
 
 from etl.errors import ConfigError
-from etl.net.guard import GuardedBackend
+from etl.net.address_guard import GuardedBackend
 from etl.net.names import Names
 from etl.redaction import redact_url
 

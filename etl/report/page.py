@@ -13,14 +13,14 @@ from typing import Any, BinaryIO
 import jinja2
 from markupsafe import Markup
 
-from etl.imaging.cache import ImageCache
+from etl.images.cache import ImageCache
+from etl.output_file import replaced
 from etl.redaction import redact_url
 from etl.report.summary import summarise
 from etl.report.thumbnails import thumbnails
-from etl.stages.export_target import replaced
-from etl.stages.presence import require_cache
-from etl.state.queries import Reader
-from etl.state.report_rows import CAPTION, LINE, ReportRow, count_reported, report_rows
+from etl.state.presence import require_cache
+from etl.state.read.reader import Reader
+from etl.state.read.report_rows import CAPTION, LINE, ReportRow, count_reported, report_rows
 from etl.text import ELLIPSIS, clean
 
 BLOCK = 200

@@ -7,12 +7,12 @@ from markupsafe import Markup
 
 from etl import __version__
 from etl.clock import iso_utc, now_ms
-from etl.models import Progress, RecordOutcome, RecordState, RunInfo, Stage
+from etl.domain.items import Progress, RecordOutcome, RecordState, RunInfo, Stage
 from etl.report.plots import Series, plot
 from etl.report.timeline import Timeline
-from etl.state.cost import Cost, cost, cost_by_run
-from etl.state.queries import Reader
-from etl.state.report_rows import LINE, failures_by_host, finished_by_time
+from etl.state.read.cost import Cost, cost, cost_by_run
+from etl.state.read.reader import Reader
+from etl.state.read.report_rows import LINE, failures_by_host, finished_by_time
 from etl.text import clean
 
 BUCKETS = 120

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from etl.imaging.cache import read_working
+from etl.images.cache import read_working
 
 QUALITY = 55
 """Of WebP: small and good enough to recognise a picture by."""

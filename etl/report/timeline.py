@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from etl.models import RunInfo
+from etl.domain.items import RunInfo
 
 
 @dataclass(frozen=True, slots=True)

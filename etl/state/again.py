@@ -6,11 +6,11 @@ an attempt that waits for its picture, fails or is cancelled costs nobody a capt
 
 from dataclasses import dataclass
 
-from etl.models import FailureFilter
+from etl.domain.items import FailureFilter
 from etl.state.database import Connection
 from etl.state.images import wake_evicted
 from etl.state.penalty import HIGHEST_PENALTY, PENALTY
-from etl.state.retry import REVIVED, chosen_items
+from etl.state.requeue import REVIVED, chosen_items
 
 _NEEDED = (
     " AND EXISTS (SELECT 1 FROM sources s JOIN records r ON r.source = s.id "

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Sequence
 
 from etl.clock import now_ms
+from etl.domain.items import CaptionItem, CaptionResult, ItemFailure, Stage
 from etl.errors import WorkingCopyError
-from etl.models import CaptionItem, CaptionResult, ItemFailure, Stage
 from etl.state.database import Connection
 from etl.state.images import lose_images, wake_evicted
 from etl.state.work_queue import ALONE_AFTER_CRASHES, DEAD_AFTER_CRASHES, WAKE_CANCELLED, WorkQueue

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from etl.state.queries import PAGE, Reader
+from etl.state.read.reader import PAGE, Reader
 
 EXAMPLES = 5
 """Rows that one line names; the rest is counted."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from etl.errors import WorkingCopyError
 from etl.state.database import Connection
-from etl.state.queries import Reader
+from etl.state.read.reader import Reader
 from etl.state.sqlite import Database
 
 

@@ -7,10 +7,10 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from etl.models import RecordState
+from etl.domain.items import RecordState
 from etl.state.database import Connection
 from etl.state.images import wake_evicted
-from etl.state.queries import Reader
+from etl.state.read.reader import Reader
 from etl.state.records import BatchCounts, NewRecord, align_sources, write_batch
 
 
@@ -131,7 +131,7 @@ class ManifestWriter:
 
 
 def roots(reader: Reader) -> list[tuple[str, str | None, str | None]]:
-    """Return each manifest's path, the directory of its pictures and its seal (`etl.stages.local_roots`)."""
+    """Return each manifest's path, the directory of its pictures and its seal (`etl.local_roots`)."""
     return reader.rows("SELECT path, root, root_seal FROM manifests ORDER BY id")
 
 

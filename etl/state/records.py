@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from etl.domain.items import RecordState
 from etl.errors import DuplicateKeyError
-from etl.models import RecordState
 from etl.state.sqlite import Database
 
 _WOKEN = (

@@ -1,6 +1,6 @@
 """The state database: tables, indexes and triggers as plain DDL in named migrations.
 
-Statuses are words (`etl.models`), times Unix milliseconds, hashes lower-case hex unless said otherwise.  `done_at` of
+Statuses are words (`etl.domain`), times Unix milliseconds, hashes lower-case hex unless said otherwise.  `done_at` of
 a queue is when the item was last done or dead; whether it is now, its status tells.
 `records.outcome` and `counters` are kept by triggers alone, so no writer can forget them; the view
 `record_outcomes` is the one definition of what became of a record.
@@ -8,8 +8,8 @@ a queue is when the item was last done or dead; whether it is now, its status te
 
 from collections.abc import Iterable
 
+from etl.domain.items import QueueStatus, RecordOutcome, RecordState
 from etl.failpoints import failpoint
-from etl.models import QueueStatus, RecordOutcome, RecordState
 from etl.state.database import SCHEMA_VERSION, check_version
 from etl.state.sqlite import Database, Migrations
 

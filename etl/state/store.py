@@ -19,11 +19,12 @@ from typing import Any
 
 from etl import __version__, clock
 from etl.clock import now_ms
-from etl.config import Settings
+from etl.domain.items import EngineSample, ExportSummary, FailureFilter, GpuSample, RecordState, RunState, Stage
 from etl.errors import Interrupted
-from etl.models import EngineSample, ExportSummary, FailureFilter, GpuSample, RecordState, RunState, Stage
-from etl.state import again, manifests, reserve, retry, schema, split, waits
+from etl.settings import Settings
+from etl.state import again, manifests, reserve, schema, waits
 from etl.state import captions as caption_queue
+from etl.state import requeue as retry
 from etl.state.again import CaptionsAgain
 from etl.state.captions import CaptionQueue
 from etl.state.database import DATABASE_NAME, Connection
@@ -32,15 +33,16 @@ from etl.state.images import Images
 from etl.state.lock import StateLock
 from etl.state.log import RunLog, journal
 from etl.state.manifests import ManifestWriter
-from etl.state.merge import Merge
-from etl.state.parts import Split
+from etl.state.parts import split
+from etl.state.parts.merge import Merge
+from etl.state.parts.splits import Split
 from etl.state.sources import SourceQueue
 from etl.state.work_queue import recover
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A request of another process; ``arguments`` as `etl.state.control` wrote them, unless there is a ``fault``."""
+    """A request of another process; ``arguments`` as `etl.state.commands` wrote them, unless there is a ``fault``."""
 
     id: int
     name: str
@@ -116,7 +118,7 @@ class Store:
         """Return the writer of what the cache holds of each image."""
         return Images(self._connection)
 
-    # Parts: see `etl.stages.split` and `etl.stages.merge`.
+    # Parts: see `etl.maintenance.split` and `etl.maintenance.merge`.
 
     def begin_split(self, parts: int, directory: Path) -> None:
         """Deal the sources out to parts that are to be made in ``directory``."""

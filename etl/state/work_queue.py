@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterable, Sequence
 
 from etl.clock import now_ms
-from etl.models import ItemFailure, Stage
+from etl.domain.items import ItemFailure, Stage
 from etl.state import waits
 from etl.state.database import Connection
 from etl.state.log import journal

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etl import __version__
+from etl.domain.items import EngineSample, GpuSample, HostState, Progress, RunState
 from etl.errors import ConfigError
-from etl.models import EngineSample, GpuSample, HostState, Progress, RunState
-from etl.state.activity import engines, gpus
-from etl.state.cost import cost
-from etl.state.outlook import Outlook
-from etl.state.queries import Reader
+from etl.state.read.activity import engines, gpus
+from etl.state.read.cost import cost
+from etl.state.read.progress import Outlook
+from etl.state.read.reader import Reader
 from etl.text import clean
 
 if TYPE_CHECKING:

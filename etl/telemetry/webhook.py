@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 
-from etl.config import Settings
 from etl.redaction import host_of
+from etl.settings import Settings
 from etl.text import clean
 
 log = logging.getLogger(__name__)

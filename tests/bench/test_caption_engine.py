@@ -18,12 +18,12 @@ from benchmarks.caption_inputs import Workload, draw_lengths
 from benchmarks.caption_lease import LEASE_S, SLOTS, Lease
 from benchmarks.caption_rows import measure
 from benchmarks.caption_ways import WAYS, DrawnGenerate, Way
-from etl.captioning.candidates import NAMES, Candidates
-from etl.captioning.loading import load
-from etl.captioning.phases import PhaseClock
-from etl.config import Settings
-from etl.imaging.cache import ImageCache
-from etl.models import CaptionResult
+from etl.caption.model.loading import load
+from etl.caption.slots.candidates import NAMES, Candidates
+from etl.caption.slots.timing import PhaseClock
+from etl.domain.items import CaptionResult
+from etl.images.cache import ImageCache
+from etl.settings import Settings
 
 SETTINGS = Settings(model="demo", device="cpu", dtype="float32", max_new_tokens=8)
 

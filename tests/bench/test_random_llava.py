@@ -6,9 +6,9 @@ from transformers import LlavaForConditionalGeneration
 
 from benchmarks.caption_inputs import photographs, prompts_of, read_records
 from benchmarks.random_llava import SIZES, build, build_processor, config_of, train_tokenizer
-from etl.captioning.loading import LoadedModel
-from etl.captioning.preprocess import PromptEncoder
-from etl.captioning.roofline import Shapes
+from etl.caption.gpus.roofline import Shapes
+from etl.caption.model.loading import LoadedModel
+from etl.caption.tokens import PromptEncoder
 
 PROMPTS = prompts_of(read_records(None))
 

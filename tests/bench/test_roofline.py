@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from etl.captioning.roofline import GIB, Bounds, Ceilings, Load, Shapes, bounds
+from etl.caption.gpus.roofline import GIB, Bounds, Ceilings, Load, Shapes, bounds
 
 LLAVA_7B = Shapes(
     hidden=4096, intermediate=11008, layers=32, heads=32, kv_heads=32, head_dim=128, vocabulary=32064,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from support.made_state import MadeState
 
-from etl.captioning.checkpoint import DEMO_CHECKPOINT
+from etl.caption.model.checkpoint import DEMO_CHECKPOINT
 from etl.state.lock import StateLock
 
 Etl = Callable[..., Any]
@@ -319,7 +319,7 @@ def test_memory_that_ends_is_one_line(process: Etl, tmp_path: Path) -> None:
     line = b'{"id": "a", "url": "http://a.example/a.jpg", "x": [' + b",".join([b"{}"] * 4_000_000) + b"]}\n"
     (tmp_path / "m.jsonl").write_bytes(b'{"id": "b", "url": "http://a.example/b.jpg"}\n' + line)
     code = (
-        "import resource, sys\nfrom etl.cli import app, work\nimport etl.pipeline\n"
+        "import resource, sys\nfrom etl.cli import app, work\nimport etl.run.pipeline\n"
         "taken = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (taken + (150 << 20),) * 2)\n"
         "sys.argv = ['etl', 'ingest', 'm.jsonl']\napp.main()\n"

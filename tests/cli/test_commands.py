@@ -17,11 +17,11 @@ import typer
 from support.made_state import MadeState
 
 from etl import __version__
-from etl.captioning.checkpoint import DEMO_CHECKPOINT
+from etl.caption.model.checkpoint import DEMO_CHECKPOINT
 from etl.cli.app import app
 from etl.cli.options import FETCH_SETTINGS
-from etl.config import Settings
-from etl.models import QueueStatus, Stage
+from etl.domain.items import QueueStatus, Stage
+from etl.settings import Settings
 from etl.state.lock import StateLock
 from etl.state.store import Store
 
@@ -341,7 +341,7 @@ def test_a_reader_that_goes_away(process: Etl, made: MadeState, tmp_path: Path) 
 def test_control_of_a_run_that_does_not_answer(etl: Etl, made: MadeState, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that holds the state but does not answer in time is an error that names what to look at."""
     made.ingest(b'{"id":"a","path":"a.jpg"}\n')
-    monkeypatch.setattr("etl.state.control.send.__kwdefaults__", {"patience_s": 0.3})
+    monkeypatch.setattr("etl.state.commands.send.__kwdefaults__", {"patience_s": 0.3})
     with StateLock(made.settings.state):
         answer = etl("pause")
     assert answer.code == 1

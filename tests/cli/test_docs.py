@@ -12,8 +12,8 @@ import typer
 from etl import errors
 from etl.cli.app import app
 from etl.cli.options import CAPTION_SETTINGS, FETCH_SETTINGS
-from etl.config import Settings
 from etl.errors import CrashedError, DecoderCrashedError, EtlError, FeederCrashedError, item_error_classes
+from etl.settings import Settings
 from etl.state.captions import CaptionQueue
 from etl.state.sources import SourceQueue
 

@@ -9,7 +9,7 @@ from cli.conftest import Etl
 from support.hostile import HOSTILE, acting, assert_harmless, poison
 from support.made_state import MadeState
 
-from etl.models import HostInfo, HostState, Stage
+from etl.domain.items import HostInfo, HostState, Stage
 from etl.state.store import Store
 
 COMMANDS = (

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from etl.cli.outlook import foresight_lines
+from etl.cli.hosts import foresight_lines
 from etl.cli.progress import _log_above_bars, progress_line
 from etl.clock import now_ms
-from etl.models import HostInfo, HostProgress, HostState, Progress
-from etl.stages.foresight import Foresight, HostForesight
+from etl.domain.items import HostInfo, HostProgress, HostState, Progress
+from etl.fetch.estimate import Foresight, HostForesight
 
 QUEUE = {"done": 1200, "dead": 12, "retry": 3, "ready": 785}
 

@@ -8,8 +8,8 @@ import pytest
 from cli.conftest import Etl
 from support.made_state import MadeState
 
-from etl.config import Settings
 from etl.redaction import redact_text, redact_url
+from etl.settings import Settings
 from etl.state.store import Store
 
 SECRET = "hunter2"

@@ -9,9 +9,9 @@ import pytest
 from support.made_state import MadeState
 
 from etl.cli.options import CAPTION_SETTINGS, FETCH_SETTINGS, _help
-from etl.config import Settings, load_settings
 from etl.errors import ConfigError
-from etl.state.queries import Reader
+from etl.settings import Settings, load_settings
+from etl.state.read.reader import Reader
 
 Etl = Callable[..., Any]
 MANIFEST = b'{"id":"a","path":"missing.jpg"}\n'

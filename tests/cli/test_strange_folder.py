@@ -13,10 +13,10 @@ import pytest
 from support.made_state import MadeState
 from support.workbench import scenes
 
-from etl.config import Settings, load, load_settings
 from etl.errors import ConfigError
 from etl.setting_files import HARMLESS, OWN
-from etl.state.queries import Reader
+from etl.settings import Settings, load, load_settings
+from etl.state.read.reader import Reader
 
 Etl = Callable[..., Any]
 MANIFEST = b'{"id":"a","path":"a.jpg"}\n'

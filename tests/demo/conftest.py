@@ -1,7 +1,6 @@
 """Runs the real pipeline with the shipped model and reads its export."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,18 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from etl.config import Settings
-from etl.pipeline import Plan, Report, run_pipeline
+from etl.run.pipeline import Plan, Report, run_pipeline
+from etl.settings import Settings
 
 torch.set_num_threads(1)
 """More threads are slower for a model this small, by far on a busy machine."""
-
-
-@pytest.fixture(autouse=True)
-def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide the environment's proxies, which do not reach the loopback address."""
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
 
 
 @pytest.fixture

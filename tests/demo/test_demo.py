@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from etl.config import Settings
 from etl.demo import run
 from etl.demo.archive import DemoRecord, build_archive
 from etl.demo.server import DemoServer
 from etl.errors import UsageError
+from etl.settings import Settings
 
 
 def _etl(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":

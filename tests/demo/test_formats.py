@@ -8,8 +8,8 @@ from PIL import Image, ImageChops, ImageStat
 
 from etl.demo.formats import FORMATS, PictureFormat
 from etl.demo.scenes import Scene, Shape
-from etl.imaging import decode as decoder
-from etl.imaging.decode import decode
+from etl.images import decode as decoder
+from etl.images.decode import decode
 
 SCENE = Scene("white", (Shape("large", "red", "square", "top left"), Shape("small", "blue", "circle", "top right")), 1)
 

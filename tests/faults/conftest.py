@@ -1,10 +1,8 @@
 """Fixtures of the fault tests, and the one table that the soak ends with."""
 
 import time
-from collections.abc import Iterator
 
 import pytest
-from support.fault_server import FaultServer
 from support.tally import Tally
 
 TALLY = Tally(time.monotonic())
@@ -14,12 +12,6 @@ TALLY = Tally(time.monotonic())
 def tally() -> Tally:
     """Return what the long tests write into the table."""
     return TALLY
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

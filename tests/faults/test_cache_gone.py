@@ -13,16 +13,16 @@ from support.fault_server import Exchange, FaultServer, ok, status
 from support.workbench import OpeningCaptioner, PlainCaptioner, Workbench, scenes, wait_for, write_manifest
 from support.zygote import Zygote
 
+from etl.caption.stage import caption
+from etl.domain.items import CaptionItem, ItemFailure, Stage, StageSummary
 from etl.errors import CacheMissingError, StateError
-from etl.imaging.cache import ImageCache
-from etl.models import CaptionItem, ItemFailure, Stage, StageSummary
-from etl.pipeline import export_manifest
-from etl.runner import run_stages
-from etl.stages.caption import caption
-from etl.stages.export import ExportOptions
-from etl.stages.fetch import fetch
-from etl.stages.flow import Flow
-from etl.stages.verify import verify
+from etl.export.stage import ExportOptions
+from etl.fetch.stage import fetch
+from etl.images.cache import ImageCache
+from etl.maintenance.verify import verify
+from etl.run.pipeline import export_manifest
+from etl.run.supervisor import run_stages
+from etl.run_control import Flow
 from etl.state.store import Store
 
 PICTURES = 6
@@ -268,7 +268,7 @@ def test_captioning_alone_says_who_waits(fetched: Workbench, monkeypatch: pytest
     """Without fetch in the same run, captions of lost pictures are left waiting, and a line says what to run."""
     working_path(fetched, 4).unlink()
     # Seconds of a core for a model, and no other words.
-    monkeypatch.setattr("etl.stage_functions.open_captioner", lambda *_: OpeningCaptioner(fetched.state))
+    monkeypatch.setattr("etl.run.stage_functions.open_captioner", lambda *_: OpeningCaptioner(fetched.state))
     program = Program(fetched.state.parent)
     ended = program.here("caption")
     assert ended.code == 0, ended.stderr

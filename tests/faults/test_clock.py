@@ -22,12 +22,12 @@ from support.zygote import Zygote
 
 from etl.cli.render import progress_json
 from etl.clock import now_ms
-from etl.models import RunState
-from etl.pipeline import Plan, export_manifest, run_pipeline
-from etl.stages.export import ExportOptions
-from etl.state.cost import cost
-from etl.state.outlook import Outlook, hosts
-from etl.state.queries import Reader
+from etl.domain.items import RunState
+from etl.export.stage import ExportOptions
+from etl.run.pipeline import Plan, export_manifest, run_pipeline
+from etl.state.read.cost import cost
+from etl.state.read.progress import Outlook, hosts
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 DAY_S = 86_400

@@ -9,13 +9,13 @@ from support.common_check import check_state
 from support.terminal import Terminal
 from support.workbench import wait_for
 
-from etl.config import Settings
-from etl.models import Stage
-from etl.stages import ingest as ingest_module
-from etl.stages.ingest import ingest
-from etl.stages.ingest_options import IngestOptions
-from etl.stages.manifest import Manifest
-from etl.state.queries import Reader
+from etl.domain.items import Stage
+from etl.ingest import stage as ingest_module
+from etl.ingest.manifest import Manifest
+from etl.ingest.options import IngestOptions
+from etl.ingest.stage import ingest
+from etl.settings import Settings
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 MIB = 2**20

@@ -17,11 +17,11 @@ from support.etl_process import Program
 from support.workbench import Workbench, scenes, write_manifest
 from support.zygote import Zygote
 
-from etl.captioning.gpu_pool import GpuPool
-from etl.captioning.gpus import WorkerPlan
-from etl.imaging.cache import ImageCache
-from etl.pipeline import export_manifest
-from etl.stages.export import ExportOptions
+from etl.caption.gpus.plan import WorkerPlan
+from etl.caption.gpus.pool import GpuPool
+from etl.export.stage import ExportOptions
+from etl.images.cache import ImageCache
+from etl.run.pipeline import export_manifest
 from etl.state.work_queue import DEAD_AFTER_CRASHES
 
 pytestmark = pytest.mark.soak

@@ -17,8 +17,8 @@ from support.workbench import wait_for, write_manifest
 from support.zygote import Zygote
 
 from etl.failpoints import FAILPOINTS
-from etl.stages.ingest import BATCH
-from etl.state import control
+from etl.ingest.stage import BATCH
+from etl.state import commands as control
 
 KILLED = 128 + signal.SIGKILL
 

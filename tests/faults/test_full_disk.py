@@ -21,8 +21,8 @@ from support.fault_server import FaultServer
 from support.workbench import PlainCaptioner, Workbench, write_manifest
 from support.zygote import Zygote
 
+from etl.domain.items import CaptionItem
 from etl.errors import DiskFullError
-from etl.models import CaptionItem
 
 DISK_KIB = 12288
 

@@ -10,8 +10,8 @@ from support.fault_server import FaultServer
 from support.workbench import PlainCaptioner, Workbench, scenes, write_manifest
 from support.zygote import Zygote
 
-from etl.imaging.cache import ImageCache
-from etl.stages.flow import Flow
+from etl.images.cache import ImageCache
+from etl.run_control import Flow
 
 KEYS = [f"r{n}" for n in range(8)]
 

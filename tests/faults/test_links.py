@@ -15,7 +15,7 @@ from support.fault_server import FaultServer
 from support.workbench import PlainCaptioner, Workbench, scenes
 from support.zygote import Zygote
 
-from etl.imaging.cache import ImageCache
+from etl.images.cache import ImageCache
 from etl.net import resume
 from tui import picture
 

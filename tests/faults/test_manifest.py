@@ -16,21 +16,21 @@ from support.states import assert_sound
 from support.workbench import PlainCaptioner, Workbench, scenes
 from support.zygote import Zygote
 
-from etl.models import IngestSummary, Stage
-from etl.pipeline import export_manifest
-from etl.stages.export import ExportOptions
-from etl.stages.ingest import ingest
-from etl.stages.ingest_options import IngestOptions
-from etl.stages.manifest import Manifest
+from etl.domain.items import IngestSummary, Stage
+from etl.export.stage import ExportOptions
+from etl.ingest.manifest import Manifest
+from etl.ingest.options import IngestOptions
+from etl.ingest.stage import ingest
+from etl.run.pipeline import export_manifest
 from etl.state.store import Store
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from etl.config import Settings
-from etl.stages import ingest as module
-from etl.stages.ingest_options import IngestOptions
-from etl.stages.manifest import Manifest
+from etl.settings import Settings
+from etl.ingest import ingest as module
+from etl.ingest.options import IngestOptions
+from etl.ingest.manifest import Manifest
 from etl.state.store import Store
 module.BATCH = 2
 with Store.open(Settings(state=Path(sys.argv[1]))) as store, store.run(("ingest",)):

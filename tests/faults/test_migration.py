@@ -14,11 +14,11 @@ from support.etl_process import Program
 from support.workbench import OpeningCaptioner, PlainCaptioner, Workbench, scenes
 from support.zygote import Zygote
 
-from etl.pipeline import export_manifest
-from etl.stages.export import ExportOptions
-from etl.stages.flow import Flow
+from etl.export.stage import ExportOptions
+from etl.run.pipeline import export_manifest
+from etl.run_control import Flow
 from etl.state.database import DATABASE_NAME, PAGE_SIZE, SCHEMA_VERSION
-from etl.state.queries import Reader
+from etl.state.read.reader import Reader
 from etl.state.schema import migrations
 
 ENDS_BEFORE = {
@@ -153,9 +153,9 @@ def test_captions_that_an_earlier_version_gave_up_without_a_picture(
 KILLED = """
 import os, shutil, signal, sqlite3, sys
 from pathlib import Path
-from etl.config import Settings
-from etl.state.integrity import problems
-from etl.state.queries import Reader
+from etl.settings import Settings
+from etl.state.checks import problems
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 source, folder = Path(sys.argv[1]), Path(sys.argv[2])
 connect, left = sqlite3.connect, 0

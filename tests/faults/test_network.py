@@ -213,7 +213,7 @@ def kill_decoders(run: EtlProcess) -> None:
     while run.process.poll() is None:
         for child in run.family():
             with contextlib.suppress(psutil.NoSuchProcess):
-                if child.memory_info().rss > 110 * 1024**2 and "etl.imaging.worker:main" in child.cmdline():
+                if child.memory_info().rss > 110 * 1024**2 and "etl.images.decoder_worker:main" in child.cmdline():
                     child.kill()
         time.sleep(0.01)
 

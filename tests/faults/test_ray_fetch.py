@@ -17,7 +17,7 @@ from support.fault_server import Exchange, FaultServer, ok, status
 from support.ray_nodes import RayNodes
 from support.workbench import scenes, write_manifest
 
-from etl.stages.fetch_loop import DECODE_AHEAD
+from etl.fetch.loop import DECODE_AHEAD
 
 pytestmark = [
     pytest.mark.soak,

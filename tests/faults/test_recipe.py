@@ -9,11 +9,11 @@ from support.etl_process import Program
 from support.workbench import PlainCaptioner, Workbench, scenes
 from support.zygote import Zygote
 
-from etl.captioning.prompts import PromptTemplate
-from etl.pipeline import export_manifest
-from etl.stages.export import ExportOptions
-from etl.stages.flow import Flow
-from etl.stages.ingest_options import IngestOptions
+from etl.export.stage import ExportOptions
+from etl.ingest.options import IngestOptions
+from etl.ingest.prompts import PromptTemplate
+from etl.run.pipeline import export_manifest
+from etl.run_control import Flow
 
 PICTURES = 8
 HALF = 4

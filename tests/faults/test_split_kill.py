@@ -11,7 +11,7 @@ import pytest
 from support.parts import Work, records
 from support.states import assert_sound
 
-from etl.stages.verify import verify
+from etl.maintenance.verify import verify
 from etl.state.store import Store
 
 KILLER = """
@@ -26,7 +26,7 @@ def count():
 if moment == "file":
     sys.addaudithook(lambda event, _: count() if event in ("os.link", "os.rename", "os.mkdir") else None)
 else:
-    from etl.state.merge_steps import Steps
+    from etl.state.parts.merge_steps import Steps
     change = Steps.change
     def counted(self, *arguments):
         count()

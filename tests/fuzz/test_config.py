@@ -11,8 +11,8 @@ import pytest
 from support.fuzzing import SOAK_FACTOR, Tally, harmed, inputs
 
 from etl.cli.app import main
-from etl.config import Settings, load_dashboard, load_settings
 from etl.errors import ConfigError
+from etl.settings import Settings, load_dashboard, load_settings
 
 CONFIGS, COMMANDS = 250, 15
 FIELDS = tuple(field.name for field in dataclasses.fields(Settings))

@@ -16,11 +16,11 @@ import pytest
 from support.fuzzing import SOAK_FACTOR, Input, Tally, harmed, inputs, own_memory
 from support.raw_server import KEEP, RESET, STALL, RawServer, Steps
 
-from etl.config import Settings
 from etl.errors import FetchError, InvalidUrlError, RobotsError
+from etl.fetch.robots import Robots
 from etl.net import resume
 from etl.net.client import Download, Downloader, Validators
-from etl.net.robots import Robots
+from etl.settings import Settings
 
 ANSWERS, STALLS, ROBOTS = 225, 10, 40
 AT_ONCE = 16

@@ -12,10 +12,10 @@ from PIL import Image
 from support.bad_pictures import GREAT_BOMBS, KINDS, saved
 from support.fuzzing import SOAK_FACTOR, Tally, inputs
 
+from etl.domain.items import DecodedImage
 from etl.errors import DecoderCrashedError, ImageError
-from etl.imaging.cache import ImageCache
-from etl.imaging.pool import DecoderPool
-from etl.models import DecodedImage
+from etl.images.cache import ImageCache
+from etl.images.decoder_pool import DecoderPool
 
 PICTURES = 72
 EDGE = 64

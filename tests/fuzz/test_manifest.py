@@ -18,15 +18,15 @@ from support.states import assert_sound, settings_for
 from support.workbench import query
 
 from etl.errors import ManifestError, item_error_classes
-from etl.stages import ingest as ingest_module
-from etl.stages import manifest as manifest_module
-from etl.stages.export import ExportOptions, export, with_fields
-from etl.stages.ingest import ingest
-from etl.stages.ingest_options import IngestOptions
-from etl.stages.manifest import Manifest
-from etl.stages.record_parser import MAX_DEPTH
-from etl.state import queries as queries_module
-from etl.state.queries import Reader
+from etl.export.stage import ExportOptions, export, with_fields
+from etl.ingest import manifest as manifest_module
+from etl.ingest import stage as ingest_module
+from etl.ingest.manifest import Manifest
+from etl.ingest.options import IngestOptions
+from etl.ingest.record_parser import MAX_DEPTH
+from etl.ingest.stage import ingest
+from etl.state.read import reader as queries_module
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 LINES, FILES = 240, 21

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from support.fuzzing import SOAK_FACTOR, Tally, inputs, own_memory
 
-from etl.captioning.prompts import MAX_FIELD_CHARS, MAX_PROMPT_CHARS, PromptTemplate, clean_field
-from etl.config import Settings
 from etl.errors import CaptionError, ConfigError, InvalidRecordError
+from etl.ingest.prompts import MAX_FIELD_CHARS, MAX_PROMPT_CHARS, PromptTemplate, clean_field
+from etl.settings import Settings
 
 VALUES, TEMPLATES = 150, 125
 MEMORY = 64 * 2**20
@@ -102,8 +102,8 @@ def test_heavy_templates(tmp_path: Path, source: str) -> None:
 def test_values_soak(tally: Tally) -> None:
     """The same with many more, each put to the tokeniser: one picture, and no other special token than the chat's."""
     # Not at the top: these import torch.
-    from etl.captioning.loading import load
-    from etl.captioning.preprocess import PromptEncoder
+    from etl.caption.model.loading import load
+    from etl.caption.tokens import PromptEncoder
 
     processor = load(Settings(model="demo", device="cpu", dtype="float32")).processor
     encoder = PromptEncoder(processor, 40, 1024)

@@ -21,9 +21,9 @@ from support.fault_cases import CASES, PICTURE, Case, furnish
 from support.fault_server import FaultServer
 
 from etl import errors
-from etl.config import Settings
 from etl.errors import ConfigError, DiskFullError, FetchError, StateError
 from etl.net.client import MAX_REDIRECTS, Download, Downloader, fetch_error
+from etl.settings import Settings
 
 BODY = random.Random(1).randbytes(150_000)
 Fetch = Callable[..., Download]

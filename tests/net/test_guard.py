@@ -10,7 +10,7 @@ import pytest
 from support.fault_server import FaultServer
 
 from etl.errors import BlockedAddressError, DnsError, InvalidUrlError
-from etl.net.guard import AllowList, GuardedBackend, is_public
+from etl.net.address_guard import AllowList, GuardedBackend, is_public
 
 PRIVATE = [
     "0.0.0.0",

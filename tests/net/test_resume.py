@@ -12,10 +12,10 @@ import pytest
 from support.fault_cases import RESTS, Case
 from support.fault_server import Behaviour, Exchange, FaultServer, ranged, status
 
-from etl.config import Settings
 from etl.errors import ClientStatusError, EtlError, ProtocolError, TransientFetchError
 from etl.net import resume
 from etl.net.client import Download, Downloader, Validators
+from etl.settings import Settings
 
 BODY = random.Random(4).randbytes(400_000)
 HALF = len(BODY) // 2

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from support.fault_server import Exchange, FaultServer
 
-from etl.config import Settings
 from etl.errors import BlockedAddressError, BlockedPathError, FetchError, InvalidUrlError, LocalFileError, NotPlainError
+from etl.fetch.local_files import Roots
+from etl.fetch.mirrors import Mirrors
+from etl.net.address_guard import is_public
 from etl.net.client import Download, Downloader
-from etl.net.guard import is_public
-from etl.net.local import Roots
-from etl.net.mirrors import Mirrors
 from etl.net.part import PartWriter
 from etl.net.urls import host_of
+from etl.settings import Settings
 
 Fetch = Callable[..., Download]
 

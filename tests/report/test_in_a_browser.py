@@ -10,7 +10,7 @@ from support.made_state import MadeState
 from support.reported import make_state
 
 from etl.report.page import ReportOptions, write_report
-from etl.state.queries import Reader
+from etl.state.read.reader import Reader
 
 RECORDS = 14_822
 """As many as the archive has."""

@@ -19,7 +19,7 @@ from support.reported import HOSTILE, make_state
 from etl.cli.app import main
 from etl.errors import ConfigError
 from etl.report.page import ReportOptions, ReportSummary, write_report
-from etl.state.queries import Reader
+from etl.state.read.reader import Reader
 
 KEY, TITLE, DATE, OUTCOME, HOST, URL, ERROR, MESSAGE, TEXT, FLAGS, AT, PICTURE = range(12)
 

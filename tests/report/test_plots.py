@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.models import RunInfo, RunState
+from etl.domain.items import RunInfo, RunState
 from etl.report.plots import HEIGHT, WIDTH, Series, _round_up, plot
 from etl.report.summary import _cost_over_time
 from etl.report.timeline import Timeline

@@ -18,14 +18,14 @@ from support.states import (
 )
 
 from etl.clock import now_ms
-from etl.models import CaptionItem, FailureFilter, QualityFlag, Stage
+from etl.domain.items import CaptionItem, FailureFilter, QualityFlag, Stage
 from etl.state.again import CaptionsAgain
 from etl.state.captions import CaptionQueue
 from etl.state.database import DATABASE_NAME
-from etl.state.export_rows import ExportRow
 from etl.state.images import Grounds
-from etl.state.outlook import Outlook, flag_counts
-from etl.state.queries import Reader
+from etl.state.read.export_rows import ExportRow
+from etl.state.read.progress import Outlook, flag_counts
+from etl.state.read.reader import Reader
 from etl.state.schema import migrations
 from etl.state.store import Store
 from etl.state.work_queue import recover

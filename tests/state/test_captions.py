@@ -14,10 +14,10 @@ from support.states import (
     use_recipe,
 )
 
-from etl.captioning.prompts import PromptTemplate
 from etl.clock import now_ms
-from etl.models import Stage
-from etl.stages.ingest_options import IngestOptions
+from etl.domain.items import Stage
+from etl.ingest.options import IngestOptions
+from etl.ingest.prompts import PromptTemplate
 from etl.state.captions import CaptionQueue
 from etl.state.store import Store
 

@@ -11,11 +11,11 @@ import pytest
 from support.states import put_sources, settings_for
 from support.workbench import wait_for
 
+from etl.domain.items import FailureFilter, RunState, Stage, StageSummary
 from etl.errors import StateMissingError, UsageError
-from etl.models import FailureFilter, RunState, Stage, StageSummary
-from etl.runner import run_stages
-from etl.stages.flow import Flow
-from etl.state import control
+from etl.run.supervisor import run_stages
+from etl.run_control import Flow
+from etl.state import commands as control
 from etl.state.store import Command, Store
 
 

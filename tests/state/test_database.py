@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from support.states import assert_sound, put_sources, settings_for
 
+from etl.domain.items import Stage
 from etl.errors import DiskFullError, EtlError, StateError, StateMissingError
-from etl.models import Stage
 from etl.state.database import DATABASE_NAME, Connection, open_reader
-from etl.state.queries import Reader
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 
@@ -281,7 +281,7 @@ def test_two_processes_open_a_new_state_at_once(state: Path) -> None:
     """Of several processes that create the same state at once, none fails in the migration: they wait or are told."""
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from etl.config import Settings\nfrom etl.errors import StateLockedError\n"
+        "from etl.settings import Settings\nfrom etl.errors import StateLockedError\n"
         "from etl.state.store import Store\n"
         "try:\n"
         "    Store.open(Settings(state=Path(sys.argv[1]))).close()\n"

@@ -18,14 +18,14 @@ from support.plain_state import BACKOFF_S, CAP_S, MAX_ATTEMPTS, SUSPECT, Caption
 from support.states import assert_sound, captioned, failed, fetched, settings_for, use_recipe
 
 from etl import clock
-from etl.captioning.prompts import PromptTemplate
-from etl.models import CaptionItem, FailureFilter, SourceItem, Stage
-from etl.stages import ingest as ingest_module
-from etl.stages.export import ExportOptions, export
-from etl.stages.ingest import ingest, reselect
-from etl.stages.ingest_options import IngestOptions, Selection
-from etl.stages.manifest import Manifest
-from etl.state.queries import Reader
+from etl.domain.items import CaptionItem, FailureFilter, SourceItem, Stage
+from etl.export.stage import ExportOptions, export
+from etl.ingest import stage as ingest_module
+from etl.ingest.manifest import Manifest
+from etl.ingest.options import IngestOptions, Selection
+from etl.ingest.prompts import PromptTemplate
+from etl.ingest.stage import ingest, reselect
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 BATCH = 2

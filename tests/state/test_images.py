@@ -7,9 +7,9 @@ import pytest
 from support.cached import CachedState
 from support.states import assert_sound, failed
 
-from etl.models import Stage
-from etl.stages.ingest import reselect
-from etl.stages.ingest_options import Selection
+from etl.domain.items import Stage
+from etl.ingest.options import Selection
+from etl.ingest.stage import reselect
 from etl.state.images import Grounds
 
 

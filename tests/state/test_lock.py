@@ -15,19 +15,19 @@ from pathlib import Path
 import pytest
 from support.states import put_sources, settings_for
 
+from etl.domain.items import RunState, Stage
 from etl.errors import StateError, StateLockedError
-from etl.models import RunState, Stage
 from etl.state import file_systems, lock
 from etl.state.file_systems import file_system_of, is_shared, kind_of_mount
 from etl.state.lock import StateLock, is_locked
-from etl.state.queries import Reader
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from etl.config import Settings
-from etl.models import Stage
+from etl.settings import Settings
+from etl.domain.items import Stage
 from etl.state.store import Store
 store = Store.open(Settings(state=Path(sys.argv[1])))
 store.begin_run([Stage.FETCH])

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support.states import assert_sound, captioned, failed, fetched, put_records, settings_for, use_recipe
 
-from etl.captioning.prompts import PromptTemplate
 from etl.clock import now_ms
-from etl.models import CaptionItem, FailureFilter, QualityFlag, SourceItem, Stage
-from etl.stages.ingest import reselect
-from etl.stages.ingest_options import IngestOptions, Selection
+from etl.domain.items import CaptionItem, FailureFilter, QualityFlag, SourceItem, Stage
+from etl.ingest.options import IngestOptions, Selection
+from etl.ingest.prompts import PromptTemplate
+from etl.ingest.stage import reselect
 from etl.state.deep import deep_problems
 from etl.state.images import Grounds
-from etl.state.queries import Reader
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 PICTURES = [f"http://{host}.example/{n}.jpg" for host in "ab" for n in range(3)]

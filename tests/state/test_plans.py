@@ -14,14 +14,14 @@ import pytest
 from support.states import captioned, failed, fetched, put_records, use_recipe
 
 from etl.clock import now_ms
-from etl.models import FailureFilter, QualityFlag, Stage
-from etl.state.activity import done_per_span, tokens_per_s
+from etl.domain.items import FailureFilter, QualityFlag, Stage
 from etl.state.captions import CaptionQueue
 from etl.state.images import Grounds, originals_of, working_copies_of
-from etl.state.outlook import flag_counts
-from etl.state.queries import Reader
-from etl.state.samples import NEWEST, OLDEST, Sought, at_random, sample, step
-from etl.state.search import records_by_key
+from etl.state.read.activity import done_per_span, tokens_per_s
+from etl.state.read.progress import flag_counts
+from etl.state.read.reader import Reader
+from etl.state.read.samples import NEWEST, OLDEST, Sought, at_random, sample, step
+from etl.state.read.search import records_by_key
 from etl.state.sources import SourceQueue
 from etl.state.store import Store
 from etl.state.work_queue import recover

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from support.states import assert_sound, failed, fetch_all, fetched, put_sources, use_recipe
 
-from etl.models import FailureFilter, Stage
-from etl.state.queries import Reader
+from etl.domain.items import FailureFilter, Stage
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 

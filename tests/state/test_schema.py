@@ -8,11 +8,11 @@ from sqlite_utils import Database
 from support.states import assert_sound, fetch_all, put_sources, settings_for
 
 from etl.clock import now_ms
+from etl.domain.items import HostInfo, HostState, Stage
 from etl.errors import StateNewerError
-from etl.models import HostInfo, HostState, Stage
 from etl.state.database import DATABASE_NAME, SCHEMA_VERSION
-from etl.state.outlook import hosts
-from etl.state.queries import Reader
+from etl.state.read.progress import hosts
+from etl.state.read.reader import Reader
 from etl.state.schema import migrations
 from etl.state.store import Store
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from support.states import put_sources, settings_for
 
+from etl.domain.items import Stage
 from etl.errors import StateError
-from etl.imaging.cache import ImageCache
-from etl.models import Stage
-from etl.runner import _obey
-from etl.stages.flow import Flow
+from etl.images.cache import ImageCache
+from etl.run.supervisor import _obey
+from etl.run_control import Flow
 from etl.state.log import RunLog
-from etl.state.queries import Reader
+from etl.state.read.reader import Reader
 from etl.state.store import Command, Store
 
 
@@ -107,8 +107,8 @@ def test_views_and_triggers_of_a_stranger_get_no_powers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["' OR 1=1 --", "%", "_", "*", '"', "k\x00", "'; DROP TABLE records; --"])
 def test_keys_and_filters_are_values(tmp_path: Path, key: str) -> None:
     """What is asked for is compared, never run and never a pattern."""
-    from etl.models import FailureFilter
-    from etl.state.search import records_by_key, records_by_text
+    from etl.domain.items import FailureFilter
+    from etl.state.read.search import records_by_key, records_by_text
 
     with Store.open(settings_for(tmp_path / "state")) as store:
         put_sources(store, "http://archive.example/a.jpg")

@@ -9,11 +9,11 @@ from PIL import Image
 from support.states import captioned, failed, put_records, settings_for, use_recipe
 from support.workbench import encoded
 
-from etl.captioning.prompts import PromptTemplate
 from etl.clock import now_ms
-from etl.imaging.cache import ImageCache
-from etl.models import DecodedImage, FailureFilter, FetchedImage, SourceItem, Stage, WorkingCopy
-from etl.stages.ingest_options import IngestOptions
+from etl.domain.items import DecodedImage, FailureFilter, FetchedImage, SourceItem, Stage, WorkingCopy
+from etl.images.cache import ImageCache
+from etl.ingest.options import IngestOptions
+from etl.ingest.prompts import PromptTemplate
 from etl.state.store import Store
 
 WORKING, ORIGINAL = 1000, 500

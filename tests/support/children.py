@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from etl import confinement
-from etl.imaging import worker
+from etl.images import decoder_worker as worker
 from etl.processes import Parent
 
 

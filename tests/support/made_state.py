@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from etl.clock import now_ms
-from etl.config import Settings
-from etl.imaging.cache import ImageCache
-from etl.models import (
+from etl.domain.items import (
     CaptionResult,
     DecodedImage,
     ExportSummary,
@@ -21,12 +19,14 @@ from etl.models import (
     Stage,
     WorkingCopy,
 )
-from etl.pipeline import export_manifest
-from etl.stages.export import ExportOptions
-from etl.stages.ingest import ingest
-from etl.stages.ingest_options import IngestOptions, Selection
-from etl.stages.manifest import Manifest
-from etl.state.queries import Reader
+from etl.export.stage import ExportOptions
+from etl.images.cache import ImageCache
+from etl.ingest.manifest import Manifest
+from etl.ingest.options import IngestOptions, Selection
+from etl.ingest.stage import ingest
+from etl.run.pipeline import export_manifest
+from etl.settings import Settings
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 RECIPE = "ab" * 32

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from etl import __version__
-from etl.cluster.nodes import Node
-from etl.config import Settings
-from etl.fetching.cluster import ClusterHands
-from etl.fetching.node import FetchNode
-from etl.fetching.team import Loss, PeerLostError
-from etl.imaging.cache import ImageCache
-from etl.stages import fetch as fetch_module
+from etl.fetch import stage as fetch_module
+from etl.fetch.workers.node import FetchNode
+from etl.fetch.workers.peers import Loss, PeerLostError
+from etl.fetch.workers.remote import ClusterHands
+from etl.images.cache import ImageCache
+from etl.ray_cluster.nodes import Node
+from etl.settings import Settings
 
 LOOK_S = 0.02
 

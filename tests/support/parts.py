@@ -11,9 +11,7 @@ from typing import Any
 from support.states import failed, put_records, settings_for
 
 from etl.clock import now_ms
-from etl.config import Settings
-from etl.imaging.cache import ImageCache
-from etl.models import (
+from etl.domain.items import (
     CaptionItem,
     CaptionResult,
     DecodedImage,
@@ -24,11 +22,13 @@ from etl.models import (
     Stage,
     WorkingCopy,
 )
-from etl.pipeline import export_manifest
-from etl.stages.export import ExportOptions
-from etl.stages.ingest_options import IngestOptions
-from etl.stages.merge import MergeSummary, merge
-from etl.stages.split import SplitSummary, split
+from etl.export.stage import ExportOptions
+from etl.images.cache import ImageCache
+from etl.ingest.options import IngestOptions
+from etl.maintenance.merge import MergeSummary, merge
+from etl.maintenance.split import SplitSummary, split
+from etl.run.pipeline import export_manifest
+from etl.settings import Settings
 from etl.state.store import Store
 
 

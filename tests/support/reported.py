@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from support.made_state import MadeState
 
-from etl.imaging.cache import ImageCache
+from etl.images.cache import ImageCache
 from etl.state.database import DATABASE_NAME
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"

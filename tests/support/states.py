@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from etl.clock import now_ms
-from etl.config import Settings
-from etl.models import (
+from etl.domain.items import (
     CaptionItem,
     CaptionResult,
     DecodedImage,
@@ -19,11 +18,12 @@ from etl.models import (
     Stage,
     WorkingCopy,
 )
-from etl.stages.ingest import ingest
-from etl.stages.ingest_options import IngestOptions
-from etl.stages.manifest import Manifest
-from etl.state.integrity import problems
-from etl.state.queries import Reader
+from etl.ingest.manifest import Manifest
+from etl.ingest.options import IngestOptions
+from etl.ingest.stage import ingest
+from etl.settings import Settings
+from etl.state.checks import problems
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 

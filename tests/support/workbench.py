@@ -15,14 +15,12 @@ from typing import Any
 
 from PIL import Image
 
-from etl.captioning.captioner import Captioner, never
-from etl.captioning.preprocess import open_working_copy
-from etl.captioning.recipe import Recipe
-from etl.config import Settings
+from etl.caption.captioner import Captioner, never
+from etl.caption.recipe import Recipe
+from etl.caption.stage import caption
+from etl.caption.tokens import open_working_copy
 from etl.demo.scenes import Scene, random_scene
-from etl.errors import CaptionError
-from etl.imaging.cache import ImageCache
-from etl.models import (
+from etl.domain.items import (
     CaptionItem,
     CaptionResult,
     EngineSample,
@@ -32,13 +30,15 @@ from etl.models import (
     Stage,
     StageSummary,
 )
-from etl.stages.caption import caption
-from etl.stages.fetch import fetch
-from etl.stages.flow import Flow
-from etl.stages.ingest import ingest
-from etl.stages.ingest_options import IngestOptions
-from etl.stages.manifest import Manifest
-from etl.state.queries import Reader
+from etl.errors import CaptionError
+from etl.fetch.stage import fetch
+from etl.images.cache import ImageCache
+from etl.ingest.manifest import Manifest
+from etl.ingest.options import IngestOptions
+from etl.ingest.stage import ingest
+from etl.run_control import Flow
+from etl.settings import Settings
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 

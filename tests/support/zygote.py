@@ -144,7 +144,7 @@ def _preload(*, torch: bool) -> None:
     for module in pkgutil.walk_packages(etl.__path__, "etl."):
         if module.name.startswith("etl.demo.tiny_llava") or "triton" in module.name or "decode_kernel" in module.name:
             continue
-        if torch or not module.name.startswith("etl.captioning"):
+        if torch or not module.name.startswith("etl.caption"):
             importlib.import_module(module.name)
     if torch:
         for name in (

@@ -14,12 +14,12 @@ from support.fault_server import FaultServer, status
 from support.made_state import MadeState
 from support.workbench import scenes
 
-from etl.config import Settings
+from etl.domain.items import EngineSample, GpuSample, HostInfo, HostState, Stage
 from etl.errors import ConfigError
-from etl.models import EngineSample, GpuSample, HostInfo, HostState, Stage
-from etl.pipeline import Plan, run_pipeline
-from etl.stages.ingest_options import IngestOptions
-from etl.state.queries import Reader
+from etl.ingest.options import IngestOptions
+from etl.run.pipeline import Plan, run_pipeline
+from etl.settings import Settings
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 from etl.telemetry.metrics import StateMetrics, metrics
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from support.made_state import MadeState
 
-from etl.config import Settings
 from etl.errors import ConfigError, EtlError, StateLockedError
-from etl.pipeline import Plan, run_pipeline
+from etl.run.pipeline import Plan, run_pipeline
+from etl.settings import Settings
 from etl.state.store import Store
 from etl.telemetry import webhook
 
@@ -130,7 +130,7 @@ def test_a_run_that_fails_is_told_and_still_fails(
     def fail(*_: object, **__: object) -> None:
         raise EtlError("the disk burnt")
 
-    monkeypatch.setattr("etl.stages.fetch.fetch", fail)
+    monkeypatch.setattr("etl.fetch.stage.fetch", fail)
     with pytest.raises(EtlError, match="burnt"):
         run_pipeline(state.settings, Plan(fetch=True), lambda _: None)
     assert (room.messages[0]["state"], room.messages[0]["error"]) == ("failed", "the disk burnt")

@@ -10,10 +10,8 @@ import pytest
 from support.workbench import encoded
 
 from etl.clock import now_ms
-from etl.config import Settings
 from etl.demo.scenes import random_scene
-from etl.imaging.cache import ImageCache
-from etl.models import (
+from etl.domain.items import (
     CaptionResult,
     DecodedImage,
     FetchedImage,
@@ -23,9 +21,11 @@ from etl.models import (
     Stage,
     WorkingCopy,
 )
-from etl.stages.ingest import ingest
-from etl.stages.ingest_options import IngestOptions
-from etl.stages.manifest import Manifest
+from etl.images.cache import ImageCache
+from etl.ingest.manifest import Manifest
+from etl.ingest.options import IngestOptions
+from etl.ingest.stage import ingest
+from etl.settings import Settings
 from etl.state.log import RunLog
 from etl.state.store import Store
 

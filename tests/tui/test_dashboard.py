@@ -12,7 +12,7 @@ from support.driving import LARGE, SMALL, drive, text_of, until
 from textual.geometry import Region
 from textual.pilot import Pilot
 
-from etl.models import EngineSample, GpuSample, HostInfo, HostState, RunState
+from etl.domain.items import EngineSample, GpuSample, HostInfo, HostState, RunState
 from tui.keys import ACTIONS, EVERYWHERE, written
 from tui.screens.dialogs import ConfirmScreen
 from tui.widgets.panel import Panel
@@ -386,7 +386,7 @@ def test_a_live_line_alone_is_drawn_again(make_state) -> None:
 def test_a_broken_reader_ends_the_dashboard_with_its_error(make_state, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that nobody foresaw is not swallowed by a thread."""
     state = make_state(1)
-    monkeypatch.setattr("tui.look.records_view", lambda _: 1 / 0)
+    monkeypatch.setattr("tui.snapshot_reader.records_view", lambda _: 1 / 0)
 
     async def steps(pilot: Pilot[None]) -> None:
         await pilot.pause(1.0)

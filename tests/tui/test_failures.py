@@ -4,7 +4,7 @@ import pytest
 from support.driving import LARGE, SMALL, drive, text_of, until
 from textual.pilot import Pilot
 
-from etl.models import FailureFilter, RunState
+from etl.domain.items import FailureFilter, RunState
 from tui.screens.dialogs import ConfirmScreen
 
 

@@ -6,15 +6,15 @@ import pytest
 from sqlite_utils import Database
 
 from etl.clock import now_ms
-from etl.models import RunState, Stage
-from etl.state.cost import cost
+from etl.domain.items import RunState, Stage
 from etl.state.database import DATABASE_NAME
-from etl.state.queries import Reader
-from etl.state.samples import NEWEST, Sought, step
+from etl.state.read.cost import cost
+from etl.state.read.reader import Reader
+from etl.state.read.samples import NEWEST, Sought, step
 from etl.state.schema import migrations
-from tui.look import Look
 from tui.pace import Paced
 from tui.snapshot import StageState
+from tui.snapshot_reader import Look
 
 BEFORE = {1: "0002_hosts_and_mirrors", 2: "0003_captions_again_and_engine_samples", 3: "0004_looking"}
 

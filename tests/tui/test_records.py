@@ -4,10 +4,10 @@ import pytest
 from support.driving import LARGE, SMALL, drive, text_of, typed, until
 from textual.pilot import Pilot
 
-from etl.models import RunState
-from etl.state import search
-from etl.state.queries import Reader
-from etl.state.search import records_by_key, records_by_text
+from etl.domain.items import RunState
+from etl.state.read import search
+from etl.state.read.reader import Reader
+from etl.state.read.search import records_by_key, records_by_text
 
 
 @pytest.mark.parametrize("size", [SMALL, pytest.param(LARGE, marks=pytest.mark.soak)])

@@ -6,8 +6,8 @@ import pytest
 from support.driving import LARGE, SMALL, drive, text_of, typed, until
 from textual.pilot import Pilot
 
-from etl.state.queries import Reader
-from etl.state.samples import NEWEST, OLDEST, Sought, at_random, sample, step
+from etl.state.read.reader import Reader
+from etl.state.read.samples import NEWEST, OLDEST, Sought, at_random, sample, step
 from tui.picture import HALF, read
 
 
@@ -180,7 +180,7 @@ def test_copying(make_state, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_step_is_found_however_few_are_read_at_once(make_state, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that must read on several times finds the same captions, in both directions."""
-    monkeypatch.setattr("etl.state.samples.LOOKED_AT_ONCE", 3)
+    monkeypatch.setattr("etl.state.read.samples.LOOKED_AT_ONCE", 3)
     state = make_state(records(20))
     state.fetch(done=20)
     state.caption(*(f"caption {n} {'odd' if n % 7 == 1 else 'even'}" for n in range(20)))

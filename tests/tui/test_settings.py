@@ -8,8 +8,8 @@ import pytest
 from support.driving import SMALL, drive, text_of, until
 from textual.pilot import Pilot
 
-from etl.config import load_settings
 from etl.errors import ConfigError
+from etl.settings import load_settings
 from tui.settings import DashboardSettings, load
 
 

@@ -13,7 +13,7 @@ from support.driving import LARGE, SMALL, drive, text_of, until
 from textual.pilot import Pilot
 
 from etl.clock import now_ms
-from etl.models import HostInfo, HostState, RunState
+from etl.domain.items import HostInfo, HostState, RunState
 
 HOSTILE = "\x1b[31m[/red]\u202egnp.exe \u4e2d\u6587"
 

@@ -10,13 +10,13 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Footer, Static
 
-from etl.state.queries import Reader
+from etl.state.read.reader import Reader
 from etl.text import clean
-from tui.asking import Answered
-from tui.choice import Choice
+from tui.background import Answered
 from tui.format import Glyphs
+from tui.poller import in_words
+from tui.retry_filter import Choice
 from tui.snapshot import Snapshot
-from tui.source import in_words
 from tui.theme import ALERT, QUIET
 from tui.widgets.title import Title
 

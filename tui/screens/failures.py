@@ -8,8 +8,8 @@ from textual.widgets import Static
 
 from etl.errors import EtlError, item_error_classes
 from etl.text import clean
-from tui.choice import Choice, choice_of
 from tui.format import count, plural
+from tui.retry_filter import Choice, choice_of
 from tui.screens.base import StateScreen
 from tui.screens.items import ItemsScreen
 from tui.snapshot import ClassView, Snapshot

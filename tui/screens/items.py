@@ -9,13 +9,13 @@ from textual.events import Resize
 from textual.widget import Widget
 from textual.widgets import Static
 
-from etl.models import Failure, FailureFilter, Stage
+from etl.domain.items import Failure, FailureFilter, Stage
 from etl.redaction import redact_url
-from etl.state.failure_pages import PAGE, failure_page
+from etl.state.read.failure_pages import PAGE, failure_page
 from etl.text import clean
-from tui.choice import Choice, choice_of
 from tui.format import count, folded, plural
 from tui.keys import bindings
+from tui.retry_filter import Choice, choice_of
 from tui.screens.base import StateScreen
 from tui.screens.story import StoryScreen
 from tui.snapshot import ClassView, Snapshot

@@ -13,10 +13,10 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from etl.clock import ago, now_ms
-from etl.models import Stage
+from etl.domain.items import Stage
 from etl.redaction import redact_url
-from etl.state.queries import Reader
-from etl.state.samples import NEWEST, Place, Sample, Sought, Step, at_random, sample, step
+from etl.state.read.reader import Reader
+from etl.state.read.samples import NEWEST, Place, Sample, Sought, Step, at_random, sample, step
 from etl.text import clean
 from tui import picture
 from tui.format import count, duration, plural
@@ -41,7 +41,7 @@ NONE_YET = "There are no captions yet."
 
 
 class SamplesScreen(StateScreen):
-    """One caption with its picture; `etl.state.samples` finds the next one."""
+    """One caption with its picture; `etl.state.read.samples` finds the next one."""
 
     tab = "samples"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("samples")]

@@ -10,11 +10,11 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from etl.clock import iso_utc, now_ms
-from etl.models import FailureFilter, QueueStatus, RecordState
+from etl.domain.items import FailureFilter, QueueStatus, RecordState
 from etl.redaction import redact_line, redact_url
 from etl.text import clean
-from tui.choice import Choice
 from tui.format import breaks, duration, plural, size
+from tui.retry_filter import Choice
 from tui.screens.base import StateScreen
 from tui.snapshot import Snapshot
 from tui.theme import ALERT, GOOD, QUIET, STRONG

@@ -2,7 +2,7 @@
 
 from textual.content import Content
 
-from etl.models import GpuSample, Stage
+from etl.domain.items import GpuSample, Stage
 from tui.format import bar, count, per_second, size, spark
 from tui.theme import GOOD, QUIET, STRONG
 from tui.widgets.fetch import PLOT

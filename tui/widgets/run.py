@@ -3,7 +3,7 @@
 from textual.content import Content
 
 from etl.clock import ago, now_ms, stops_at
-from etl.models import LIVE, RunInfo, RunState, Stage
+from etl.domain.items import LIVE, RunInfo, RunState, Stage
 from etl.text import clean
 from tui.format import NOTHING, duration, money
 from tui.theme import ALERT, GOOD, QUIET, STRONG

@@ -29,9 +29,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from etl.captioning.prompts import PromptTemplate
 from etl.demo.scenes import DRAWN_SIZES, LARGE_SIZES, Scene, random_record, random_scene
-from etl.imaging.decode import working_copy_image
+from etl.images.decode import working_copy_image
+from etl.ingest.prompts import PromptTemplate
 
 IMAGE_EDGE = 56
 """Pixels of the model's square input: the least at which sizes and kinds are told apart."""

@@ -1,0 +1,1 @@
+"""Captioning by transformers' own ``generate()``, a batch at a time."""

@@ -1,0 +1,1 @@
+"""Which GPUs there are, and a process for each of them."""

@@ -1,0 +1,1 @@
+"""The model: found, vetted, loaded, and the device that it is on."""

@@ -1,0 +1,149 @@
+"""Finds a model's files: on the hub or in its cache, in a directory, or the checkpoint that ships with the demo."""
+
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import huggingface_hub
+import huggingface_hub.errors as hub_errors
+
+from etl.caption.model.files import check_files, tensors
+from etl.errors import ModelError
+from etl.settings import DEMO_MODEL
+
+log = logging.getLogger(__name__)
+
+DEMO_CHECKPOINT = Path(__file__).parents[2] / "demo" / "tiny_llava" / "checkpoint"
+
+_SMALL_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+_WEIGHTS = "*.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_NOT_OURS = ("*/*", "consolidated*")
+"""Files in subdirectories (original weights, other formats) and second copies of the weights are not loaded."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a model's files lie.
+
+    Attributes:
+        name: for the recipe: Hugging Face id, directory name or ``demo``.
+        folder: holds configuration, tokenizer and processor, and after `with_weights` the weights.
+        commit: of the hub's repository; ``None`` for a directory.
+    """
+
+    name: str
+    folder: Path
+    commit: str | None
+
+    def with_weights(self) -> None:
+        """Fetch the weights that are not here yet.
+
+        Raises `ModelError` when there are none in safetensors, or they are corrupt by their headers.
+        """
+        if self.commit is not None:
+            _snapshot(self.name, self.commit, [_WEIGHTS])
+        check_files(self.name, self.folder)
+        if weights := list(self.folder.glob(_WEIGHTS)):
+            for path in weights:
+                deque(tensors(path), maxlen=0)
+            return
+        if any(any(self.folder.glob(pattern)) for pattern in _PICKLES):
+            raise ModelError(f"{self.name} has only pickled weights, which could run code; convert them to safetensors")
+        raise ModelError(f"{self.name} has no safetensors weights; use a model or revision that has them")
+
+    def revision(self) -> str:
+        """Return the commit, or ``sha256:`` and 16 hex digits over names and contents of a directory's files.
+
+        Hashing reads all weights, at 1 to 2 GB/s.
+        """
+        if self.commit is not None:
+            return self.commit
+        digest = hashlib.sha256()
+        for path in sorted({path for pattern in (*_SMALL_FILES, _WEIGHTS) for path in self.folder.glob(pattern)}):
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{path.name}\0{content}\n".encode())
+        return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def find_checkpoint(model: str, revision: str) -> Checkpoint:
+    """Return the checkpoint of a Hugging Face id, a directory or ``demo``, without its weights.
+
+    Raises `ModelError` when it cannot be found or fetched, or holds what nobody should open.
+    """
+    checkpoint = _find(model, revision)
+    check_files(checkpoint.name, checkpoint.folder)
+    return checkpoint
+
+
+def _find(model: str, revision: str) -> Checkpoint:
+    if model == DEMO_MODEL:
+        return Checkpoint(DEMO_MODEL, DEMO_CHECKPOINT, None)
+    folder = Path(model).expanduser()
+    if _is_directory(folder):
+        return Checkpoint(folder.resolve().name, folder, None)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ModelError(f"there is no directory {model}; give a Hugging Face id, a directory or 'demo'")
+    log.info("fetching %s@%s unless it is cached", model, revision)
+    snapshot = _snapshot(model, revision, _SMALL_FILES)
+    return Checkpoint(model, snapshot, snapshot.name)
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        # Too long for a name, or behind a directory that may not be entered.
+        return False
+
+
+def _snapshot(model: str, revision: str, wanted: Sequence[str]) -> Path:
+    """Return the cached or downloaded snapshot: one directory, whose name is the commit."""
+    try:
+        path = _download(model, revision, wanted)
+    except hub_errors.GatedRepoError as error:
+        raise ModelError(f"{model} is gated: accept its terms on huggingface.co and set HF_TOKEN") from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise ModelError(f"{model} is not on the hub, or is private; check the id, or set HF_TOKEN") from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise ModelError(f"{model} has no revision {revision!r}; check --revision") from error
+    except hub_errors.LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"{model} is not (wholly) in the local cache and the hub cannot be reached; "
+            "connect once, or copy the model here and give its directory"
+        ) from error
+    except hub_errors.HFValidationError as error:
+        raise ModelError(f"{model!r} is neither a directory nor a valid Hugging Face id") from error
+    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+        raise ModelError(f"{model} could not be fetched: {one_line(error)}; try again") from error
+    return Path(path)
+
+
+def _download(model: str, revision: str, wanted: Sequence[str]) -> str:
+    """Return the snapshot; where the hub cannot be reached, the cached one.
+
+    For a branch huggingface_hub looks into its cache by itself; for a commit, which it need not look up, version 1.33
+    asks the hub for the list of files, and fails without it.
+    """
+
+    def get(*, only_cached: bool) -> str:
+        return huggingface_hub.snapshot_download(
+            model, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(_NOT_OURS),
+            local_files_only=only_cached,
+        )  # fmt: skip
+
+    try:
+        return get(only_cached=False)
+    except (hub_errors.OfflineModeIsEnabled, httpx.ConnectError, httpx.TimeoutException):
+        return get(only_cached=True)
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error's message, cut to 300 characters; the class name when it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip()[:300] if lines else type(error).__name__

@@ -1,0 +1,227 @@
+"""What an endpoint's answers mean: a caption, the failure of one picture, trouble of the endpoint, or the run's end."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from etl.caption.openai.request_format import Complaint
+from etl.domain.items import FinishReason
+from etl.errors import (
+    CaptionError,
+    ContentFilterError,
+    EndpointAnswerError,
+    EndpointRefusedError,
+    ModelError,
+    PromptTooLongError,
+)
+from etl.net.responses import retry_after_s
+
+MAX_SHOWN = 300
+"""Characters of a server's words in a message."""
+
+_CONTEXT = re.compile(
+    r"context[ _](length|window|size)|maximum model length|prompt is too long|too many tokens"
+    r"|exceeds? the (available |maximum )?context|`?inputs`? tokens \+ `?max_new_tokens`?|longer than the maximum",
+    re.IGNORECASE,
+)
+_FILTER = re.compile(r"content[ _](filter|policy|management)|moderation|flagged|safety system", re.IGNORECASE)
+_QUOTA = re.compile(r"insufficient[ _](quota|balance|credits|funds)|exceeded your current quota|billing", re.IGNORECASE)
+_NO_MODEL = re.compile(
+    r"model_not_found|\bmodel\W{1,3}[\w./:@-]+\W{1,3}(is |was )?(does not exist|not found|not available)", re.IGNORECASE
+)
+_BAD_PICTURE = re.compile(
+    r"(cannot|can't|could not|failed to|unable to) (identify|decode|load|open|read|process)[^.]{0,40}image"
+    r"|(invalid|unsupported|corrupt|broken)[^.]{0,20} image|image_parse_error|invalid_image",
+    re.IGNORECASE,
+)
+
+
+class EndpointBusyError(Exception):
+    """The endpoint did nothing and wants fewer requests; ``seconds`` is how long it asks to wait, if it says so."""
+
+    def __init__(self, why: str, seconds: float | None) -> None:
+        super().__init__(why)
+        self.seconds = seconds
+
+
+class EndpointTroubleError(Exception):
+    """The endpoint failed, which says nothing certain about the picture.
+
+    Attributes:
+        gone: nobody took the request at all, so the picture had no part in it.
+        answered: it did answer, if only to say that it failed.
+    """
+
+    def __init__(self, why: str, *, gone: bool = False, answered: bool = False) -> None:
+        super().__init__(why)
+        self.gone = gone
+        self.answered = answered
+
+
+class OtherModelError(Exception):
+    """The endpoint answered, but as another model than it was asked for: its words belong to no recipe of ours."""
+
+
+class RefusedRequestError(Exception):
+    """The endpoint refused the request as it was put; perhaps it takes another form of it."""
+
+    def __init__(self, status: int, complaint: Complaint) -> None:
+        super().__init__(f"HTTP {status}: {complaint.text}")
+        self.complaint = complaint
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One caption as it came.
+
+    Attributes:
+        text: stripped.
+        tokens, prompt_tokens: as the server counts them; 0 when it does not tell.
+        finish_reason: why generation ended.
+        model: what the server says has answered.
+    """
+
+    text: str
+    tokens: int
+    prompt_tokens: int
+    finish_reason: FinishReason
+    model: str
+
+
+def answer_of(body: bytes) -> Answer:
+    """Return the caption in the body of a successful answer.
+
+    Raises `EndpointAnswerError` when there is none, `ContentFilterError` when it was withheld.
+    """
+    reply = _json(body)
+    if not isinstance(reply, dict):
+        raise EndpointAnswerError(f"the answer is no JSON object: {_shown(body.decode('utf-8', 'replace'))}")
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict):
+        raise EndpointAnswerError(f"the answer has no choices: {_shown(_text_of(reply.get('error')) or 'no reason')}")
+    found = choice.get("message")
+    message: dict[str, Any] = found if isinstance(found, dict) else {}
+    reason = str(choice.get("finish_reason") or "")
+    if reason == "content_filter" or message.get("refusal"):
+        raise ContentFilterError(f"the caption was withheld: {_shown(str(message.get('refusal') or reason))}")
+    text = _content(message.get("content"))
+    if text is None:
+        raise EndpointAnswerError(f"the answer has no text (finish_reason {reason or 'not given'})")
+    usage = reply.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    # NUL cannot be shown, and half a surrogate pair is no text and cannot be stored.
+    text = text.encode("utf-8", "replace").decode("utf-8").replace("\0", "").strip()
+    ended = FinishReason.LENGTH if reason in ("length", "max_tokens") else FinishReason.STOP
+    name = reply.get("model")
+    return Answer(
+        text, _count(usage.get("completion_tokens")), _count(usage.get("prompt_tokens")), ended,
+        name if isinstance(name, str) else "",
+    )  # fmt: skip
+
+
+def error_of(status: int, headers: Mapping[str, str], body: bytes) -> Exception:
+    """Return what an answer that is no success means.
+
+    A `CaptionError` is the picture's, a `ModelError` ends the run; the others are this module's own.
+    """
+    complaint = complaint_of(body)
+    said = f"HTTP {status}: {complaint.text}" if complaint.text else f"HTTP {status}"
+    about = f"{complaint.code} {complaint.text}"
+    if 300 <= status < 400:
+        return ModelError(f"redirects to {_shown(headers.get('location', 'nowhere'))}; give that address")
+    if status == 402 or (status in (403, 429) and _QUOTA.search(about)):
+        return ModelError(f"the account has no quota left ({said}); see to it, then run again")
+    if status == 403 and _FILTER.search(about):
+        return ContentFilterError(said)
+    if status in (401, 403):
+        return ModelError(f"does not accept the key ({said}); set ETL_API_KEY")
+    if status in (404, 405, 410):
+        what = "does not serve the model" if _NO_MODEL.search(about) else "has nothing at this address"
+        return ModelError(f"{what} ({said}); check --endpoint and --endpoint-model")
+    if status in (429, 503, 529):
+        wait = retry_after_s(headers.get("retry-after"), headers.get("date"))
+        return EndpointBusyError(said, wait)
+    if (of_picture := _picture_error(status, said, about)) is not None:
+        return of_picture
+    if status >= 500 or status in (408, 409, 425):
+        return EndpointTroubleError(said, answered=True)
+    return RefusedRequestError(status, complaint)
+
+
+def _picture_error(status: int, said: str, about: str) -> Exception | None:
+    """Return the failure of the picture or prompt alone; some servers say it with 500."""
+    if _NO_MODEL.search(about) and status in (400, 422):
+        return ModelError(f"does not serve the model ({said}); check --endpoint-model")
+    if _CONTEXT.search(about):
+        return PromptTooLongError(f"{said}; shorten the prompt, or lower max_new_tokens")
+    if _FILTER.search(about):
+        return ContentFilterError(said)
+    if status == 413:
+        return EndpointRefusedError(f"{said}; fetch with a smaller longest_edge")
+    if _BAD_PICTURE.search(about):
+        return EndpointRefusedError(said)
+    return None
+
+
+def refused(error: RefusedRequestError) -> CaptionError:
+    """Return what it means for the picture when no other form of the request is left to try."""
+    return EndpointRefusedError(str(error))
+
+
+def complaint_of(body: bytes) -> Complaint:
+    """Return what the server says is wrong; every server has its own form."""
+    reply = _json(body)
+    if not isinstance(reply, dict):
+        return Complaint(_shown(body.decode("utf-8", "replace")))
+    inner = reply.get("error")
+    holder = inner if isinstance(inner, dict) else reply
+    details = reply.get("detail")
+    text = _text_of(inner) or _text_of(reply.get("message")) or _text_of(details)
+    code = holder.get("code") or holder.get("type") or reply.get("error_type") or ""
+    if isinstance(code, int):
+        code = holder.get("type") or ""
+    field = holder.get("param") or ""
+    return Complaint(_shown(text or body.decode("utf-8", "replace")), str(code)[:100], str(field)[:100])
+
+
+def _text_of(value: Any) -> str:
+    """Return the words in a value: a text, an object with a message, or FastAPI's list of faults with their places."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        place = ".".join(map(str, value["loc"])) + ": " if isinstance(value.get("loc"), list) else ""
+        words = value.get("message") or value.get("msg")
+        return place + (words if isinstance(words, str) else json.dumps(value, ensure_ascii=False))
+    if isinstance(value, list):
+        return "; ".join(filter(None, map(_text_of, value[:5])))
+    return ""
+
+
+def _content(value: Any) -> str | None:
+    """Return the text of a message, which may come in parts."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        parts = [part.get("text") for part in value if isinstance(part, dict)]
+        texts = [part for part in parts if isinstance(part, str)]
+        return "".join(texts) if texts else None
+    return None
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else 0
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _shown(text: str) -> str:
+    line = " ".join("".join(char if char.isprintable() else " " for char in text[: 4 * MAX_SHOWN]).split())
+    return line if len(line) <= MAX_SHOWN else line[:MAX_SHOWN] + "..."

@@ -1,0 +1,1 @@
+"""From a working copy to the model's pixels, in processes of their own."""

@@ -1,0 +1,1 @@
+"""Captioning in slots (continuous batching), each as long as its own caption."""

@@ -1,0 +1,315 @@
+"""The slot engine: as many captions at once as the memory holds, each begun the moment another one ends.
+
+`generate()` runs a batch until its longest caption ends; the rows that ended before are dead weight.  Here a batch is
+a fixed number of slots.  Pictures and prompts are prefilled in small groups into free slots, then one decoding step of
+fixed shape, which on CUDA is replayed as a graph, adds a token to every slot.  A slot whose caption has ended is given
+to the next one at once.
+
+The modules are transformers' own, called with a cache (`etl.caption.slots.kv_cache`) whose rows have lengths of their
+own.  Padding is on the right and exact: no causal query sees what lies to its right.
+
+The host never waits for a step that it has just started.  On CUDA it reads the state of one turn (``poll`` steps)
+while the next is running, and prefills run beside the decoding on a stream of their own, whose captions join in once
+they are ready.  So a finished slot stays idle for one to two turns, and the GPU for none.
+"""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from etl.caption.faults import BATCH_FAULTS, is_out_of_memory
+from etl.caption.model import cuda
+from etl.caption.model.checkpoint import one_line
+from etl.caption.model.loading import LoadedModel
+from etl.caption.pictures.normalise import Normaliser
+from etl.caption.slots.candidates import Candidates
+from etl.caption.slots.kernel_check import Kernel, usable_kernel
+from etl.caption.slots.kv_cache import ATTENTION, Placement, kv_shape, slot_cache
+from etl.caption.slots.readings import Reading
+from etl.caption.slots.state import Request, Shape, SlotState
+from etl.caption.slots.timing import PhaseClock
+
+log = logging.getLogger(__name__)
+
+PAD_TO = 16
+"""Prefills are padded to a multiple of so many tokens: few shapes are faster than tight ones."""
+
+POLL = 4
+"""Steps between two looks at the slots.  More leave finished slots idle longer, fewer make the host wait more often."""
+
+_ROOM = 512 * 1024**2
+"""Free bytes of a card with which memory was not short, whatever an error says: a recorded step takes far fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A caption that has ended: its tokens, and whether the logits stayed finite to its end."""
+
+    request: Request
+    ids: list[int]
+    finite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Occupied:
+    """A slot in use.  What was read of the slots before turn ``since`` says nothing of this request.
+
+    ``since`` is ``None`` until the decoding has taken the request over.
+    """
+
+    request: Request
+    since: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entering:
+    """A prefilled group that the decoding has not taken over yet."""
+
+    places: dict[int, Request]
+    slots: torch.Tensor
+    ids: torch.Tensor
+    lengths: torch.Tensor
+    logits: torch.Tensor
+    computed: cuda.Event | None
+
+    def is_computed(self) -> bool:
+        """Tell whether the device has got so far."""
+        return self.computed is None or cuda.is_past(self.computed)
+
+
+class SlotEngine:
+    """Writes captions greedily in ``shape.slots`` slots; for one thread.
+
+    Give it groups of requests with `admit`, at most `free` of them, and call `step` while `in_use`.  The model is
+    shared: while the engine lives, its language model attends by `slot_attention`; `close` gives it back.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, normalise: Normaliser, shape: Shape, clock: PhaseClock, *, poll: int = POLL,
+        candidates: Candidates = Candidates(),  # noqa: B008 -- frozen
+    ) -> None:  # fmt: skip
+        """Take all the memory that decoding needs.  Raises `torch.OutOfMemoryError`, and holds nothing then."""
+        self.shape = shape
+        self._model = loaded.model
+        self._language = loaded.model.model.language_model
+        self._normalise = normalise
+        self._clock = clock
+        self._poll = poll
+        device = self._device = loaded.device
+        self._occupied: dict[int, _Occupied] = {}
+        self._entering: list[_Entering] = []
+        self._ahead: Reading | None = None
+        self._turn = 0
+        self._closed = False
+        self._prefilling: cuda.Stream | None = None
+        self._first: cuda.Stream | None = None
+        self._graph: cuda.Graph | None = None
+        self._kernel: Kernel | None = None
+        self._attention = self._language.config._attn_implementation
+        try:
+            with torch.inference_mode():
+                if cuda.serves(device):
+                    cuda.use(device)
+                    self._prefilling = cuda.new_stream(device)
+                    if candidates.decode_first:
+                        self._first = cuda.new_stream(device, first=True)
+                    config = self._language.config
+                    self._kernel = usable_kernel(device, loaded.dtype, config.num_attention_heads, *kv_shape(config))
+                self._where = Placement(shape.slots, device)
+                self._state = SlotState(shape, loaded.eos, self._model.lm_head.weight.shape[0], device)
+                # One position for what free slots write, see `SlotState.next_position`.
+                self._cache = slot_cache(
+                    self._language.config, self._where, shape.slots, shape.positions + 1, loaded.dtype, device
+                )
+                self._attend_by(ATTENTION)
+                if cuda.serves(device):
+                    self._capture()
+                    self._wait_for_device()
+        except BaseException:
+            self.close()
+            raise
+
+    def _attend_by(self, name: str) -> None:
+        self._model.set_attn_implementation({"text_config": name})
+
+    def _wait_for_device(self) -> None:
+        """Let both streams come to rest: what one of them does now must be seen by the other."""
+        if self._prefilling is not None:
+            cuda.synchronize(self._device)
+
+    @property
+    def in_use(self) -> int:
+        """Slots that hold an unfinished caption."""
+        return len(self._occupied)
+
+    @property
+    def free(self) -> int:
+        """Slots that may be given a request."""
+        return self.shape.slots - len(self._occupied)
+
+    def unfinished(self) -> list[Request]:
+        """Return the requests in the slots, oldest first."""
+        return [each.request for each in self._occupied.values()]
+
+    def abandon(self) -> None:
+        """Forget the requests in the slots; the engine is free for others."""
+        self._occupied.clear()
+        self._entering.clear()
+        with torch.inference_mode(), _on(self._first):
+            self._state.live.zero_()
+        # A step under way still writes into these slots; the next prefill, on its own stream, would not wait for it.
+        self._wait_for_device()
+
+    def close(self) -> None:
+        """Give back memory and model; unfinished captions are lost.  May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        # Often it is an error that ends an engine, and that is the one to be heard of.
+        with contextlib.suppress(RuntimeError):
+            self._wait_for_device()
+        self._attend_by(self._attention)
+        self._occupied.clear()
+        self._entering.clear()
+        self._ahead = self._graph = None
+        for name in ("_cache", "_state", "_model", "_language"):
+            # Nothing may hold the memory any longer, whoever still holds the engine.
+            setattr(self, name, None)
+
+    @torch.inference_mode()
+    def admit(self, requests: Sequence[Request]) -> None:
+        """Give each request a free slot and compute its first token, beside the decoding where that is possible.
+
+        Raises `torch.OutOfMemoryError` when this group is too large; no slot has been taken then.
+        """
+        assert 0 < len(requests) <= self.free
+        slots = [slot for slot in range(self.shape.slots) if slot not in self._occupied][: len(requests)]
+        with _on(self._prefilling):
+            entering = self._prefill(requests, slots)
+        self._entering.append(entering)
+        self._occupied |= {slot: _Occupied(request) for slot, request in entering.places.items()}
+
+    def _prefill(self, requests: Sequence[Request], slots: list[int]) -> _Entering:
+        device, model = self._device, self._model
+        lengths = [len(request.ids) for request in requests]
+        width = min(-(-max(lengths) // PAD_TO) * PAD_TO, self.shape.positions)
+        # Padded with its own first token: that one is in use anyhow, for the repetition penalty.
+        padded = [request.ids + request.ids[:1] * (width - len(request.ids)) for request in requests]
+        image = model.config.image_token_id
+        starts = cuda.to_device(torch.tensor([request.ids.index(image) for request in requests]), device)
+        ids = cuda.to_device(torch.tensor(padded), device)
+        rows = torch.arange(len(requests), device=device)
+        with self._clock("vision"):
+            pixels = cuda.to_device(torch.stack([request.pixels for request in requests]), device)
+            features = model.model.get_image_features(self._normalise(pixels, model.dtype)).pooler_output
+            features = torch.stack(tuple(features))
+        with self._clock("prefill"):
+            embedded = self._language.embed_tokens(ids)
+            # By position, not by comparing tokens: that would make the host wait for the device.
+            places = starts[:, None] + torch.arange(features.shape[1], device=device)
+            embedded[rows[:, None], places] = features.to(embedded.dtype)
+            where = cuda.to_device(torch.tensor(slots), device)
+            ends = cuda.to_device(torch.tensor(lengths), device)
+            self._where.prefill = where
+            try:
+                hidden = self._language(
+                    inputs_embeds=embedded, past_key_values=self._cache, use_cache=True,
+                    position_ids=torch.arange(width, device=device)[None],
+                ).last_hidden_state  # fmt: skip
+            finally:
+                self._where.prefill = None
+            logits = model.lm_head(hidden[rows, ends - 1])
+        computed = None if self._prefilling is None else cuda.mark()
+        return _Entering(dict(zip(slots, requests, strict=True)), where, ids, ends, logits, computed)
+
+    @torch.inference_mode()
+    def step(self) -> list[Finished]:
+        """Add up to ``poll`` tokens to every caption, and return those that are known to have ended.
+
+        Raises `torch.OutOfMemoryError`; `unfinished` tells what is to be done again then, by another engine.
+        """
+        self._turn += 1
+        with _on(self._first):
+            self._enter()
+            with self._clock("decode"):
+                for _ in range(self._poll):
+                    if self._graph is not None:
+                        cuda.replay(self._graph)
+                    else:
+                        self._decode()
+            reading = Reading(self._turn, self._state.outcomes, beside=self._prefilling is not None)
+        if self._prefilling is None:
+            return self._collect(reading)
+        self._ahead, due = reading, self._ahead
+        return self._collect(due) if due is not None else []
+
+    def _enter(self) -> None:
+        """Take over what was prefilled: from the next step on its slots are live.
+
+        What is still being computed joins in later, unless there is nothing else to decode.
+        """
+        idle = all(each.since is None for each in self._occupied.values())
+        computed = [group for group in self._entering if idle or group.is_computed()]
+        for group in computed:
+            self._entering.remove(group)
+            if group.computed is not None:
+                made = (group.slots, group.ids, group.lengths, group.logits)
+                cuda.wait_on(cuda.current_stream(self._device), group.computed, made)
+            self._state.enter(group.slots, list(group.places.values()), group.ids, group.lengths)
+            self._state.emit(group.slots, group.logits)
+            for slot, request in group.places.items():
+                self._occupied[slot] = _Occupied(request, self._turn)
+
+    def _decode(self) -> None:
+        """Add one token to every live slot.  Fixed shapes and no look at any value, so that CUDA can replay it."""
+        state = self._state
+        position, lengths = state.next_position()
+        self._where.position = position
+        hidden = self._language(
+            inputs_embeds=self._language.embed_tokens(state.token)[:, None], past_key_values=self._cache,
+            use_cache=True, position_ids=position[:, None], slot_lengths=lengths, slot_kernel=self._kernel,
+        ).last_hidden_state  # fmt: skip
+        state.advance()
+        state.emit(self._where.rows, self._model.lm_head(hidden[:, 0]))
+
+    def _capture(self) -> None:
+        """Record one step, while all slots are free and so nothing that it does counts.
+
+        Where that cannot be done although there is memory, steps are begun one by one.
+        """
+        warm, main = cuda.new_stream(self._device), cuda.current_stream(self._device)
+        cuda.follow(warm, main)
+        with cuda.on_stream(warm):
+            for _ in range(2):
+                self._decode()
+        cuda.follow(main, warm)
+        try:
+            self._graph = cuda.capture(self._decode, self._device, first=self._first is not None)
+        except BATCH_FAULTS as error:
+            scarce = is_out_of_memory(error) and cuda.memory(self._device)[0] < _ROOM
+            if scarce or not cuda.still_works(self._device):
+                raise
+            _say_unrecorded(one_line(error))
+
+    def _collect(self, reading: Reading) -> list[Finished]:
+        live, count, overflowed, written = reading.wait()
+        alive, counts, bad = live.tolist(), count.tolist(), overflowed.tolist()
+        ended = []
+        for slot, occupied in list(self._occupied.items()):
+            if occupied.since is not None and reading.turn >= occupied.since and not alive[slot]:
+                del self._occupied[slot]
+                ended.append(Finished(occupied.request, written[slot, : counts[slot]].tolist(), not bad[slot]))
+        return ended
+
+
+def _on(stream: cuda.Stream | None) -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext() if stream is None else cuda.on_stream(stream)
+
+
+@functools.cache
+def _say_unrecorded(reason: str) -> None:
+    log.warning("a decoding step cannot be recorded as a graph, so captions take longer: %s", reason)

@@ -1,0 +1,121 @@
+"""What goes into the slot engine: items become requests, ahead of the slots that will be free next."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from etl.caption.faults import failure
+from etl.caption.pictures.loader import Fed, Feeder
+from etl.caption.pictures.pixels import PixelPlan
+from etl.caption.slots.state import Request
+from etl.caption.tokens import PromptEncoder
+from etl.clock import now_ms
+from etl.domain.items import CaptionItem, ItemFailure
+from etl.errors import CaptionError
+
+
+class Intake:
+    """Opens pictures and encodes prompts; for one thread.
+
+    Attributes:
+        ready: requests that wait for a slot, oldest first; the caller takes them out, or puts some back.
+    """
+
+    def __init__(
+        self,
+        plan: PixelPlan,
+        encoder: PromptEncoder,
+        locate: Callable[[str], Path],
+        *,
+        processes: int,
+        limit_of: Callable[[CaptionItem], int],
+    ) -> None:
+        """``locate`` maps a working copy's hash to its file, ``limit_of`` an item to its longest caption in tokens.
+
+        ``processes`` open the pictures; 0 for a thread of this process.
+        """
+        self.ready: deque[Request] = deque()
+        self._size = (plan.crop_height, plan.crop_width, 3)
+        self._encoder = encoder
+        self._limit_of = limit_of
+        self._make_feeder: Callable[[], Feeder] = lambda: Feeder(plan, locate, processes=processes)
+        self._feeder: Feeder | None = None
+        self._source: Iterator[CaptionItem | None] = iter(())
+        self._ended = self._dry = True
+
+    @property
+    def waiting(self) -> int:
+        """Items that were pulled and are not yet taken out."""
+        return len(self.ready) + self._pending
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left, or nothing at the moment."""
+        return not self.waiting and (self._ended or self._dry)
+
+    @property
+    def _pending(self) -> int:
+        return self._feeder.pending if self._feeder is not None else 0
+
+    def begin(self, items: Iterable[CaptionItem | None]) -> None:
+        """Take items from here from now on; ``None`` among them means that there is none at the moment."""
+        self._source = iter(items)
+        self._ended = self._dry = False
+
+    def pull(self, most: int) -> Iterator[ItemFailure]:
+        """Pull items until ``most`` are waiting; yield those whose prompt cannot be used."""
+        while self.waiting < most and (item := self._next()) is not None:
+            started_at = now_ms()
+            try:
+                # Once here for its errors, before the picture is opened in vain; the result is cached.
+                self._encoder.encode(item.prompt)
+            except CaptionError as error:
+                yield failure(item, error, started_at)
+                continue
+            if self._feeder is None:
+                self._feeder = self._make_feeder()
+            self._feeder.submit(item)
+
+    def receive(self, timeout_s: float) -> Iterator[ItemFailure]:
+        """Make requests of the pictures that are open, waiting so long for the first; yield those that are broken."""
+        if self._feeder is None or not self._pending:
+            return
+        for fed in self._feeder.take(timeout_s):
+            if fed.error is not None:
+                yield failure(fed.item, fed.error, fed.started_at)
+            else:
+                self.ready.append(self._request(fed))
+
+    def abandon(self) -> None:
+        """Forget what was pulled."""
+        self.ready.clear()
+        self._source = iter(())
+        self._ended = True
+        if self._feeder is not None:
+            self._feeder.discard()
+
+    def close(self) -> None:
+        """End the processes.  May be called twice."""
+        self.abandon()
+        if self._feeder is not None:
+            self._feeder.close()
+            self._feeder = None
+
+    def _next(self) -> CaptionItem | None:
+        if self._ended:
+            return None
+        try:
+            item = next(self._source)
+        except StopIteration:
+            self._ended = True
+            return None
+        self._dry = item is None
+        return item
+
+    def _request(self, fed: Fed) -> Request:
+        assert fed.pixels is not None
+        pixels = torch.frombuffer(bytearray(fed.pixels), dtype=torch.uint8).reshape(self._size)
+        ids = self._encoder.encode(fed.item.prompt).ids
+        return Request(fed.item, ids, pixels, self._limit_of(fed.item), fed.item.repetition_penalty or 1.0)

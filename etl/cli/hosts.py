@@ -1,0 +1,96 @@
+"""How a fetch looks from outside: its hosts, its errors, and what is to come, as text and as plain values."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from etl.clock import now_ms
+from etl.domain.items import HostProgress, HostState, Progress
+from etl.text import clean
+from etl.units import duration, size
+
+if TYPE_CHECKING:
+    from etl.fetch.estimate import Foresight, HostForesight
+
+SHOWN_ERRORS = 4
+"""Error classes on one line: the most frequent ones."""
+
+
+def host_json(host: HostProgress) -> dict[str, Any]:
+    """Return one host of ``etl status --json``."""
+    info = host.info
+    return {
+        "host": info.host, "state": info.state.value, "reason": info.reason, "until": info.until,
+        "allowed": info.allowed, "in_flight": info.in_flight, "pending": host.pending, "done": info.done,
+        "failed": info.failed, "bytes": info.bytes, "items_per_s": round(host.items_per_s, 3),
+        "bytes_per_s": round(host.bytes_per_s),
+    }  # fmt: skip
+
+
+def is_news(host: HostProgress) -> bool:
+    """Tell whether there is anything to say of a host: work, speed or trouble."""
+    return host.pending > 0 or host.items_per_s > 0 or host.info.state is not HostState.OPEN
+
+
+def host_line(host: HostProgress) -> str:
+    """Return how one host fares, in words."""
+    parts = []
+    if host.items_per_s:
+        parts.append(f"{host.items_per_s:.1f}/s {size(host.bytes_per_s)}/s")
+    if host.info.in_flight:
+        parts.append(f"{host.info.in_flight} at once")
+    if host.pending:
+        parts.append(f"{host.pending:,} to come")
+    if host.info.state is not HostState.OPEN:
+        parts.append(_trouble(host))
+    return f"{clean(host.info.host)} {', '.join(parts) or 'nothing to come'}"
+
+
+def _trouble(host: HostProgress) -> str:
+    info = host.info
+    left = (info.until - now_ms()) / 1000 if info.until is not None else 0
+    until = f" for {duration(left)}" if left > 0 and info.state is not HostState.SLOWED else ""
+    return f"{info.state.value}{until}" + (f": {clean(info.reason)}" if info.reason else "")
+
+
+def errors_text(progress: Progress) -> str:
+    """Return the most frequent error classes of fetch with their counts; empty when there are none."""
+    most = sorted(progress.fetch_errors.items(), key=lambda pair: (-pair[1], pair[0]))
+    more = sum(n for _, n in most[SHOWN_ERRORS:])
+    return ", ".join(f"{n:,} {slug}" for slug, n in most[:SHOWN_ERRORS]) + (f", {more:,} others" if more else "")
+
+
+def foresight_lines(foresight: "Foresight", *, refresh: bool) -> Iterator[str]:
+    """Yield what ``etl fetch --dry-run`` says to people."""
+    if not foresight.sources:
+        yield "nothing to fetch"
+        return
+    again = "to fetch or to ask for again" if refresh else "to fetch"
+    yield f"{foresight.sources:,} pictures {again}, {_bytes(foresight.bytes, foresight.unknown, foresight.sources)}"
+    for host in foresight.hosts:
+        yield f"host      {_host_line(host)}"
+    if foresight.seconds is not None:
+        yield f"time      about {duration(foresight.seconds)}, at the rates seen so far"
+    else:
+        rest = [host for host in foresight.hosts if host.seconds is None]
+        known = max((host.seconds for host in foresight.hosts if host.seconds), default=None)
+        begun = "" if known is None else f"about {duration(known)} for the others; "
+        names = ", ".join(clean(host.host) for host in rest[:SHOWN_ERRORS])
+        yield f"time      {begun}not known for {names}: fetch for a minute, stop, and ask again"
+    fits = "" if foresight.disk_bytes <= foresight.disk_free else ": NOT ENOUGH"
+    yield f"disk      {size(foresight.disk_bytes)} needed at most, {size(foresight.disk_free)} free{fits}"
+
+
+def _host_line(host: "HostForesight") -> str:
+    text = f"{clean(host.host) or 'local files'}: {host.sources:,} pictures"
+    if host.retries:
+        text += f", {host.retries:,} of them after a failure"
+    text += f", {_bytes(host.bytes, host.unknown, host.sources)}"
+    if host.seconds:
+        text += f", about {duration(host.seconds)}"
+    return text + ("" if host.state is HostState.OPEN else f"; {host.state.value}: {clean(host.reason or '')}")
+
+
+def _bytes(known: int, unknown: int, of: int) -> str:
+    if unknown == of:
+        return "sizes not known"
+    return size(known) + (f" and {unknown:,} of unknown size" if unknown else "")

@@ -1,0 +1,73 @@
+"""How ``etl why`` looks: the whole story of one record."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from etl.clock import iso_utc, now_ms
+from etl.domain.items import QueueStatus, RecordState
+from etl.redaction import redact, redact_line, redact_url
+from etl.text import clean
+from etl.units import duration, size
+
+
+def redacted(story: dict[str, Any]) -> dict[str, Any]:
+    """Return a record's story with every URL redacted, in its manifest line too, which is then no longer as it came."""
+    return {name: redact_line(value) if name == "line" else redact(value) for name, value in story.items()}
+
+
+def story_lines(story: dict[str, Any]) -> Iterator[str]:
+    """Yield what ``etl why`` says to people about one record."""
+    record, source, image = story["record"], story["source"], story["image"]
+    yield f"{clean(record['key'])}: line {record['line']} of {clean(record['manifest'])}"
+    outcome = f", {record['outcome']}" if record["state"] == RecordState.ACTIVE else ""
+    yield f"state     {record['state']}{outcome}" + (f": {clean(record['error'])}" if record["error"] else "")
+    if record["prompt"]:
+        yield f"prompt    {clean(record['prompt'])}"
+    if source:
+        yield f"source    {clean(redact_url(source['url']))}: {source['status']}" + _why_failed(source)
+        if source.get("mirror"):
+            yield f"mirror    {clean(redact_url(source['mirror']))}: the picture came from here"
+    if image:
+        yield (
+            f"image     {image['mime']}, {image['width']}x{image['height']}, {size(image['bytes'])}, {image['state']}; "
+            f"working copy {image['working_width']}x{image['working_height']}, {image['working_sha256'][:12]}"
+        )
+    for caption in story["captions"]:
+        mark = "" if caption["current"] else " (earlier recipe)"
+        yield (
+            f"caption   {clean(caption['model'])}@{clean(caption['revision'])}{mark}: {caption['status']}"
+            + _why_failed(caption)
+        )
+        if caption["text"] is not None:
+            yield from _words(caption)
+        elif caption["earlier"]:
+            told = "could not" if caption["status"] == QueueStatus.DEAD else "is to"
+            penalty = caption["repetition_penalty"]
+            yield f"          {told} be made again with repetition penalty {penalty:g}; what counts:"
+            yield from _words(caption["earlier"][-1])
+        for earlier in reversed(caption["earlier"][: None if caption["text"] is not None else -1]):
+            yield f"earlier   of {iso_utc(earlier['done_at'])}:"
+            yield from _words(earlier)
+    for attempt in story["attempts"]:
+        took = max(0, attempt["ended_at"] - attempt["started_at"]) / 1000
+        what = f"{attempt['error_class']}: {clean(attempt['message'])}" if attempt["error_class"] else "done"
+        yield f"attempt   {iso_utc(attempt['ended_at'])} {attempt['stage']} {attempt['n']}, {took:.1f} s: {what}"
+
+
+def _words(caption: dict[str, Any]) -> Iterator[str]:
+    """Yield the text of a caption, and how it was made."""
+    yield f"          {clean(caption['text'])}"
+    # A database that no newer version has written does not know penalties.
+    penalty = caption.get("repetition_penalty")
+    yield f"          {caption['tokens']} tokens, {caption['finish_reason']}" + (
+        (f", repetition penalty {penalty:g}" if penalty else "")
+        + (f", flags: {caption['flags']}" if caption["flags"] else "")
+    )
+
+
+def _why_failed(item: dict[str, Any]) -> str:
+    if not item["error_class"]:
+        return ""
+    due = (item["not_before"] - now_ms()) / 1000
+    again = f"; next attempt in {duration(due)}" if item["status"] == QueueStatus.RETRY and due > 0 else ""
+    return f", {item['error_class']} after {item['attempts']} attempts: {clean(item['error'])}{again}"

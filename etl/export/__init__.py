@@ -1,0 +1,1 @@
+"""Export: records joined with their captions, as lines, files or shards."""

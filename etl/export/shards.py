@@ -1,0 +1,321 @@
+"""Exports of many files: a directory of shards, each of which appears whole or not at all.
+
+    DIRECTORY/.shards.json          what is there: for each shard its rows, bytes and hashes
+    DIRECTORY/shard-00000.parquet   (.jsonl, .csv, .tar), or for an image folder
+    DIRECTORY/shard-00000/          metadata.jsonl and the pictures
+
+A shard is known by what its records say, so one that is there and right is not written again: an export that was
+killed, or is done once more after some captions were added, writes only what is missing or has changed.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from etl.domain.items import ExportSummary, RecordOutcome
+from etl.durable import fsync
+from etl.errors import ConfigError, DiskFullError, EtlError
+from etl.export.formats import Encoder, encoder, metadata_line, picture_bytes, safe_name
+from etl.export.lines import DIRECTORY_FORMATS, ExportOptions, Joined, Selected, check_counts, joined, summary_of
+from etl.images.cache import ImageCache
+from etl.output_file import claimed, clear, is_part, replaced
+from etl.state.presence import require_cache
+from etl.state.read.reader import Reader
+
+INDEX = ".shards.json"
+"""Hidden: whoever loads the directory takes every other file for data."""
+
+USUAL_SIZE = 10_000
+"""Records in a shard of a format that holds pictures: about a gigabyte."""
+
+_START = (0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One shard, as the index tells of it.
+
+    Attributes:
+        name: of the file or directory.
+        rows, bytes: records in it, and what it takes.
+        sha256: hash of the file; of an image folder that of its ``metadata.jsonl``.
+        content: hash over its records, their captions and the hashes of their pictures.
+    """
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+    content: str
+
+
+def export_shards(reader: Reader, target: str, kind: str, options: ExportOptions) -> tuple[ExportSummary, int | None]:
+    """Write the shards that are missing or have changed; return what the export holds and the recipe's row.
+
+    Raises `ConfigError` for a directory that holds anything but an earlier export of this format, `CacheMissingError`
+    where pictures are to be exported and the cache is not there, else as `etl.export.stage.export`.
+    """
+    directory = Path(target).resolve()
+    if kind in DIRECTORY_FORMATS:
+        require_cache(reader)
+    with reader.snapshot():
+        selected = Selected.of(reader, options)
+        with _errors(directory), _claimed(directory):
+            writer = _Writer(reader, directory, kind, selected)
+            counts = writer.write()
+    summary = summary_of(
+        str(directory), counts, size=sum(shard.bytes for shard in writer.shards), sha256=writer.sha256,
+        format=f"{selected.format_of(kind)}-shards", shards=len(writer.shards), written=writer.written,
+        without_picture=counts["without_picture"],
+    )  # fmt: skip
+    return summary, selected.recipe.id if selected.recipe else None
+
+
+@contextmanager
+def _claimed(directory: Path) -> Iterator[None]:
+    """Make the directory where there is none, and let nobody else export to it during the block."""
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"{directory} is a file; give the name of a directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    with claimed(directory, "export", directory):
+        yield
+
+
+class _Writer:
+    """Writes one directory, which nobody else writes meanwhile.
+
+    Attributes:
+        shards: that it holds so far.
+        written: how many of them were not there, or not right.
+        escapes: whether formulae are escaped, where there are any.
+    """
+
+    def __init__(self, reader: Reader, directory: Path, kind: str, selected: Selected) -> None:
+        self._reader = reader
+        self._directory = directory
+        self._kind = kind
+        self._selected = selected
+        self._size = selected.options.shard_size or USUAL_SIZE
+        self._cache = ImageCache.of_state(reader.state)
+        self._encoder: Encoder | None = None
+        if kind != "imagefolder":
+            self._encoder = encoder(kind, self._picture, escape_formulae=selected.options.escape_formulae)
+        self.shards: list[Shard] = []
+        self.written = 0
+        self.escapes = kind == "csv" and selected.options.escape_formulae
+        self._known: list[Shard] = []
+        self._known = self._open()
+
+    def _open(self) -> list[Shard]:
+        """Begin the index, or return the shards of an earlier export; what a dead export left unfinished is removed."""
+        index = self._directory / INDEX
+        if index.exists():
+            try:
+                found = json.loads(index.read_bytes())
+                kind, shards = found["format"], [Shard(**shard) for shard in found["shards"]]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(f"{index} is no index of an export; choose another directory") from error
+            if kind != self._kind:
+                raise ConfigError(f"{self._directory} holds an export as {kind}; choose another directory")
+            clear(self._directory)
+            for folder in self._directory.glob(".shard-*.part"):
+                if folder.is_dir() and not folder.is_symlink():
+                    shutil.rmtree(folder)
+            return shards
+        if not all(is_part(path.name) for path in self._directory.iterdir()):
+            raise ConfigError(f"{self._directory} holds other files; choose a new directory")
+        self._note(complete=False)
+        return []
+
+    @property
+    def sha256(self) -> str:
+        """Hash over the hashes of the shards."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+
+    def write(self) -> Counter[str]:
+        """Write what is missing; return the counts over all records.
+
+        Where these are not what the state says, the index stays incomplete and nothing is removed.
+        """
+        total: Counter[str] = Counter()
+        place = _START
+        while True:
+            shard, place, counts = self._shard(len(self.shards), place)
+            total += counts
+            if shard is None:
+                break
+            self.shards.append(shard)
+            if shard.rows < self._size:
+                break
+        check_counts(self._reader, self._selected, total)
+        self._remove_surplus()
+        self._note(complete=True)
+        return total
+
+    def _shard(
+        self, number: int, place: tuple[int, int, int]
+    ) -> tuple[Shard | None, tuple[int, int, int], Counter[str]]:
+        """Write one shard, unless it is right; return it, the place of its last record, and what was passed."""
+        if number < len(self._known) and self._is_whole(known := self._known[number]):
+            records = _Records(self, place)
+            for _ in records:
+                pass
+            if records.content == known.content:
+                return known, records.place, records.counts
+        records = _Records(self, place)
+        first = next(records, None)
+        # An export of nothing still is one file, with its header.
+        if first is None and (number or self._encoder is None):
+            return None, place, records.counts
+        name = f"shard-{number:05d}" + (self._encoder.suffix if self._encoder else "")
+        write = self._write_file if self._encoder else self._write_folder
+        size, sha256 = write(self._directory / name, _chained(first, records))
+        self.written += 1
+        shard = Shard(name, records.rows, size, sha256, records.content)
+        self._note(complete=False, more=shard)
+        return shard, records.place, records.counts
+
+    def _is_whole(self, shard: Shard) -> bool:
+        path = self._directory / shard.name
+        if path.is_dir():
+            return sum(file.stat().st_size for file in path.iterdir()) == shard.bytes
+        return path.is_file() and path.stat().st_size == shard.bytes
+
+    def _write_file(self, path: Path, records: Iterator[Joined]) -> tuple[int, str]:
+        assert self._encoder is not None
+        with replaced(str(path)) as file:
+            self._encoder.write(file, records)
+        with path.open("rb") as written:
+            return path.stat().st_size, hashlib.file_digest(written, "sha256").hexdigest()
+
+    def _write_folder(self, path: Path, records: Iterator[Joined]) -> tuple[int, str]:
+        new = path.with_name(f".{path.name}.part")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        size, digest = 0, hashlib.sha256()
+        with (new / "metadata.jsonl").open("wb") as metadata:
+            for record in records:
+                name = f"{safe_name(record.row.key)}.jpg"
+                data, line = picture_bytes(self._picture(record)), metadata_line(record, name)
+                _put(new / name, data)
+                metadata.write(line)
+                digest.update(line)
+                size += len(data) + len(line)
+            metadata.flush()
+            os.fsync(metadata.fileno())
+        fsync(new)
+        # A directory cannot take another one's place; killed between the two, this shard is written again.
+        shutil.rmtree(path, ignore_errors=True)
+        new.rename(path)
+        fsync(self._directory)
+        return size, digest.hexdigest()
+
+    def _picture(self, record: Joined) -> Path:
+        assert record.row.working_sha256 is not None
+        return self._cache.working_path(record.row.working_sha256)
+
+    def records(self, place: tuple[int, int, int], counts: Counter[str]) -> Iterator[Joined]:
+        """Yield the records behind a place that this format can hold."""
+        for record in joined(self._reader, self._selected, counts, place):
+            if self._kind in DIRECTORY_FORMATS:
+                if record.outcome != RecordOutcome.CAPTIONED:
+                    counts["rows"] -= 1
+                    continue
+                if record.row.working_sha256 is None:
+                    counts["rows"] -= 1
+                    counts["without_picture"] += 1
+                    continue
+            yield record
+
+    @property
+    def size(self) -> int:
+        """Records in a full shard."""
+        return self._size
+
+    def _remove_surplus(self) -> None:
+        kept = {shard.name for shard in self.shards}
+        for shard in self._known:
+            # The index was read from a file: only what such a name can be is removed.
+            if shard.name not in kept and shard.name.startswith("shard-") and "/" not in shard.name:
+                path = self._directory / shard.name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def _note(self, *, complete: bool, more: Shard | None = None) -> None:
+        """Write the index; while the export goes on it also tells of the earlier shards that are still to be seen."""
+        shards = [*self.shards, *([more] if more else [])]
+        if not complete:
+            shards += self._known[len(shards) :]
+        options = self._selected.options
+        value: dict[str, Any] = {
+            "format": self._kind, "complete": complete, "shard_size": self._size,
+            "recipe": self._selected.recipe.sha256 if self._selected.recipe else None, "since": options.since or None,
+            "only_captioned": options.only_captioned, "provenance": options.provenance,
+            "rows": sum(shard.rows for shard in shards),
+            "shards": [{name: getattr(shard, name) for name in Shard.__slots__} for shard in shards],
+        }  # fmt: skip
+        with replaced(str(self._directory / INDEX)) as file:
+            file.write(json.dumps(value, indent=1).encode() + b"\n")
+
+
+class _Records(Iterator[Joined]):
+    """The records of one shard, once.
+
+    Attributes:
+        rows: that were yielded.
+        place: of the last of them.
+        counts: over all that were passed.
+    """
+
+    def __init__(self, writer: _Writer, place: tuple[int, int, int]) -> None:
+        self.rows, self.place, self.counts = 0, place, Counter[str]()
+        # Written otherwise, a shard of the same records is another one.
+        self._hash = hashlib.sha256(b"escaped" if writer.escapes else b"")
+        self._records = islice(writer.records(place, self.counts), writer.size)
+
+    def __next__(self) -> Joined:
+        record = next(self._records)
+        row = record.row
+        self.rows, self.place = self.rows + 1, record.place
+        for part in (row.key.encode(), record.line, (row.text or "").encode(), (row.working_sha256 or "").encode()):
+            self._hash.update(len(part).to_bytes(8) + part)
+        return record
+
+    @property
+    def content(self) -> str:
+        """Hash over what was yielded."""
+        return self._hash.hexdigest()
+
+
+def _chained(first: Joined | None, records: Iterator[Joined]) -> Iterator[Joined]:
+    if first is not None:
+        yield first
+    yield from records
+
+
+def _put(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _errors(directory: Path) -> Iterator[None]:
+    """Say of an error of the system where it happened and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFullError(
+                f"no space left while writing {directory}: free some and export again; what is there is kept"
+            ) from error
+        raise EtlError(f"cannot write {directory}: {error.strerror}; choose another place for the export") from error

@@ -1,0 +1,1 @@
+"""Fetch: sources become images in the cache."""

@@ -1,0 +1,1 @@
+"""How one host fares, and when it may be asked."""

@@ -1,0 +1,298 @@
+"""The loop of a fetch: what is claimed when, what runs side by side, and when it is committed.
+
+One event loop downloads; decoder processes make the working copies.  Everything that ended since the last
+look is committed in one transaction.  A file is durable under its content's name before its row is committed,
+so a crash leaves at most an orphan file, never a row without its file.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from etl.clock import now_ms
+from etl.domain.items import FetchedImage, HostState, ItemFailure, KnownImage, SourceItem, StageSummary
+from etl.errors import DecoderCrashedError, EtlError, FetchError, HostDownError, InternalError, ItemError
+from etl.fetch.disk_budget import Room
+from etl.fetch.hosts.limiter import HostGate, NotNowError
+from etl.fetch.local_files import Roots
+from etl.fetch.mirrors import Mirrors
+from etl.fetch.workers.base import Hands, LostError
+from etl.images.cache import ImageCache
+from etl.net import resume
+from etl.net.urls import host_of
+from etl.run_control import Flow
+from etl.settings import Settings
+from etl.state.hosts import HostLog
+from etl.state.sources import SourceQueue
+from etl.state.waits import LONGEST_ASKED_WAIT_S
+
+if TYPE_CHECKING:
+    from etl.fetch.source import SourceFetcher
+    from etl.net.client import Downloader
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.2
+"""Seconds between two looks at the queue while nothing ends."""
+
+COMMIT_S = 0.05
+"""Seconds between two commits, each of which waits for the disk and lets no download go on meanwhile."""
+
+DECODE_AHEAD = 4
+"""Downloaded pictures that may wait for each decoder; bounds the disk that parts take."""
+
+REPORT_S = 1.0
+"""Seconds between two reports of how the hosts fare."""
+
+LONGEST_CRAWL_DELAY_S = 60.0
+"""A robots.txt may ask for so many seconds between two requests; more would mean that nobody is to come."""
+
+
+@dataclass
+class _Ended:
+    """What has ended since the last commit."""
+
+    fetched: list[FetchedImage | KnownImage] = field(default_factory=list)
+    failed: list[tuple[ItemFailure, SourceItem]] = field(default_factory=list)
+    not_now: list[tuple[int, int]] = field(default_factory=list)
+
+
+class FetchLoop:
+    """One fetch stage at work."""
+
+    def __init__(
+        self,
+        queue: SourceQueue,
+        host_log: HostLog,
+        settings: Settings,
+        flow: Flow,
+        cache: ImageCache,
+        hands: Hands,
+        mirrors: Mirrors,
+        roots: Roots,
+        room: Room,
+    ) -> None:
+        self._queue = queue
+        self._host_log = host_log
+        self._settings = settings
+        self._flow = flow
+        self._cache = cache
+        self._hands = hands
+        self._mirrors = mirrors
+        self._roots = roots
+        self._room = room
+        self._gate = HostGate(
+            settings.concurrency, settings.per_host, rate=settings.host_rate, patience_s=settings.host_patience_s,
+            pause_s=min(settings.backoff_s, settings.backoff_cap_s), longest_pause_s=LONGEST_ASKED_WAIT_S,
+            longest_wait_s=settings.backoff_cap_s,
+        )  # fmt: skip
+        self._in_flight: dict[asyncio.Task[None], SourceItem] = {}
+        self._changed = asyncio.Event()
+        self._ended = _Ended()
+        self._last_host = ""
+        self._report_at = self._commit_at = 0.0
+        self._done = self._retried = self._dead = 0
+
+    async def run(self) -> StageSummary:
+        """Fetch until nothing is left or the flow says stop; return what was done."""
+        # Only now: the HTTP client takes a tenth of a second to import, in which the decoders start.
+        from etl.fetch.source import SourceFetcher
+        from etl.net.client import Downloader
+
+        for host, info in self._host_log.pauses().items():
+            # What the host asked for is kept; whether it is still dead, whoever starts a run wants to know at once.
+            left = ((info.until or 0) - now_ms()) / 1000 if info.state is HostState.PAUSED else 0.0
+            self._gate.restore(host, info.state, min(left, LONGEST_ASKED_WAIT_S), info.reason)
+        async with Downloader(self._settings) as downloader:
+            downloader.names.on_answer = self._changed.set
+            if downloader.proxied:
+                log.info("a proxy is set: it resolves names, so private addresses are not refused")
+            if self._settings.respect_robots:
+                downloader.may_follow = self._robots_of(downloader)
+            async with self._hands.at_work(downloader) as (downloads, decoders):
+                fetcher = SourceFetcher(
+                    self._settings, self._queue, self._gate, downloads, decoders, self._cache, self._mirrors,
+                    self._roots, downloader.may_follow, on_downloaded=self._changed.set,
+                    is_stopping=lambda: self._flow.stopping,
+                )  # fmt: skip
+                try:
+                    await self._loop(fetcher)
+                finally:
+                    released = await self._give_back(fetcher)
+        return StageSummary(self._done, self._retried, self._dead, released)
+
+    def _robots_of(self, downloader: "Downloader") -> Callable[[str], Awaitable[None]]:
+        from etl.fetch.robots import MAX_BYTES, Robots
+
+        robots = Robots(lambda url: downloader.read(url, max_bytes=MAX_BYTES))
+
+        async def ask(url: str) -> None:
+            await robots.check(url)
+            self._gate.set_interval(host_of(url), min(robots.crawl_delay(url) or 0.0, LONGEST_CRAWL_DELAY_S))
+
+        return ask
+
+    async def _loop(self, fetcher: "SourceFetcher") -> None:
+        while not self._flow.should_abandon():
+            self._report_hosts()
+            claiming = self._flow.claiming and self._room.may_grow(busy=bool(self._in_flight))
+            claiming = claiming and self._hands.are_ready()
+            self._gate.total = self._settings.concurrency * self._hands.machines
+            self._gate.closed = not claiming
+            if claiming:
+                await self._claim(fetcher)
+            if not self._in_flight and (self._flow.stopping or await self._rest()):
+                return
+            await self._look(fetcher)
+
+    async def _look(self, fetcher: "SourceFetcher") -> None:
+        """Wait until a slot becomes free or something ends, then commit all that has ended."""
+        if self._in_flight:
+            await self._wait(LOOK_S)
+            # While others wait at the gate, no slot stays empty for want of a claim.
+            while self._gate.waiting and (left := self._commit_at - time.monotonic()) > 0:
+                await self._wait(left)
+            ended = [task for task in self._in_flight if task.done()]
+            for task in ended:
+                del self._in_flight[task]
+            # All are asked, and before the commit that may fail: asyncio logs an error that nobody asked for.
+            errors = [error for task in ended if (error := task.exception()) is not None]
+            self._commit(fetcher)
+            self._commit_at = time.monotonic() + COMMIT_S
+            if errors:
+                raise errors[0]
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait until something has changed, at most so long."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), seconds)
+        self._changed.clear()
+
+    async def _claim(self, fetcher: "SourceFetcher") -> None:
+        """Claim what can start now, host after host, beginning behind the last one served, and then some more.
+
+        What is claimed ahead waits at the gate, where it takes a slot in the moment in which one becomes free.
+        """
+        # A host whose name is not resolved yet would wait for it in a slot that others could use.
+        known = fetcher.downloads.is_known
+        hosts = self._queue.ready_hosts(after=self._last_host, only=known)
+        if not hosts and self._last_host:
+            hosts = self._queue.ready_hosts(only=known)
+            self._last_host = ""
+        more = []
+        for host in hosts:
+            room = min(self._room_for(host), self._room_in_all)
+            if room <= 0 or await self._start(fetcher, host, room) == room:
+                more.append(host)
+            self._last_host = host
+        for host in more:
+            room = min(self._gate.ahead(host), self._gate.total - self._gate.waiting)
+            if room > 0 and self._room_in_all > 0:
+                await self._start(fetcher, host, room)
+
+    @property
+    def _room_in_all(self) -> int:
+        limit = self._gate.total + DECODE_AHEAD * self._hands.processes
+        return limit - (len(self._in_flight) - self._gate.waiting)
+
+    async def _start(self, fetcher: "SourceFetcher", host: str, most: int) -> int:
+        """Claim and start up to so many sources of a host; return how many there were."""
+        items = self._queue.claim(host, most)
+        for item in items:
+            task = asyncio.create_task(self._fetch(fetcher, item))
+            task.add_done_callback(lambda _: self._changed.set())
+            self._in_flight[task] = item
+        # The new tasks take their slots before the next host is looked at.
+        await asyncio.sleep(0)
+        return len(items)
+
+    def _room_for(self, host: str) -> int:
+        if self._mirrors and self._gate.blocked_until_ms(host) is not None:
+            return min(self._gate.free(""), self._settings.per_host)
+        return self._gate.free(host)
+
+    async def _rest(self) -> bool:
+        """With nothing in flight: wait a little for what is due later; tell whether nothing is left at all."""
+        due = self._queue.next_due_ms()
+        if due is None and not self._flow.model_is_loading:
+            return True
+        # A new model wants pictures back that were evicted when the last one had captioned them.
+        wait = LOOK_S if due is None else (due - now_ms()) / 1000
+        # Due, and yet not claimed: its host is pausing, its name not known yet, or the cache is full.
+        await self._wait(min(wait, LOOK_S) if wait > 0 else LOOK_S)
+        return False
+
+    def _report_hosts(self) -> None:
+        """Tell how the hosts fare, and give up those that were dead for too long."""
+        if time.monotonic() < self._report_at:
+            return
+        self._report_at = time.monotonic() + REPORT_S
+        hosts = self._gate.hosts()
+        if hosts:
+            self._host_log.record(hosts)
+        for info in hosts:
+            # A mirror may have what a dead host had.
+            if self._gate.given_up(info.host) and not self._mirrors:
+                message = f"{info.host} gives no sign of life: {info.reason}"
+                self._dead += self._queue.give_up(info.host, HostDownError.slug, message)
+
+    def _commit(self, fetcher: "SourceFetcher") -> None:
+        ended, self._ended = self._ended, _Ended()
+        if ended.fetched:
+            self._done += self._room.commit(ended.fetched)
+        if ended.not_now:
+            self._queue.postpone(ended.not_now)
+        if ended.failed:
+            # Not theirs to answer for, where the cache was taken away under them.
+            self._room.require_cache()
+            dead = self._queue.fail([failure for failure, _ in ended.failed])
+            for (_, item), gone in zip(ended.failed, dead, strict=True):
+                if gone:
+                    fetcher.forget(item)
+            self._dead += sum(dead)
+            self._retried += len(dead) - sum(dead)
+
+    async def _give_back(self, fetcher: "SourceFetcher") -> int:
+        """Cancel what is still in flight, commit what has ended, and release the rest."""
+        for task in self._in_flight:
+            task.cancel()
+        await asyncio.gather(*self._in_flight, return_exceptions=True)
+        self._commit(fetcher)
+        self._report_at = 0.0
+        self._report_hosts()
+        self._cache.sweep_parts(keep=resume.is_resumable)
+        return self._queue.release_all()
+
+    async def _fetch(self, fetcher: "SourceFetcher", item: SourceItem) -> None:
+        started = now_ms()
+        try:
+            # Two steps: `_ended` is replaced at every commit, also while this waits.
+            fetched = await fetcher.fetch(item)
+            self._ended.fetched.append(fetched)
+        except NotNowError as blocked:
+            self._ended.not_now.append((item.id, blocked.until_ms))
+        except LostError as lost:
+            if lost.charge is None:
+                self._ended.not_now.append((item.id, now_ms()))
+            else:
+                self._ended.failed.append((_failure(item, lost.charge, started), item))
+        except ItemError as error:
+            self._ended.failed.append((_failure(item, error, started), item))
+        except EtlError:
+            raise
+        except Exception as error:
+            # A fault of ours must not end a night's run; it is logged whole and tried again.
+            log.exception("unexpected error while fetching %s", item.id)
+            fault = InternalError(f"{type(error).__name__}: {error}"[:500])
+            self._ended.failed.append((_failure(item, fault, started), item))
+
+
+def _failure(item: SourceItem, error: ItemError, started: int) -> ItemFailure:
+    return ItemFailure(
+        item.id, error.slug, str(error), error.retryable, started, error.retry_after_s,
+        error.http_status if isinstance(error, FetchError) else None, isinstance(error, DecoderCrashedError),
+    )  # fmt: skip

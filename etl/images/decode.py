@@ -1,0 +1,278 @@
+"""An original in any accepted format -> the working copy that the model will see.
+
+Runs inside a decoder process (`etl.images.decoder_worker`): the files come from strangers.
+"""
+
+import contextlib
+import errno
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+    features,
+)
+
+from etl.domain.items import DecodedImage, WorkingCopy
+from etl.errors import (
+    CorruptImageError,
+    DecoderLimitError,
+    EtlError,
+    ImageTooLargeError,
+    LocalFileError,
+    NotAnImageError,
+)
+from etl.images import colour, tiff
+from etl.images import tiff_bands as bands
+from etl.images.cache import ImageCache
+from etl.images.resize import shrink
+from etl.images.sniff import HEAD_BYTES, describe, picture_format
+
+JPEG_QUALITY = 90
+"""Of working copies: at 1024 px the vision tower's 336 px input hides what it loses, at a third of the size of 95."""
+
+OUT_OF_MEMORY = "the picture needs more memory than a decoder process may use (decoder_memory)"
+
+_MIME: dict[type[ImageFile.ImageFile], str] = {
+    JpegImagePlugin.JpegImageFile: "image/jpeg",
+    PngImagePlugin.PngImageFile: "image/png",
+    TiffImagePlugin.TiffImageFile: "image/tiff",
+    WebPImagePlugin.WebPImageFile: "image/webp",
+    GifImagePlugin.GifImageFile: "image/gif",
+    BmpImagePlugin.BmpImageFile: "image/bmp",
+    Jpeg2KImagePlugin.Jpeg2KImageFile: "image/jp2",
+}
+_FORMATS = tuple(str(cls.format) for cls in _MIME)
+"""All that Pillow may try.  The plugins are imported by name, or else Pillow would load its fifty others too."""
+
+_PDF_MIME = "application/pdf"
+_PDF_TAIL_BYTES = 1024
+"""Where Acrobat looks for the end marker (ISO 32000-1, note 18 of annex H)."""
+
+_ORIENTATION = 0x0112
+_PHOTOMETRIC = 262
+_MIN_IS_WHITE = 0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded original.
+
+    Attributes:
+        image: upright RGB, no longer than the limit that was asked for.
+        mime: the type that the bytes have.
+        width, height: of the original in pixels, upright; of a PDF's page as it was rendered.
+    """
+
+    image: Image.Image
+    mime: str
+    width: int
+    height: int
+
+
+def decode(path: Path, *, longest_edge: int, max_pixels: int) -> Picture:
+    """Decode the first picture or page of the file to upright RGB with at most ``longest_edge`` pixels a side.
+
+    Raises:
+        LocalFileError: the file cannot be read.
+        NotAnImageError: its bytes are of no accepted format.
+        ImageTooLargeError: its header announces more than ``max_pixels``; nothing was decoded.
+        CorruptImageError: it is broken, cut short or of an unsupported kind of its format.
+        DecoderLimitError: memory ran out.
+    """
+    head = _read_head(path)
+    known = picture_format(head)
+    is_pdf = known is None and b"%PDF-" in head
+    with _errors_mapped("PDF" if is_pdf else known, head, max_pixels):
+        if is_pdf:
+            return _decode_pdf(path, longest_edge)
+        return _decode_picture(path, longest_edge)
+
+
+def make_working_copy(picture_file: Path, cache: ImageCache, *, longest_edge: int, max_pixels: int) -> DecodedImage:
+    """Decode the file and put its working copy into the cache.
+
+    Raises what `decode` raises, and `etl.errors.DiskFullError` or `etl.errors.StateError` for the cache.
+    """
+    picture = decode(picture_file, longest_edge=longest_edge, max_pixels=max_pixels)
+    data = encode_working_copy(picture.image)
+    width, height = picture.image.size
+    working = WorkingCopy(cache.put_working(data), len(data), width, height, longest_edge)
+    return DecodedImage(picture.mime, picture.width, picture.height, working)
+
+
+def encode_working_copy(image: Image.Image) -> bytes:
+    """Return the RGB picture as the bytes of a baseline JPEG; the same pixels give the same bytes."""
+    buffer = io.BytesIO()
+    image.save(
+        buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0", optimize=False, progressive=False, exif=b"",
+        icc_profile=None, comment=b"",
+    )  # fmt: skip
+    return buffer.getvalue()
+
+
+def working_copy_image(picture: Image.Image, longest_edge: int = 1024) -> Image.Image:
+    """Return an upright RGB picture as the model would see it: shrunk, and through the JPEG round trip."""
+    data = encode_working_copy(_resize(_reduce(picture.convert("RGB"), longest_edge), longest_edge))
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+        image.load()
+        return image.copy()
+
+
+def _read_head(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise LocalFileError(f"{path}: no such file" if not path.exists() else f"{path}: not a regular file")
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except (OSError, ValueError) as error:
+        raise LocalFileError(f"{path}: {error}") from error
+
+
+def _decode_picture(path: Path, longest_edge: int) -> Picture:
+    with Image.open(path, formats=_FORMATS) as image:
+        mime = next(mime for cls, mime in _MIME.items() if isinstance(image, cls))
+        width, height = image.size
+        icc_profile = image.info.get("icc_profile")
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            # Scaling in the DCT costs a third; thumbnail() would not do it at 3000 -> 1024.
+            image.draft(image.mode, _fit(image.size, longest_edge, floor=True))
+            _decode_into_place(image)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            tiff.mend_byte_order(image)
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and bands.wants_pieces(image):
+            factor = max(1, max(image.size) // longest_edge)
+            small, orientation = bands.reduced(image, factor, _orientation(image)), 1
+        else:
+            image.load()
+            orientation = _orientation(image)
+            small = _reduce(colour.reducible(image), longest_edge)
+        if small.mode in ("I", "F"):
+            small = colour.stretch(small, min_is_white=_is_min_is_white(image))
+    rgb = colour.to_rgb(_resize(colour.opaque(small), longest_edge), icc_profile)
+    if orientation >= 5:
+        width, height = height, width
+    return Picture(colour.upright(rgb, orientation), mime, width, height)
+
+
+def _decode_into_place(image: JpegImagePlugin.JpegImageFile) -> None:
+    """Let libjpeg-turbo write colours as Pillow keeps them, four bytes a pixel, which saves a pass over the picture."""
+    if image.mode == "RGB" and features.check_feature("libjpeg_turbo"):
+        image.tile = [tile._replace(args=("RGBX", "")) for tile in image.tile]
+
+
+def _decode_pdf(path: Path, longest_edge: int) -> Picture:
+    # Imported here, because most decoder processes never meet a PDF.
+    import pypdfium2
+
+    document = pypdfium2.PdfDocument(path)
+    with contextlib.closing(document):
+        # PDFium mends the table that is the end of each file: a page cut short would come out white.
+        if not pypdfium2.raw.FPDF_DocumentHasValidCrossReferenceTable(document) and not _has_pdf_end(path):
+            raise CorruptImageError("the PDF is cut short")
+        if len(document) == 0:
+            raise CorruptImageError("the PDF has no pages")
+        page = document[0]
+        with contextlib.closing(page):
+            longest = max(page.get_size())
+            if not 0 < longest < float("inf"):
+                raise CorruptImageError(f"the PDF's first page has the size {page.get_size()}")
+            bitmap = page.render(scale=longest_edge / longest)
+            with contextlib.closing(bitmap):
+                image = bitmap.to_pil().convert("RGB")
+    # The renderer rounds up.
+    image = _resize(image, longest_edge)
+    return Picture(image, _PDF_MIME, *image.size)
+
+
+def _has_pdf_end(path: Path) -> bool:
+    """Tell whether the file ends with a PDF's last line, give or take what viewers put up with."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _PDF_TAIL_BYTES))
+        return b"%%EOF" in file.read()
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation that is still to be applied, 1 to 8; 1 when the EXIF data are broken."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    # The EXIF parser fails in as many ways as there are cameras; the picture itself is good.
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _is_min_is_white(image: Image.Image) -> bool:
+    """Whether the file's lowest value means white; Pillow inverts such TIFFs up to 8 bits, but not wider ones."""
+    return isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _MIN_IS_WHITE
+
+
+def _fit(size: tuple[int, int], longest_edge: int, *, floor: bool = False) -> tuple[int, int]:
+    """Return the size scaled down so that its longer side is at most ``longest_edge``; never less than 1."""
+    longest = max(size)
+    if longest <= longest_edge:
+        return size
+    to_integer: Callable[[float], int] = int if floor else round
+    width, height = (max(1, to_integer(side * longest_edge / longest)) for side in size)
+    return width, height
+
+
+def _reduce(image: Image.Image, longest_edge: int) -> Image.Image:
+    """Average blocks of pixels as far as a whole factor goes: most of the work at a tenth of the filter's cost."""
+    factor = max(image.size) // longest_edge
+    # Not image.reduce(): on JPEG 2000 files that name is a property.
+    return Image.Image.reduce(image, factor) if factor > 1 else image
+
+
+def _resize(image: Image.Image, longest_edge: int) -> Image.Image:
+    size = _fit(image.size, longest_edge)
+    return image if size == image.size else shrink(image, size)
+
+
+@contextlib.contextmanager
+def _errors_mapped(known: str | None, head: bytes, max_pixels: int) -> Iterator[None]:
+    """Raise whatever the decoding libraries raise as one of ours, and let Pillow enforce ``max_pixels``."""
+    limit_before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except EtlError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ImageTooLargeError(f"more than {max_pixels:,} pixels: {error}") from error
+    except MemoryError as error:
+        raise DecoderLimitError(OUT_OF_MEMORY) from error
+    except OSError as error:
+        if error.errno == errno.ENOMEM or "out of memory" in str(error):
+            raise DecoderLimitError(OUT_OF_MEMORY) from error
+        if error.errno is not None:
+            raise LocalFileError(f"cannot read the file: {error}") from error
+        raise _unreadable(known, head, error) from error
+    # Pillow's and PDFium's parsers raise nearly every exception there is on broken files.
+    except Exception as error:
+        raise _unreadable(known, head, error) from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit_before
+
+
+def _unreadable(known: str | None, head: bytes, error: Exception) -> CorruptImageError | NotAnImageError:
+    if known is None:
+        return NotAnImageError(describe(head))
+    if isinstance(error, UnidentifiedImageError):
+        return CorruptImageError(f"the {known} header is broken or of a kind that is not supported")
+    return CorruptImageError(f"the {known} is broken: {error or type(error).__name__}")

@@ -1,0 +1,214 @@
+"""A pool of confined decoder processes.
+
+Each process has its own socket and one picture at a time, so one that dies takes nothing with it but its
+picture.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import math
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from etl.domain.items import DecodedImage
+from etl.errors import ChildEndedError, DecoderCrashedError, DecoderLimitError, EtlError
+from etl.images.decoder_worker import WorkerConfig, decoded_or_raise
+from etl.processes import ChildProcess
+
+CPU_RESERVE_S = 30
+"""Processor seconds that a picture may take beyond its time: the pool ends it first, unless the pool is gone."""
+
+_START_TIMEOUT_S = 60.0
+"""A start takes 0.2 s; a cold network disk on a loaded machine may need much longer."""
+
+_STARTS = 3
+"""Starts before the run is ended: one process may be killed for memory that others take, three are no accident."""
+
+
+class DecoderPool:
+    """Decodes pictures in up to ``processes`` child processes, which start when they are first needed.
+
+    Args:
+        cache_root: directory of the image cache.
+        cache_made: all directories in it are there already; see `ImageCache`.
+        processes: how many pictures are decoded at once.
+        memory_bytes: address space of one process.
+        longest_edge: of the working copies, in pixels.
+        max_pixels: largest accepted picture.
+        timeout_s: seconds for one picture, from when a process takes it; waiting for a process does not count.
+    """
+
+    def __init__(
+        self,
+        cache_root: Path,
+        *,
+        processes: int,
+        memory_bytes: int,
+        longest_edge: int,
+        max_pixels: int,
+        timeout_s: float = 120.0,
+        cache_made: bool = False,
+    ) -> None:
+        self._config = WorkerConfig(
+            str(cache_root), cache_made, memory_bytes, longest_edge, max_pixels, math.ceil(timeout_s) + CPU_RESERVE_S
+        )
+        self._timeout_s = timeout_s
+        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decoder")
+        self._lock = threading.Lock()
+        self._idle: list[_Decoder] = []
+        self._all: set[_Decoder] = set()
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self, processes: int) -> None:
+        """Let so many processes start now, beside the caller, instead of at their first pictures."""
+        for _ in range(processes):
+            self._threads.submit(self._start_one)
+
+    def _start_one(self) -> None:
+        # What goes wrong here goes wrong again at the first picture, where there is somebody to be told.
+        with contextlib.suppress(EtlError):
+            decoder = self._new_decoder()
+            with self._lock:
+                self._idle.append(decoder)
+
+    def _new_decoder(self) -> "_Decoder":
+        """Start a process and wait until it is ready; one that dies meanwhile is replaced a few times."""
+        for starts_left in reversed(range(_STARTS)):
+            with self._lock:
+                if self._closed:
+                    raise EtlError(_CLOSED)
+                self._all.add(decoder := _Decoder(self._config))
+            try:
+                with self._dropped_on_error(decoder):
+                    decoder.wait_until_ready(_START_TIMEOUT_S)
+                return decoder
+            except ChildEndedError:
+                if not starts_left:
+                    raise
+        raise AssertionError("the last start returns or raises")
+
+    async def decode(self, path: Path) -> DecodedImage:
+        """Decode the file into the cache.
+
+        Raises:
+            ImageError: the picture cannot be had from these bytes.
+            DecoderLimitError: it took too long or too much memory.
+            DecoderCrashedError: its process died.
+            LocalFileError: the file cannot be read.
+            DiskFullError, StateError: the cache cannot be written.
+            EtlError: no decoder process can be started, or the pool was closed.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, path)
+
+    def close(self) -> None:
+        """End all processes at once; a picture in work is left (its `decode` raises `EtlError`)."""
+        with self._lock:
+            self._closed = True
+            for decoder in self._all:
+                decoder.kill()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for decoder in self._all:
+            decoder.discard()
+        self._all.clear()
+        self._idle.clear()
+
+    def _decode(self, path: Path) -> DecodedImage:
+        decoder = self._hand_over(path)
+        with self._dropped_on_error(decoder):
+            answer = decoder.answer(self._timeout_s)
+        with self._lock:
+            self._idle.append(decoder)
+        return decoded_or_raise(answer)
+
+    def _hand_over(self, path: Path) -> "_Decoder":
+        """Return a decoder that has taken the picture: the last one used, so that no more start than are needed.
+
+        A process may have died before it took the picture; that is not the picture's fault, and the next one gets it.
+        """
+        starts_left = _STARTS
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise EtlError(_CLOSED)
+                idle = self._idle.pop() if self._idle else None
+            decoder = idle or self._new_decoder()
+            with self._dropped_on_error(decoder):
+                if decoder.takes(path, self._timeout_s):
+                    return decoder
+                starts_left -= idle is None
+                if not starts_left:
+                    raise EtlError(f"decoder processes end right after their start: {decoder.how_it_ended()}")
+            self._drop(decoder)
+
+    @contextlib.contextmanager
+    def _dropped_on_error(self, decoder: "_Decoder") -> Iterator[None]:
+        try:
+            yield
+        except EtlError as error:
+            self._drop(decoder)
+            if self._closed:
+                raise EtlError(_CLOSED) from error
+            raise
+
+    def _drop(self, decoder: "_Decoder") -> None:
+        with self._lock:
+            self._all.discard(decoder)
+        decoder.discard()
+
+
+_CLOSED = "the decoder pool was closed"
+
+
+class _Decoder(ChildProcess):
+    """A process that decodes one picture at a time."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        super().__init__(
+            "etl.images.decoder_worker:main",
+            dataclasses.asdict(config),
+            name="decoder process",
+            # One arena per thread would reserve address space that the limit counts.
+            env={"MALLOC_ARENA_MAX": "1"},
+            confined=True,
+        )
+
+    def takes(self, path: Path, timeout_s: float) -> bool:
+        """Offer one picture and return whether the process lived to take it; raises as `answer` for the time."""
+        try:
+            self.send(json.dumps(str(path)).encode())
+            if self.poll(timeout_s):
+                self.recv()
+                return True
+        except ChildEndedError:
+            return False
+        raise _overdue(timeout_s)
+
+    def answer(self, timeout_s: float) -> bytes:
+        """Return what became of the picture; after an error the process is of no more use.
+
+        Raises `DecoderCrashedError` when the process dies and `DecoderLimitError` when the time is over.
+        """
+        try:
+            if self.poll(timeout_s):
+                return self.recv()
+        except ChildEndedError as error:
+            raise DecoderCrashedError(f"the decoder process died on this picture: {self.how_it_ended()}") from error
+        raise _overdue(timeout_s)
+
+
+def _overdue(timeout_s: float) -> DecoderLimitError:
+    return DecoderLimitError(f"decoding took longer than {timeout_s:g} s")

@@ -1,0 +1,136 @@
+"""A decoder process: takes paths from its pool over a socket, one at a time, and answers with `DecodedImage`s.
+
+Confined, because decoders are written in C and the pictures come from strangers: limited address space and processor
+time, no secrets in the environment, none of root's rights but to files, no core dump, no words of a C library on the
+terminal, and answers in JSON, so that nothing but a wrong picture comes back.  Starting one must stay cheap: neither
+this module nor what it imports may import torch, transformers, httpx or sqlite-utils.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from etl.confinement import limit_memory, limit_time, limit_time_of_next, time_left
+from etl.domain.items import DecodedImage, WorkingCopy
+from etl.errors import (
+    DecoderLimitError,
+    DiskFullError,
+    EtlError,
+    ImageError,
+    LocalFileError,
+    NotPlainError,
+    StateError,
+    item_error_classes,
+)
+from etl.images.cache import ImageCache
+from etl.images.decode import OUT_OF_MEMORY, make_working_copy
+from etl.processes import Parent
+from etl.text import clean_lines
+
+READY = b"ready"
+"""Sent once: pictures are welcome."""
+
+TAKEN = b"taken"
+"""Sent before each answer: from here on a death is the picture's."""
+
+NICENESS = 5
+"""Below the downloads and the GPU's feeding, which must not wait; above what runs only on an idle machine."""
+
+LIFE_S = 3600
+"""Processor seconds of a process, which then makes room for another: that is what its hard limit is for."""
+
+HEADROOM_BYTES = 64 * 1024**2
+"""What a limit leaves at least above the interpreter's own mapping, so that small pictures always pass."""
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What a decoder process is told once, as JSON.
+
+    Attributes:
+        cache_root, cache_made: directory of the image cache, and whether all in it is there already.
+        memory_bytes: limit of its address space.
+        longest_edge: of working copies, in pixels.
+        max_pixels: largest accepted picture.
+        cpu_s: processor seconds that it may spend on one picture.
+    """
+
+    cache_root: str
+    cache_made: bool
+    memory_bytes: int
+    longest_edge: int
+    max_pixels: int
+    cpu_s: int
+
+
+def main(config_fields: dict[str, Any], pool: Parent) -> None:
+    """Decode what the pool sends until it is gone; a SIGKILL in the middle of a picture leaves nothing to say."""
+    config = WorkerConfig(**config_fields)
+    os.nice(NICENESS)
+    cache = ImageCache(Path(config.cache_root), made=config.cache_made)
+    limit_memory(config.memory_bytes, HEADROOM_BYTES)
+    limit_time(max(LIFE_S, 2 * config.cpu_s))
+    _silence_libraries()
+    pool.send(READY)
+    while True:
+        path = Path(json.loads(pool.recv()))
+        # The pool's own time is shorter, but a decoder that holds the interpreter does not notice when it is gone.
+        limit_time_of_next(config.cpu_s)
+        pool.send(TAKEN)
+        pool.send(_answer(path, cache, config))
+        if time_left() <= config.cpu_s:
+            # The next picture gets a process that has all the time for it.
+            return
+
+
+def decoded_or_raise(answer: bytes) -> DecodedImage:
+    """Return what a worker's answer holds, or raise the error that it holds."""
+    fields = json.loads(answer)
+    if "error" in fields:
+        raise _error_classes()[fields["error"]](fields["message"])
+    return DecodedImage(**fields | {"working": WorkingCopy(**fields["working"])})
+
+
+def _answer(path: Path, cache: ImageCache, config: WorkerConfig) -> bytes:
+    fields: dict[str, Any]
+    try:
+        decoded = make_working_copy(path, cache, longest_edge=config.longest_edge, max_pixels=config.max_pixels)
+        fields = dataclasses.asdict(decoded)
+    except (ImageError, LocalFileError, DiskFullError, StateError) as error:
+        fields = {"error": type(error).__name__, "message": str(error)}
+    except MemoryError:
+        fields = {"error": DecoderLimitError.__name__, "message": OUT_OF_MEMORY}
+    return json.dumps(fields).encode()
+
+
+def _error_classes() -> dict[str, type[EtlError]]:
+    images = [cls for cls in item_error_classes() if issubclass(cls, ImageError)]
+    return {cls.__name__: cls for cls in (*images, LocalFileError, DiskFullError, StateError, NotPlainError)}
+
+
+def _silence_libraries() -> None:
+    """Send what C libraries print, with a picture's own words in it, nowhere; Python's errors go where they went."""
+    kept = os.dup(2)
+    sys.stderr = _CleanStream(os.fdopen(kept, "w", encoding="utf-8", errors="backslashreplace", buffering=1))
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+
+
+class _CleanStream(io.TextIOBase):
+    """Lets nothing through that acts on a terminal but line ends."""
+
+    def __init__(self, inner: TextIO) -> None:
+        self._inner = inner
+
+    def write(self, text: str) -> int:
+        self._inner.write(clean_lines(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._inner.flush()

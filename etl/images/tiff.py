@@ -1,0 +1,287 @@
+"""TIFFs in pieces, and what Pillow misreads in them.
+
+A TIFF stores its pixels in strips or tiles that are compressed one by one.  Some of them under the tags of the
+whole (colour map, predictor, JPEG tables and all) make a small TIFF of their own, which Pillow decodes as it would
+have decoded the whole.
+"""
+
+import io
+import itertools
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, TiffImagePlugin
+from PIL.TiffImagePlugin import IFDRational, TiffImageFile
+
+from etl.errors import CorruptImageError
+
+PIECE_BYTES = 4 * 1024**2
+"""Decoded size of a piece, unless a single strip or row of tiles that cannot be cut has more."""
+
+_PEAK_BYTES = {"1": 2, "L": 1, "P": 5, "I;16": 6, "I;16B": 6, "F": 16}
+"""Bytes per pixel while a picture is decoded, the copy in a mode that can be averaged included; else 4."""
+
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
+_STRIP_OFFSETS, _SAMPLES, _ROWS_PER_STRIP, _STRIP_SIZES, _PLANAR = 273, 277, 278, 279, 284
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES = 322, 323, 324, 325
+_KEPT = (
+    _WIDTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT,
+    292, 293,  # options of Group 3 and 4
+    317,  # predictor
+    320,  # colour map
+    338, 339,  # extra samples, sample format
+    347,  # JPEG tables
+    529, 530, 531, 532,  # YCbCr coefficients, subsampling, positioning, reference black and white
+)  # fmt: skip
+"""Tags (TIFF 6.0) that say how pixels are stored, and are the same for a part of them."""
+
+_RAW, _OLD_JPEG, _DEFLATE = 1, 6, (8, 32946)
+_YCBCR, _SEPARATE = 6, 2
+
+
+# Pillow knows big-endian 16-bit gray, but not where 0 means white; `etl.images.decode` inverts the tones.
+TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
+
+_SHORT, _LONG, _RATIONAL, _UNDEFINED, _FLOAT = 3, 4, 5, 7, 11
+"""Types of tag values."""
+
+_READ_BYTES = 1024**2
+
+_NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
+"""Raw modes of big-endian files as libtiff hands them over: in the machine's order, which Pillow overlooks."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a TIFF's pixels are.
+
+    Attributes:
+        width, height: of the picture, as it is stored.
+        rows: of a strip or tile; the last strip may have fewer.
+        across: tiles beside each other; 1 for strips.
+        planes: how often the picture's area is covered: once, or once for each sample.
+        places: offset and size in bytes of each strip or tile, by plane, then row, then column.
+        row_bytes: of a row of pixels before compression, if strips can be cut between rows; else 0.
+        memory_per_row: what decoding a row of pixels takes, in bytes.
+    """
+
+    width: int
+    height: int
+    rows: int
+    across: int
+    planes: int
+    places: list[tuple[int, int]]
+    row_bytes: int
+    memory_per_row: int
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Strips or tiles that make a picture: rows, rows of one strip or tile, and the bytes in the order of `Layout`."""
+
+    height: int
+    rows: int
+    strips: list[bytes]
+
+
+def memory(image: TiffImageFile) -> int:
+    """Return roughly how many bytes it takes to decode the picture at once."""
+    width, height = image.size
+    return width * height * _PEAK_BYTES.get(image.mode, 4)
+
+
+def is_misread(image: TiffImageFile) -> bool:
+    """Tell whether Pillow takes the picture for another: samples in planes, or YCbCr, without compression.
+
+    Of the former it takes the low bytes of 16 bits for pixels, of the latter it does not know subsampling.
+    """
+    tags = image.tag_v2
+    is_raw = tags.get(_COMPRESSION, _RAW) == _RAW
+    return is_raw and (tags.get(_PLANAR) == _SEPARATE or tags.get(_PHOTOMETRIC) == _YCBCR)
+
+
+def mend_byte_order(image: TiffImageFile) -> None:
+    """Let Pillow read the compressed pixels of an opened, big-endian picture in the order that they will have."""
+    image.tile = [
+        tile._replace(args=(_NATIVE[tile.args[0]], *tile.args[1:]))
+        if tile.codec_name == "libtiff" and isinstance(tile.args, tuple) and tile.args[0] in _NATIVE
+        else tile
+        for tile in image.tile
+    ]
+
+
+def pictures(image: TiffImageFile, layout: Layout) -> Iterator[Image.Image]:
+    """Yield the picture in pieces of whole rows, from top to bottom as they are stored: not turned.
+
+    Raises `CorruptImageError` when strips are missing, and whatever Pillow raises.
+    """
+    for piece in _pieces(image, layout):
+        with Image.open(io.BytesIO(_small_tiff(image, piece)), formats=["TIFF"]) as picture:
+            assert isinstance(picture, TiffImageFile)
+            mend_byte_order(picture)
+            picture.load()
+            yield picture
+
+
+def layout_of(image: TiffImageFile) -> Layout | None:
+    """Return how the pixels are stored; ``None`` when they cannot be had in pieces, or not by the book."""
+    tags = image.tag_v2
+    width, height, compression = tags[_WIDTH], tags[_HEIGHT], tags.get(_COMPRESSION, _RAW)
+    tiled = _TILE_OFFSETS in tags
+    if compression == _OLD_JPEG or tiled == (_STRIP_OFFSETS in tags):
+        return None
+    samples = tags.get(_SAMPLES, 1)
+    planes = samples if tags.get(_PLANAR) == _SEPARATE else 1
+    if tiled:
+        rows, strip_width = tags.get(_TILE_HEIGHT, 0), tags.get(_TILE_WIDTH, 0)
+    else:
+        rows, strip_width = min(tags.get(_ROWS_PER_STRIP, height), height), width
+    if rows < 1 or strip_width < 1:
+        return None
+    across, down = -(-width // strip_width), -(-height // rows)
+    row_bytes = _row_bytes(image, strip_width, samples // planes)
+    if compression == _RAW and row_bytes:
+        # As Pillow does: what files say of these sizes is often wrong, and not needed.
+        heights = [rows if tiled else min(rows, height - row * rows) for row in range(down)]
+        sizes = [row_bytes * rows_there for rows_there in heights for _ in range(across)] * planes
+    else:
+        sizes = _numbers(tags.get(_TILE_SIZES if tiled else _STRIP_SIZES))
+    offsets = _numbers(tags.get(_TILE_OFFSETS if tiled else _STRIP_OFFSETS))
+    if not len(offsets) == len(sizes) == across * down * planes:
+        return None
+    is_deflate = compression in _DEFLATE and tags.get(_FILL_ORDER, 1) == 1
+    divisible = not tiled and row_bytes > 0 and (compression == _RAW or is_deflate)
+    if down == 1 and not divisible and not is_misread(image):
+        return None
+    memory_per_row = across * strip_width * _PEAK_BYTES.get(image.mode, 4)
+    places = list(zip(offsets, sizes, strict=True))
+    return Layout(width, height, rows, across, planes, places, row_bytes if divisible else 0, memory_per_row)
+
+
+def _numbers(value: Any) -> list[int]:
+    return list(value) if isinstance(value, tuple) else [] if value is None else [value]
+
+
+def _row_bytes(image: TiffImageFile, width: int, samples: int) -> int:
+    """Return the bytes of a row of pixels before compression; 0 where they share their colour and cannot be counted."""
+    if image.tag_v2.get(_PHOTOMETRIC) == _YCBCR:
+        return 0
+    bits: tuple[int, ...] = image.tag_v2.get(_BITS, (1,))
+    return (width * sum(bits[:samples] if len(bits) >= samples else bits[:1] * samples) + 7) // 8
+
+
+def _pieces(image: TiffImageFile, layout: Layout) -> Iterator[_Piece]:
+    most_rows = max(1, PIECE_BYTES // layout.memory_per_row)
+    if layout.rows > most_rows and layout.row_bytes:
+        yield from _parts_of_strips(image, layout, most_rows)
+        return
+    per_plane = len(layout.places) // layout.planes
+    most_bytes = max(1, *(size for _, size in layout.places)) * layout.across * layout.planes
+    rows_of_strips = max(1, min(most_rows // layout.rows, PIECE_BYTES // most_bytes))
+    count = rows_of_strips * layout.across
+    for first in range(0, per_plane, count):
+        top = first // layout.across * layout.rows
+        planes = range(first, len(layout.places), per_plane)
+        last = min(first + count, per_plane) - first
+        places = [place for start in planes for place in layout.places[start : start + last]]
+        height = min(rows_of_strips * layout.rows, layout.height - top)
+        yield _Piece(height, layout.rows, [_read(image, *place) for place in places])
+
+
+def _parts_of_strips(image: TiffImageFile, layout: Layout, most_rows: int) -> Iterator[_Piece]:
+    """Yield strips cut into parts of at most so many rows."""
+    per_plane = len(layout.places) // layout.planes
+    for number in range(per_plane):
+        height = min(layout.rows, layout.height - number * layout.rows)
+        heights = [min(most_rows, height - top) for top in range(0, height, most_rows)]
+        sizes = [rows * layout.row_bytes for rows in heights]
+        cut = _cut if image.tag_v2.get(_COMPRESSION, _RAW) == _RAW else _inflated
+        planes = [cut(image, *place, sizes) for place in layout.places[number::per_plane]]
+        for rows, *strips in zip(heights, *planes, strict=True):
+            yield _Piece(rows, rows, strips)
+
+
+def _cut(image: TiffImageFile, offset: int, _: int, sizes: list[int]) -> Iterator[bytes]:
+    """Yield parts of these sizes of a strip that is not compressed."""
+    for size in sizes:
+        yield _read(image, offset, size)
+        offset += size
+
+
+def _inflated(image: TiffImageFile, offset: int, size: int, sizes: list[int]) -> Iterator[bytes]:
+    """Yield parts, which have these sizes when they are inflated, of a Deflate strip as Deflate strips.
+
+    They are stored in Deflate's own way of not compressing: only so is a predictor undone.
+    """
+    inflater = zlib.decompressobj()
+    end, unread = offset + size, b""
+    for wanted in sizes:
+        part = bytearray()
+        while len(part) < wanted:
+            if not unread:
+                unread = _read(image, offset, min(_READ_BYTES, end - offset))
+                offset += len(unread)
+            is_end = not unread
+            inflated = inflater.decompress(unread, wanted - len(part))
+            unread = inflater.unconsumed_tail
+            part += inflated
+            if is_end and not inflated:
+                raise CorruptImageError("the TIFF is broken: a strip ends before its last row")
+        yield zlib.compress(part, 0)
+
+
+def _read(image: TiffImageFile, offset: int, size: int) -> bytes:
+    assert image.fp is not None
+    image.fp.seek(offset)
+    data = image.fp.read(size)
+    if len(data) < size:
+        raise CorruptImageError("the TIFF is broken: a strip or tile reaches beyond the end of the file")
+    return data
+
+
+def _small_tiff(image: TiffImageFile, piece: _Piece) -> bytes:
+    """Return the piece as a TIFF: header, pixels, directory."""
+    tags = image.tag_v2
+    order = "<" if tags.prefix == b"II" else ">"
+    strips = piece.strips
+    values: dict[int, Any] = {tag: tags[tag] for tag in _KEPT if tag in tags} | {_HEIGHT: piece.height}
+    if is_misread(image):
+        # Compressed pixels go through libtiff, which knows better.
+        values[_COMPRESSION], strips = _DEFLATE[0], [zlib.compress(strip, 0) for strip in strips]
+    sizes = [len(strip) for strip in strips]
+    offsets = [8 + sum_before for sum_before in itertools.accumulate(sizes, initial=0)]
+    end = offsets.pop()
+    tiled = _TILE_OFFSETS in tags
+    values |= {_TILE_OFFSETS if tiled else _STRIP_OFFSETS: offsets, _TILE_SIZES if tiled else _STRIP_SIZES: sizes}
+    if not tiled:
+        values[_ROWS_PER_STRIP] = piece.rows
+    directory_at = end + end % 2
+    outside_at = directory_at + 2 + 12 * len(values) + 4
+    entries, outside = b"", b""
+    for tag, value in sorted(values.items()):
+        kind, count, data = _packed(order, value)
+        if len(data) > 4:
+            outside += data + bytes(len(data) % 2)
+            data = struct.pack(order + "L", outside_at + len(outside) - len(data) - len(data) % 2)
+        entries += struct.pack(order + "HHL", tag, kind, count) + data.ljust(4, b"\0")
+    head = tags.prefix + struct.pack(order + "HL", 42, directory_at)
+    directory = struct.pack(order + "H", len(values)) + entries + bytes(4) + outside
+    return b"".join([head, *strips, bytes(end % 2), directory])
+
+
+def _packed(order: str, value: Any) -> tuple[int, int, bytes]:
+    """Return the type, count and bytes of a tag's value as Pillow gives it."""
+    if isinstance(value, bytes):
+        return _UNDEFINED, len(value), value
+    numbers = value if isinstance(value, tuple | list) else (value,)
+    count = len(numbers)
+    if any(isinstance(number, IFDRational) for number in numbers):
+        parts = [part for number in numbers for part in (int(number.numerator), int(number.denominator))]
+        return _RATIONAL, count, struct.pack(f"{order}{2 * count}L", *parts)
+    if any(isinstance(number, float) for number in numbers):
+        return _FLOAT, count, struct.pack(f"{order}{count}f", *numbers)
+    kind, code = (_LONG, "L") if max(numbers, default=0) > 0xFFFF else (_SHORT, "H")
+    return kind, count, struct.pack(f"{order}{count}{code}", *numbers)

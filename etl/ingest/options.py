@@ -1,0 +1,72 @@
+"""How a manifest is read: which of its records are captioned, and what a record's key and image are called."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from etl.errors import StateError
+from etl.ingest.prompts import PromptTemplate
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which records of a manifest are captioned.
+
+    Attributes:
+        synthetic: ``True``: only those whose ``description_source`` contains "synthetic"; ``False``: all;
+            ``None``: only those, where the field exists.
+        offset, limit: a window over the records of the file, counted before the rule above.
+    """
+
+    synthetic: bool | None = None
+    offset: int = 0
+    limit: int | None = None
+
+    def __contains__(self, row: tuple[int, Mapping[str, Any]]) -> bool:
+        index, record = row
+        if index < self.offset or (self.limit is not None and index >= self.offset + self.limit):
+            return False
+        if self.synthetic is False or (self.synthetic is None and "description_source" not in record):
+            return True
+        return "synthetic" in str(record.get("description_source") or "")
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """How a manifest is read; a change of any of them reads it anew.
+
+    Attributes:
+        id_field, image_field: the fields with the record's key and image; ``None`` tries the usual names.
+        selection: which records are captioned.
+        template: what the model is asked about each.
+        strict: stop at the first bad line instead of keeping it as an invalid record.
+    """
+
+    id_field: str | None = None
+    image_field: str | None = None
+    selection: Selection = field(default_factory=Selection)
+    template: PromptTemplate = field(default_factory=PromptTemplate)
+    strict: bool = False
+
+    def spec(self) -> str:
+        """Return what decides the records, as canonical JSON."""
+        selection = self.selection
+        return json.dumps({
+            "id_field": self.id_field, "image_field": self.image_field, "synthetic": selection.synthetic,
+            "offset": selection.offset, "limit": selection.limit, "template": self.template.source,
+        }, sort_keys=True)  # fmt: skip
+
+    @classmethod
+    def from_spec(cls, spec: str, selection: Selection | None = None) -> "IngestOptions":
+        """Return the options that a manifest was ingested with, with another selection if given.
+
+        Raises `StateError` for what `spec` has not written.
+        """
+        try:
+            values = json.loads(spec)
+            stored = Selection(values["synthetic"], values["offset"], values["limit"])
+            template = PromptTemplate(values["template"])
+            return cls(values["id_field"], values["image_field"], selection or stored, template)
+        except (ValueError, LookupError, TypeError) as error:
+            raise StateError("the state database is damaged: how its manifest was read makes no sense") from error

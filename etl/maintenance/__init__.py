@@ -1,0 +1,1 @@
+"""Verify, collect garbage, split and merge."""

@@ -1,0 +1,1 @@
+"""Stages put together into runs, and one run from its beginning to its end."""

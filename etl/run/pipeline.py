@@ -1,0 +1,320 @@
+"""What the commands call: the stages of one run put together, from a manifest to an export."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from etl.caption.backends import check_model
+from etl.deadline import Deadline
+from etl.domain.items import (
+    ExportSummary,
+    IngestSummary,
+    Progress,
+    QueueStatus,
+    RecordOutcome,
+    RecordState,
+    RunState,
+    Stage,
+    StageSummary,
+)
+from etl.errors import ConfigError, EtlError, StateLockedError, StateSplitError
+from etl.export.stage import ExportOptions, check_target, export, export_seconds
+from etl.fetch.mirrors import Mirrors
+from etl.ingest.manifest import Manifest
+from etl.ingest.options import IngestOptions
+from etl.ingest.stage import ingest, reselect
+from etl.ray_cluster.connection import check as check_cluster
+from etl.run.signals import Signals, watch_signals
+from etl.run.stage_functions import stage_functions
+from etl.run.supervisor import RunResult, run_stages
+from etl.run_control import GRACE_S
+from etl.settings import Settings
+from etl.state.parts.splits import refuse_split
+from etl.state.read.cost import Cost, cost
+from etl.state.read.progress import Outlook
+from etl.state.read.reader import Reader
+from etl.state.store import Store
+from etl.telemetry.metrics import metrics
+
+if TYPE_CHECKING:
+    from etl.fetch.estimate import Foresight
+
+SPARE_S = 5.0
+"""Seconds between the last moment of work in flight and the deadline, beside the export: to end decoders and GPU
+workers, to commit, and to end the process."""
+
+_MANIFEST_LEFT = "deadline reached before the manifest was read; nothing was exported"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run does.
+
+    Attributes:
+        fetch, caption: the stages to run.
+        manifest: what to ingest first.
+        options: how to read it.
+        reselect: apply ``options.selection`` to the manifests that the state holds already.
+        refresh: ask again for the sources that were fetched before.
+        output: where to export at the end.
+        export: what the export holds.
+        force: fetch and caption although the work was given to parts.
+    """
+
+    fetch: bool = False
+    caption: bool = False
+    manifest: str | None = None
+    options: IngestOptions = field(default_factory=IngestOptions)
+    reselect: bool = False
+    refresh: bool = False
+    output: str | None = None
+    export: ExportOptions = field(default_factory=ExportOptions)
+    force: bool = False
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in their order."""
+        wanted = {
+            Stage.INGEST: self.manifest is not None, Stage.FETCH: self.fetch, Stage.CAPTION: self.caption,
+            Stage.EXPORT: self.output is not None,
+        }  # fmt: skip
+        return tuple(stage for stage, yes in wanted.items() if yes)
+
+    @property
+    def counted(self) -> str:
+        """What the work that is left is counted in: one of them."""
+        return "record" if self.caption else "picture"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one run did.
+
+    Attributes:
+        state: how it ended.
+        signal: the signal that stopped it, if one did.
+        stages: per stage, what it did in this run.
+        progress: the counts at its end.
+        failed: records that are failed or invalid, over the whole state.
+        ingested, exported: what was read and written, if anything was.
+        cost: what this run and all runs have cost; ``None`` when no price is known.
+        deadline: whether its time was over before its work was done.
+    """
+
+    state: RunState
+    signal: int | None
+    stages: dict[Stage, StageSummary]
+    progress: Progress
+    failed: int
+    ingested: IngestSummary | None = None
+    exported: ExportSummary | None = None
+    cost: Cost | None = None
+    deadline: bool = False
+
+
+def ingest_manifest(
+    settings: Settings, path: str, options: IngestOptions, on_batch: Callable[[int], None]
+) -> tuple[IngestSummary, int | None]:
+    """Ingest one manifest as a run of its own; return its summary and the signal that stopped it, if one did."""
+    manifest = Manifest(path)
+    with watch_signals() as signals, Store.open(settings) as store, store.run((Stage.INGEST,)) as run:
+        signals.release = _release(store, run)
+        summary = ingest(store, manifest, options, on_batch=on_batch, should_stop=lambda: bool(signals))
+        if signals:
+            store.end_run(run, RunState.INTERRUPTED)
+        return summary, signals.first
+
+
+def export_manifest(settings: Settings, target: str, options: ExportOptions) -> ExportSummary:
+    """Export the state; beside a live run from a snapshot, which then is not recorded.
+
+    Raises `Interrupted` when a signal comes; a file that was there is then untouched.
+    """
+    with Reader(settings.state):
+        pass
+    with watch_signals(interrupt=True) as signals:
+        try:
+            with Store.open(settings, create=False) as store, store.run((Stage.EXPORT,)) as run:
+                signals.release = _release(store, run)
+                return _export(store, run, target, options)
+        except StateLockedError:
+            with Reader(settings.state) as reader:
+                return export(reader, target, options)[0]
+
+
+def run_pipeline(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]) -> Report:
+    """Run the stages of a plan over one state directory, and tell the webhook how that ended, where there is one.
+
+    Raises, before anything begins, `ModelError` when the model cannot be found, `ConfigError` for a mirror that is
+    wrongly given or a deadline that is over, `StateSplitError` for a state whose work was given to parts, and what
+    `check_target` says of the output, else the errors of `Store.open` and of the stages.
+    """
+    try:
+        report = _recorded(settings, plan, on_progress)
+    except (ConfigError, StateLockedError, StateSplitError):
+        # Nothing began, so nothing has ended.
+        raise
+    except EtlError as error:
+        _announce(settings, {"state": RunState.FAILED, "error": str(error)}, f"failed: {error}")
+        raise
+    _announce(settings, *_told(report))
+    return report
+
+
+def _told(report: Report) -> tuple[dict[str, Any], str]:
+    """Return what a webhook is told of a run, for programs and for people."""
+    outcomes, run = report.progress.outcomes, report.progress.run
+    counts = {str(outcome): outcomes.get(outcome, 0) for outcome in RecordOutcome}
+    # An invalid line of the manifest is a failure too.
+    counts[RecordOutcome.FAILED] = report.failed
+    spent = report.cost.total if report.cost else None
+    text = f"{report.state}: " + ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
+    facts = {
+        "run": run.uid if run else None, "state": report.state, "signal": report.signal, "records": counts,
+        "cost": spent,
+    }  # fmt: skip
+    return facts, text if spent is None else f"{text}; {spent:,.2f} spent"
+
+
+def _announce(settings: Settings, facts: dict[str, Any], text: str) -> None:
+    if settings.webhook:
+        from etl.telemetry.webhook import announce
+
+        announce(settings, facts, text)
+
+
+def _recorded(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]) -> Report:
+    deadline = Deadline.begin(settings.deadline)
+    if deadline is not None:
+        # What a duration means is known from here on, and told by the run's row.
+        settings = replace(settings, deadline=deadline.at.isoformat(timespec="milliseconds"))
+    manifest = Manifest(plan.manifest) if plan.manifest is not None else None
+    if plan.caption:
+        check_model(settings)
+    if plan.fetch:
+        # Refused before anything begins, so that no run is on record for it.
+        Mirrors.of(settings)
+        if settings.fetch_backend == "ray":
+            check_cluster(settings, "--fetch-backend ray")
+    if plan.output is not None:
+        check_target(plan.output, plan.export)
+    if (plan.fetch or plan.caption) and not plan.force:
+        refuse_split(settings.state)
+    with (
+        watch_signals() as signals,
+        Store.open(settings, create=manifest is not None) as store,
+        # Before the run is on record: a port that is taken is a mistake of the command line.
+        metrics(settings.state, settings.metrics_address, settings.metrics_port),
+        store.run(plan.stages) as run,
+    ):
+        signals.release = _release(store, run)
+        return _Run(store, run, settings, plan, signals, deadline).work(manifest, on_progress)
+
+
+def _release(store: Store, run: int) -> Callable[[str], None]:
+    return lambda why: store.end_run(run, RunState.INTERRUPTED, why)
+
+
+class _Run:
+    """One recorded run of a plan."""
+
+    def __init__(
+        self, store: Store, run: int, settings: Settings, plan: Plan, signals: Signals, deadline: Deadline | None
+    ) -> None:
+        self._store = store
+        self._run = run
+        self._settings = settings
+        self._plan = plan
+        self._signals = signals
+        self._deadline = deadline
+
+    def work(self, manifest: Manifest | None, on_progress: Callable[[Progress], None]) -> Report:
+        """Do what the plan says, and record how it ended."""
+        ingested, whole = self._ingest(manifest)
+        result = RunResult(RunState.INTERRUPTED, None, deadline=not whole and not self._signals)
+        if whole:
+            plan = self._plan
+            stages = stage_functions(self._settings, fetch=plan.fetch, caption=plan.caption, refresh=plan.refresh)
+            result = run_stages(
+                self._store, self._run, stages, on_progress=on_progress, signals=self._signals, stop_at=self._stop_at()
+            )
+        exported = self._export() if whole else None
+        with Reader(self._store.directory) as reader:
+            progress, spent = Outlook(reader).progress(), cost(reader)
+        failed = _failed(progress)
+        left = self._left(progress) if result.deadline and not self._signals else 0
+        state = result.state
+        if self._signals:
+            state = RunState.INTERRUPTED
+        elif state is RunState.DONE or (result.deadline and whole and not left):
+            state = RunState.PARTIAL if failed else RunState.DONE
+        message = None
+        if result.deadline and state is RunState.INTERRUPTED and not self._signals:
+            message = (
+                f"deadline reached, {left:,} {self._plan.counted}{'s' * (left != 1)} left" if whole else _MANIFEST_LEFT
+            )
+        self._store.end_run(self._run, state, message)
+        with Reader(self._store.directory) as reader:
+            progress = replace(progress, run=reader.runs(1)[0])
+        return Report(
+            state, self._signals.first, result.summaries, progress, failed, ingested, exported, spent,
+            self._deadline is not None and message is not None,
+        )  # fmt: skip
+
+    def _ingest(self, manifest: Manifest | None) -> tuple[IngestSummary | None, bool]:
+        """Read the manifest, or select anew; return what was read, and whether nothing cut it short."""
+        if manifest is None:
+            if self._plan.reselect:
+                reselect(self._store, self._plan.options.selection)
+            return None, not self._signals
+        cut = False
+
+        def should_stop() -> bool:
+            nonlocal cut
+            cut = bool(self._signals) or (self._deadline is not None and self._deadline.left() <= SPARE_S)
+            return cut
+
+        return ingest(self._store, manifest, self._plan.options, should_stop=should_stop), not cut
+
+    def _stop_at(self) -> float | None:
+        """Return the moment, of `time.monotonic`, from which nothing is claimed so that the deadline is kept."""
+        if self._deadline is None:
+            return None
+        needed = GRACE_S + SPARE_S
+        if self._plan.output is not None:
+            with Reader(self._store.directory) as reader:
+                needed += export_seconds(sum(reader.progress().records.values()))
+        return self._deadline.ends - needed
+
+    def _export(self) -> ExportSummary | None:
+        """Export, where that is wanted and no signal has come; one that comes now ends it."""
+        if self._plan.output is None or self._signals:
+            return None
+        target = self._plan.output
+        return self._signals.unless_interrupted(lambda: _export(self._store, self._run, target, self._plan.export))
+
+    def _left(self, progress: Progress) -> int:
+        """Return how much a run of the same plan would still have to do."""
+        if self._plan.caption:
+            return progress.outcomes.get(RecordOutcome.PENDING, 0)
+        return sum(progress.sources.get(status, 0) for status in (QueueStatus.READY, QueueStatus.RETRY))
+
+
+def foresee_fetch(settings: Settings, *, refresh: bool) -> "Foresight":
+    """Return what a fetch would do; also beside a live run."""
+    from etl.fetch.estimate import foresee
+
+    with Reader(settings.state) as reader:
+        return foresee(reader, settings, refresh=refresh)
+
+
+def _export(store: Store, run: int, target: str, options: ExportOptions) -> ExportSummary:
+    with Reader(store.directory) as reader:
+        summary, recipe = export(reader, target, options)
+    store.record_export(run, summary, recipe)
+    return summary
+
+
+def _failed(progress: Progress) -> int:
+    """Return how many records are failed or invalid, over the whole state."""
+    return progress.outcomes.get(RecordOutcome.FAILED, 0) + progress.records.get(RecordState.INVALID, 0)

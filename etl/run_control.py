@@ -1,0 +1,104 @@
+"""The switch between a run and its stages: stop, pause, abandon; and what they tell each other."""
+
+import threading
+import time
+from collections.abc import Iterable
+
+from etl.domain.items import Stage
+
+GRACE_S = 20.0
+"""How long work in flight may go on after a stop, in seconds; a spot machine gives 25 to 30."""
+
+LEFT_BEHIND = "left behind"
+"""Name of a stage's thread that nobody waits for any more, because it is in a call that nobody can end."""
+
+
+class Flow:
+    """Shared by the threads of a run; every method may be called from any thread.
+
+    Attributes:
+        recipe: row of the current recipe once the model is loaded, so that fetch queues captions for it.
+    """
+
+    def __init__(self) -> None:
+        self.recipe: int | None = None
+        self._known: set[Stage] = set()
+        self._active: set[Stage] = set()
+        self._recalled: set[Stage] = set()
+        self._stop_at: float | None = None
+        self._paused = threading.Event()
+        self._changed = threading.Event()
+
+    def begin(self, stages: Iterable[Stage]) -> None:
+        """Note that the stages are at work."""
+        self._known = set(stages)
+        self._active.update(self._known)
+
+    def end(self, stage: Stage) -> None:
+        """Note that a stage has ended."""
+        self._active.discard(stage)
+
+    def recall(self, stage: Stage) -> bool:
+        """Ask for a stage of this run that has ended to begin again; tell whether there is one, at work from now on."""
+        if self.stopping or stage not in self._known:
+            return False
+        self._active.add(stage)
+        self._recalled.add(stage)
+        return True
+
+    def take_recall(self, stage: Stage) -> bool:
+        """Tell whether a stage was recalled since this was last asked."""
+        if stage not in self._recalled:
+            return False
+        self._recalled.remove(stage)
+        return True
+
+    def is_active(self, stage: Stage) -> bool:
+        """Tell whether a stage of this run is still at work."""
+        return stage in self._active
+
+    def stop(self) -> None:
+        """Claim nothing more; finish what is in flight within `GRACE_S`."""
+        if self._stop_at is None:
+            self._stop_at = time.monotonic()
+        self._changed.set()
+
+    def is_loading(self, stage: Stage) -> bool:
+        """Tell whether a stage is loading its model: it has nothing in flight that could be lost."""
+        return stage is Stage.CAPTION and self.model_is_loading
+
+    def pause(self) -> None:
+        """Claim nothing until `resume`; what is in flight goes on."""
+        self._paused.set()
+
+    def resume(self) -> None:
+        """End a pause."""
+        self._paused.clear()
+
+    @property
+    def model_is_loading(self) -> bool:
+        """Whether this run will caption, but does not know by which recipe yet."""
+        return self.recipe is None and self.is_active(Stage.CAPTION)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether no more work may be claimed, for good."""
+        return self._stop_at is not None
+
+    @property
+    def paused(self) -> bool:
+        """Whether no more work may be claimed for now."""
+        return self._paused.is_set()
+
+    @property
+    def claiming(self) -> bool:
+        """Whether work may be claimed."""
+        return not (self.stopping or self.paused)
+
+    def should_abandon(self) -> bool:
+        """Tell whether the grace period is over and unfinished work must be given back."""
+        return self._stop_at is not None and time.monotonic() > self._stop_at + GRACE_S
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but not beyond the beginning of a stop."""
+        self._changed.wait(seconds)

@@ -1,0 +1,1 @@
+"""Parts of a state: dealt out, and brought back."""

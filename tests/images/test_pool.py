@@ -1,0 +1,366 @@
+"""The decoder pool with real processes, killed, stopped and starved from outside."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from etl.errors import (
+    CorruptImageError,
+    DecoderCrashedError,
+    DecoderLimitError,
+    DiskFullError,
+    EtlError,
+    ImageTooLargeError,
+    LocalFileError,
+    NotAnImageError,
+    StateError,
+)
+from etl.images.cache import ImageCache
+from etl.images.decoder_pool import DecoderPool
+from etl.images.decoder_worker import decoded_or_raise
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
+
+MiB = 1024**2
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (300, 200), (200, 30, 30)).save(path)
+    return path
+
+
+@contextlib.contextmanager
+def make_pool(
+    tmp_path: Path, processes: int = 1, memory: int = 1024 * MiB, timeout_s: float = 30.0
+) -> Iterator[DecoderPool]:
+    with DecoderPool(
+        tmp_path / "images",
+        processes=processes,
+        memory_bytes=memory,
+        longest_edge=100,
+        max_pixels=500_000_000,
+        timeout_s=timeout_s,
+    ) as pool:
+        yield pool
+
+
+def children(parent: int) -> set[int]:
+    """Process ids of the living children of a process."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, ppid = stat.read_text().rpartition(")")[2].split()[:2]
+            if int(ppid) == parent and state != "Z":
+                found.add(int(stat.parent.name))
+    return found
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 15.0, pause_s: float = 0.02) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(pause_s)
+
+
+def stop_in_work(pid: int) -> None:
+    """Stop a process in the middle of decoding the picture of `make_slow`, told by its memory."""
+
+    def resident() -> int:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    wait_for(lambda: resident() > 100 * MiB, pause_s=0.002)
+    os.kill(pid, signal.SIGSTOP)
+
+
+def make_black(path: Path, side: int) -> Path:
+    """A valid black square of one bit per pixel, written without ever holding its pixels in memory."""
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    packer = zlib.compressobj(1)
+    row = bytes(1 + (side + 7) // 8)
+    pixels = b"".join([*(packer.compress(row) for _ in range(side)), packer.flush()])
+    with path.open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for kind, data in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")):
+            file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+    return path
+
+
+def make_slow(tmp_path: Path) -> Path:
+    """A picture that takes half a second and 225 MB."""
+    return make_black(tmp_path / "slow.png", 15_000)
+
+
+def make_endless(tmp_path: Path) -> Path:
+    """A PDF whose forms draw each other ten times, nine levels deep: a kilobyte that takes minutes and all memory."""
+    objects = [
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]/Contents 4 0 R/Resources<</XObject<</F 5 0 R>>>>>>",
+        b"<</Length 5>>stream\n/F Do\nendstream",
+    ]
+    for number in range(6, 15):
+        body = b"/F Do " * 10 if number < 14 else b"0 0 m 9 9 l S"
+        form = b"<</Type/XObject/Subtype/Form/BBox[0 0 9 9]/Resources<</XObject<</F %d 0 R>>>>/Length %d>>"
+        objects.append(form % (number, len(body)) + b"stream\n" + body + b"\nendstream")
+    numbered = b"".join(b"%d 0 obj\n%s\nendobj\n" % pair for pair in enumerate(objects, 1))
+    (tmp_path / "endless.pdf").write_bytes(b"%PDF-1.7\n" + numbered + b"trailer<</Root 1 0 R>>\n%%EOF\n")
+    return tmp_path / "endless.pdf"
+
+
+def exists(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_decoded_pictures_lie_in_the_cache_and_processes_are_reused(tmp_path: Path, picture: Path) -> None:
+    """One process decodes one picture after the other into the cache; closing leaves no process."""
+    before = children(os.getpid())
+    with make_pool(tmp_path, processes=2) as pool:
+        assert children(os.getpid()) == before
+        decoded = asyncio.run(pool.decode(picture))
+        started = children(os.getpid()) - before
+        assert asyncio.run(pool.decode(picture)) == decoded
+        assert children(os.getpid()) - before == started
+    assert len(started) == 1
+    assert (decoded.mime, decoded.width, decoded.height, decoded.working.width) == ("image/png", 300, 200, 100)
+    assert ImageCache(tmp_path / "images").working_path(decoded.working.sha256).exists()
+    assert children(os.getpid()) == before
+
+
+def test_errors_keep_their_class_and_message(tmp_path: Path, picture: Path) -> None:
+    """What the child raises arrives as the same class, and costs no process."""
+    (tmp_path / "page.jpg").write_bytes(b"<html>gone</html>")
+    (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:-60])
+    make_black(tmp_path / "bomb.png", 25_000)
+    wanted = {
+        "page.jpg": NotAnImageError, "cut.png": CorruptImageError, "bomb.png": ImageTooLargeError,
+        "missing \udcff.png": LocalFileError,
+    }  # fmt: skip
+    with make_pool(tmp_path) as pool:
+        asyncio.run(pool.decode(picture))
+        before = children(os.getpid())
+        for name, cls in wanted.items():
+            with pytest.raises(cls):
+                asyncio.run(pool.decode(tmp_path / name))
+        assert children(os.getpid()) == before
+
+
+def test_a_cache_that_cannot_be_written_stops_the_run_not_the_item(tmp_path: Path, picture: Path) -> None:
+    """Faults of our own disk come back as fatal errors."""
+    (tmp_path / "images").write_text("in the way")
+    with make_pool(tmp_path) as pool, pytest.raises(StateError, match="images"):
+        asyncio.run(pool.decode(picture))
+    with pytest.raises(DiskFullError, match="no room"):
+        decoded_or_raise(b'{"error": "DiskFullError", "message": "no room"}')
+
+
+def test_a_child_killed_in_the_middle_fails_only_its_own_picture(tmp_path: Path, picture: Path) -> None:
+    """The killed process's picture fails with the signal's name, its neighbour and its successors are decoded."""
+    slow = make_slow(tmp_path)
+    before = children(os.getpid())
+
+    async def scenario(pool: DecoderPool) -> None:
+        await pool.decode(picture)
+        (first,) = children(os.getpid()) - before
+        doomed = asyncio.create_task(pool.decode(slow))
+        await asyncio.to_thread(stop_in_work, first)
+        assert (await pool.decode(picture)).width == 300
+        assert not doomed.done()
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(DecoderCrashedError, match="SIGKILL"):
+            await doomed
+        assert [(await pool.decode(picture)).width for _ in range(3)] == [300] * 3
+
+    with make_pool(tmp_path, processes=2) as pool:
+        asyncio.run(scenario(pool))
+
+
+def test_an_idle_child_that_dies_is_replaced_unnoticed(tmp_path: Path, picture: Path) -> None:
+    """A process that the kernel took while it had nothing to do costs no picture."""
+    before = children(os.getpid())
+    with make_pool(tmp_path) as pool:
+        asyncio.run(pool.decode(picture))
+        (pid,) = children(os.getpid()) - before
+        os.kill(pid, signal.SIGKILL)
+        assert asyncio.run(pool.decode(picture)).width == 300
+        (second,) = children(os.getpid()) - before
+        os.kill(second, signal.SIGSTOP)
+        threading.Timer(0.3, os.kill, (second, signal.SIGKILL)).start()
+        assert asyncio.run(pool.decode(picture)).width == 300
+
+
+def test_time_is_counted_from_when_a_process_takes_the_picture(tmp_path: Path, picture: Path) -> None:
+    """A hanging process is killed at the limit; what queued for longer than that is decoded."""
+    before = children(os.getpid())
+    slow = make_slow(tmp_path)
+
+    async def scenario(pool: DecoderPool) -> None:
+        await pool.decode(picture)
+        (pid,) = children(os.getpid()) - before
+        started = time.monotonic()
+        hanging, *queued = [asyncio.create_task(pool.decode(path)) for path in (slow, picture, picture)]
+        await asyncio.to_thread(stop_in_work, pid)
+        with pytest.raises(DecoderLimitError, match=r"longer than 1\.5 s") as caught:
+            await hanging
+        assert not isinstance(caught.value, DecoderCrashedError)
+        assert 1.4 < time.monotonic() - started < 5
+        assert not exists(pid)
+        assert [(await task).width for task in queued] == [300, 300]
+
+    with make_pool(tmp_path, timeout_s=1.5) as pool:
+        asyncio.run(scenario(pool))
+
+
+def test_a_decoder_that_aborts_or_never_ends_is_contained(tmp_path: Path, picture: Path) -> None:
+    """A hostile PDF, which drives the renderer to abort for want of memory or past its time, fails alone."""
+    with make_pool(tmp_path, memory=512 * MiB, timeout_s=5) as pool:
+        with pytest.raises(DecoderLimitError, match=r"killed by|longer than"):
+            asyncio.run(pool.decode(make_endless(tmp_path)))
+        assert asyncio.run(pool.decode(picture)).width == 300
+
+
+def test_a_picture_beyond_the_memory_limit_fails_alone(tmp_path: Path, picture: Path) -> None:
+    """A small valid file that needs 400 MB fails under a limit of 256 MB, and the same process goes on."""
+    make_black(tmp_path / "huge.png", 20_000)
+    with make_pool(tmp_path, memory=256 * MiB) as pool:
+        asyncio.run(pool.decode(picture))
+        before = children(os.getpid())
+        with pytest.raises(DecoderLimitError, match="memory"):
+            asyncio.run(pool.decode(tmp_path / "huge.png"))
+        assert asyncio.run(pool.decode(picture)).width == 300
+        assert children(os.getpid()) == before
+
+
+def test_a_limit_below_the_interpreter_still_decodes_small_pictures(tmp_path: Path, picture: Path) -> None:
+    """The limit is raised to what the process needs to live."""
+    with make_pool(tmp_path, memory=MiB) as pool:
+        assert asyncio.run(pool.decode(picture)).width == 300
+
+
+def test_children_are_confined_and_outlive_the_groups_signals(tmp_path: Path, picture: Path) -> None:
+    """A child has its memory limit and a lower priority, and ignores the Ctrl-C and TERM meant for its parent."""
+    before = children(os.getpid())
+    with make_pool(tmp_path) as pool:
+        asyncio.run(pool.decode(picture))
+        (pid,) = children(os.getpid()) - before
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        assert f"Max address space {1024 * MiB}" in " ".join(limits.split())
+        assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+        assert asyncio.run(pool.decode(picture)).width == 300
+        assert children(os.getpid()) - before == {pid}
+
+
+def test_closing_ends_a_picture_in_work(tmp_path: Path, picture: Path) -> None:
+    """Closing does not wait for a hanging process; its picture is neither decoded nor blamed."""
+    slow = make_slow(tmp_path)
+    before = children(os.getpid())
+
+    async def scenario(pool: DecoderPool) -> None:
+        await pool.decode(picture)
+        (pid,) = children(os.getpid()) - before
+        hanging = asyncio.create_task(pool.decode(slow))
+        await asyncio.to_thread(stop_in_work, pid)
+        started = time.monotonic()
+        await asyncio.to_thread(pool.close)
+        assert time.monotonic() - started < 5
+        with pytest.raises(EtlError, match="closed") as caught:
+            await hanging
+        assert type(caught.value) is EtlError
+        with pytest.raises((EtlError, RuntimeError)):
+            await pool.decode(picture)
+
+    with make_pool(tmp_path) as pool:
+        asyncio.run(scenario(pool))
+    assert children(os.getpid()) == before
+
+
+_PARENT = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from etl.images.decoder_pool import DecoderPool
+
+pool = DecoderPool(
+    Path(sys.argv[2]), processes=2, memory_bytes=2**31, longest_edge=100, max_pixels=10**9, timeout_s=60
+)
+
+async def main():
+    await asyncio.gather(*[pool.decode(Path(sys.argv[1])) for _ in range(2)])
+    print("ready", flush=True)
+    await pool.decode(Path(sys.argv[3]))
+
+asyncio.run(main())
+"""
+
+
+def test_children_end_with_a_parent_that_was_killed(tmp_path: Path, picture: Path) -> None:
+    """SIGKILL of the parent, with an endless picture in work and a process idle, leaves none behind."""
+    endless = make_endless(tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-c", _PARENT, str(picture), str(tmp_path / "images"), str(endless)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"ready\n"
+        time.sleep(0.5)
+        pids = children(parent.pid)
+        parent.kill()
+        parent.wait()
+    assert len(pids) == 2
+    wait_for(lambda: not any(exists(pid) for pid in pids), timeout_s=5)
+
+
+def test_a_decoder_process_does_not_load_the_heavy_libraries() -> None:
+    """Starting a decoder imports neither torch nor transformers, httpx, sqlite-utils or numpy."""
+    code = "import etl.images.decoder_worker, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert not {"torch", "transformers", "httpx", "sqlite_utils", "numpy", "pypdfium2"} & set(done.stdout.split())
+    assert "PIL.PsdImagePlugin" not in done.stdout.split()
+
+
+@pytest.mark.parametrize("deaths", [2, 3])
+def test_processes_that_die_while_they_start_are_replaced(tmp_path: Path, picture: Path, deaths: int) -> None:
+    """Two deaths are an accident, and the picture is decoded by the next; three in a row end the run in one line."""
+    seen, done = children(os.getpid()), threading.Event()
+
+    def kill_new_ones() -> None:
+        killed = 0
+        while killed < deaths and not done.is_set():
+            for pid in children(os.getpid()) - seen:
+                seen.add(pid)
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+
+    killer = threading.Thread(target=kill_new_ones)
+    with make_pool(tmp_path) as pool:
+        killer.start()
+        try:
+            if deaths < 3:
+                assert asyncio.run(pool.decode(picture)).width == 300
+            else:
+                with pytest.raises(EtlError, match="a decoder process cannot be started: killed by SIGKILL"):
+                    asyncio.run(pool.decode(picture))
+        finally:
+            done.set()
+            killer.join()

@@ -1,0 +1,191 @@
+"""Reading manifests: every format becomes lines, and what cannot be read ends with one clear error."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from backports import zstd
+
+from etl.errors import ManifestError
+from etl.ingest import manifest as module
+from etl.ingest.manifest import Manifest
+
+Pack = Callable[[bytes], bytes]
+
+LINES = [b'{"id":"1","url":"http://a.example/1.jpg"}\n', b"\n", b'{"id":"2","url":"http://a.example/2.jpg"}\r\n', b"{}"]
+
+
+def _lines(path: Path) -> list[bytes]:
+    return list(Manifest(str(path)).lines())
+
+
+def _written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [("m.jsonl", bytes), ("m.jsonl.gz", gzip.compress), ("m.zst", zstd.compress), ("m", zstd.compress)],
+)
+def test_json_lines_come_out_byte_for_byte(tmp_path: Path, name: str, pack: Pack) -> None:
+    """Plain or compressed, whatever its name, a file gives its lines with their line ends, blank ones included."""
+    manifest = Manifest(str(_written(tmp_path / name, pack(b"".join(LINES)))))
+    assert list(manifest.lines()) == LINES
+    assert list(manifest.lines()) == LINES, "it can be read again"
+    assert manifest.rereadable
+    assert manifest.path == str((tmp_path / name).resolve())
+
+
+def test_many_gzip_members_and_zstd_frames_are_one_file(tmp_path: Path) -> None:
+    """Files put together with ``cat`` are read to the end of the last part."""
+    for name, pack in (("m.gz", gzip.compress), ("m.zst", zstd.compress)):
+        assert _lines(_written(tmp_path / name, b"".join(map(pack, LINES)))) == LINES
+
+
+def test_byte_order_mark_is_taken_off(tmp_path: Path) -> None:
+    """The mark that some editors write before the first record is not part of it."""
+    assert _lines(_written(tmp_path / "m.jsonl", b"\xef\xbb\xbf" + LINES[0])) == LINES[:1]
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstd.compress])
+def test_file_cut_short_gives_its_beginning_and_then_an_error(tmp_path: Path, pack: Pack) -> None:
+    """Lines before the cut are read; the cut is an error, not the end of the file."""
+    content = b"".join(json.dumps({"id": n, "random": os.urandom(30).hex()}).encode() + b"\n" for n in range(40_000))
+    packed = pack(content)
+    seen = []
+    with pytest.raises(ManifestError, match="cut short or damaged"):
+        seen.extend(iter(Manifest(str(_written(tmp_path / "m", packed[: len(packed) // 2]))).lines()))
+    assert seen
+    assert seen == content.splitlines(keepends=True)[: len(seen)]
+
+
+def _checked_zstd(content: bytes) -> bytes:
+    return zstd.compress(content, options={zstd.CompressionParameter.checksum_flag: 1})
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, _checked_zstd])
+def test_damaged_compression_is_an_error(tmp_path: Path, pack: Pack) -> None:
+    """Garbage in the middle of a compressed file is noticed, by its checksum if by nothing else."""
+    packed = bytearray(pack(os.urandom(50_000).hex().encode()))
+    packed[20_000:20_100] = b"\xff" * 100
+    with pytest.raises(ManifestError, match="cut short or damaged"):
+        _lines(_written(tmp_path / "m", bytes(packed)))
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    """A manifest that is not there, or whose name cannot be one, is a usage error."""
+    for name in ("nothing.jsonl", "x" * 5000, "nul\0byte"):
+        with pytest.raises(ManifestError, match="no manifest") as caught:
+            Manifest(str(tmp_path / name))
+        assert caught.value.exit_code == 2
+
+
+def test_empty_file_has_no_lines(tmp_path: Path) -> None:
+    """An empty file is no error of the reader's."""
+    assert _lines(_written(tmp_path / "m.jsonl", b"")) == []
+
+
+@pytest.mark.parametrize("content", [b'[{"id": 1}]', b"\xef\xbb\xbf\n"[:3] + b"  [\n{}\n]\n"])
+def test_json_array_is_refused_with_its_cure(tmp_path: Path, content: bytes) -> None:
+    """A JSON array is told from JSON Lines, with the command that converts it."""
+    with pytest.raises(ManifestError, match=r"jq -c '\.\[\]'"):
+        _lines(_written(tmp_path / "m.json", content))
+
+
+def test_endless_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line beyond the limit ends the reading with its number, and is never held in memory whole."""
+    monkeypatch.setattr(module, "MAX_LINE", 1000)
+    path = _written(tmp_path / "m.jsonl", LINES[0] + b"x" * 1000 + b"\n")
+    with pytest.raises(ManifestError, match="line 2: longer than 1000 bytes"):
+        _lines(path)
+    assert len(_lines(_written(path, b"x" * 1000))) == 1
+
+
+def _csv(tmp_path: Path, content: bytes, name: str = "m.csv") -> list[dict[str, object]]:
+    return [json.loads(line) for line in _lines(_written(tmp_path / name, content))]
+
+
+def test_csv_rows_become_objects(tmp_path: Path) -> None:
+    """Quotes, commas and line ends inside values survive; missing values are null; a mark and CRLF do no harm."""
+    content = b'\xef\xbb\xbfid,title,url\r\n1,"A ""quay"",\r\nwith\nboats",http://a.example/1.jpg\r\n\r\n2,\xc3\xa9\r\n'
+    assert _csv(tmp_path, content) == [
+        {"id": "1", "title": 'A "quay",\r\nwith\nboats', "url": "http://a.example/1.jpg"},
+        {"id": "2", "title": "é", "url": None},
+    ]
+    assert _csv(tmp_path, gzip.compress(content), "m.CSV.gz")[1]["title"] == "é"
+
+
+def test_csv_row_that_is_not_utf8_is_a_bad_line_of_its_own(tmp_path: Path) -> None:
+    """A byte that is no UTF-8 reaches the record that it stands in, and no other."""
+    first, second = _lines(_written(tmp_path / "m.csv", b"id,title\n1,caf\xe9\n2,caf\xc3\xa9\n"))
+    with pytest.raises(UnicodeDecodeError):
+        first.decode()
+    assert json.loads(second) == {"id": "2", "title": "café"}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"id,url\n1,a,b\n", "line 2: more values than the header has columns"),
+        (b'id,url\n1,"a\n', "not valid CSV"),
+        (b'id,url\n1,"a"b\n', "line 2: not valid CSV"),
+        (b"id,url\n1," + b"x" * 200_000 + b"\n", "field larger than field limit"),
+    ],
+)
+def test_broken_csv_is_refused_with_its_line(tmp_path: Path, content: bytes, reason: str) -> None:
+    """A CSV file whose columns cannot be told apart is not guessed at."""
+    with pytest.raises(ManifestError, match=reason):
+        _lines(_written(tmp_path / "m.csv", content))
+
+
+def test_directory_gives_its_pictures_in_order(tmp_path: Path) -> None:
+    """Every picture below the directory is a record, sorted by path; other files are passed over."""
+    for name in ("b/2.JPG", "a.png", "b/1.tif", "notes.txt", "b/c/scan.pdf", ".hidden.gif"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    (tmp_path / "folder.jpg").mkdir()
+    manifest = Manifest(str(tmp_path))
+    assert [json.loads(line)["path"] for line in manifest.lines()] == [
+        ".hidden.gif", "a.png", "b/1.tif", "b/2.JPG", "b/c/scan.pdf",
+    ]  # fmt: skip
+    assert manifest.base == tmp_path.resolve()
+
+
+def test_odd_file_names_stay_paths(tmp_path: Path) -> None:
+    """A colon does not make a file name a URL, and white space at its beginning stays."""
+    for name in ("Plan: Montreal.jpg", " spaced.jpg", "http:x.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    records = [json.loads(line) for line in Manifest(str(tmp_path)).lines()]
+    assert [record["id"] for record in records] == [" spaced.jpg", "Plan: Montreal.jpg", "http:x.jpg"]
+    assert all(record["path"] == f"./{record['id']}" for record in records)
+
+
+def test_standard_input_can_be_read_once() -> None:
+    """``-`` reads standard input, packed or not, and resolves paths against the working directory."""
+    code = (
+        "from etl.ingest.manifest import Manifest\n"
+        "m = Manifest('-')\n"
+        "print(m.name, m.rereadable, len(list(m.lines())))\n"
+    )
+    for content in (b"".join(LINES), gzip.compress(b"".join(LINES))):
+        done = subprocess.run([sys.executable, "-c", code], input=content, capture_output=True, check=True)
+        assert done.stdout == b"stdin False 4\n"
+
+
+@pytest.mark.parametrize("content", [b"a" + b",a" * 900, b"id,url\n" + b'"x\n",' * 300, b'id,url\n"' + b"x\n" * 900])
+def test_endless_csv_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """A row may be no longer than a line of JSON, however it is spread over lines; many short rows may."""
+    monkeypatch.setattr(module, "MAX_LINE", 1000)
+    path = tmp_path / "m.csv"
+    path.write_bytes(content)
+    with pytest.raises(ManifestError, match="a row of more than 1000 characters"):
+        list(Manifest(str(path)).lines())
+    path.write_bytes(b"id,url\n" + b"1,http://a.example\n" * 300)
+    assert len(list(Manifest(str(path)).lines())) == 300
