@@ -34,7 +34,9 @@ from etl.caption.slots.captioner import SlotCaptioner
 from etl.caption.slots.timing import PhaseClock
 from etl.caption.stage import caption
 from etl.caption.tokens import PromptEncoder
-from etl.domain.items import CaptionItem, CaptionResult, EngineSample, FinishReason, ItemFailure, Stage
+from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
+from etl.domain.statuses import FinishReason, Stage
+from etl.domain.views import EngineSample
 from etl.images.cache import ImageCache
 from etl.run.pipeline import Plan, run_pipeline
 from etl.run_control import Flow

@@ -15,7 +15,8 @@ from benchmarks.caption_inputs import Workload
 from etl.caption.generate.captioner import GenerateCaptioner
 from etl.caption.model.loading import LoadedModel
 from etl.caption.slots.timing import PhaseClock
-from etl.domain.items import CaptionItem, CaptionResult, FinishReason, ItemFailure
+from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
+from etl.domain.statuses import FinishReason
 from etl.settings import Settings
 
 Outcomes = Iterator[CaptionResult | ItemFailure]

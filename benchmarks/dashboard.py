@@ -31,18 +31,9 @@ import psutil
 
 from benchmarks.ingest import write_manifest
 from etl.clock import now_ms
-from etl.domain.items import (
-    CaptionResult,
-    DecodedImage,
-    FetchedImage,
-    FinishReason,
-    HostInfo,
-    ItemFailure,
-    RunState,
-    SourceItem,
-    Stage,
-    WorkingCopy,
-)
+from etl.domain.items import CaptionResult, DecodedImage, FetchedImage, ItemFailure, SourceItem, WorkingCopy
+from etl.domain.statuses import FinishReason, RunState, Stage
+from etl.domain.views import HostInfo
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest

@@ -19,7 +19,7 @@ from PIL import Image
 from etl.demo.formats import FORMATS
 from etl.demo.scenes import random_scene
 from etl.demo.server import DemoServer
-from etl.domain.items import Stage
+from etl.domain.statuses import Stage
 from etl.fetch.stage import fetch
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions

@@ -20,15 +20,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.ingest import peak_rss, write_manifest
 from etl.clock import now_ms
-from etl.domain.items import (
-    CaptionResult,
-    DecodedImage,
-    FetchedImage,
-    FinishReason,
-    SourceItem,
-    Stage,
-    WorkingCopy,
-)
+from etl.domain.items import CaptionResult, DecodedImage, FetchedImage, SourceItem, WorkingCopy
+from etl.domain.statuses import FinishReason, Stage
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.long_claims import Look, Stretch, claims, tenths
 from benchmarks.process_tree import Member, members
-from etl.domain.items import QueueStatus
+from etl.domain.statuses import QueueStatus
 from etl.errors import EtlError
 from etl.state.read.reader import Reader
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.small_pictures import drawn, picture
 from etl.demo.server import DemoServer
-from etl.domain.items import Stage
+from etl.domain.statuses import Stage
 from etl.fetch.stage import fetch
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
-from etl.domain.items import GpuSample
+from etl.domain.views import GpuSample
 
 SAMPLE_S = 5
 """Seconds between samples: 1,440 rows in a two-hour run."""

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterable
 
-from etl.domain.items import Stage
+from etl.domain.statuses import Stage
 
 GRACE_S = 20.0
 """How long work in flight may go on after a stop, in seconds; a spot machine gives 25 to 30."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from etl.domain.items import GpuSample
+from etl.domain.views import GpuSample
 from etl.gpu import Card, GpuSampler, allocator_environment, find_cards, parse_sample, visible_cards
 
 

@@ -10,7 +10,8 @@ from textual.binding import Binding, BindingType
 from textual.reactive import reactive
 from textual.screen import Screen
 
-from etl.domain.items import FailureFilter, RunState
+from etl.domain.statuses import RunState
+from etl.domain.views import FailureFilter
 from etl.state import commands as control
 from etl.text import clean
 from tui.background import Asker

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from etl.domain.items import RunState
+from etl.domain.statuses import RunState
 
 _SECOND, _MINUTE, _HOUR, _DAY = 1, 60, 3600, 86400
 

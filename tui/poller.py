@@ -8,7 +8,7 @@ from pathlib import Path
 
 from textual.message import Message
 
-from etl.domain.items import FailureFilter
+from etl.domain.views import FailureFilter
 from etl.errors import EtlError
 from etl.state import commands as control
 from etl.state.read.reader import Reader

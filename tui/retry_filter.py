@@ -3,7 +3,8 @@
 import shlex
 from dataclasses import dataclass
 
-from etl.domain.items import FailureFilter, Stage
+from etl.domain.statuses import Stage
+from etl.domain.views import FailureFilter
 from etl.text import clean
 from tui.snapshot import ClassView
 

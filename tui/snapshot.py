@@ -3,19 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from etl.domain.items import (
-    LIVE,
-    EngineSample,
-    GpuSample,
-    HostProgress,
-    Progress,
-    QueueStatus,
-    RecordOutcome,
-    RecordState,
-    RunInfo,
-    RunState,
-    Stage,
-)
+from etl.domain.statuses import LIVE, QueueStatus, RecordOutcome, RecordState, RunState, Stage
+from etl.domain.views import EngineSample, GpuSample, HostProgress, Progress, RunInfo
 from etl.state.log import LogLine
 from etl.state.read.activity import Exported, ManifestProgress
 from etl.state.read.cost import Cost

@@ -4,7 +4,8 @@ Counts come from ``counters``.  What must be counted over many rows is read agai
 has changed, and paced (`tui.pace`).
 """
 
-from etl.domain.items import LIVE, HostInfo, HostProgress, HostState, Progress, QueueStatus, RecordState, Stage
+from etl.domain.statuses import LIVE, HostState, QueueStatus, RecordState, Stage
+from etl.domain.views import HostInfo, HostProgress, Progress
 from etl.state import log
 from etl.state.log import LogLine
 from etl.state.read.activity import done_per_span, engines, gpus, last_export, manifests, tokens_per_s

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from etl.caption.recipe import Recipe
-from etl.domain.items import CaptionItem, CaptionResult, EngineSample, ItemFailure
+from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
+from etl.domain.views import EngineSample
 
 
 def never() -> bool:

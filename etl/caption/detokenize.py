@@ -4,7 +4,8 @@ import copy
 
 from etl.caption.model.loading import LoadedModel
 from etl.caption.quality import quality_flags
-from etl.domain.items import CaptionItem, CaptionResult, FinishReason
+from etl.domain.items import CaptionItem, CaptionResult
+from etl.domain.statuses import FinishReason
 
 
 class Detokenizer:

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from etl.domain.items import FinishReason, QualityFlag
+from etl.domain.statuses import FinishReason, QualityFlag
 
 ECHO, EMPTY, RECOMPUTED = QualityFlag.ECHO, QualityFlag.EMPTY, QualityFlag.RECOMPUTED
 REFUSAL, REPETITION, TRUNCATED = QualityFlag.REFUSAL, QualityFlag.REPETITION, QualityFlag.TRUNCATED

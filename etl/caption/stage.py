@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from etl.caption.captioner import Captioner
 from etl.caption.lost_pictures import LostPictures
 from etl.clock import now_ms
-from etl.domain.items import CaptionItem, CaptionResult, EngineSample, ItemFailure, Stage, StageSummary
+from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
+from etl.domain.statuses import Stage
+from etl.domain.views import EngineSample, StageSummary
 from etl.errors import StateError, WorkingCopyError
 from etl.run_control import Flow
 from etl.settings import Settings

@@ -8,7 +8,8 @@ import typer
 from etl.cli import render
 from etl.cli.inspection import ClassOption, HostOption, KeyOption, StageOption
 from etl.cli.options import Context, command
-from etl.domain.items import FailureFilter, QualityFlag, Stage
+from etl.domain.statuses import QualityFlag, Stage
+from etl.domain.views import FailureFilter
 from etl.errors import EtlError, StateLockedError, UsageError
 from etl.state import commands as control
 from etl.state.penalty import HIGHEST_PENALTY, LOWEST_PENALTY, PENALTY, UNLIKELY

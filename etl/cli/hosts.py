@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from etl.clock import now_ms
-from etl.domain.items import HostProgress, HostState, Progress
+from etl.domain.statuses import HostState
+from etl.domain.views import HostProgress, Progress
 from etl.text import clean
 from etl.units import duration, size
 

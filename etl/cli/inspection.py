@@ -8,7 +8,8 @@ from etl.cli import render
 from etl.cli.options import Context, command
 from etl.cli.record_story import redacted, story_lines
 from etl.clock import iso_utc
-from etl.domain.items import Failure, FailureFilter, Stage
+from etl.domain.statuses import Stage
+from etl.domain.views import Failure, FailureFilter
 from etl.errors import UsageError
 from etl.redaction import redact_url
 from etl.state.parts.splits import latest_split

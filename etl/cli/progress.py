@@ -11,7 +11,8 @@ from etl.cli.hosts import errors_text, host_line, is_news
 from etl.cli.options import Context
 from etl.cli.render import note
 from etl.clock import stops_at
-from etl.domain.items import Progress, QueueStatus, RecordState, Stage
+from etl.domain.statuses import QueueStatus, RecordState, Stage
+from etl.domain.views import Progress
 from etl.text import clean
 from etl.units import duration, size
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etl.clock import iso_utc, now_ms
-from etl.domain.items import QueueStatus, RecordState
+from etl.domain.statuses import QueueStatus, RecordState
 from etl.redaction import redact, redact_line, redact_url
 from etl.text import clean
 from etl.units import duration, size

@@ -8,18 +8,8 @@ from typing import TYPE_CHECKING, Any
 from etl.cli.hosts import errors_text, host_json, host_line, is_news
 from etl.cli.options import Context
 from etl.clock import ago, now_ms, stops_at
-from etl.domain.items import (
-    LIVE,
-    ExportSummary,
-    IngestSummary,
-    Progress,
-    QueueStatus,
-    RecordOutcome,
-    RecordState,
-    RunInfo,
-    RunState,
-    Stage,
-)
+from etl.domain.statuses import LIVE, QueueStatus, RecordOutcome, RecordState, RunState, Stage
+from etl.domain.views import ExportSummary, IngestSummary, Progress, RunInfo
 from etl.state.penalty import UNLIKELY
 from etl.text import clean, clean_json
 from etl.units import duration, size

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from etl.demo.archive import DemoRecord, build_archive, write_manifest
 from etl.demo.server import HOST, DemoServer
-from etl.domain.items import Failure, FailureFilter, Progress, QueueStatus, RecordOutcome
+from etl.domain.statuses import QueueStatus, RecordOutcome
+from etl.domain.views import Failure, FailureFilter, Progress
 from etl.errors import UsageError
 from etl.run.pipeline import Plan, Report, run_pipeline
 from etl.settings import DEMO_MODEL, Settings

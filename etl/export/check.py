@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 from backports import zstd
 
-from etl.domain.items import RecordOutcome, RecordState
+from etl.domain.statuses import RecordOutcome, RecordState
 from etl.export.lines import CAPTION, FIELDS
 from etl.state.deep import EXAMPLES, summed_up
 from etl.state.read.export_rows import ExportRow

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from etl.clock import iso_utc
-from etl.domain.items import RecordOutcome
+from etl.domain.statuses import RecordOutcome
 from etl.errors import ConfigError, StateError
 from etl.export.lines import CAPTION, CAPTIONED_AT, ERROR, SOURCE, Joined
 from etl.extras import pyarrow

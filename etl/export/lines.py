@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from etl.clock import iso_utc
-from etl.domain.items import ExportSummary, RecordOutcome, RecordState
+from etl.domain.statuses import RecordOutcome, RecordState
+from etl.domain.views import ExportSummary
 from etl.errors import ConfigError, StateError
 from etl.redaction import redact_url
 from etl.state.checks import counted

@@ -21,7 +21,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from etl.domain.items import ExportSummary, RecordOutcome
+from etl.domain.statuses import RecordOutcome
+from etl.domain.views import ExportSummary
 from etl.durable import fsync
 from etl.errors import ConfigError, DiskFullError, EtlError
 from etl.export.formats import Encoder, encoder, metadata_line, picture_bytes, safe_name

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from backports import zstd
 
-from etl.domain.items import ExportSummary
+from etl.domain.views import ExportSummary
 from etl.export.formats import encoder
 from etl.export.lines import (
     DIRECTORY_FORMATS,

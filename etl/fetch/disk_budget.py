@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from etl.domain.items import FetchedImage, KnownImage, Stage
+from etl.domain.items import FetchedImage, KnownImage
+from etl.domain.statuses import Stage
 from etl.errors import DiskFullError
 from etl.fetch.cache_limit import CacheLimit
 from etl.images.cache import ImageCache

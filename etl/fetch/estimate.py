@@ -9,7 +9,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from etl.domain.items import HostInfo, HostState
+from etl.domain.statuses import HostState
+from etl.domain.views import HostInfo
 from etl.fetch.loop import DECODE_AHEAD
 from etl.fetch.mirrors import Mirrors
 from etl.images.cache import ImageCache

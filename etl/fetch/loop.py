@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from etl.clock import now_ms
-from etl.domain.items import FetchedImage, HostState, ItemFailure, KnownImage, SourceItem, StageSummary
+from etl.domain.items import FetchedImage, ItemFailure, KnownImage, SourceItem
+from etl.domain.statuses import HostState
+from etl.domain.views import StageSummary
 from etl.errors import DecoderCrashedError, EtlError, FetchError, HostDownError, InternalError, ItemError
 from etl.fetch.disk_budget import Room
 from etl.fetch.hosts.limiter import HostGate, NotNowError

@@ -7,7 +7,7 @@ import asyncio
 import logging
 from contextlib import closing
 
-from etl.domain.items import StageSummary
+from etl.domain.views import StageSummary
 from etl.errors import ConfigError, StateError
 from etl.fetch.disk_budget import Room
 from etl.fetch.local_files import Roots

@@ -7,7 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from etl.domain.items import RecordState
+from etl.domain.statuses import RecordState
 from etl.errors import InvalidJsonError, InvalidRecordError, InvalidUrlError, MissingImageFieldError
 from etl.ingest.options import IngestOptions
 from etl.net.urls import host_of, is_local, local_path

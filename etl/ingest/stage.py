@@ -9,7 +9,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
-from etl.domain.items import IngestSummary, RecordState
+from etl.domain.statuses import RecordState
+from etl.domain.views import IngestSummary
 from etl.errors import DuplicateKeyError, ManifestError
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions, Selection

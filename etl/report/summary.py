@@ -7,7 +7,8 @@ from markupsafe import Markup
 
 from etl import __version__
 from etl.clock import iso_utc, now_ms
-from etl.domain.items import Progress, RecordOutcome, RecordState, RunInfo, Stage
+from etl.domain.statuses import RecordOutcome, RecordState, Stage
+from etl.domain.views import Progress, RunInfo
 from etl.report.plots import Series, plot
 from etl.report.timeline import Timeline
 from etl.state.read.cost import Cost, cost, cost_by_run

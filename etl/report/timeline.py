@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from etl.domain.items import RunInfo
+from etl.domain.views import RunInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,17 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from etl.caption.backends import check_model
 from etl.deadline import Deadline
-from etl.domain.items import (
-    ExportSummary,
-    IngestSummary,
-    Progress,
-    QueueStatus,
-    RecordOutcome,
-    RecordState,
-    RunState,
-    Stage,
-    StageSummary,
-)
+from etl.domain.statuses import QueueStatus, RecordOutcome, RecordState, RunState, Stage
+from etl.domain.views import ExportSummary, IngestSummary, Progress, StageSummary
 from etl.errors import ConfigError, EtlError, StateLockedError, StateSplitError
 from etl.export.stage import ExportOptions, check_target, export, export_seconds
 from etl.fetch.mirrors import Mirrors

@@ -1,7 +1,8 @@
 """The stages as the runner starts them: each as a function of store, run and flow, with what it needs put together."""
 
 from etl.caption.backends import open_captioner
-from etl.domain.items import Stage, StageSummary
+from etl.domain.statuses import Stage
+from etl.domain.views import StageSummary
 from etl.run.supervisor import StageFunction
 from etl.run_control import Flow
 from etl.settings import Settings

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from etl import processes
 from etl.clock import drift_ms, held
-from etl.domain.items import Progress, RunState, Stage, StageSummary
+from etl.domain.statuses import RunState, Stage
+from etl.domain.views import Progress, StageSummary
 from etl.errors import UsageError
 from etl.gpu import GpuSampler
 from etl.run.signals import PATIENCE_S, Signals

@@ -6,7 +6,7 @@ an attempt that waits for its picture, fails or is cancelled costs nobody a capt
 
 from dataclasses import dataclass
 
-from etl.domain.items import FailureFilter
+from etl.domain.views import FailureFilter
 from etl.state.database import Connection
 from etl.state.images import wake_evicted
 from etl.state.penalty import HIGHEST_PENALTY, PENALTY

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterable, Sequence
 
 from etl.clock import now_ms
-from etl.domain.items import CaptionItem, CaptionResult, ItemFailure, Stage
+from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
+from etl.domain.statuses import Stage
 from etl.errors import WorkingCopyError
 from etl.state.database import Connection
 from etl.state.images import lose_images, wake_evicted

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from etl.clock import now_ms
-from etl.domain.items import FailureFilter, QualityFlag, Stage
+from etl.domain.statuses import QualityFlag, Stage
+from etl.domain.views import FailureFilter
 from etl.errors import StateMissingError, UsageError
 from etl.state.database import DATABASE_NAME, be_wary, translate_errors
 from etl.state.lock import is_locked

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from etl.clock import now_ms
-from etl.domain.items import HostInfo, HostState
+from etl.domain.statuses import HostState
+from etl.domain.views import HostInfo
 from etl.state.database import Connection, known
 
 _COLUMNS = "host, state, reason, until, allowed, in_flight, done, failed, bytes, busy_ms"

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from etl.domain.items import RecordState
+from etl.domain.statuses import RecordState
 from etl.state.database import Connection
 from etl.state.images import wake_evicted
 from etl.state.read.reader import Reader

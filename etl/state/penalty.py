@@ -1,6 +1,6 @@
 """How strongly a caption that is made again avoids the words that are there already, and when that is no use."""
 
-from etl.domain.items import QualityFlag
+from etl.domain.statuses import QualityFlag
 
 PENALTY = 1.2
 """The usual repetition penalty; 1 is none.  What CTRL, which brought it in, found to balance truth and loops."""

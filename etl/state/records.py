@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from etl.domain.items import RecordState
+from etl.domain.statuses import RecordState
 from etl.errors import DuplicateKeyError
 from etl.state.sqlite import Database
 

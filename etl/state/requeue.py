@@ -1,6 +1,7 @@
 """Giving dead items another chance, chosen by stage, error class, host or record key."""
 
-from etl.domain.items import FailureFilter, Stage
+from etl.domain.statuses import Stage
+from etl.domain.views import FailureFilter
 from etl.state.database import Connection
 from etl.state.images import wake_evicted
 

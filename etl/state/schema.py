@@ -8,7 +8,7 @@ a queue is when the item was last done or dead; whether it is now, its status te
 
 from collections.abc import Iterable
 
-from etl.domain.items import QueueStatus, RecordOutcome, RecordState
+from etl.domain.statuses import QueueStatus, RecordOutcome, RecordState
 from etl.failpoints import failpoint
 from etl.state.database import SCHEMA_VERSION, check_version
 from etl.state.sqlite import Database, Migrations

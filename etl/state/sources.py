@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from etl.clock import now_ms
-from etl.domain.items import FetchedImage, ItemFailure, KnownImage, SourceItem, Stage
+from etl.domain.items import FetchedImage, ItemFailure, KnownImage, SourceItem
+from etl.domain.statuses import Stage
 from etl.state.sqlite import Database
 from etl.state.work_queue import WAKE_CANCELLED, WorkQueue
 

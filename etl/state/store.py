@@ -19,7 +19,8 @@ from typing import Any
 
 from etl import __version__, clock
 from etl.clock import now_ms
-from etl.domain.items import EngineSample, ExportSummary, FailureFilter, GpuSample, RecordState, RunState, Stage
+from etl.domain.statuses import RecordState, RunState, Stage
+from etl.domain.views import EngineSample, ExportSummary, FailureFilter, GpuSample
 from etl.errors import Interrupted
 from etl.settings import Settings
 from etl.state import again, manifests, reserve, schema, waits

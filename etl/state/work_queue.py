@@ -13,7 +13,8 @@ import random
 from collections.abc import Iterable, Sequence
 
 from etl.clock import now_ms
-from etl.domain.items import ItemFailure, Stage
+from etl.domain.items import ItemFailure
+from etl.domain.statuses import Stage
 from etl.state import waits
 from etl.state.database import Connection
 from etl.state.log import journal

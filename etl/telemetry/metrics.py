@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etl import __version__
-from etl.domain.items import EngineSample, GpuSample, HostState, Progress, RunState
+from etl.domain.statuses import HostState, RunState
+from etl.domain.views import EngineSample, GpuSample, Progress
 from etl.errors import ConfigError
 from etl.state.read.activity import engines, gpus
 from etl.state.read.cost import cost

@@ -16,7 +16,8 @@ from etl.caption.generate.captioner import GenerateCaptioner
 from etl.caption.generate.guards import FiniteGuard, without_padding
 from etl.caption.model.loading import LoadedModel, load
 from etl.caption.tokens import PromptEncoder
-from etl.domain.items import CaptionItem, CaptionResult, FinishReason, ItemFailure
+from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
+from etl.domain.statuses import FinishReason
 from etl.settings import Settings
 
 MakeSettings = Callable[..., Settings]

@@ -27,7 +27,8 @@ from etl.caption.openai.address import addresses
 from etl.caption.openai.captioner import EndpointCaptioner, check_endpoints
 from etl.caption.openai.concurrency import FIRST
 from etl.caption.recipe import Recipe
-from etl.domain.items import CaptionItem, CaptionResult, FinishReason, ItemFailure
+from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
+from etl.domain.statuses import FinishReason
 from etl.errors import ConfigError, ModelError
 from etl.settings import Settings
 

@@ -16,7 +16,7 @@ from etl.caption.openai.responses import (
     complaint_of,
     error_of,
 )
-from etl.domain.items import FinishReason
+from etl.domain.statuses import FinishReason
 from etl.errors import (
     ContentFilterError,
     EndpointAnswerError,

@@ -15,7 +15,7 @@ from support.etl_process import Program
 from support.workbench import Workbench, scenes, wait_for
 
 from etl.caption.backends import open_captioner
-from etl.domain.items import StageSummary
+from etl.domain.views import StageSummary
 from etl.errors import ModelError, UsageError
 from etl.export.stage import ExportOptions, export
 from etl.images.cache import ImageCache

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from etl.caption.quality import ECHO, EMPTY, REFUSAL, REPETITION, TRUNCATED, quality_flags
-from etl.domain.items import FinishReason
+from etl.domain.statuses import FinishReason
 from etl.ingest.prompts import PromptTemplate
 
 PROMPT = PromptTemplate().render({"name": "Chasse-neige tiré par un cheval", "attributes_map": {"Date": "1913"}})

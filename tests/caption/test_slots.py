@@ -19,7 +19,8 @@ from etl.caption.pictures.pixels import PixelPlan, pixels
 from etl.caption.slots.captioner import SlotCaptioner
 from etl.caption.slots.state import Request, SlotState
 from etl.caption.slots.support import differs, why_not
-from etl.domain.items import CaptionItem, CaptionResult, FinishReason, ItemFailure
+from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
+from etl.domain.statuses import FinishReason
 from etl.settings import Settings
 
 MakeSettings = Callable[..., Settings]

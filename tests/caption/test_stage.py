@@ -21,7 +21,9 @@ from etl.caption.gpus.plan import WorkerPlan
 from etl.caption.gpus.pool import GpuPool
 from etl.caption.stage import caption
 from etl.demo.scenes import Scene
-from etl.domain.items import CaptionItem, CaptionResult, ItemFailure, RunState, Stage, StageSummary
+from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
+from etl.domain.statuses import RunState, Stage
+from etl.domain.views import StageSummary
 from etl.errors import ModelError
 from etl.export.stage import ExportOptions, export
 from etl.fetch.stage import fetch

@@ -9,7 +9,7 @@ import pytest
 from support.made_state import MadeState
 
 from etl.cli.render import flag_lines
-from etl.domain.items import QualityFlag
+from etl.domain.statuses import QualityFlag
 from etl.state.penalty import UNLIKELY
 
 Etl = Callable[..., Any]

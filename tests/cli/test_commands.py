@@ -20,7 +20,7 @@ from etl import __version__
 from etl.caption.model.checkpoint import DEMO_CHECKPOINT
 from etl.cli.app import app
 from etl.cli.options import FETCH_SETTINGS
-from etl.domain.items import QueueStatus, Stage
+from etl.domain.statuses import QueueStatus, Stage
 from etl.settings import Settings
 from etl.state.lock import StateLock
 from etl.state.store import Store

@@ -9,7 +9,8 @@ from cli.conftest import Etl
 from support.hostile import HOSTILE, acting, assert_harmless, poison
 from support.made_state import MadeState
 
-from etl.domain.items import HostInfo, HostState, Stage
+from etl.domain.statuses import HostState, Stage
+from etl.domain.views import HostInfo
 from etl.state.store import Store
 
 COMMANDS = (

@@ -9,7 +9,8 @@ import pytest
 from etl.cli.hosts import foresight_lines
 from etl.cli.progress import _log_above_bars, progress_line
 from etl.clock import now_ms
-from etl.domain.items import HostInfo, HostProgress, HostState, Progress
+from etl.domain.statuses import HostState
+from etl.domain.views import HostInfo, HostProgress, Progress
 from etl.fetch.estimate import Foresight, HostForesight
 
 QUEUE = {"done": 1200, "dead": 12, "retry": 3, "ready": 785}

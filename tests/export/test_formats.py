@@ -16,7 +16,7 @@ from support.made_state import MadeState
 from support.parts import Work, records
 from support.reported import put_pictures
 
-from etl.domain.items import ExportSummary
+from etl.domain.views import ExportSummary
 from etl.errors import ConfigError, ManifestError
 from etl.export.formats import safe_name
 from etl.export.stage import ExportOptions

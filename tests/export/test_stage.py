@@ -17,7 +17,8 @@ import pytest
 from backports import zstd
 from support.made_state import RECIPE, MadeState
 
-from etl.domain.items import FailureFilter, QualityFlag, Stage
+from etl.domain.statuses import QualityFlag, Stage
+from etl.domain.views import FailureFilter
 from etl.errors import ConfigError, EtlError, StateError
 from etl.export.stage import ExportOptions, with_fields
 from etl.ingest.options import Selection

@@ -14,7 +14,9 @@ from support.workbench import OpeningCaptioner, PlainCaptioner, Workbench, scene
 from support.zygote import Zygote
 
 from etl.caption.stage import caption
-from etl.domain.items import CaptionItem, ItemFailure, Stage, StageSummary
+from etl.domain.items import CaptionItem, ItemFailure
+from etl.domain.statuses import Stage
+from etl.domain.views import StageSummary
 from etl.errors import CacheMissingError, StateError
 from etl.export.stage import ExportOptions
 from etl.fetch.stage import fetch

@@ -22,7 +22,7 @@ from support.zygote import Zygote
 
 from etl.cli.render import progress_json
 from etl.clock import now_ms
-from etl.domain.items import RunState
+from etl.domain.statuses import RunState
 from etl.export.stage import ExportOptions
 from etl.run.pipeline import Plan, export_manifest, run_pipeline
 from etl.state.read.cost import cost

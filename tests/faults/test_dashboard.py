@@ -9,7 +9,7 @@ from support.common_check import check_state
 from support.terminal import Terminal
 from support.workbench import wait_for
 
-from etl.domain.items import Stage
+from etl.domain.statuses import Stage
 from etl.ingest import stage as ingest_module
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions

@@ -16,7 +16,8 @@ from support.states import assert_sound
 from support.workbench import PlainCaptioner, Workbench, scenes
 from support.zygote import Zygote
 
-from etl.domain.items import IngestSummary, Stage
+from etl.domain.statuses import Stage
+from etl.domain.views import IngestSummary
 from etl.export.stage import ExportOptions
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.cached import ORIGINAL, WORKING, CachedState
 
-from etl.domain.items import Stage
+from etl.domain.statuses import Stage
 from etl.fetch.cache_limit import CacheLimit, survey
 from etl.images.cache import ImageCache
 from etl.maintenance.verify import verify

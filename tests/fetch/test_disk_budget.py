@@ -9,7 +9,8 @@ from support.fault_server import FaultServer
 from support.workbench import PlainCaptioner, Workbench, scenes
 
 from etl.caption.stage import caption
-from etl.domain.items import Stage, StageSummary
+from etl.domain.statuses import Stage
+from etl.domain.views import StageSummary
 from etl.errors import DiskFullError
 from etl.fetch.stage import fetch
 from etl.run.supervisor import run_stages

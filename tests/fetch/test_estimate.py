@@ -8,7 +8,8 @@ import pytest
 from support.fault_server import FaultServer, status
 from support.workbench import Workbench, scenes
 
-from etl.domain.items import HostInfo, Stage
+from etl.domain.statuses import Stage
+from etl.domain.views import HostInfo
 from etl.fetch.estimate import WORKING_COPY_BYTES, Foresight, foresee
 from etl.state.read.reader import Reader
 from etl.state.store import Store

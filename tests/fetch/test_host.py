@@ -9,7 +9,8 @@ import pytest
 from support.virtual_time import run_in_virtual_time as run
 
 from etl.clock import now_ms
-from etl.domain.items import HostInfo, HostState
+from etl.domain.statuses import HostState
+from etl.domain.views import HostInfo
 from etl.errors import (
     BlockedAddressError,
     BrokenConnectionError,

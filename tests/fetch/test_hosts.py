@@ -9,7 +9,8 @@ from support.fault_server import FaultServer, ok, reset_at_once, status
 from support.workbench import Workbench, scenes
 
 from etl.clock import now_ms
-from etl.domain.items import HostInfo, HostState, Stage, StageSummary
+from etl.domain.statuses import HostState, Stage
+from etl.domain.views import HostInfo, StageSummary
 from etl.net.client import Download, Downloader
 from etl.state.read.progress import Outlook
 from etl.state.read.reader import Reader

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 from support.virtual_time import run_in_virtual_time
 
-from etl.domain.items import HostInfo, HostState
+from etl.domain.statuses import HostState
+from etl.domain.views import HostInfo
 from etl.errors import ConnectError, DnsError, FetchError, FetchTimeoutError, TooManyRequestsError
 from etl.fetch.hosts.breaker import Request
 from etl.fetch.hosts.limiter import HostGate

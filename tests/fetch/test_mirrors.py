@@ -8,7 +8,7 @@ import pytest
 from support.fault_server import FaultServer, html, ok, reset_at_once, status
 from support.workbench import Workbench, scenes
 
-from etl.domain.items import StageSummary
+from etl.domain.views import StageSummary
 from etl.errors import ConfigError
 
 MakeBench = Callable[..., Workbench]

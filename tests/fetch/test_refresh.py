@@ -4,7 +4,7 @@ import pytest
 from support.fault_server import Exchange, FaultServer, Resource, status
 from support.workbench import PlainCaptioner, Workbench, scenes
 
-from etl.domain.items import StageSummary
+from etl.domain.views import StageSummary
 
 FIRST, SECOND = (body for _, body in scenes(2, seed=7))
 

@@ -32,7 +32,8 @@ from support.fault_server import (
 from support.workbench import Workbench, encoded, scenes, wait_for
 
 from etl import run_control as flow_module
-from etl.domain.items import Stage, StageSummary
+from etl.domain.statuses import Stage
+from etl.domain.views import StageSummary
 from etl.errors import ConfigError, DiskFullError
 from etl.fetch import source as fetch_source_module
 from etl.fetch import stage as fetch_module

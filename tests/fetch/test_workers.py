@@ -30,7 +30,7 @@ from support.fault_server import (
 from support.near_cluster import NearCluster, NearPeer, near_cluster
 from support.workbench import Workbench, encoded, scenes, wait_for
 
-from etl.domain.items import StageSummary
+from etl.domain.views import StageSummary
 from etl.errors import ClusterError, NotPlainError
 from etl.fetch.workers.peers import Loss, Member, Team
 from etl.images.cache import ImageCache

@@ -18,7 +18,8 @@ from support.states import assert_sound, captioned, fetch_all, fetched, settings
 from support.workbench import query, write_manifest
 
 from etl.clock import now_ms
-from etl.domain.items import IngestSummary, Stage
+from etl.domain.statuses import Stage
+from etl.domain.views import IngestSummary
 from etl.errors import ManifestError
 from etl.ingest import stage as module
 from etl.ingest.manifest import Manifest

@@ -10,7 +10,7 @@ import pytest
 from support.cached import ORIGINAL, WORKING, CachedState
 from support.workbench import PlainCaptioner, Workbench, scenes
 
-from etl.domain.items import StageSummary
+from etl.domain.views import StageSummary
 from etl.maintenance.gc import GcSummary, Removed, gc
 from etl.maintenance.verify import verify
 from etl.net.resume import take_note

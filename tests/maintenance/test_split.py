@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.parts import Work, records
 from support.states import assert_sound
 
-from etl.domain.items import RunState
+from etl.domain.statuses import RunState
 from etl.errors import ConfigError, StateError, StateSplitError
 from etl.ingest.options import IngestOptions, Selection
 from etl.ingest.prompts import PromptTemplate

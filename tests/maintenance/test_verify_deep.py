@@ -15,7 +15,8 @@ from support.cached import CachedState
 from support.common_check import check_export, check_state
 from support.workbench import encoded
 
-from etl.domain.items import FailureFilter, QualityFlag, Stage
+from etl.domain.statuses import QualityFlag, Stage
+from etl.domain.views import FailureFilter
 from etl.export.check import ExportFound
 from etl.export.stage import ExportOptions, export
 from etl.maintenance.verify import VerifySummary, verify

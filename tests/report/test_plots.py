@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.domain.items import RunInfo, RunState
+from etl.domain.statuses import RunState
+from etl.domain.views import RunInfo
 from etl.report.plots import HEIGHT, WIDTH, Series, _round_up, plot
 from etl.report.summary import _cost_over_time
 from etl.report.timeline import Timeline

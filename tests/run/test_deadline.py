@@ -16,7 +16,9 @@ from etl.caption.stage import caption
 from etl.cli.progress import progress_line
 from etl.clock import stops_at
 from etl.deadline import Deadline, moment
-from etl.domain.items import CaptionItem, Progress, RunState, Stage, StageSummary
+from etl.domain.items import CaptionItem
+from etl.domain.statuses import RunState, Stage
+from etl.domain.views import Progress, StageSummary
 from etl.errors import ConfigError
 from etl.export.stage import export_seconds
 from etl.run import stage_functions

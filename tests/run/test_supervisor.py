@@ -19,7 +19,8 @@ from support.workbench import scenes, wait_for, write_manifest
 from support.zygote import Zygote
 
 from etl.caption.model.checkpoint import DEMO_CHECKPOINT
-from etl.domain.items import CaptionResult, FinishReason, Stage
+from etl.domain.items import CaptionResult
+from etl.domain.statuses import FinishReason, Stage
 from etl.settings import Settings
 from etl.state.store import Store
 

@@ -18,7 +18,9 @@ from support.states import (
 )
 
 from etl.clock import now_ms
-from etl.domain.items import CaptionItem, FailureFilter, QualityFlag, Stage
+from etl.domain.items import CaptionItem
+from etl.domain.statuses import QualityFlag, Stage
+from etl.domain.views import FailureFilter
 from etl.state.again import CaptionsAgain
 from etl.state.captions import CaptionQueue
 from etl.state.database import DATABASE_NAME

@@ -15,7 +15,7 @@ from support.states import (
 )
 
 from etl.clock import now_ms
-from etl.domain.items import Stage
+from etl.domain.statuses import Stage
 from etl.ingest.options import IngestOptions
 from etl.ingest.prompts import PromptTemplate
 from etl.state.captions import CaptionQueue

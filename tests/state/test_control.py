@@ -11,7 +11,8 @@ import pytest
 from support.states import put_sources, settings_for
 from support.workbench import wait_for
 
-from etl.domain.items import FailureFilter, RunState, Stage, StageSummary
+from etl.domain.statuses import RunState, Stage
+from etl.domain.views import FailureFilter, StageSummary
 from etl.errors import StateMissingError, UsageError
 from etl.run.supervisor import run_stages
 from etl.run_control import Flow

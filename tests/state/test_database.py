@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.states import assert_sound, put_sources, settings_for
 
-from etl.domain.items import Stage
+from etl.domain.statuses import Stage
 from etl.errors import DiskFullError, EtlError, StateError, StateMissingError
 from etl.state.database import DATABASE_NAME, Connection, open_reader
 from etl.state.read.reader import Reader

@@ -18,7 +18,9 @@ from support.plain_state import BACKOFF_S, CAP_S, MAX_ATTEMPTS, SUSPECT, Caption
 from support.states import assert_sound, captioned, failed, fetched, settings_for, use_recipe
 
 from etl import clock
-from etl.domain.items import CaptionItem, FailureFilter, SourceItem, Stage
+from etl.domain.items import CaptionItem, SourceItem
+from etl.domain.statuses import Stage
+from etl.domain.views import FailureFilter
 from etl.export.stage import ExportOptions, export
 from etl.ingest import stage as ingest_module
 from etl.ingest.manifest import Manifest

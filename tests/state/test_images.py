@@ -7,7 +7,7 @@ import pytest
 from support.cached import CachedState
 from support.states import assert_sound, failed
 
-from etl.domain.items import Stage
+from etl.domain.statuses import Stage
 from etl.ingest.options import Selection
 from etl.ingest.stage import reselect
 from etl.state.images import Grounds

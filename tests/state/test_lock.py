@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support.states import put_sources, settings_for
 
-from etl.domain.items import RunState, Stage
+from etl.domain.statuses import RunState, Stage
 from etl.errors import StateError, StateLockedError
 from etl.state import file_systems, lock
 from etl.state.file_systems import file_system_of, is_shared, kind_of_mount

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.states import failed, put_sources, settings_for
 
-from etl.domain.items import Stage
+from etl.domain.statuses import Stage
 from etl.state import log
 from etl.state.log import RunLog, stamp, tail
 from etl.state.store import Store

@@ -15,7 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.states import assert_sound, captioned, failed, fetched, put_records, settings_for, use_recipe
 
 from etl.clock import now_ms
-from etl.domain.items import CaptionItem, FailureFilter, QualityFlag, SourceItem, Stage
+from etl.domain.items import CaptionItem, SourceItem
+from etl.domain.statuses import QualityFlag, Stage
+from etl.domain.views import FailureFilter
 from etl.ingest.options import IngestOptions, Selection
 from etl.ingest.prompts import PromptTemplate
 from etl.ingest.stage import reselect

@@ -14,7 +14,8 @@ import pytest
 from support.states import captioned, failed, fetched, put_records, use_recipe
 
 from etl.clock import now_ms
-from etl.domain.items import FailureFilter, QualityFlag, Stage
+from etl.domain.statuses import QualityFlag, Stage
+from etl.domain.views import FailureFilter
 from etl.state.captions import CaptionQueue
 from etl.state.images import Grounds, originals_of, working_copies_of
 from etl.state.read.activity import done_per_span, tokens_per_s

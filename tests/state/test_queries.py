@@ -6,7 +6,8 @@ import pytest
 from support.states import captioned, failed, fetch_all, fetched, put_records, put_sources, use_recipe
 
 from etl.clock import now_ms
-from etl.domain.items import Failure, FailureFilter, RunState, Stage
+from etl.domain.statuses import RunState, Stage
+from etl.domain.views import Failure, FailureFilter
 from etl.state.read import reader as queries
 from etl.state.read.reader import Reader
 from etl.state.store import Store

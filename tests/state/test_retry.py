@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from support.states import assert_sound, failed, fetch_all, fetched, put_sources, use_recipe
 
-from etl.domain.items import FailureFilter, Stage
+from etl.domain.statuses import Stage
+from etl.domain.views import FailureFilter
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 

@@ -8,7 +8,8 @@ from sqlite_utils import Database
 from support.states import assert_sound, fetch_all, put_sources, settings_for
 
 from etl.clock import now_ms
-from etl.domain.items import HostInfo, HostState, Stage
+from etl.domain.statuses import HostState, Stage
+from etl.domain.views import HostInfo
 from etl.errors import StateNewerError
 from etl.state.database import DATABASE_NAME, SCHEMA_VERSION
 from etl.state.read.progress import hosts

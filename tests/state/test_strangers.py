@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.states import put_sources, settings_for
 
-from etl.domain.items import Stage
+from etl.domain.statuses import Stage
 from etl.errors import StateError
 from etl.images.cache import ImageCache
 from etl.run.supervisor import _obey
@@ -107,7 +107,7 @@ def test_views_and_triggers_of_a_stranger_get_no_powers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["' OR 1=1 --", "%", "_", "*", '"', "k\x00", "'; DROP TABLE records; --"])
 def test_keys_and_filters_are_values(tmp_path: Path, key: str) -> None:
     """What is asked for is compared, never run and never a pattern."""
-    from etl.domain.items import FailureFilter
+    from etl.domain.views import FailureFilter
     from etl.state.read.search import records_by_key, records_by_text
 
     with Store.open(settings_for(tmp_path / "state")) as store:

@@ -17,7 +17,7 @@ from support.states import (
 )
 
 from etl.clock import now_ms
-from etl.domain.items import Stage
+from etl.domain.statuses import Stage
 from etl.state import work_queue
 from etl.state.sources import SourceQueue
 from etl.state.store import Store

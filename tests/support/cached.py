@@ -10,7 +10,9 @@ from support.states import captioned, failed, put_records, settings_for, use_rec
 from support.workbench import encoded
 
 from etl.clock import now_ms
-from etl.domain.items import DecodedImage, FailureFilter, FetchedImage, SourceItem, Stage, WorkingCopy
+from etl.domain.items import DecodedImage, FetchedImage, SourceItem, WorkingCopy
+from etl.domain.statuses import Stage
+from etl.domain.views import FailureFilter
 from etl.images.cache import ImageCache
 from etl.ingest.options import IngestOptions
 from etl.ingest.prompts import PromptTemplate

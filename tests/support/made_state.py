@@ -7,18 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from etl.clock import now_ms
-from etl.domain.items import (
-    CaptionResult,
-    DecodedImage,
-    ExportSummary,
-    FetchedImage,
-    FinishReason,
-    IngestSummary,
-    ItemFailure,
-    SourceItem,
-    Stage,
-    WorkingCopy,
-)
+from etl.domain.items import CaptionResult, DecodedImage, FetchedImage, ItemFailure, SourceItem, WorkingCopy
+from etl.domain.statuses import FinishReason, Stage
+from etl.domain.views import ExportSummary, IngestSummary
 from etl.export.stage import ExportOptions
 from etl.images.cache import ImageCache
 from etl.ingest.manifest import Manifest

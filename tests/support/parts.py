@@ -16,12 +16,11 @@ from etl.domain.items import (
     CaptionResult,
     DecodedImage,
     FetchedImage,
-    FinishReason,
     ItemFailure,
     SourceItem,
-    Stage,
     WorkingCopy,
 )
+from etl.domain.statuses import FinishReason, Stage
 from etl.export.stage import ExportOptions
 from etl.images.cache import ImageCache
 from etl.ingest.options import IngestOptions

@@ -12,12 +12,11 @@ from etl.domain.items import (
     CaptionResult,
     DecodedImage,
     FetchedImage,
-    FinishReason,
     ItemFailure,
     SourceItem,
-    Stage,
     WorkingCopy,
 )
+from etl.domain.statuses import FinishReason, Stage
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest

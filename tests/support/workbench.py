@@ -20,16 +20,9 @@ from etl.caption.recipe import Recipe
 from etl.caption.stage import caption
 from etl.caption.tokens import open_working_copy
 from etl.demo.scenes import Scene, random_scene
-from etl.domain.items import (
-    CaptionItem,
-    CaptionResult,
-    EngineSample,
-    FailureFilter,
-    FinishReason,
-    ItemFailure,
-    Stage,
-    StageSummary,
-)
+from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
+from etl.domain.statuses import FinishReason, Stage
+from etl.domain.views import EngineSample, FailureFilter, StageSummary
 from etl.errors import CaptionError
 from etl.fetch.stage import fetch
 from etl.images.cache import ImageCache

@@ -14,7 +14,8 @@ from support.fault_server import FaultServer, status
 from support.made_state import MadeState
 from support.workbench import scenes
 
-from etl.domain.items import EngineSample, GpuSample, HostInfo, HostState, Stage
+from etl.domain.statuses import HostState, Stage
+from etl.domain.views import EngineSample, GpuSample, HostInfo
 from etl.errors import ConfigError
 from etl.ingest.options import IngestOptions
 from etl.run.pipeline import Plan, run_pipeline

@@ -11,16 +11,8 @@ from support.workbench import encoded
 
 from etl.clock import now_ms
 from etl.demo.scenes import random_scene
-from etl.domain.items import (
-    CaptionResult,
-    DecodedImage,
-    FetchedImage,
-    FinishReason,
-    ItemFailure,
-    SourceItem,
-    Stage,
-    WorkingCopy,
-)
+from etl.domain.items import CaptionResult, DecodedImage, FetchedImage, ItemFailure, SourceItem, WorkingCopy
+from etl.domain.statuses import FinishReason, Stage
 from etl.images.cache import ImageCache
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions

@@ -12,7 +12,8 @@ from support.driving import LARGE, SMALL, drive, text_of, until
 from textual.geometry import Region
 from textual.pilot import Pilot
 
-from etl.domain.items import EngineSample, GpuSample, HostInfo, HostState, RunState
+from etl.domain.statuses import HostState, RunState
+from etl.domain.views import EngineSample, GpuSample, HostInfo
 from tui.keys import ACTIONS, EVERYWHERE, written
 from tui.screens.dialogs import ConfirmScreen
 from tui.widgets.panel import Panel

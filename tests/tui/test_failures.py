@@ -4,7 +4,8 @@ import pytest
 from support.driving import LARGE, SMALL, drive, text_of, until
 from textual.pilot import Pilot
 
-from etl.domain.items import FailureFilter, RunState
+from etl.domain.statuses import RunState
+from etl.domain.views import FailureFilter
 from tui.screens.dialogs import ConfirmScreen
 
 

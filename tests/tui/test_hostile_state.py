@@ -8,7 +8,8 @@ from support.driving import SMALL, drive, text_of, until
 from support.hostile import HOSTILE, acting, poison
 from textual.pilot import Pilot
 
-from etl.domain.items import EngineSample, GpuSample, HostInfo, HostState
+from etl.domain.statuses import HostState
+from etl.domain.views import EngineSample, GpuSample, HostInfo
 from etl.state import log
 from tui.keys import ACTIONS
 

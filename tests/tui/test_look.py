@@ -6,7 +6,7 @@ import pytest
 from sqlite_utils import Database
 
 from etl.clock import now_ms
-from etl.domain.items import RunState, Stage
+from etl.domain.statuses import RunState, Stage
 from etl.state.database import DATABASE_NAME
 from etl.state.read.cost import cost
 from etl.state.read.reader import Reader

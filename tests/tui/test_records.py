@@ -4,7 +4,7 @@ import pytest
 from support.driving import LARGE, SMALL, drive, text_of, typed, until
 from textual.pilot import Pilot
 
-from etl.domain.items import RunState
+from etl.domain.statuses import RunState
 from etl.state.read import search
 from etl.state.read.reader import Reader
 from etl.state.read.search import records_by_key, records_by_text

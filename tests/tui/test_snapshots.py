@@ -13,7 +13,8 @@ from support.driving import LARGE, SMALL, drive, text_of, until
 from textual.pilot import Pilot
 
 from etl.clock import now_ms
-from etl.domain.items import HostInfo, HostState, RunState
+from etl.domain.statuses import HostState, RunState
+from etl.domain.views import HostInfo
 
 HOSTILE = "\x1b[31m[/red]\u202egnp.exe \u4e2d\u6587"
 

@@ -9,7 +9,8 @@ from textual.events import Resize
 from textual.widget import Widget
 from textual.widgets import Static
 
-from etl.domain.items import Failure, FailureFilter, Stage
+from etl.domain.statuses import Stage
+from etl.domain.views import Failure, FailureFilter
 from etl.redaction import redact_url
 from etl.state.read.failure_pages import PAGE, failure_page
 from etl.text import clean

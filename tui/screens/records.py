@@ -9,7 +9,7 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
-from etl.domain.items import RecordState
+from etl.domain.statuses import RecordState
 from etl.state.read.reader import Reader
 from etl.state.read.search import FOUND_AT_ONCE, FoundRecord, first_records, records_by_key, records_by_text
 from etl.text import clean

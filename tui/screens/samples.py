@@ -13,7 +13,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from etl.clock import ago, now_ms
-from etl.domain.items import Stage
+from etl.domain.statuses import Stage
 from etl.redaction import redact_url
 from etl.state.read.reader import Reader
 from etl.state.read.samples import NEWEST, Place, Sample, Sought, Step, at_random, sample, step

@@ -10,7 +10,8 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from etl.clock import iso_utc, now_ms
-from etl.domain.items import FailureFilter, QueueStatus, RecordState
+from etl.domain.statuses import QueueStatus, RecordState
+from etl.domain.views import FailureFilter
 from etl.redaction import redact_line, redact_url
 from etl.text import clean
 from tui.format import breaks, duration, plural, size

@@ -2,7 +2,8 @@
 
 from textual.content import Content
 
-from etl.domain.items import GpuSample, Stage
+from etl.domain.statuses import Stage
+from etl.domain.views import GpuSample
 from tui.format import bar, count, per_second, size, spark
 from tui.theme import GOOD, QUIET, STRONG
 from tui.widgets.fetch import PLOT

@@ -3,7 +3,8 @@
 from textual.content import Content
 
 from etl.clock import now_ms
-from etl.domain.items import HostProgress, HostState
+from etl.domain.statuses import HostState
+from etl.domain.views import HostProgress
 from etl.text import clean
 from tui.format import duration, per_second, plural, short, size, spark
 from tui.theme import ALERT, GOOD, QUIET, STRONG

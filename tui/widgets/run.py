@@ -3,7 +3,8 @@
 from textual.content import Content
 
 from etl.clock import ago, now_ms, stops_at
-from etl.domain.items import LIVE, RunInfo, RunState, Stage
+from etl.domain.statuses import LIVE, RunState, Stage
+from etl.domain.views import RunInfo
 from etl.text import clean
 from tui.format import NOTHING, duration, money
 from tui.theme import ALERT, GOOD, QUIET, STRONG

@@ -2,7 +2,7 @@
 
 from textual.content import Content
 
-from etl.domain.items import Stage
+from etl.domain.statuses import Stage
 from tui.format import NOTHING, bar, count, duration, rate, short
 from tui.snapshot import StageState, StageView
 from tui.theme import ALERT, GOOD, QUIET, STRONG

@@ -25,7 +25,8 @@ from etl.caption.quality import RECOMPUTED
 from etl.caption.recipe import Recipe
 from etl.caption.tokens import PromptEncoder, crop_aspect, open_working_copy
 from etl.clock import now_ms
-from etl.domain.items import CaptionItem, CaptionResult, EngineSample, ItemFailure
+from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
+from etl.domain.views import EngineSample
 from etl.errors import CaptionError, GenerationError
 from etl.settings import Settings
 

@@ -13,7 +13,9 @@ from etl.caption.captioner import never
 from etl.caption.gpus.plan import WorkerPlan
 from etl.caption.recipe import Recipe
 from etl.clock import now_ms
-from etl.domain.items import CaptionItem, CaptionResult, EngineSample, FinishReason, ItemFailure
+from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
+from etl.domain.statuses import FinishReason
+from etl.domain.views import EngineSample
 from etl.errors import ChildEndedError, CrashedError, EtlError, ModelError
 from etl.processes import ChildProcess
 from etl.settings import Settings

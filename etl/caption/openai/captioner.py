@@ -18,7 +18,8 @@ from etl.caption.openai.endpoint import Endpoint, Identity
 from etl.caption.openai.pool import Outcome, Pool
 from etl.caption.openai.responses import EndpointBusyError, EndpointTroubleError
 from etl.caption.recipe import Recipe
-from etl.domain.items import CaptionItem, EngineSample
+from etl.domain.items import CaptionItem
+from etl.domain.views import EngineSample
 from etl.errors import EtlError, ModelError
 from etl.settings import Settings
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from etl.caption.openai.request_format import Complaint
-from etl.domain.items import FinishReason
+from etl.domain.statuses import FinishReason
 from etl.errors import (
     CaptionError,
     ContentFilterError,

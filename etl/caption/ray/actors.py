@@ -7,7 +7,8 @@ from typing import Any
 
 from etl.caption.ray.worker import RayWorker
 from etl.clock import now_ms
-from etl.domain.items import CaptionItem, EngineSample
+from etl.domain.items import CaptionItem
+from etl.domain.views import EngineSample
 from etl.ray_cluster.connection import joined, leave
 from etl.ray_cluster.nodes import Death, Node, Nodes, kill
 from etl.settings import Settings

@@ -18,7 +18,9 @@ from etl.caption.ray.actors import Actor, Cluster
 from etl.caption.recipe import Recipe
 from etl.caption.tokens import working_copy_bytes
 from etl.clock import now_ms
-from etl.domain.items import CaptionItem, CaptionResult, EngineSample, FinishReason, ItemFailure
+from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
+from etl.domain.statuses import FinishReason
+from etl.domain.views import EngineSample
 from etl.errors import CrashedError, ModelError, WorkerTimeoutError, WorkingCopyError
 from etl.images.cache import ImageCache
 from etl.settings import Settings

@@ -25,7 +25,8 @@ from etl.caption.slots.state import Request
 from etl.caption.slots.timing import PhaseClock
 from etl.caption.tokens import PromptEncoder
 from etl.clock import now_ms
-from etl.domain.items import CaptionItem, CaptionResult, EngineSample, ItemFailure
+from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
+from etl.domain.views import EngineSample
 from etl.errors import GenerationError, ModelError
 from etl.settings import Settings
 

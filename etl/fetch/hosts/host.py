@@ -10,7 +10,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from etl.clock import now_ms
-from etl.domain.items import HostInfo, HostState
+from etl.domain.statuses import HostState
+from etl.domain.views import HostInfo
 from etl.errors import FetchError, ItemError, ServerError, TooManyRequestsError
 from etl.fetch.hosts.breaker import NEVER, ROW, Breaker, Request
 from etl.fetch.hosts.health import Sign, is_overload, sign_of

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from etl.clock import now_ms
-from etl.domain.items import HostInfo, HostState
+from etl.domain.statuses import HostState
+from etl.domain.views import HostInfo
 from etl.errors import HostDownError, ItemError
 from etl.fetch.hosts.breaker import Request
 from etl.fetch.hosts.host import Host, Terms

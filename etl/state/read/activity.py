@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from etl.domain.items import EngineSample, GpuSample, Progress
+from etl.domain.views import EngineSample, GpuSample, Progress
 from etl.state.database import ENGINE_VERSION
 from etl.state.read.reader import RATE_WINDOW_MS, Reader
 

@@ -7,7 +7,7 @@ machine costs as much, is not known here.
 
 from dataclasses import dataclass
 
-from etl.domain.items import Stage
+from etl.domain.statuses import Stage
 from etl.state.read.reader import Reader
 
 _HOUR_MS = 3_600_000

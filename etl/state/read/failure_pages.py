@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from etl.domain.items import Failure, Stage
+from etl.domain.statuses import Stage
+from etl.domain.views import Failure
 from etl.state.read.failures import FAILURES
 from etl.state.read.reader import Reader
 

@@ -1,6 +1,7 @@
 """How the failed items of each stage are found: the SQL behind ``etl failures`` and the dashboard."""
 
-from etl.domain.items import FailureFilter, Stage
+from etl.domain.statuses import Stage
+from etl.domain.views import FailureFilter
 
 CURRENT = "recipe = (SELECT id FROM recipes WHERE current = 1)"
 """Condition over ``captions``: those of the current recipe."""

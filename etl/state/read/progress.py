@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from etl.clock import now_ms
-from etl.domain.items import HostInfo, HostProgress, HostState, Progress, Stage
+from etl.domain.statuses import HostState, Stage
+from etl.domain.views import HostInfo, HostProgress, Progress
 from etl.state.database import HOSTS_VERSION, known
 from etl.state.read.failures import CURRENT
 from etl.state.read.reader import PAGE, RATE_WINDOW_MS, Reader

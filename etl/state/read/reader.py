@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from etl.clock import now_ms
-from etl.domain.items import Failure, FailureFilter, Progress, RunInfo, RunState, Stage
+from etl.domain.statuses import RunState, Stage
+from etl.domain.views import Failure, FailureFilter, Progress, RunInfo
 from etl.state.database import DATABASE_NAME, ENGINE_VERSION, check_version, known, open_reader, translate_errors
 from etl.state.lock import is_locked
 from etl.state.read.export_rows import ExportRow, export_sql

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from etl.domain.items import RecordState, Stage
+from etl.domain.statuses import RecordState, Stage
 from etl.state.read.export_rows import ExportRow
 from etl.state.read.reader import Reader
 from etl.state.read.titles import title_and_date

@@ -1,0 +1,94 @@
+"""The statuses and kinds of things, as they are stored."""
+
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """A part of the pipeline; a run works on one or more of them."""
+
+    INGEST = "ingest"
+    FETCH = "fetch"
+    CAPTION = "caption"
+    EXPORT = "export"
+
+
+class QueueStatus(StrEnum):
+    """Where a source or a caption stands in its work queue."""
+
+    READY = "ready"
+    RUNNING = "running"
+    RETRY = "retry"
+    DONE = "done"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+class RecordState(StrEnum):
+    """What the manifest and the selection say of a record."""
+
+    ACTIVE = "active"
+    UNSELECTED = "unselected"
+    REMOVED = "removed"
+    INVALID = "invalid"
+
+
+class RecordOutcome(StrEnum):
+    """What became of an active record under the current recipe."""
+
+    PENDING = "pending"
+    CAPTIONED = "captioned"
+    FAILED = "failed"
+
+
+class RunState(StrEnum):
+    """What a reader can say of the latest run."""
+
+    NONE = "none"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    CRASHED = "crashed"
+    DONE = "done"
+    PARTIAL = "partial"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
+LIVE = frozenset({RunState.RUNNING, RunState.PAUSED, RunState.STOPPING})
+"""The states of a run that a process stands behind; only such a run hears commands."""
+
+
+class FinishReason(StrEnum):
+    """Why generation ended: at the end-of-sequence token, or at the token limit."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class QualityFlag(StrEnum):
+    """What is suspicious about a caption.
+
+    Attributes:
+        ECHO: the text gives the prompt back, or continues the conversation in the user's role.
+        EMPTY: no letters or digits, or hardly any for the tokens that were spent.
+        RECOMPUTED: half precision overflowed on this picture, so its caption was made in float32; set by the backend.
+        REFUSAL: the model speaks of itself, or says that it cannot see or describe the picture.
+        REPETITION: the text goes round in a loop of a word, a phrase or a sentence.
+        TRUNCATED: generation ended at the token limit, so the last sentence is probably cut.
+    """
+
+    ECHO = "echo"
+    EMPTY = "empty"
+    RECOMPUTED = "recomputed"
+    REFUSAL = "refusal"
+    REPETITION = "repetition"
+    TRUNCATED = "truncated"
+
+
+class HostState(StrEnum):
+    """How fetch treats a host: at full speed, slower, not before an instant, or as dead until a trial succeeds."""
+
+    OPEN = "open"
+    SLOWED = "slowed"
+    PAUSED = "paused"
+    PARKED = "parked"
