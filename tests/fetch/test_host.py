@@ -584,7 +584,7 @@ def test_each_change_of_state_is_one_line_in_the_log(caplog: pytest.LogCaptureFi
         await _park(gate)
         await _ask(gate)
 
-    with caplog.at_level(logging.INFO, "etl.net"):
+    with caplog.at_level(logging.INFO, "etl.fetch.hosts"):
         run(scenario)
     said = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert said == [
