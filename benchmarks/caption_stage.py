@@ -41,7 +41,9 @@ from etl.images.cache import ImageCache
 from etl.run.pipeline import Plan, run_pipeline
 from etl.run_control import Flow
 from etl.settings import Settings
+from etl.state.read.failures import failed_items
 from etl.state.read.reader import Reader
+from etl.state.read.sources import longest_edges
 from etl.state.store import Store
 
 GPU_RATE = 35.0
@@ -111,7 +113,7 @@ class Bench:
         self._prompts = prompts_of(records)
         self._fill(directory, records)
         with Reader(self._settings.state) as reader:
-            self._edge = reader.longest_edges()[0]
+            self._edge = longest_edges(reader)[0]
         if demo:
             loaded = load(dataclasses.replace(self._settings, model="demo"))
             # It never says the placeholder, so its captions get the lengths that were drawn.
@@ -173,7 +175,7 @@ class Bench:
             )  # fmt: skip
         if summary.done != self._pictures:
             with Reader(self._settings.state) as reader:
-                why = next((failure.message for failure in reader.failures()), "nobody knows why")
+                why = next((failure.message for failure in failed_items(reader)), "nobody knows why")
             raise SystemExit(f"{summary.done} of {self._pictures} pictures were captioned: {why}")
         each = 1000 / self._pictures
         return {

@@ -15,8 +15,9 @@ from backports import zstd
 
 from etl.domain.statuses import RecordOutcome, RecordState
 from etl.export.lines import CAPTION, FIELDS
-from etl.state.deep import EXAMPLES, summed_up
-from etl.state.read.export_rows import ExportRow
+from etl.state.checks import EXAMPLES, summed_up
+from etl.state.read.export_rows import ExportRow, export_rows
+from etl.state.read.manifests import all_manifests
 from etl.state.read.reader import Reader
 
 
@@ -146,8 +147,8 @@ def _has_captions_alone(path: Path) -> bool:
 
 def _rows(reader: Reader, export: _Export) -> Iterator[ExportRow]:
     """Yield the records that have a line in an export, in its order."""
-    for manifest, *_ in reader.manifests():
-        for row in reader.export_rows(manifest, export.recipe):
+    for manifest, *_ in all_manifests(reader):
+        for row in export_rows(reader, manifest, export.recipe):
             if not (row.state == RecordState.INVALID and row.error_class == "invalid_json"):
                 yield row
 

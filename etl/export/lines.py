@@ -14,8 +14,11 @@ from etl.domain.views import ExportSummary
 from etl.errors import ConfigError, StateError
 from etl.redaction import redact_url
 from etl.state.checks import counted
-from etl.state.read.export_rows import ExportRow
-from etl.state.read.reader import Reader, RecipeRow
+from etl.state.read.export_rows import ExportRow, export_rows
+from etl.state.read.manifests import all_manifests
+from etl.state.read.reader import Reader
+from etl.state.read.recipes import RecipeRow, all_recipes
+from etl.state.read.runs import run_began_at
 
 STDOUT = "-"
 FORMATS = ("jsonl", "csv", "parquet", "imagefolder", "webdataset")
@@ -93,7 +96,7 @@ class Selected:
         """Raises `ConfigError` for an unknown or ambiguous recipe or run."""
         since = 0
         if options.since:
-            found = reader.began_at(options.since)
+            found = run_began_at(reader, options.since)
             if found is None:
                 raise ConfigError(f"no run, or more than one, has the uid or number {options.since!r}; see `etl runs`")
             since = found
@@ -117,7 +120,7 @@ def kind_of(target: str, options: ExportOptions) -> str:
 
 
 def _chosen_recipe(reader: Reader, wanted: str | None) -> RecipeRow | None:
-    recipes = reader.recipes()
+    recipes = all_recipes(reader)
     if wanted is None:
         return next((recipe for recipe in recipes if recipe.current), None)
     found = [recipe for recipe in recipes if recipe.sha256.startswith(wanted.lower())]
@@ -136,11 +139,11 @@ def joined(
     """
     recipe = selected.recipe
     source = source_of(recipe) if recipe else ""
-    for manifest, *_ in reader.manifests():
+    for manifest, *_ in all_manifests(reader):
         if manifest < after[0]:
             continue
         begin = after[1:] if manifest == after[0] else (0, 0)
-        for row in reader.export_rows(manifest, recipe.id if recipe else None, begin):
+        for row in export_rows(reader, manifest, recipe.id if recipe else None, begin):
             counts["read"] += 1
             if selected.since and not _is_new(row, selected.since):
                 continue

@@ -15,8 +15,9 @@ from etl.fetch.loop import DECODE_AHEAD
 from etl.fetch.mirrors import Mirrors
 from etl.images.cache import ImageCache
 from etl.settings import Settings
-from etl.state.read import progress as outlook
+from etl.state.read.hosts import all_hosts
 from etl.state.read.reader import Reader
+from etl.state.read.sources import image_sizes, open_sources
 
 SIZE_FIELDS = ("image_size_bytes", "size_bytes", "file_size", "bytes")
 """Fields of a record that may hold the size of its picture in bytes; the first that does counts."""
@@ -115,9 +116,9 @@ def foresee(reader: Reader, settings: Settings, *, refresh: bool = False) -> For
     """
     mirrors = Mirrors.of(settings)
     sums: dict[str, _Sum] = defaultdict(_Sum)
-    for _, lines in groupby(outlook.open_sources(reader, fetched_too=refresh), key=itemgetter(0)):
+    for _, lines in groupby(open_sources(reader, fetched_too=refresh), key=itemgetter(0)):
         _add(sums, list(lines), mirrors)
-    seen = {info.host: info for info in outlook.hosts(reader)}
+    seen = {info.host: info for info in all_hosts(reader)}
     hosts = [_host(name, one, seen.get(name, HostInfo(name))) for name, one in sums.items()]
     times = [host.seconds for host in hosts]
     return Foresight(
@@ -176,7 +177,7 @@ def _disk(reader: Reader, settings: Settings, sums: Iterable[_Sum]) -> int:
         total.bytes += one.bytes
         total.known += one.known
         total.largest = max(total.largest, one.largest)
-    working, original = outlook.image_sizes(reader)
+    working, original = image_sizes(reader)
     working = working or WORKING_COPY_BYTES * (settings.longest_edge / 1024) ** 2
     mean = total.bytes / total.known if total.known else original
     unfinished = settings.concurrency + DECODE_AHEAD * (settings.decoders or os.cpu_count() or 1)

@@ -22,6 +22,7 @@ from etl.settings import Settings
 from etl.state.manifests import roots as manifest_roots
 from etl.state.presence import require_cache, require_directory
 from etl.state.read.reader import Reader
+from etl.state.read.sources import longest_edges
 from etl.state.store import Store
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bo
     for ``endpoint_patience_s``.
     """
     with Reader(store.directory) as reader:
-        edges = reader.longest_edges()
+        edges = longest_edges(reader)
         beside, refused = opened(manifest_roots(reader))
         require_cache(reader)
     if edges and edges != [settings.longest_edge]:

@@ -17,6 +17,7 @@ from etl.ingest.options import IngestOptions, Selection
 from etl.ingest.record_parser import RecordParser
 from etl.local_roots import seal
 from etl.state.manifests import Checkpoint, ManifestRow, ManifestWriter
+from etl.state.read.manifests import all_manifests, manifest_lines
 from etl.state.read.reader import Reader
 from etl.state.records import BatchCounts, NewRecord
 from etl.state.store import Store
@@ -197,7 +198,7 @@ def reselect(store: Store, selection: Selection) -> None:
     with Reader(store.directory) as reader:
         changed = [
             (number, wanted)
-            for number, _, spec, _ in reader.manifests()
+            for number, _, spec, _ in all_manifests(reader)
             if (wanted := IngestOptions.from_spec(spec, selection).spec()) != spec
         ]
         if changed:
@@ -206,7 +207,7 @@ def reselect(store: Store, selection: Selection) -> None:
 
 def _select(reader: Reader, manifest: int, selection: Selection) -> Iterator[tuple[int, RecordState]]:
     """Yield ``(record, state)`` for every valid record of a manifest."""
-    for index, (record, state, line) in enumerate(reader.lines(manifest)):
+    for index, (record, state, line) in enumerate(manifest_lines(reader, manifest)):
         if state != RecordState.INVALID:
             chosen = (index, json.loads(line)) in selection
             yield record, RecordState.ACTIVE if chosen else RecordState.UNSELECTED

@@ -20,10 +20,11 @@ from etl.run.stage_functions import stage_functions
 from etl.run.supervisor import RunResult, run_stages
 from etl.run_control import GRACE_S
 from etl.settings import Settings
-from etl.state.parts.splits import refuse_split
+from etl.state.parts.split import refuse_split
 from etl.state.read.cost import Cost, cost
-from etl.state.read.progress import Outlook
+from etl.state.read.progress import ProgressReader, read_progress
 from etl.state.read.reader import Reader
+from etl.state.read.runs import latest_runs
 from etl.state.store import Store
 from etl.telemetry.metrics import metrics
 
@@ -231,7 +232,7 @@ class _Run:
             )
         exported = self._export() if whole else None
         with Reader(self._store.directory) as reader:
-            progress, spent = Outlook(reader).progress(), cost(reader)
+            progress, spent = ProgressReader(reader).progress(), cost(reader)
         failed = _failed(progress)
         left = self._left(progress) if result.deadline and not self._signals else 0
         state = result.state
@@ -246,7 +247,7 @@ class _Run:
             )
         self._store.end_run(self._run, state, message)
         with Reader(self._store.directory) as reader:
-            progress = replace(progress, run=reader.runs(1)[0])
+            progress = replace(progress, run=latest_runs(reader, 1)[0])
         return Report(
             state, self._signals.first, result.summaries, progress, failed, ingested, exported, spent,
             self._deadline is not None and message is not None,
@@ -274,7 +275,7 @@ class _Run:
         needed = GRACE_S + SPARE_S
         if self._plan.output is not None:
             with Reader(self._store.directory) as reader:
-                needed += export_seconds(sum(reader.progress().records.values()))
+                needed += export_seconds(sum(read_progress(reader).records.values()))
         return self._deadline.ends - needed
 
     def _export(self) -> ExportSummary | None:

@@ -7,6 +7,7 @@ from etl.run.supervisor import StageFunction
 from etl.run_control import Flow
 from etl.settings import Settings
 from etl.state.read.reader import Reader
+from etl.state.read.sources import longest_edges
 from etl.state.store import Store
 
 _NOTHING = StageSummary(0, 0, 0, 0)
@@ -39,7 +40,7 @@ def _caption(store: Store, run: int, settings: Settings, flow: Flow) -> StageSum
     from etl.state.presence import require_cache
 
     with Reader(store.directory) as reader:
-        edges = reader.longest_edges()
+        edges = longest_edges(reader)
         # Before minutes are spent on a model that would have nothing to look at.
         require_cache(reader)
     # The copies that are there decide, not the setting: they may have been made on another machine.

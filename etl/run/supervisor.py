@@ -21,7 +21,7 @@ from etl.run.signals import PATIENCE_S, Signals
 from etl.run_control import GRACE_S, LEFT_BEHIND, Flow
 from etl.state import commands as control
 from etl.state.log import journal
-from etl.state.read.progress import Outlook
+from etl.state.read.progress import ProgressReader
 from etl.state.read.reader import Reader
 from etl.state.store import Command, Store
 from etl.text import clean
@@ -120,7 +120,7 @@ def run_stages(
         for worker in workers:
             worker.thread.start()
         try:
-            outlook = Outlook(reader)
+            outlook = ProgressReader(reader)
             supervisor.supervise(lambda: on_progress(outlook.progress()))
             on_progress(outlook.progress())
         except BaseException:
@@ -250,7 +250,7 @@ def _done(store: Store, command: Command, flow: Flow) -> str:
         case control.RETRY:
             chosen = control.chosen_by(command.arguments)
             if chosen.flag is not None:
-                return store.caption_again(chosen).line()
+                return store.recaption(chosen).line()
             counts = store.retry_failed(chosen)
             return ", ".join(f"{stage}: {n} ready again" for stage, n in counts.items())
     return _refused(command, "this version does not know this command")

@@ -20,7 +20,7 @@ from etl.errors import ModelError, UsageError
 from etl.export.stage import ExportOptions, export
 from etl.images.cache import ImageCache
 from etl.run.pipeline import Plan, run_pipeline
-from etl.state.read.activity import engines
+from etl.state.read.progress import engines
 from etl.state.read.reader import Reader
 
 KEY = "sk-0123456789abcdef"

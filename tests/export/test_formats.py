@@ -23,6 +23,7 @@ from etl.export.stage import ExportOptions
 from etl.ingest.manifest import Manifest
 from etl.run.pipeline import Plan, export_manifest, run_pipeline
 from etl.state.read.reader import Reader
+from etl.state.read.runs import latest_runs
 
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -217,8 +218,8 @@ def test_since(work: Work) -> None:
     """Only what was captioned or failed for good after a run began, by uid or number; it is recorded as a part."""
     work.finish()
     with Reader(work.state) as reader:
-        last = next(run for run in reader.runs() if run.stages == ("caption",))
-        first = reader.runs(50)[-1]
+        last = next(run for run in latest_runs(reader) if run.stages == ("caption",))
+        first = latest_runs(reader, 50)[-1]
     assert [line["id"] for line in lines(work, since=last.uid)] == ["later"]
     assert [line["id"] for line in lines(work, since=str(last.id))] == ["later"]
     everything = lines(work, since=first.uid)

@@ -26,7 +26,8 @@ from etl.domain.statuses import RunState
 from etl.export.stage import ExportOptions
 from etl.run.pipeline import Plan, export_manifest, run_pipeline
 from etl.state.read.cost import cost
-from etl.state.read.progress import Outlook, hosts
+from etl.state.read.hosts import all_hosts
+from etl.state.read.progress import ProgressReader
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 
@@ -74,7 +75,7 @@ def stopped_after(seconds: float) -> Iterator[None]:
 def ages(bench: Workbench) -> list[float]:
     """Return everything that is told as an age, a length of time or a rate."""
     with Reader(bench.state) as reader:
-        progress = progress_json(Outlook(reader).progress())
+        progress = progress_json(ProgressReader(reader).progress())
         spent = cost(reader, 3600.0)
     took = bench.rows("SELECT ended_at - started_at FROM runs WHERE ended_at IS NOT NULL")
     return [
@@ -149,7 +150,7 @@ def test_a_clock_that_was_wrong_in_an_earlier_run(server: FaultServer, tmp_path:
     assert 3500 < left["http_429"] <= 3600
     assert 200 < left["http_5xx"] <= 300
     with Reader(bench.state) as reader:
-        paused = {info.host: ((info.until or 0) - now_ms()) / 1000 for info in hosts(reader)}
+        paused = {info.host: ((info.until or 0) - now_ms()) / 1000 for info in all_hosts(reader)}
     assert 3500 < paused["127.0.0.1"] <= 3600
     assert all(0 <= each < HOUR_MS for each in ages(bench))
     # And the other way round: the clock was a day behind, so that all waits are over.

@@ -18,6 +18,7 @@ from etl.export.stage import ExportOptions
 from etl.run.pipeline import export_manifest
 from etl.run_control import Flow
 from etl.state.database import DATABASE_NAME, PAGE_SIZE, SCHEMA_VERSION
+from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
 from etl.state.schema import migrations
 
@@ -103,7 +104,7 @@ def test_a_state_of_an_earlier_schema_goes_on(
     kept = bench.rows(done)
     with Reader(bench.state) as reader:
         assert reader.version == version
-        assert reader.progress().outcomes == {"captioned": len(kept), "failed": 1, "pending": 6 - len(kept)}
+        assert read_progress(reader).outcomes == {"captioned": len(kept), "failed": 1, "pending": 6 - len(kept)}
     assert bench.rows("PRAGMA user_version") == [(version,)], "looking migrates nothing"
     # Nothing proves that a state which names no root was made by this user.
     bench.ingest(*RECORDS)

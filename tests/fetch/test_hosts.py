@@ -12,7 +12,7 @@ from etl.clock import now_ms
 from etl.domain.statuses import HostState, Stage
 from etl.domain.views import HostInfo, StageSummary
 from etl.net.client import Download, Downloader
-from etl.state.read.progress import Outlook
+from etl.state.read.progress import ProgressReader
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 
@@ -162,7 +162,7 @@ def test_how_hosts_fared_is_told(server: FaultServer, make_bench: MakeBench) -> 
     bench.ingest(*urls)
     bench.fetch()
     with Reader(bench.state) as reader:
-        progress = Outlook(reader).progress()
+        progress = ProgressReader(reader).progress()
     hosts = {host.info.host: host for host in progress.hosts}
     assert [(name, hosts[name].info.done, hosts[name].info.failed) for name in sorted(hosts)] == [
         ("one.test", 4, 1), ("two.test", 3, 0),

@@ -27,6 +27,7 @@ from etl.run.supervisor import run_stages
 from etl.run_control import GRACE_S, LEFT_BEHIND, Flow
 from etl.settings import Settings, load_settings
 from etl.state.read.reader import Reader
+from etl.state.read.runs import latest_runs
 from etl.state.store import Store
 
 NOW = datetime.fromisoformat("2026-11-25T17:30:10+00:00")
@@ -160,7 +161,7 @@ def test_the_export_is_written_in_time_and_the_run_says_what_is_left(
     assert (report.deadline, report.state, report.signal) == (True, RunState.INTERRUPTED, None)
     assert output.read_bytes() == (bench.state.parent / "manifest.jsonl").read_bytes()
     with Reader(bench.state) as reader:
-        (run,) = reader.runs(1)
+        (run,) = latest_runs(reader, 1)
     assert run.message == "deadline reached, 6 records left"
     assert run.stops_at is not None
     assert 15_000 < run.stops_at - run.started_at <= 20_000

@@ -13,7 +13,9 @@ from etl.images.cache import ImageCache
 from etl.run.supervisor import _obey
 from etl.run_control import Flow
 from etl.state.log import RunLog
+from etl.state.read.failures import failed_items
 from etl.state.read.reader import Reader
+from etl.state.read.story import record_story
 from etl.state.store import Command, Store
 
 
@@ -115,8 +117,8 @@ def test_keys_and_filters_are_values(tmp_path: Path, key: str) -> None:
         chosen = FailureFilter(Stage.FETCH, key, key, key)
         assert store.retry_failed(chosen) == {"fetch": 0}
         with Reader(tmp_path / "state") as reader:
-            assert reader.story(key) is None
-            assert list(reader.failures(chosen)) == []
+            assert record_story(reader, key) is None
+            assert list(failed_items(reader, chosen)) == []
             assert records_by_key(reader, key) == []
             assert len(records_by_text(reader, key)[0]) == (key == '"')
             assert len(reader.rows("SELECT * FROM records")) == 1

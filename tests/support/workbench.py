@@ -32,6 +32,7 @@ from etl.ingest.stage import ingest
 from etl.run_control import Flow
 from etl.settings import Settings
 from etl.state.read.reader import Reader
+from etl.state.read.story import record_story
 from etl.state.store import Store
 
 
@@ -118,7 +119,7 @@ class Workbench:
     def story(self, key: str) -> dict[str, Any]:
         """Return all that is known of one record."""
         with Reader(self.state) as reader:
-            found = reader.story(key)
+            found = record_story(reader, key)
         assert found is not None
         return found
 

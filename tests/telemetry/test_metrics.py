@@ -21,6 +21,7 @@ from etl.ingest.options import IngestOptions
 from etl.run.pipeline import Plan, run_pipeline
 from etl.settings import Settings
 from etl.state.read.reader import Reader
+from etl.state.read.runs import latest_runs
 from etl.state.store import Store
 from etl.telemetry.metrics import StateMetrics, metrics
 
@@ -139,7 +140,7 @@ def test_a_port_that_is_taken_is_told_before_anything_begins(tmp_path: Path) -> 
         with pytest.raises(ConfigError, match=f"127.0.0.1:{taken.getsockname()[1]} .*--metrics-port"):
             run_pipeline(state.settings, Plan(fetch=True), lambda _: None)
     with Reader(state.settings.state) as reader:
-        assert [run.stages for run in reader.runs()] == [("ingest",)]
+        assert [run.stages for run in latest_runs(reader)] == [("ingest",)]
 
 
 def test_without_the_extra_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
