@@ -26,7 +26,7 @@ from etl.fetch.workers.base import Hands, LostError
 from etl.images.cache import ImageCache
 from etl.net import resume
 from etl.net.urls import host_of
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.settings import Settings
 from etl.state.hosts import HostLog
 from etl.state.sources import SourceQueue
@@ -71,7 +71,7 @@ class FetchLoop:
         queue: SourceQueue,
         host_log: HostLog,
         settings: Settings,
-        flow: Flow,
+        control: RunControl,
         cache: ImageCache,
         hands: Hands,
         mirrors: Mirrors,
@@ -81,7 +81,7 @@ class FetchLoop:
         self._queue = queue
         self._host_log = host_log
         self._settings = settings
-        self._flow = flow
+        self._control = control
         self._cache = cache
         self._hands = hands
         self._mirrors = mirrors
@@ -100,7 +100,7 @@ class FetchLoop:
         self._done = self._retried = self._dead = 0
 
     async def run(self) -> StageSummary:
-        """Fetch until nothing is left or the flow says stop; return what was done."""
+        """Fetch until nothing is left or the run stops; return what was done."""
         # Only now: the HTTP client takes a tenth of a second to import, in which the decoders start.
         from etl.fetch.source import SourceFetcher
         from etl.net.client import Downloader
@@ -119,7 +119,7 @@ class FetchLoop:
                 fetcher = SourceFetcher(
                     self._settings, self._queue, self._gate, downloads, decoders, self._cache, self._mirrors,
                     self._roots, downloader.may_follow, on_downloaded=self._changed.set,
-                    is_stopping=lambda: self._flow.stopping,
+                    is_stopping=lambda: self._control.stopping,
                 )  # fmt: skip
                 try:
                     await self._loop(fetcher)
@@ -139,15 +139,15 @@ class FetchLoop:
         return ask
 
     async def _loop(self, fetcher: "SourceFetcher") -> None:
-        while not self._flow.should_abandon():
+        while not self._control.should_abandon():
             self._report_hosts()
-            claiming = self._flow.claiming and self._room.may_grow(busy=bool(self._in_flight))
-            claiming = claiming and self._hands.are_ready()
+            accepting = self._control.accepting_work and self._room.may_grow(busy=bool(self._in_flight))
+            accepting = accepting and self._hands.are_ready()
             self._gate.total = self._settings.concurrency * self._hands.machines
-            self._gate.closed = not claiming
-            if claiming:
+            self._gate.closed = not accepting
+            if accepting:
                 await self._claim(fetcher)
-            if not self._in_flight and (self._flow.stopping or await self._rest()):
+            if not self._in_flight and (self._control.stopping or await self._rest()):
                 return
             await self._look(fetcher)
 
@@ -220,7 +220,7 @@ class FetchLoop:
     async def _rest(self) -> bool:
         """With nothing in flight: wait a little for what is due later; tell whether nothing is left at all."""
         due = self._queue.next_due_ms()
-        if due is None and not self._flow.model_is_loading:
+        if due is None and not self._control.model_is_loading:
             return True
         # A new model wants pictures back that were evicted when the last one had captioned them.
         wait = LOOK_S if due is None else (due - now_ms()) / 1000

@@ -17,7 +17,7 @@ from etl.fetch.workers.base import Hands, LocalHands
 from etl.images.cache import ImageCache
 from etl.local_roots import opened
 from etl.net import resume
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.settings import Settings
 from etl.state.manifests import roots as manifest_roots
 from etl.state.presence import require_cache, require_directory
@@ -27,7 +27,7 @@ from etl.state.store import Store
 log = logging.getLogger(__name__)
 
 
-def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bool = False) -> StageSummary:
+def fetch(store: Store, run: int, settings: Settings, control: RunControl, *, refresh: bool = False) -> StageSummary:
     """Fetch every source that is due until none is left, waiting for those that will be tried again.
 
     With ``refresh``, sources that were fetched before are asked for again, and kept where they have not changed.
@@ -65,8 +65,8 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bo
         # While this process prepares itself; what it asks for first comes within hundredths of a second.
         hands.begin(queue.due())
         loop = FetchLoop(
-            queue, store.hosts(run), settings, flow, cache, hands, mirrors, roots,
-            Room(store, cache, queue, settings, flow),
+            queue, store.hosts(run), settings, control, cache, hands, mirrors, roots,
+            Room(store, cache, queue, settings, control),
         )  # fmt: skip
         try:
             return asyncio.run(loop.run())

@@ -301,7 +301,7 @@ def test_nobody_waits_until_it_is_known_how_a_node_was_lost(server: FaultServer,
     far.ingest(*urls)
     with near_cluster(far.settings) as cluster:
         thread = lose_when_asked(cluster, server, "/0.jpg", Loss("out of reach", with_node=None))
-        with far.beside(lambda flow: far.fetch(flow, read_timeout_s=60, per_host=1)) as (_, ended):
+        with far.beside(lambda control: far.fetch(control, read_timeout_s=60, per_host=1)) as (_, ended):
             assert ended.result(60) == StageSummary(done=6)
         thread.join()
     assert [peer.is_killed for peer in cluster.every if peer.loss] == [True]
