@@ -29,7 +29,7 @@ def host_json(host: HostProgress) -> dict[str, Any]:
 
 def is_news(host: HostProgress) -> bool:
     """Tell whether there is anything to say of a host: work, speed or trouble."""
-    return host.pending > 0 or host.items_per_s > 0 or host.info.state is not HostState.OPEN
+    return host.pending > 0 or host.items_per_s > 0 or host.info.state is not HostState.HEALTHY
 
 
 def host_line(host: HostProgress) -> str:
@@ -41,7 +41,7 @@ def host_line(host: HostProgress) -> str:
         parts.append(f"{host.info.in_flight} at once")
     if host.pending:
         parts.append(f"{host.pending:,} to come")
-    if host.info.state is not HostState.OPEN:
+    if host.info.state is not HostState.HEALTHY:
         parts.append(_trouble(host))
     return f"{clean(host.info.host)} {', '.join(parts) or 'nothing to come'}"
 
@@ -49,8 +49,9 @@ def host_line(host: HostProgress) -> str:
 def _trouble(host: HostProgress) -> str:
     info = host.info
     left = (info.until - now_ms()) / 1000 if info.until is not None else 0
-    until = f" for {duration(left)}" if left > 0 and info.state is not HostState.SLOWED else ""
-    return f"{info.state.value}{until}" + (f": {clean(info.reason)}" if info.reason else "")
+    how = ", asked again in" if info.state is HostState.NOT_ANSWERING else " for"
+    until = f"{how} {duration(left)}" if left > 0 and info.state is not HostState.SLOWED else ""
+    return f"{info.state.shown}{until}" + (f": {clean(info.reason)}" if info.reason else "")
 
 
 def errors_text(progress: Progress) -> str:
@@ -88,7 +89,7 @@ def _host_line(host: "HostForesight") -> str:
     text += f", {_bytes(host.bytes, host.unknown, host.sources)}"
     if host.seconds:
         text += f", about {duration(host.seconds)}"
-    return text + ("" if host.state is HostState.OPEN else f"; {host.state.value}: {clean(host.reason or '')}")
+    return text + ("" if host.state is HostState.HEALTHY else f"; {host.state.shown}: {clean(host.reason or '')}")
 
 
 def _bytes(known: int, unknown: int, of: int) -> str:

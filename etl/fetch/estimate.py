@@ -49,7 +49,7 @@ class HostForesight:
     bytes: int
     unknown: int
     seconds: float | None
-    state: HostState = HostState.OPEN
+    state: HostState = HostState.HEALTHY
     reason: str | None = None
 
 

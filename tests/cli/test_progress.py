@@ -18,7 +18,7 @@ QUEUE = {"done": 1200, "dead": 12, "retry": 3, "ready": 785}
 
 def test_the_plain_line_tells_hosts_errors_and_time() -> None:
     """One line has counts, rates, bytes, the time left, the most frequent errors, and each host with its trouble."""
-    slow = HostInfo("slow.test", HostState.PARKED, "8 sources failed in a row: timeout", now_ms() + 25_400)
+    slow = HostInfo("slow.test", HostState.NOT_ANSWERING, "8 sources failed in a row: timeout", now_ms() + 25_400)
     now = Progress(
         {}, {}, QUEUE, {}, fetched_per_s=4.2, bytes_per_s=12.5 * 2**20, fetch_seconds=2040.0,
         fetch_errors={"timeout": 9, "http_404": 3, "dns": 1, "reset": 1, "tls": 1},
@@ -31,7 +31,7 @@ def test_the_plain_line_tells_hosts_errors_and_time() -> None:
     assert line.count("\n") == 0
     assert "fetch 1,200/2,000 (12 failed, 3 waiting) 4.2/s 12.5 MiB/s, 34 min left" in line
     assert "errors: 9 timeout, 3 http_404, 1 dns, 1 reset, 1 others" in line
-    assert "host slow.test 300 to come, parked for 25 s: 8 sources failed in a row: timeout" in line
+    assert "host slow.test 300 to come, not answering, asked again in 25 s: 8 sources failed in a row: timeout" in line
     assert "host good.test 4.2/s 12.5 MiB/s, 4 at once, 485 to come" in line
     assert "done.test" not in line
 
@@ -61,9 +61,9 @@ def test_log_lines_go_above_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         monkeypatch.setattr(sys, "stderr", above)
         with _log_above_bars():
-            logging.getLogger("etl.net").warning("a host was parked")
+            logging.getLogger("etl.net").warning("a host does not answer")
         logging.getLogger("etl.net").warning("it answers again")
     finally:
         logging.getLogger().removeHandler(handler)
-    assert "a host was parked\n" in above.getvalue()
+    assert "a host does not answer\n" in above.getvalue()
     assert before.getvalue() == "it answers again\n"

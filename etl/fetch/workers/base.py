@@ -41,7 +41,7 @@ class Downloads(Protocol):
     async def download(self, url: str, part: Path, *, validators: "Validators | None" = None) -> Download:
         """Download one URL, as `etl.net.client.Downloader.download` does.
 
-        Raises `LostError`, and `NotNowError` where nobody can do it at the moment.
+        Raises `LostError`, and `HostNotReadyError` where nobody can do it at the moment.
         """
         ...
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from etl.clock import now_ms
 from etl.domain.items import DecodedImage
 from etl.errors import NodeFailedError
-from etl.fetch.hosts.limiter import NotNowError
+from etl.fetch.hosts.limiter import HostNotReadyError
 from etl.fetch.workers.base import Decoders, Downloads, LostError, decoder_pool
 from etl.fetch.workers.peers import LOOK_S, Cluster, Member, Team
 from etl.fetch.workers.wire import Fields, NodeFaultError, decoded_of, download_of, error_of, plain, rest_of
@@ -96,7 +96,7 @@ class ClusterHands:
         held = self._held.pop(part, None)
         member = held.member if held is not None and not held.member.is_lost else self._team.emptiest()
         if member is None:
-            raise NotNowError(now_ms())
+            raise HostNotReadyError(now_ms())
         answer = await self._team.ask(member, url, "download", url, plain(validators))
         if "error" in answer:
             if (rest := rest_of(answer["rest"])) is not None:
