@@ -22,7 +22,7 @@ from etl.fetch.disk_budget import Room
 from etl.fetch.hosts.limiter import HostLimiter, HostNotReadyError
 from etl.fetch.local_files import Roots
 from etl.fetch.mirrors import Mirrors
-from etl.fetch.workers.base import Hands, LostError
+from etl.fetch.workers.base import FetchBackend, LostError
 from etl.images.cache import ImageCache
 from etl.net import resume
 from etl.net.urls import host_of
@@ -73,7 +73,7 @@ class FetchLoop:
         settings: Settings,
         control: RunControl,
         cache: ImageCache,
-        hands: Hands,
+        backend: FetchBackend,
         mirrors: Mirrors,
         roots: Roots,
         room: Room,
@@ -83,7 +83,7 @@ class FetchLoop:
         self._settings = settings
         self._control = control
         self._cache = cache
-        self._hands = hands
+        self._backend = backend
         self._mirrors = mirrors
         self._roots = roots
         self._room = room
@@ -115,7 +115,7 @@ class FetchLoop:
                 log.info("a proxy is set: it resolves names, so private addresses are not refused")
             if self._settings.respect_robots:
                 downloader.may_follow = self._robots_of(downloader)
-            async with self._hands.at_work(downloader) as (downloads, decoders):
+            async with self._backend.at_work(downloader) as (downloads, decoders):
                 fetcher = SourceFetcher(
                     self._settings, self._queue, self._limiter, downloads, decoders, self._cache, self._mirrors,
                     self._roots, downloader.may_follow, on_downloaded=self._changed.set,
@@ -142,8 +142,8 @@ class FetchLoop:
         while not self._control.should_abandon():
             self._report_hosts()
             accepting = self._control.accepting_work and self._room.may_grow(busy=bool(self._in_flight))
-            accepting = accepting and self._hands.are_ready()
-            self._limiter.total = self._settings.concurrency * self._hands.machines
+            accepting = accepting and self._backend.are_ready()
+            self._limiter.total = self._settings.concurrency * self._backend.machines
             self._limiter.closed = not accepting
             if accepting:
                 await self._claim(fetcher)
@@ -198,7 +198,7 @@ class FetchLoop:
 
     @property
     def _room_in_all(self) -> int:
-        limit = self._limiter.total + DECODE_AHEAD * self._hands.processes
+        limit = self._limiter.total + DECODE_AHEAD * self._backend.processes
         return limit - (len(self._in_flight) - self._limiter.waiting)
 
     async def _start(self, fetcher: "SourceFetcher", host: str, most: int) -> int:

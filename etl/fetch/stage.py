@@ -13,7 +13,7 @@ from etl.fetch.disk_budget import Room
 from etl.fetch.local_files import Roots
 from etl.fetch.loop import FetchLoop
 from etl.fetch.mirrors import Mirrors
-from etl.fetch.workers.base import Hands, LocalHands
+from etl.fetch.workers.base import FetchBackend, LocalBackend
 from etl.images.cache import ImageCache
 from etl.local_roots import opened
 from etl.net import resume
@@ -61,11 +61,11 @@ def fetch(store: Store, run: int, settings: Settings, control: RunControl, *, re
             "here again or give --allow-path DIR, then `etl retry-failed --class blocked_path`",
             ", ".join(map(str, closed))[:200],
         )
-    with closing(_open_hands(settings, cache)) as hands:
+    with closing(_open_backend(settings, cache)) as backend:
         # While this process prepares itself; what it asks for first comes within hundredths of a second.
-        hands.begin(queue.due())
+        backend.begin(queue.due())
         loop = FetchLoop(
-            queue, store.hosts(run), settings, control, cache, hands, mirrors, roots,
+            queue, store.hosts(run), settings, control, cache, backend, mirrors, roots,
             Room(store, cache, queue, settings, control),
         )  # fmt: skip
         try:
@@ -78,11 +78,11 @@ def fetch(store: Store, run: int, settings: Settings, control: RunControl, *, re
             raise
 
 
-def _open_hands(settings: Settings, cache: ImageCache) -> Hands:
+def _open_backend(settings: Settings, cache: ImageCache) -> FetchBackend:
     """Return who downloads and decodes.  Raises `ConfigError` and `ClusterError` where a cluster cannot be joined."""
     if settings.fetch_backend == "local":
-        return LocalHands(settings, cache)
+        return LocalBackend(settings, cache)
     from etl.fetch.workers.ray import RayCluster
-    from etl.fetch.workers.remote import ClusterHands
+    from etl.fetch.workers.remote import ClusterBackend
 
-    return ClusterHands(settings, cache, RayCluster(settings))
+    return ClusterBackend(settings, cache, RayCluster(settings))
