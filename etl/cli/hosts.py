@@ -10,7 +10,7 @@ from etl.text import clean
 from etl.units import duration, size
 
 if TYPE_CHECKING:
-    from etl.fetch.estimate import Foresight, HostForesight
+    from etl.fetch.estimate import FetchEstimate, HostEstimate
 
 SHOWN_ERRORS = 4
 """Error classes on one line: the most frequent ones."""
@@ -61,28 +61,28 @@ def errors_text(progress: Progress) -> str:
     return ", ".join(f"{n:,} {slug}" for slug, n in most[:SHOWN_ERRORS]) + (f", {more:,} others" if more else "")
 
 
-def foresight_lines(foresight: "Foresight", *, refresh: bool) -> Iterator[str]:
+def estimate_lines(estimate: "FetchEstimate", *, refresh: bool) -> Iterator[str]:
     """Yield what ``etl fetch --dry-run`` says to people."""
-    if not foresight.sources:
+    if not estimate.sources:
         yield "nothing to fetch"
         return
     again = "to fetch or to ask for again" if refresh else "to fetch"
-    yield f"{foresight.sources:,} pictures {again}, {_bytes(foresight.bytes, foresight.unknown, foresight.sources)}"
-    for host in foresight.hosts:
+    yield f"{estimate.sources:,} pictures {again}, {_bytes(estimate.bytes, estimate.unknown, estimate.sources)}"
+    for host in estimate.hosts:
         yield f"host      {_host_line(host)}"
-    if foresight.seconds is not None:
-        yield f"time      about {duration(foresight.seconds)}, at the rates seen so far"
+    if estimate.seconds is not None:
+        yield f"time      about {duration(estimate.seconds)}, at the rates seen so far"
     else:
-        rest = [host for host in foresight.hosts if host.seconds is None]
-        known = max((host.seconds for host in foresight.hosts if host.seconds), default=None)
+        rest = [host for host in estimate.hosts if host.seconds is None]
+        known = max((host.seconds for host in estimate.hosts if host.seconds), default=None)
         begun = "" if known is None else f"about {duration(known)} for the others; "
         names = ", ".join(clean(host.host) for host in rest[:SHOWN_ERRORS])
         yield f"time      {begun}not known for {names}: fetch for a minute, stop, and ask again"
-    fits = "" if foresight.disk_bytes <= foresight.disk_free else ": NOT ENOUGH"
-    yield f"disk      {size(foresight.disk_bytes)} needed at most, {size(foresight.disk_free)} free{fits}"
+    fits = "" if estimate.disk_bytes <= estimate.disk_free else ": NOT ENOUGH"
+    yield f"disk      {size(estimate.disk_bytes)} needed at most, {size(estimate.disk_free)} free{fits}"
 
 
-def _host_line(host: "HostForesight") -> str:
+def _host_line(host: "HostEstimate") -> str:
     text = f"{clean(host.host) or 'local files'}: {host.sources:,} pictures"
     if host.retries:
         text += f", {host.retries:,} of them after a failure"

@@ -16,8 +16,8 @@ from etl.state.store import Store
 MIB = 2**20
 
 
-class Room:
-    """The room that one fetch stage has.  Make it before the first decoder starts: it counts what is there then."""
+class DiskBudget:
+    """What a fetch may put on the disk.  Make it before the first decoder starts: it counts what is there then."""
 
     def __init__(
         self, store: Store, cache: ImageCache, queue: SourceQueue, settings: Settings, control: RunControl
@@ -29,7 +29,7 @@ class Room:
         self._limit = CacheLimit(store, cache, settings.max_cache_size)
 
     def may_grow(self, *, busy: bool) -> bool:
-        """Tell whether more may be fetched now; when the cache is full, captioning may still make room.
+        """Return whether more may be fetched now; when the cache is full, captioning may still make room.
 
         ``busy`` says that pictures are on their way, which may turn out to need no room.
 

@@ -18,7 +18,7 @@ from etl.domain.items import FetchedImage, ItemFailure, KnownImage, SourceItem
 from etl.domain.statuses import HostState
 from etl.domain.views import StageSummary
 from etl.errors import DecoderCrashedError, EtlError, FetchError, HostDownError, InternalError, ItemError
-from etl.fetch.disk_budget import Room
+from etl.fetch.disk_budget import DiskBudget
 from etl.fetch.hosts.limiter import HostLimiter, HostNotReadyError
 from etl.fetch.local_files import Roots
 from etl.fetch.mirrors import Mirrors
@@ -76,7 +76,7 @@ class FetchLoop:
         backend: FetchBackend,
         mirrors: Mirrors,
         roots: Roots,
-        room: Room,
+        budget: DiskBudget,
     ) -> None:
         self._queue = queue
         self._host_log = host_log
@@ -86,7 +86,7 @@ class FetchLoop:
         self._backend = backend
         self._mirrors = mirrors
         self._roots = roots
-        self._room = room
+        self._budget = budget
         self._limiter = HostLimiter(
             settings.concurrency, settings.per_host, rate=settings.host_rate, patience_s=settings.host_patience_s,
             pause_s=min(settings.backoff_s, settings.backoff_cap_s), longest_pause_s=LONGEST_ASKED_WAIT_S,
@@ -141,7 +141,7 @@ class FetchLoop:
     async def _loop(self, fetcher: "SourceFetcher") -> None:
         while not self._control.should_abandon():
             self._report_hosts()
-            accepting = self._control.accepting_work and self._room.may_grow(busy=bool(self._in_flight))
+            accepting = self._control.accepting_work and self._budget.may_grow(busy=bool(self._in_flight))
             accepting = accepting and self._backend.are_ready()
             self._limiter.total = self._settings.concurrency * self._backend.machines
             self._limiter.closed = not accepting
@@ -187,17 +187,17 @@ class FetchLoop:
             self._last_host = ""
         more = []
         for host in hosts:
-            room = min(self._room_for(host), self._room_in_all)
-            if room <= 0 or await self._start(fetcher, host, room) == room:
+            free = min(self._free(host), self._free_in_all)
+            if free <= 0 or await self._start(fetcher, host, free) == free:
                 more.append(host)
             self._last_host = host
         for host in more:
-            room = min(self._limiter.ahead(host), self._limiter.total - self._limiter.waiting)
-            if room > 0 and self._room_in_all > 0:
-                await self._start(fetcher, host, room)
+            ahead = min(self._limiter.ahead(host), self._limiter.total - self._limiter.waiting)
+            if ahead > 0 and self._free_in_all > 0:
+                await self._start(fetcher, host, ahead)
 
     @property
-    def _room_in_all(self) -> int:
+    def _free_in_all(self) -> int:
         limit = self._limiter.total + DECODE_AHEAD * self._backend.processes
         return limit - (len(self._in_flight) - self._limiter.waiting)
 
@@ -212,13 +212,13 @@ class FetchLoop:
         await asyncio.sleep(0)
         return len(items)
 
-    def _room_for(self, host: str) -> int:
+    def _free(self, host: str) -> int:
         if self._mirrors and self._limiter.blocked_until_ms(host) is not None:
             return min(self._limiter.free(""), self._settings.per_host)
         return self._limiter.free(host)
 
     async def _rest(self) -> bool:
-        """With nothing in flight: wait a little for what is due later; tell whether nothing is left at all."""
+        """With nothing in flight: wait a little for what is due later; return whether nothing is left at all."""
         due = self._queue.next_due_ms()
         if due is None and not self._control.model_is_loading:
             return True
@@ -229,7 +229,7 @@ class FetchLoop:
         return False
 
     def _report_hosts(self) -> None:
-        """Tell how the hosts fare, and give up those that were dead for too long."""
+        """Report how the hosts fare, and give up those that were dead for too long."""
         if time.monotonic() < self._report_at:
             return
         self._report_at = time.monotonic() + REPORT_S
@@ -245,12 +245,12 @@ class FetchLoop:
     def _commit(self, fetcher: "SourceFetcher") -> None:
         ended, self._ended = self._ended, _Ended()
         if ended.fetched:
-            self._done += self._room.commit(ended.fetched)
+            self._done += self._budget.commit(ended.fetched)
         if ended.not_ready:
             self._queue.postpone(ended.not_ready)
         if ended.failed:
             # Not theirs to answer for, where the cache was taken away under them.
-            self._room.require_cache()
+            self._budget.require_cache()
             dead = self._queue.fail([failure for failure, _ in ended.failed])
             for (_, item), gone in zip(ended.failed, dead, strict=True):
                 if gone:

@@ -9,7 +9,7 @@ from contextlib import closing
 
 from etl.domain.views import StageSummary
 from etl.errors import ConfigError, StateError
-from etl.fetch.disk_budget import Room
+from etl.fetch.disk_budget import DiskBudget
 from etl.fetch.local_files import Roots
 from etl.fetch.loop import FetchLoop
 from etl.fetch.mirrors import Mirrors
@@ -66,7 +66,7 @@ def fetch(store: Store, run: int, settings: Settings, control: RunControl, *, re
         backend.begin(queue.due())
         loop = FetchLoop(
             queue, store.hosts(run), settings, control, cache, backend, mirrors, roots,
-            Room(store, cache, queue, settings, control),
+            DiskBudget(store, cache, queue, settings, control),
         )  # fmt: skip
         try:
             return asyncio.run(loop.run())

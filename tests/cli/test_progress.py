@@ -1,4 +1,4 @@
-"""How progress and foresight read: hosts, errors, time left; and where log lines go beside the bars."""
+"""How progress and estimates read: hosts, errors, time left; and where log lines go beside the bars."""
 
 import io
 import logging
@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from etl.cli.hosts import foresight_lines
+from etl.cli.hosts import estimate_lines
 from etl.cli.progress import _log_above_bars, progress_line
 from etl.clock import now_ms
 from etl.domain.statuses import HostState
 from etl.domain.views import HostInfo, HostProgress, Progress
-from etl.fetch.estimate import Foresight, HostForesight
+from etl.fetch.estimate import FetchEstimate, HostEstimate
 
 QUEUE = {"done": 1200, "dead": 12, "retry": 3, "ready": 785}
 
@@ -42,10 +42,10 @@ def test_names_of_hosts_cannot_act_on_the_terminal() -> None:
     assert "\x1b" not in progress_line(Progress({}, {}, QUEUE, {}, hosts=(host,)))
 
 
-def test_foresight_says_what_it_does_not_know() -> None:
+def test_an_estimate_says_what_it_does_not_know() -> None:
     """Hosts without a rate are named, the others' time is told; too small a disk is said loudly."""
-    hosts = (HostForesight("one.test", 10, 2, 5 * 2**20, 0, 90.0), HostForesight("two.test", 3, 0, 0, 3, None))
-    lines = list(foresight_lines(Foresight(hosts, None, 10 * 2**20, 2**20), refresh=False))
+    hosts = (HostEstimate("one.test", 10, 2, 5 * 2**20, 0, 90.0), HostEstimate("two.test", 3, 0, 0, 3, None))
+    lines = list(estimate_lines(FetchEstimate(hosts, None, 10 * 2**20, 2**20), refresh=False))
     assert lines[0] == "13 pictures to fetch, 5.0 MiB and 3 of unknown size"
     assert lines[1] == "host      one.test: 10 pictures, 2 of them after a failure, 5.0 MiB, about 1 min"
     assert lines[2] == "host      two.test: 3 pictures, sizes not known"
