@@ -590,7 +590,7 @@ def test_each_change_of_state_is_one_line_in_the_log(caplog: pytest.LogCaptureFi
         await _fail_eight(limiter)
         await _ask(limiter)
 
-    with caplog.at_level(logging.INFO, "etl.net"):
+    with caplog.at_level(logging.INFO, "etl.fetch"):
         run(scenario)
     said = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert said == [

@@ -233,7 +233,7 @@ def test_a_pause_holds_its_host_only_and_ends_by_itself() -> None:
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        limiter, done, started = HostLimiter(4, 1), asyncio.Event(), list[str]()
+        limiter, done, started = HostLimiter(4, 1, clock=loop.time), asyncio.Event(), list[str]()
         began = loop.time()
         limiter.pause("slow", 0.1)
         assert limiter.free("slow") == 0
@@ -251,7 +251,7 @@ def test_a_pause_holds_its_host_only_and_ends_by_itself() -> None:
         assert limiter.blocked_until_ms("slow") is None
         assert limiter.free("slow") == 1
 
-    _run(scenario)
+    run_in_virtual_time(scenario)
 
 
 def test_pauses_are_on_the_limiter_s_clock() -> None:
