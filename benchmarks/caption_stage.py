@@ -39,7 +39,7 @@ from etl.domain.statuses import FinishReason, Stage
 from etl.domain.views import EngineSample
 from etl.images.cache import ImageCache
 from etl.run.pipeline import Plan, run_pipeline
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.settings import Settings
 from etl.state.read.failures import failed_items
 from etl.state.read.reader import Reader
@@ -167,7 +167,7 @@ class Bench:
         with Store.open(self._settings) as store, store.run((Stage.CAPTION,)) as run:
             begun, cpu, children = time.perf_counter(), time.process_time(), _children_s()
             try:
-                summary = caption(store, run, self._settings, captioner, Flow())
+                summary = caption(store, run, self._settings, captioner, RunControl())
             finally:
                 captioner.close()
             seconds, cpu, children = (

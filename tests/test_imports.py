@@ -65,7 +65,7 @@ def test_export_needs_no_model(state: Path) -> None:
     assert not {"torch", "transformers", "httpx", "numpy", "textual", "tui"} & set(found)
 
 
-def test_foresight_needs_no_network(state: Path) -> None:
+def test_an_estimate_needs_no_network(state: Path) -> None:
     """What a fetch would do is told without an HTTP client."""
     assert not {"torch", "httpx", "numpy"} & set(imported("fetch", "--dry-run", cwd=state))
 

@@ -132,5 +132,7 @@ def _hosts(reader: Reader, progress: Progress, pending: dict[str, int]) -> tuple
         for name in dict.fromkeys((*rates, *pending, *known))
         if name
     ]
-    found.sort(key=lambda host: (host.info.state is HostState.OPEN, -host.items_per_s, -host.pending, host.info.host))
+    found.sort(
+        key=lambda host: (host.info.state is HostState.HEALTHY, -host.items_per_s, -host.pending, host.info.host)
+    )
     return tuple(found[:SHOWN_HOSTS])

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from etl.cli import render
-from etl.cli.hosts import foresight_lines
+from etl.cli.hosts import estimate_lines
 from etl.cli.options import CAPTION_SETTINGS, FETCH_SETTINGS, Context, command, ends_when_interrupted
 from etl.cli.progress import ingest_progress, progress
 from etl.errors import ConfigError
@@ -87,16 +87,16 @@ def register(app: typer.Typer) -> None:
         force: ForceOption = False,
     ) -> None:
         """Download and decode every source that is still due."""
-        from etl.run.pipeline import Plan, foresee_fetch, run_pipeline
+        from etl.run.pipeline import Plan, estimate_fetch, run_pipeline
 
         if not dry_run:
             _work(context, run_pipeline, Plan(fetch=True, refresh=refresh, force=force))
             return
-        foresight = foresee_fetch(context.settings, refresh=refresh)
+        estimate = estimate_fetch(context.settings, refresh=refresh)
         if context.json:
-            render.answer(foresight.to_json())
+            render.answer(estimate.to_json())
             return
-        for line in foresight_lines(foresight, refresh=refresh):
+        for line in estimate_lines(estimate, refresh=refresh):
             render.say(line)
 
     @command(app, *CAPTION_SETTINGS, works=True)

@@ -154,7 +154,7 @@ class HostInfo:
     """
 
     host: str
-    state: HostState = HostState.OPEN
+    state: HostState = HostState.HEALTHY
     reason: str | None = None
     until: int | None = None
     allowed: int = 0

@@ -30,7 +30,7 @@ WORKING_COPY_BYTES = 190_000
 
 
 @dataclass(frozen=True)
-class HostForesight:
+class HostEstimate:
     """What is to come from one host.
 
     Attributes:
@@ -50,12 +50,12 @@ class HostForesight:
     bytes: int
     unknown: int
     seconds: float | None
-    state: HostState = HostState.OPEN
+    state: HostState = HostState.HEALTHY
     reason: str | None = None
 
 
 @dataclass(frozen=True)
-class Foresight:
+class FetchEstimate:
     """What a fetch would do.
 
     Attributes:
@@ -65,7 +65,7 @@ class Foresight:
         disk_free: bytes free on the cache's disk, ``min_free`` not counted.
     """
 
-    hosts: tuple[HostForesight, ...]
+    hosts: tuple[HostEstimate, ...]
     seconds: float | None
     disk_bytes: int
     disk_free: int
@@ -109,7 +109,7 @@ class _Sum:
     largest: int = 0
 
 
-def foresee(reader: Reader, settings: Settings, *, refresh: bool = False) -> Foresight:
+def estimate_of(reader: Reader, settings: Settings, *, refresh: bool = False) -> FetchEstimate:
     """Return what ``etl fetch`` would do now, with ``refresh`` or without; nothing is changed and nobody is asked.
 
     Pictures count for the host that is asked first.  Raises `ConfigError` for a mirror that is wrongly given.
@@ -121,7 +121,7 @@ def foresee(reader: Reader, settings: Settings, *, refresh: bool = False) -> For
     seen = {info.host: info for info in all_hosts(reader)}
     hosts = [_host(name, one, seen.get(name, HostInfo(name))) for name, one in sums.items()]
     times = [host.seconds for host in hosts]
-    return Foresight(
+    return FetchEstimate(
         hosts=tuple(sorted(hosts, key=lambda host: (-host.sources, host.host))),
         # Hosts are asked side by side.
         seconds=max((each for each in times if each is not None), default=0.0) if None not in times else None,
@@ -155,7 +155,7 @@ def _size(line: bytes) -> int | None:
     return None
 
 
-def _host(name: str, one: _Sum, seen: HostInfo) -> HostForesight:
+def _host(name: str, one: _Sum, seen: HostInfo) -> HostEstimate:
     seconds = None
     if name == "":
         seconds = 0.0
@@ -164,7 +164,7 @@ def _host(name: str, one: _Sum, seen: HostInfo) -> HostForesight:
         mean = one.bytes / one.known if one.known else 0
         by_size = bool(mean and seen.bytes)
         seconds = one.sources * busy_s * (mean / seen.bytes if by_size else 1 / seen.done)
-    return HostForesight(
+    return HostEstimate(
         name, one.sources, one.retries, one.bytes, one.sources - one.known, seconds, seen.state, seen.reason
     )
 

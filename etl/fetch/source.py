@@ -9,7 +9,7 @@ from pathlib import Path
 from etl.clock import now_ms
 from etl.domain.items import DecodedImage, FetchedImage, KnownImage, SourceItem
 from etl.errors import FetchError, HostDownError, ItemError, TransientFetchError
-from etl.fetch.hosts.limiter import HostGate, NotNowError
+from etl.fetch.hosts.limiter import HostLimiter, HostNotReadyError
 from etl.fetch.local_files import Roots, read_local
 from etl.fetch.mirrors import Address, Mirrors
 from etl.fetch.workers.base import Decoders, Downloads
@@ -37,7 +37,7 @@ class SourceFetcher:
     Attributes:
         settings: of the run.
         queue: asked which images are there already, and for the records that mirrors are made from.
-        gate: lets requests to a host begin.
+        limiter: lets requests to a host begin.
         downloads, decoders: do the work, here or elsewhere.
         cache, mirrors: of the run.
         roots: where local files may lie.
@@ -48,7 +48,7 @@ class SourceFetcher:
 
     settings: Settings
     queue: SourceQueue
-    gate: HostGate
+    limiter: HostLimiter
     downloads: Downloads
     decoders: Decoders
     cache: ImageCache
@@ -61,23 +61,23 @@ class SourceFetcher:
     async def fetch(self, item: SourceItem) -> FetchedImage | KnownImage:
         """Get one source from the first address that gives a picture.
 
-        Raises the `ItemError` of the first address whose failure may pass, else of the first one, and `NotNowError`
-        when no host that has it may be asked now.
+        Raises the `ItemError` of the first address whose failure may pass, else of the first one, and
+        `HostNotReadyError` when no host that has it may be asked now.
         """
         started = now_ms()
         errors: list[ItemError] = []
-        not_now: NotNowError | None = None
+        not_ready: HostNotReadyError | None = None
         for address in self._open_addresses(item):
             try:
                 return await self._from(address, item, started)
-            except NotNowError as error:
-                not_now = error
+            except HostNotReadyError as error:
+                not_ready = error
             except ItemError as error:
                 if (fatal := out_of_files(error)) is not None:
                     raise fatal from error
                 errors.append(error)
-        if not_now is not None and not any(error.retryable for error in errors):
-            raise not_now
+        if not_ready is not None and not any(error.retryable for error in errors):
+            raise not_ready
         raise _combined(errors)
 
     def forget(self, item: SourceItem) -> None:
@@ -96,13 +96,13 @@ class SourceFetcher:
         addresses = self._addresses(item)
         if not self.mirrors:
             return addresses
-        ends = {address: self.gate.blocked_until_ms(address.host) for address in addresses}
+        ends = {address: self.limiter.blocked_until_ms(address.host) for address in addresses}
         if found := [address for address, end in ends.items() if end is None]:
             return found
-        waits = [end for address, end in ends.items() if end is not None and not self.gate.given_up(address.host)]
+        waits = [end for address, end in ends.items() if end is not None and not self.limiter.given_up(address.host)]
         if not waits:
             raise HostDownError("no host that has the picture gives a sign of life")
-        raise NotNowError(min(waits))
+        raise HostNotReadyError(min(waits))
 
     async def _from(self, address: Address, item: SourceItem, started: int) -> FetchedImage | KnownImage:
         if is_local(address.url):
@@ -127,7 +127,7 @@ class SourceFetcher:
             self.downloads.forget(part)
 
     async def _from_file(self, address: Address, item: SourceItem, started: int) -> FetchedImage | KnownImage:
-        async with self.gate.slot("", patient=False):
+        async with self.limiter.slot("", patient=False):
             path = await asyncio.to_thread(self.roots.checked, address.url)
             download = await asyncio.to_thread(read_local, path, max_bytes=self.settings.max_bytes)
         image = self._known_image(download.sha256, with_original=False)
@@ -151,10 +151,10 @@ class SourceFetcher:
         await self._ask_leave(address)
         while True:
             begun = self.downloads.rest_of(part)
-            async with self.gate.slot(address.host, address.url, patient=False) as request:
+            async with self.limiter.slot(address.host, address.url, patient=False) as request:
                 try:
                     download = await self.downloads.download(address.url, part, validators=validators)
-                    self.gate.succeeded(request, download.size)
+                    self.limiter.succeeded(request, download.size)
                     return download
                 except TransientFetchError as error:
                     rest = self.downloads.rest_of(part)
@@ -172,7 +172,7 @@ class SourceFetcher:
             await self.robots(address.url)
         except TransientFetchError:
             # A host that does not give its robots.txt is in the same trouble as one that gives no pictures.
-            async with self.gate.slot(address.host, address.url):
+            async with self.limiter.slot(address.host, address.url):
                 raise
 
 

@@ -29,7 +29,7 @@ from etl.state.store import Store
 from etl.telemetry.metrics import metrics
 
 if TYPE_CHECKING:
-    from etl.fetch.estimate import Foresight
+    from etl.fetch.estimate import FetchEstimate
 
 SPARE_S = 5.0
 """Seconds between the last moment of work in flight and the deadline, beside the export: to end decoders and GPU
@@ -292,12 +292,12 @@ class _Run:
         return sum(progress.sources.get(status, 0) for status in (QueueStatus.READY, QueueStatus.RETRY))
 
 
-def foresee_fetch(settings: Settings, *, refresh: bool) -> "Foresight":
+def estimate_fetch(settings: Settings, *, refresh: bool) -> "FetchEstimate":
     """Return what a fetch would do; also beside a live run."""
-    from etl.fetch.estimate import foresee
+    from etl.fetch.estimate import estimate_of
 
     with Reader(settings.state) as reader:
-        return foresee(reader, settings, refresh=refresh)
+        return estimate_of(reader, settings, refresh=refresh)
 
 
 def _export(store: Store, run: int, target: str, options: ExportOptions) -> ExportSummary:

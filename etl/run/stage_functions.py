@@ -1,10 +1,10 @@
-"""The stages as the runner starts them: each as a function of store, run and flow, with what it needs put together."""
+"""The stages as the runner starts them: each as a function of store, run and control."""
 
 from etl.caption.backends import open_captioner
 from etl.domain.statuses import Stage
 from etl.domain.views import StageSummary
 from etl.run.supervisor import StageFunction
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.settings import Settings
 from etl.state.read.reader import Reader
 from etl.state.read.sources import longest_edges
@@ -18,23 +18,23 @@ def stage_functions(settings: Settings, *, fetch: bool, caption: bool, refresh: 
     """Return the wanted stages in their order, each to be run in a thread of its own."""
     stages: dict[Stage, StageFunction] = {}
     if fetch:
-        stages[Stage.FETCH] = lambda store, run, flow: _fetch(store, run, settings, flow, refresh)
+        stages[Stage.FETCH] = lambda store, run, control: _fetch(store, run, settings, control, refresh)
     if caption:
-        stages[Stage.CAPTION] = lambda store, run, flow: (
+        stages[Stage.CAPTION] = lambda store, run, control: (
             # Seconds or minutes for a model that would caption nothing.
-            _NOTHING if flow.stopping else _caption(store, run, settings, flow)
+            _NOTHING if control.stopping else _caption(store, run, settings, control)
         )
     return stages
 
 
-def _fetch(store: Store, run: int, settings: Settings, flow: Flow, refresh: bool) -> StageSummary:
+def _fetch(store: Store, run: int, settings: Settings, control: RunControl, refresh: bool) -> StageSummary:
     # Imported here: captioning alone needs no HTTP client.
     from etl.fetch.stage import fetch
 
-    return fetch(store, run, settings, flow, refresh=refresh)
+    return fetch(store, run, settings, control, refresh=refresh)
 
 
-def _caption(store: Store, run: int, settings: Settings, flow: Flow) -> StageSummary:
+def _caption(store: Store, run: int, settings: Settings, control: RunControl) -> StageSummary:
     from etl.caption.stage import caption
     from etl.images.cache import ImageCache
     from etl.state.presence import require_cache
@@ -47,9 +47,9 @@ def _caption(store: Store, run: int, settings: Settings, flow: Flow) -> StageSum
     edge = edges[0] if edges else settings.longest_edge
     captioner = open_captioner(settings, ImageCache.of_state(store.directory), edge)
     try:
-        if flow.stopping:
+        if control.stopping:
             # The run may have gone on without us: it waits for nobody who only loads.
             return _NOTHING
-        return caption(store, run, settings, captioner, flow, more_coming=lambda: flow.is_active(Stage.FETCH))
+        return caption(store, run, settings, captioner, control, more_coming=lambda: control.is_active(Stage.FETCH))
     finally:
         captioner.close()

@@ -140,9 +140,9 @@ def test_a_clock_that_was_wrong_in_an_earlier_run(server: FaultServer, tmp_path:
     other = "localhost"
     bench.ingest(server.url("/1.jpg").replace("127.0.0.1", other), server.url("/0.jpg"))
     waits = "SELECT error_class, not_before FROM sources WHERE status = 'retry' ORDER BY error_class"
-    with bench.beside(lambda flow: bench.fetch(flow, allow_host=("127.0.0.1", other))) as (flow, running):
+    with bench.beside(lambda control: bench.fetch(control, allow_host=("127.0.0.1", other))) as (control, running):
         wait_for(lambda: len(bench.rows(waits)) == 2, 30)
-        flow.stop()
+        control.stop()
         running.result(timeout=30)
     set_stored(bench, DAY_S)
     Store.open(bench.settings).close()

@@ -102,7 +102,7 @@ def test_names_of_strangers_break_no_line(tmp_path: Path) -> None:
     state.ingest(b'{"id": "1", "url": "http://a.example/1.jpg"}\n')
     hostile = 'a"} 1\ncaption_etl_records{state="active"} 99\n\x1b[31m\\'
     with Store.open(state.settings) as store:
-        store.hosts(store.begin_run([Stage.FETCH])).record([HostInfo(hostile, HostState.PARKED)])
+        store.hosts(store.begin_run([Stage.FETCH])).record([HostInfo(hostile, HostState.NOT_ANSWERING)])
         with served(state.settings.state) as port:
             seen = scrape(port)
     assert seen["records", "active"] == 1

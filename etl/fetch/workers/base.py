@@ -41,12 +41,12 @@ class Downloads(Protocol):
     async def download(self, url: str, part: Path, *, validators: "Validators | None" = None) -> Download:
         """Download one URL, as `etl.net.client.Downloader.download` does.
 
-        Raises `LostError`, and `NotNowError` where nobody can do it at the moment.
+        Raises `LostError`, and `HostNotReadyError` where nobody can do it at the moment.
         """
         ...
 
     def is_known(self, host: str) -> bool:
-        """Tell whether a download from the host would not have to wait for its name."""
+        """Return whether a download from the host would not have to wait for its name."""
         ...
 
     def rest_of(self, part: Path) -> Rest | None:
@@ -73,8 +73,8 @@ class Decoders(Protocol):
         ...
 
 
-class Hands(Protocol):
-    """Those who download and decode for one fetch stage."""
+class FetchBackend(Protocol):
+    """Downloads and decodes for one fetch stage."""
 
     @property
     def machines(self) -> int:
@@ -87,7 +87,7 @@ class Hands(Protocol):
         ...
 
     def are_ready(self) -> bool:
-        """Tell whether anybody can take work now.  Raises `ClusterError` when nobody could for too long."""
+        """Return whether anybody can take work now.  Raises `ClusterError` when nobody could for too long."""
         ...
 
     def begin(self, due: int) -> None:
@@ -103,7 +103,7 @@ class Hands(Protocol):
         ...
 
 
-class LocalHands:
+class LocalBackend:
     """This machine's downloader and decoder processes."""
 
     machines = 1
@@ -113,7 +113,7 @@ class LocalHands:
         self._pool = decoder_pool(settings, cache, self.processes)
 
     def are_ready(self) -> bool:
-        """Tell that this machine is here."""
+        """Return that this machine is here."""
         return True
 
     def begin(self, due: int) -> None:

@@ -86,7 +86,7 @@ class ProgressReader:
             for name in dict.fromkeys((*rates, *self._pending, *known))
             if name
         ]
-        shown.sort(key=lambda host: (host.info.state is HostState.OPEN, -host.items_per_s, -host.pending))
+        shown.sort(key=lambda host: (host.info.state is HostState.HEALTHY, -host.items_per_s, -host.pending))
         errors = {
             slug: n
             for stage, slug, n in (*failure_classes(self._reader), *retry_classes(self._reader))
