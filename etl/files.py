@@ -208,9 +208,18 @@ def link(source: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Return when a plain file's content, or a directory's names, are on the disk."""
+    """Return when a plain file's content, or a directory's names, are on the disk; for what lies in a state."""
     with directory(path.parent) as parent:
         descriptor = os.open(path.name, os.O_RDONLY | _PLAIN, dir_fd=parent)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_chosen(path: Path) -> None:
+    """Return when what lies where the user chose, such as an export, is on the disk: as `sync`, but through links."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from etl.durable import fsync
 from etl.errors import ConfigError, DiskFullError, EtlError, TargetLockedError
 from etl.failpoints import failpoint
+from etl.files import sync_chosen
 
 _PART = re.compile(r"\.(.+)\.[0-9a-f]{16}\.part", re.DOTALL)
 _LONGEST = 200
@@ -86,7 +86,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         failpoint("export.before_rename")
         part.replace(path)
         failpoint("export.renamed")
-        fsync(path.parent)
+        sync_chosen(path.parent)
         failpoint("export.synced")
 
 

@@ -23,10 +23,10 @@ from typing import Any
 
 from etl.domain.statuses import RecordOutcome
 from etl.domain.views import ExportSummary
-from etl.durable import fsync
 from etl.errors import ConfigError, DiskFullError, EtlError
 from etl.export.formats import Encoder, encoder, metadata_line, picture_bytes, safe_name
 from etl.export.lines import DIRECTORY_FORMATS, ExportOptions, Joined, Selected, check_counts, joined, summary_of
+from etl.files import sync_chosen
 from etl.images.cache import ImageCache
 from etl.output_file import claimed, clear, is_part, replaced
 from etl.state.presence import require_cache
@@ -213,11 +213,11 @@ class _Writer:
                 size += len(data) + len(line)
             metadata.flush()
             os.fsync(metadata.fileno())
-        fsync(new)
+        sync_chosen(new)
         # A directory cannot take another one's place; killed between the two, this shard is written again.
         shutil.rmtree(path, ignore_errors=True)
         new.rename(path)
-        fsync(self._directory)
+        sync_chosen(self._directory)
         return size, digest.hexdigest()
 
     def _picture(self, record: Joined) -> Path:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from etl.durable import fsync
 from etl.errors import ConfigError, EtlError, StateSplitError
+from etl.files import sync_chosen
 from etl.images.cache import ImageCache, disk_errors
 from etl.images.transfer import Adoption
 from etl.state.log import RunLog
@@ -154,9 +154,9 @@ def _make(store: Store, found: Split, part: MadePart) -> MadePart:
         with Reader(new) as reader:
             progress = read_progress(reader)
     with disk_errors(part.path):
-        fsync(new)
+        sync_chosen(new)
         new.rename(part.path)
-        fsync(part.path.parent)
+        sync_chosen(part.path.parent)
     return dataclasses.replace(
         part, records=sum(progress.records.values()), pending=progress.outcomes.get("pending", 0),
         linked=adoption.linked, copied=adoption.copied, lost=lost, made=True,
