@@ -8,7 +8,6 @@ A shard is known by what its records say, so one that is there and right is not 
 killed, or is done once more after some captions were added, writes only what is missing or has changed.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -24,11 +23,11 @@ from typing import Any
 from etl.domain.statuses import RecordOutcome
 from etl.domain.views import ExportSummary
 from etl.durable import fsync
-from etl.errors import ConfigError, DiskFullError, EtlError
+from etl.errors import ConfigError
 from etl.export.formats import Encoder, encoder, metadata_line, picture_bytes, safe_name
 from etl.export.lines import DIRECTORY_FORMATS, ExportOptions, Joined, Selected, check_counts, joined, summary_of
 from etl.images.cache import ImageCache
-from etl.output_file import claimed, clear, is_part, replaced
+from etl.output_file import claimed, clear, is_part, replaced, write_errors
 from etl.state.presence import require_cache
 from etl.state.read.reader import Reader
 
@@ -39,6 +38,7 @@ USUAL_SIZE = 10_000
 """Records in a shard of a format that holds pictures: about a gigabyte."""
 
 _START = (0, 0, 0)
+_WHEN_FULL = ": free some and export again; what is there is kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def export_shards(reader: Reader, target: str, kind: str, options: ExportOptions
         require_cache(reader)
     with reader.snapshot():
         selected = Selected.of(reader, options)
-        with _errors(directory), _claimed(directory):
+        with write_errors(str(directory), _WHEN_FULL), _claimed(directory):
             writer = _Writer(reader, directory, kind, selected)
             counts = writer.write()
     summary = summary_of(
@@ -307,16 +307,3 @@ def _put(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextmanager
-def _errors(directory: Path) -> Iterator[None]:
-    """Say of an error of the system where it happened and what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskFullError(
-                f"no space left while writing {directory}: free some and export again; what is there is kept"
-            ) from error
-        raise EtlError(f"cannot write {directory}: {error.strerror}; choose another place for the export") from error
