@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
-from etl.errors import NotPlainError
+from etl.errors import DiskFullError, EtlError, NotPlainError
 
 _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -35,6 +35,18 @@ _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFREG: "a file",
 }
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Return whether a write failed because the disk, the user's quota or the largest size of a file is reached."""
+    return error.errno in _FULL
+
+
+def disk_error(error: OSError, full: str, other: EtlError) -> EtlError:
+    """Return `DiskFullError` with the message ``full`` where a write failed for want of room, else ``other``."""
+    return DiskFullError(full) if is_disk_full(error) else other
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from etl.cli import render
+from etl.cli.format_options import FORMAT_HELP, with_format_options
 from etl.cli.hosts import estimate_lines
 from etl.cli.options import CAPTION_SETTINGS, FETCH_SETTINGS, Context, command, ends_when_interrupted
 from etl.cli.progress import ingest_progress, progress
@@ -107,6 +108,7 @@ def register(app: typer.Typer) -> None:
         _work(context, run_pipeline, Plan(caption=True, force=force))
 
     @command(app, works=True)
+    @with_format_options
     def export(
         context: Context,
         output: Annotated[
@@ -118,26 +120,25 @@ def register(app: typer.Typer) -> None:
         since: Annotated[
             str, typer.Option(help="Only what was captioned or failed since this run began (uid or number).")
         ] = "",
-        format: Annotated[  # noqa: A002 - the option's name
-            str,
-            typer.Option(help="jsonl, csv, parquet, imagefolder or webdataset. [default: by the name]"),
-        ] = "",
+        format: Annotated[str, typer.Option(help=FORMAT_HELP)] = "",  # noqa: A002 - the option's name
         shard_size: Annotated[
             int, typer.Option(min=0, help="Records in each file of a directory. [default: one file]")
         ] = 0,
-        escape_formulae: Annotated[
-            bool,
-            typer.Option(
-                "--escape-formulae/--no-escape-formulae",
-                help="In CSV, put a quote before cells that a spreadsheet would run.",
-            ),
-        ] = True,
+        **format_options: bool,
     ) -> None:
         """Write the manifest with its captions, in manifest order."""
         from etl.export.stage import ExportOptions
         from etl.run.pipeline import export_manifest
 
-        options = ExportOptions(recipe, provenance, only_captioned, since, format, shard_size, escape_formulae)
+        options = ExportOptions(
+            recipe=recipe,
+            provenance=provenance,
+            only_captioned=only_captioned,
+            since=since,
+            format=format,
+            shard_size=shard_size,
+            format_options=format_options,
+        )
         with ends_when_interrupted():
             summary = export_manifest(context.settings, output, options)
         render.exported(context, summary)

@@ -140,7 +140,7 @@ def _compare(reader: Reader, export: _Export) -> Iterator[str]:
 
 
 def _has_captions_alone(path: Path) -> bool:
-    """Tell whether the export may have been made with ``--only-captioned``, which is not on record."""
+    """Return whether the export may have been made with ``--only-captioned``, which is not on record."""
     with _opened(path) as stream:
         return all(line.get(CAPTION) is not None for _, line in _objects(stream))
 
@@ -168,7 +168,7 @@ def _loaded(line: bytes) -> dict[str, Any]:
 
 
 def _same(line: dict[str, Any], record: dict[str, Any]) -> bool:
-    """Tell whether a line of the export is of this record: nothing differs but what an export adds."""
+    """Return whether a line of the export is of this record: nothing differs but what an export adds."""
     names = (line.keys() | record.keys()) - set(FIELDS)
     return all(name in line and name in record and line[name] == record[name] for name in names)
 

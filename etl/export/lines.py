@@ -3,8 +3,8 @@
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,6 @@ from etl.state.read.recipes import RecipeRow, all_recipes
 from etl.state.read.runs import run_began_at
 
 STDOUT = "-"
-FORMATS = ("jsonl", "csv", "parquet", "imagefolder", "webdataset")
-DIRECTORY_FORMATS = ("imagefolder", "webdataset")
-"""Formats with pictures: always a directory, and in it only what has both caption and picture."""
 
 CAPTION, CAPTIONED_AT, SOURCE, ERROR, PROVENANCE = (
     "vlm_caption", "vlm_captioned_at", "vlm_caption_source", "vlm_error", "vlm_provenance",
@@ -32,7 +29,7 @@ _EXPORTED = (RecordState.ACTIVE, RecordState.UNSELECTED, RecordState.INVALID)
 FIELDS = (CAPTION, CAPTIONED_AT, SOURCE, ERROR, PROVENANCE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """What an export holds.
 
@@ -41,9 +38,9 @@ class ExportOptions:
         provenance: add one object that tells how each caption came to be.
         only_captioned: leave out every record without a caption.
         since: a run; leave out what was not captioned, or did not fail for good, after it began.
-        format: one of `FORMATS`; empty for what the name of the target says.
+        format: one of `etl.export.formats`; empty for what the name of the target says.
         shard_size: records in each file of a directory of files; 0 for one file, or the usual size of such a format.
-        escape_formulae: let no cell of a CSV begin as a formula does.
+        format_options: options of formats by name; those of another format than this one are not looked at.
     """
 
     recipe: str | None = None
@@ -52,7 +49,7 @@ class ExportOptions:
     since: str = ""
     format: str = ""
     shard_size: int = 0
-    escape_formulae: bool = True
+    format_options: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +62,7 @@ class Joined:
         line: its line of JSON Lines.
         place: manifest, position and number, by which the records behind it are found again.
         recipe: ``model@revision`` of the captions; empty where there are none yet.
+        picture: where its picture lies, for formats with pictures.
     """
 
     row: ExportRow
@@ -72,6 +70,7 @@ class Joined:
     line: bytes
     place: tuple[int, int, int]
     recipe: str
+    picture: Path | None = None
 
 
 def summary_of(path: str, counts: Counter[str], **more: Any) -> ExportSummary:
@@ -105,18 +104,6 @@ class Selected:
     def format_of(self, kind: str) -> str:
         """Return the format as it is recorded: one of a part of the records is told from a whole one."""
         return f"{kind}-since" if self.since else kind
-
-
-def kind_of(target: str, options: ExportOptions) -> str:
-    """Return the format, by what was asked for, else by the name; raise `ConfigError` where the two do not fit."""
-    suffixes = [suffix for suffix in Path(target).suffixes if suffix not in (".gz", ".zst")]
-    named = {".csv": "csv", ".parquet": "parquet"}.get(suffixes[-1] if suffixes else "", "jsonl")
-    kind = options.format or named
-    if kind not in FORMATS:
-        raise ConfigError(f"unknown format {kind!r}; known: {', '.join(FORMATS)}")
-    if target == STDOUT and (kind not in ("jsonl", "csv") or options.shard_size):
-        raise ConfigError(f"{kind} cannot be written to stdout; give a name")
-    return kind
 
 
 def _chosen_recipe(reader: Reader, wanted: str | None) -> RecipeRow | None:
@@ -171,7 +158,7 @@ def check_counts(reader: Reader, selected: Selected, counts: Counter[str]) -> No
 
 
 def _is_new(row: ExportRow, since: int) -> bool:
-    """Tell whether the record was captioned, or failed for good, after an instant."""
+    """Return whether the record was captioned, or failed for good, after an instant."""
     if row.state != RecordState.ACTIVE:
         return False
     at = {RecordOutcome.CAPTIONED: row.done_at, RecordOutcome.FAILED: row.failed_at}.get(RecordOutcome(row.outcome))

@@ -18,7 +18,7 @@ from support.reported import put_pictures
 
 from etl.domain.views import ExportSummary
 from etl.errors import ConfigError, ManifestError
-from etl.export.formats import safe_name
+from etl.export.columns import safe_name
 from etl.export.stage import ExportOptions
 from etl.ingest.manifest import Manifest
 from etl.run.pipeline import Plan, export_manifest, run_pipeline
@@ -59,7 +59,7 @@ def lines(work: Work, **options: Any) -> list[dict[str, Any]]:
 def test_csv_and_parquet_say_what_json_lines_say(work: Work) -> None:
     """Both have one typed or spelled row for each record, in order, with its line and what became of it."""
     expected = lines(work)
-    path, summary = export(work, "out.csv", escape_formulae=False)
+    path, summary = export(work, "out.csv", format_options={"escape_formulae": False})
     assert (summary.format, summary.rows, summary.captioned, summary.pending) == ("csv", 25, 8, 1)
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -307,12 +307,13 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
     assert [row["vlm_caption"] for row in rows] == cells
     assert [row["key"] for row in rows[-3:]] == ["'=key", "-7", "'@key"]
     assert [json.loads(row["record"])["vlm_caption"] for row in rows] == list(texts.values())
-    made.export("raw.csv", escape_formulae=False)
+    made.export("raw.csv", format_options={"escape_formulae": False})
     raw = read_csv(tmp_path / "raw.csv")
     assert {row["key"]: row["vlm_caption"] for row in raw} == texts
     target = str(tmp_path / "shards")
-    for options, expected in (({}, rows), ({"escape_formulae": False}, raw)):
-        summary = export_manifest(made.settings, target, ExportOptions(format="csv", shard_size=20, **options))
+    for escape, expected in ((True, rows), (False, raw)):
+        options = ExportOptions(format="csv", shard_size=20, format_options={"escape_formulae": escape})
+        summary = export_manifest(made.settings, target, options)
         assert summary.written == summary.shards == 2, "a shard that was written the other way was taken for right"
         assert read_csv(tmp_path / "shards" / "shard-00000.csv") == expected[:20]
 
