@@ -27,13 +27,12 @@ import transformers
 from benchmarks.caption_inputs import draw_lengths, photographs, prompts_of, read_records
 from benchmarks.random_llava import SIZES, build
 from etl.caption.captioner import never
-from etl.caption.detokenize import Detokenizer
 from etl.caption.model.loading import load
 from etl.caption.recipe import Recipe
 from etl.caption.slots.captioner import SlotCaptioner
 from etl.caption.slots.timing import PhaseClock
 from etl.caption.stage import caption
-from etl.caption.tokens import PromptEncoder
+from etl.caption.tokens import Detokenizer, PromptEncoder
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.statuses import FinishReason, Stage
 from etl.domain.views import EngineSample

@@ -16,9 +16,9 @@ from typing import Any
 from PIL import Image
 
 from etl.caption.captioner import Captioner, never
+from etl.caption.pictures.pixels import open_working_copy
 from etl.caption.recipe import Recipe
 from etl.caption.stage import caption
-from etl.caption.tokens import open_working_copy
 from etl.demo.scenes import Scene, random_scene
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.statuses import FinishReason, Stage
