@@ -102,6 +102,7 @@ class FetchLoop:
     async def run(self) -> StageSummary:
         """Fetch until nothing is left or the run stops; return what was done."""
         # Only now: the HTTP client takes a tenth of a second to import, in which the decoders start.
+        from etl.fetch.schemes import Access
         from etl.fetch.source import SourceFetcher
         from etl.net.client import Downloader
 
@@ -117,10 +118,23 @@ class FetchLoop:
                 downloader.may_follow = self._robots_of(downloader)
             async with self._backend.at_work(downloader) as (downloads, decoders):
                 fetcher = SourceFetcher(
-                    self._settings, self._queue, self._limiter, downloads, decoders, self._cache, self._mirrors,
-                    self._roots, downloader.may_follow, on_downloaded=self._changed.set,
-                    is_stopping=lambda: self._control.stopping,
-                )  # fmt: skip
+                    queue=self._queue,
+                    access=Access(
+                        limiter=self._limiter,
+                        downloads=downloads,
+                        cache=self._cache,
+                        roots=self._roots,
+                        robots=downloader.may_follow,
+                        max_bytes=self._settings.max_bytes,
+                        is_stopping=lambda: self._control.stopping,
+                    ),
+                    decoders=decoders,
+                    local_decoders=self._backend.local_decoders,
+                    cache=self._cache,
+                    mirrors=self._mirrors,
+                    keep_originals=self._settings.keep_originals,
+                    on_downloaded=self._changed.set,
+                )
                 try:
                     await self._loop(fetcher)
                 finally:
@@ -180,7 +194,7 @@ class FetchLoop:
         What is claimed ahead waits at the limiter, and takes a slot in the moment in which one becomes free.
         """
         # A host whose name is not resolved yet would wait for it in a slot that others could use.
-        known = fetcher.downloads.is_known
+        known = fetcher.access.downloads.is_known
         hosts = self._queue.ready_hosts(after=self._last_host, only=known)
         if not hosts and self._last_host:
             hosts = self._queue.ready_hosts(only=known)

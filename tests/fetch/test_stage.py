@@ -414,7 +414,7 @@ def test_a_connection_that_keeps_breaking_costs_no_attempt_while_it_brings_somet
     bench: Workbench, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twenty breaks in one large file are resumed, each from its byte, and charged as one attempt."""
-    monkeypatch.setattr(fetch_source_module, "RESUME_PAUSE_S", 0.01)
+    monkeypatch.setattr("etl.fetch.schemes.RESUME_PAUSE_S", 0.01)
     body = encoded(Image.effect_noise((2400, 2400), 60), "TIFF")
     piece = len(body) // 20
     sent: list[tuple[int, int]] = []

@@ -66,7 +66,7 @@ class Decoders(Protocol):
     """Make working copies."""
 
     async def decode(self, path: Path) -> DecodedImage:
-        """Decode a finished download, or a file of this machine, into the cache, as `DecoderPool.decode` does.
+        """Decode a finished download into the cache, as `DecoderPool.decode` does with a file of this machine.
 
         Raises `LostError`.
         """
@@ -84,6 +84,11 @@ class FetchBackend(Protocol):
     @property
     def processes(self) -> int:
         """How many pictures can be decoded at once."""
+        ...
+
+    @property
+    def local_decoders(self) -> Decoders:
+        """Decode files of this machine."""
         ...
 
     def are_ready(self) -> bool:
@@ -110,7 +115,7 @@ class LocalBackend:
 
     def __init__(self, settings: Settings, cache: ImageCache) -> None:
         self.processes = settings.decoders or os.cpu_count() or 1
-        self._pool = decoder_pool(settings, cache, self.processes)
+        self.local_decoders = decoder_pool(settings, cache, self.processes)
 
     def are_ready(self) -> bool:
         """Return that this machine is here."""
@@ -118,16 +123,16 @@ class LocalBackend:
 
     def begin(self, due: int) -> None:
         """Start as many decoders as will be needed."""
-        self._pool.start(min(self.processes, due))
+        self.local_decoders.start(min(self.processes, due))
 
     @asynccontextmanager
     async def at_work(self, downloader: "Downloader") -> AsyncIterator[tuple[Downloads, Decoders]]:
         """Yield the downloader and the decoders."""
-        yield _LocalDownloads(downloader), self._pool
+        yield _LocalDownloads(downloader), self.local_decoders
 
     def close(self) -> None:
         """End the decoders."""
-        self._pool.close()
+        self.local_decoders.close()
 
 
 class _LocalDownloads:

@@ -57,7 +57,7 @@ class ClusterBackend:
         self._workers = WorkerPool(
             cluster, patience_s=settings.endpoint_patience_s, silence_s=settings.ray_timeout_s, look_s=look_s
         )
-        self._pool = decoder_pool(settings, cache, settings.decoders or os.cpu_count() or 1)
+        self.local_decoders = decoder_pool(settings, cache, settings.decoders or os.cpu_count() or 1)
         self._held: dict[Path, _Held] = {}
 
     @property
@@ -88,7 +88,7 @@ class ClusterBackend:
 
     def close(self) -> None:
         """End this machine's decoders, and all actors."""
-        self._pool.close()
+        self.local_decoders.close()
         self._cluster.close()
 
     async def download(self, url: str, part: Path, *, validators: "Validators | None" = None) -> Download:
@@ -132,8 +132,6 @@ class ClusterBackend:
 
     async def decode(self, path: Path) -> DecodedImage:
         """Let the node that has downloaded a file decode it, and put the working copy into the cache."""
-        if path not in self._held and self._cache.root not in path.parents:
-            return await self._pool.decode(path)
         held = self._holder(path)
         answer = await self._workers.ask(held.worker, held.url, "decode", held.url)
         if "error" in answer:
