@@ -1,4 +1,4 @@
-"""The items at work: what a queue hands out, and what comes of it."""
+"""The items at work: what a queue hands out, and what comes of it.
 
 One module although it is long: it holds declarations alone, and well over a hundred modules import it, so that one
 place to look beats several to guess.

@@ -210,7 +210,7 @@ def test_a_hangup_that_is_ignored_stays_so(program: Program, server: FaultServer
 
 STUCK = """
 import sqlite3, sys
-from etl import signals
+from etl.run import signals
 signals.PATIENCE_S = float(sys.argv[1])
 with signals.watch_signals() as watched:
     watched.release = lambda why: print("released:", why, flush=True)
