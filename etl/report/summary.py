@@ -5,7 +5,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from etl import __version__
 from etl.clock import iso_utc, now_ms
 from etl.domain.statuses import RecordOutcome, RecordState, Stage
 from etl.domain.views import Progress, RunInfo
@@ -15,6 +14,7 @@ from etl.state.read.cost import Cost, cost, cost_by_run
 from etl.state.read.reader import Reader
 from etl.state.read.report_rows import LINE, failures_by_host, finished_by_time
 from etl.text import clean
+from etl.version import __version__
 
 BUCKETS = 120
 """Points of a line."""

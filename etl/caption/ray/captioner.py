@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from etl import __version__
 from etl.caption.captioner import never
 from etl.caption.faults import failure
 from etl.caption.ray.actors import Actor, Cluster
@@ -24,6 +23,7 @@ from etl.domain.views import EngineSample
 from etl.errors import CrashedError, ModelError, WorkerTimeoutError, WorkingCopyError
 from etl.images.cache import ImageCache
 from etl.settings import Settings
+from etl.version import __version__
 
 log = logging.getLogger(__name__)
 
