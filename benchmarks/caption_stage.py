@@ -37,7 +37,8 @@ from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.statuses import FinishReason, Stage
 from etl.domain.views import EngineSample
 from etl.images.cache import ImageCache
-from etl.run.pipeline import Plan, run_pipeline
+from etl.run.pipeline import run_pipeline
+from etl.run.plan import Plan
 from etl.run_control import RunControl
 from etl.settings import Settings
 from etl.state.read.failures import failed_items

@@ -5,13 +5,22 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 import etl
 
 HEAVY = ("torch", "transformers", "httpx", "numpy", "textual", "sqlite_utils", "PIL", "jinja2", "huggingface_hub")
+
+LAYERS = 9
+"""How many there may be: more could not be kept in mind."""
+
+KNOWN_CIRCLES = [("etl.caption.ray.worker", "etl.caption.backends")]
+"""Imports that are still to be turned round."""
 
 WATCHED = """
 import atexit, json, os, sys
@@ -93,3 +102,37 @@ def test_the_program_never_imports_the_dashboard(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def contracts() -> list[dict[str, object]]:
+    """Return import-linter's contracts."""
+    settings = tomllib.loads((Path(etl.__file__).parents[1] / "pyproject.toml").read_text("utf-8"))
+    found = settings["tool"]["importlinter"]["contracts"]
+    assert isinstance(found, list)
+    return found
+
+
+def test_imports_go_round_in_no_circle() -> None:
+    """No module imports itself by way of others, not even for type checking or within a function."""
+    graph = grimp.build_graph("etl", "tui", cache_dir=None)
+    for importer, imported in KNOWN_CIRCLES:
+        graph.remove_import(importer=importer, imported=imported)
+    order = TopologicalSorter({module: graph.find_modules_directly_imported_by(module) for module in graph.modules})
+    try:
+        order.prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1][::-1]))
+
+
+def test_the_layers_are_few() -> None:
+    """The house has at most nine storeys, every module stands on one, and the stages know nothing of each other."""
+    found = contracts()
+    (layers,) = (contract["layers"] for contract in found if contract["type"] == "layers")
+    assert isinstance(layers, list)
+    assert len(layers) <= LAYERS
+    placed = {name.strip() for layer in layers for name in layer.replace(":", "|").split("|")}
+    inside = Path(etl.__file__).parent
+    there = {path.parent.name for path in inside.glob("*/__init__.py")} | {path.stem for path in inside.glob("*.py")}
+    assert {f"etl.{name}" for name in there} - placed == {"etl.__init__"}
+    (apart,) = (contract["modules"] for contract in found if contract["type"] == "independence")
+    assert {f"etl.{stage}" for stage in ("ingest", "fetch", "caption", "export", "report", "telemetry")} <= set(apart)  # type: ignore[arg-type, call-overload]

@@ -5,10 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-from etl import __version__
 from etl.errors import EtlError
 from etl.settings import load_settings
 from etl.text import clean
+from etl.version import __version__
 from tui import settings
 
 

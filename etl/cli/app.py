@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 
-from etl import __version__
 from etl.cli import control, inspection, maintenance, parts, work
 from etl.cli.terminal import outlive_the_terminal
 from etl.errors import EtlError
 from etl.open_files import out_of_files, raise_limit
 from etl.run_control import RunControl
 from etl.text import clean, clean_lines
+from etl.version import __version__
 
 app = typer.Typer(
     name="etl",

@@ -15,7 +15,7 @@ from etl.text import clean, clean_json
 from etl.units import duration, size
 
 if TYPE_CHECKING:
-    from etl.run.pipeline import Report
+    from etl.run.plan import Report
     from etl.state.parts.split import Split
     from etl.state.read.cost import Cost
 

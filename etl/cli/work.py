@@ -88,7 +88,8 @@ def register(app: typer.Typer) -> None:
         force: ForceOption = False,
     ) -> None:
         """Download and decode every source that is still due."""
-        from etl.run.pipeline import Plan, estimate_fetch, run_pipeline
+        from etl.run.pipeline import estimate_fetch, run_pipeline
+        from etl.run.plan import Plan
 
         if not dry_run:
             _work(context, run_pipeline, Plan(fetch=True, refresh=refresh, force=force))
@@ -103,7 +104,8 @@ def register(app: typer.Typer) -> None:
     @command(app, *CAPTION_SETTINGS, works=True)
     def caption(context: Context, force: ForceOption = False) -> None:
         """Caption every fetched image that has no caption yet."""
-        from etl.run.pipeline import Plan, run_pipeline
+        from etl.run.pipeline import run_pipeline
+        from etl.run.plan import Plan
 
         _work(context, run_pipeline, Plan(caption=True, force=force))
 
@@ -162,7 +164,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Do everything: ingest, fetch beside caption, export.  Run it again to go on."""
         from etl.export.stage import ExportOptions
-        from etl.run.pipeline import Plan, run_pipeline
+        from etl.run.pipeline import run_pipeline
+        from etl.run.plan import Plan
 
         given = (only_synthetic, limit, offset, id_field, image_field, prompt_template, strict)
         plan = Plan(

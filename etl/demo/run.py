@@ -15,7 +15,8 @@ from etl.demo.server import HOST, DemoServer
 from etl.domain.statuses import QueueStatus, RecordOutcome
 from etl.domain.views import Failure, FailureFilter, Progress
 from etl.errors import UsageError
-from etl.run.pipeline import Plan, Report, run_pipeline
+from etl.run.pipeline import run_pipeline
+from etl.run.plan import Plan, Report
 from etl.settings import DEMO_MODEL, Settings
 from etl.state.read.failures import failed_items
 from etl.state.read.reader import Reader

@@ -5,7 +5,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from etl import __version__
 from etl.clock import iso_utc, now_ms
 from etl.domain.statuses import RecordOutcome, RecordState, Stage
 from etl.domain.views import Progress, RunInfo
@@ -20,6 +19,7 @@ from etl.state.read.recipes import all_recipes
 from etl.state.read.report_rows import LINE, failures_by_host, finished_by_time
 from etl.state.read.runs import latest_runs
 from etl.text import clean
+from etl.version import __version__
 
 BUCKETS = 120
 """Points of a line."""

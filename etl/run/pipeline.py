@@ -1,10 +1,10 @@
 """What the commands call: the stages of one run put together, from a manifest to an export."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from etl.caption.backends import check_model
+from etl.caption.backends import check_model, open_captioner
 from etl.deadline import Deadline
 from etl.domain.statuses import QueueStatus, RecordOutcome, RecordState, RunState, Stage
 from etl.domain.views import ExportSummary, IngestSummary, Progress, StageSummary
@@ -15,16 +15,17 @@ from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest, reselect
 from etl.ray_cluster.connection import check as check_cluster
+from etl.run.plan import Plan, Report
 from etl.run.signals import Signals, watch_signals
-from etl.run.stage_functions import stage_functions
-from etl.run.supervisor import RunResult, run_stages
-from etl.run_control import GRACE_S
+from etl.run.supervisor import RunResult, StageFunction, run_stages
+from etl.run_control import GRACE_S, RunControl
 from etl.settings import Settings
 from etl.state.parts.split import refuse_split
-from etl.state.read.cost import Cost, cost
+from etl.state.read.cost import cost
 from etl.state.read.progress import ProgressReader, read_progress
 from etl.state.read.reader import Reader
 from etl.state.read.runs import latest_runs
+from etl.state.read.sources import longest_edges
 from etl.state.store import Store
 from etl.telemetry.metrics import metrics
 
@@ -35,73 +36,10 @@ SPARE_S = 5.0
 """Seconds between the last moment of work in flight and the deadline, beside the export: to end decoders and GPU
 workers, to commit, and to end the process."""
 
+_NOTHING = StageSummary()
+"""What a stage has done that did not begin."""
+
 _MANIFEST_LEFT = "deadline reached before the manifest was read; nothing was exported"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one run does.
-
-    Attributes:
-        fetch, caption: the stages to run.
-        manifest: what to ingest first.
-        options: how to read it.
-        reselect: apply ``options.selection`` to the manifests that the state holds already.
-        refresh: ask again for the sources that were fetched before.
-        output: where to export at the end.
-        export: what the export holds.
-        force: fetch and caption although the work was given to parts.
-    """
-
-    fetch: bool = False
-    caption: bool = False
-    manifest: str | None = None
-    options: IngestOptions = field(default_factory=IngestOptions)
-    reselect: bool = False
-    refresh: bool = False
-    output: str | None = None
-    export: ExportOptions = field(default_factory=ExportOptions)
-    force: bool = False
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages in their order."""
-        wanted = {
-            Stage.INGEST: self.manifest is not None, Stage.FETCH: self.fetch, Stage.CAPTION: self.caption,
-            Stage.EXPORT: self.output is not None,
-        }  # fmt: skip
-        return tuple(stage for stage, yes in wanted.items() if yes)
-
-    @property
-    def counted(self) -> str:
-        """What the work that is left is counted in: one of them."""
-        return "record" if self.caption else "picture"
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one run did.
-
-    Attributes:
-        state: how it ended.
-        signal: the signal that stopped it, if one did.
-        stages: per stage, what it did in this run.
-        progress: the counts at its end.
-        failed: records that are failed or invalid, over the whole state.
-        ingested, exported: what was read and written, if anything was.
-        cost: what this run and all runs have cost; ``None`` when no price is known.
-        deadline: whether its time was over before its work was done.
-    """
-
-    state: RunState
-    signal: int | None
-    stages: dict[Stage, StageSummary]
-    progress: Progress
-    failed: int
-    ingested: IngestSummary | None = None
-    exported: ExportSummary | None = None
-    cost: Cost | None = None
-    deadline: bool = False
 
 
 def ingest_manifest(
@@ -225,8 +163,7 @@ class _Run:
         ingested, whole = self._ingest(manifest)
         result = RunResult(RunState.INTERRUPTED, None, deadline=not whole and not self._signals)
         if whole:
-            plan = self._plan
-            stages = stage_functions(self._settings, fetch=plan.fetch, caption=plan.caption, refresh=plan.refresh)
+            stages = _stage_functions(self._settings, self._plan)
             result = run_stages(
                 self._store, self._run, stages, on_progress=on_progress, signals=self._signals, stop_at=self._stop_at()
             )
@@ -290,6 +227,47 @@ class _Run:
         if self._plan.caption:
             return progress.outcomes.get(RecordOutcome.PENDING, 0)
         return sum(progress.sources.get(status, 0) for status in (QueueStatus.READY, QueueStatus.RETRY))
+
+
+def _stage_functions(settings: Settings, plan: Plan) -> dict[Stage, StageFunction]:
+    """Return the wanted stages in their order, each to be run in a thread of its own."""
+    stages: dict[Stage, StageFunction] = {}
+    if plan.fetch:
+        stages[Stage.FETCH] = lambda store, run, control: _fetch(store, run, settings, control, plan.refresh)
+    if plan.caption:
+        stages[Stage.CAPTION] = lambda store, run, control: (
+            # Seconds or minutes for a model that would caption nothing.
+            _NOTHING if control.stopping else _caption(store, run, settings, control)
+        )
+    return stages
+
+
+def _fetch(store: Store, run: int, settings: Settings, control: RunControl, refresh: bool) -> StageSummary:
+    # Imported here: captioning alone needs no HTTP client.
+    from etl.fetch.stage import fetch
+
+    return fetch(store, run, settings, control, refresh=refresh)
+
+
+def _caption(store: Store, run: int, settings: Settings, control: RunControl) -> StageSummary:
+    from etl.caption.stage import caption
+    from etl.images.cache import ImageCache
+    from etl.state.presence import require_cache
+
+    with Reader(store.directory) as reader:
+        edges = longest_edges(reader)
+        # Before minutes are spent on a model that would have nothing to look at.
+        require_cache(reader)
+    # The copies that are there decide, not the setting: they may have been made on another machine.
+    edge = edges[0] if edges else settings.longest_edge
+    captioner = open_captioner(settings, ImageCache.of_state(store.directory), edge)
+    try:
+        if control.stopping:
+            # The run may have gone on without us: it waits for nobody who only loads.
+            return _NOTHING
+        return caption(store, run, settings, captioner, control, more_coming=lambda: control.is_active(Stage.FETCH))
+    finally:
+        captioner.close()
 
 
 def estimate_fetch(settings: Settings, *, refresh: bool) -> "FetchEstimate":

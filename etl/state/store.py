@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from etl import __version__, clock
+from etl import clock
 from etl.clock import now_ms
 from etl.domain.statuses import RecordState, RunState, Stage
 from etl.domain.views import EngineSample, ExportSummary, FailureFilter, GpuSample
@@ -38,6 +38,7 @@ from etl.state.parts.split import Split
 from etl.state.requeue import Recaption
 from etl.state.sources import SourceQueue
 from etl.state.work_queue import recover
+from etl.version import __version__
 
 
 @dataclass(frozen=True, slots=True)

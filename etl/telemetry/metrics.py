@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from etl import __version__
 from etl.domain.statuses import HostState, RunState
 from etl.domain.views import EngineSample, GpuSample, Progress
 from etl.errors import ConfigError
@@ -19,6 +18,7 @@ from etl.state.read.progress import ProgressReader, engines, gpus
 from etl.state.read.reader import Reader
 from etl.state.read.recipes import all_recipes
 from etl.text import clean
+from etl.version import __version__
 
 if TYPE_CHECKING:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily

@@ -19,7 +19,8 @@ from etl.domain.views import StageSummary
 from etl.errors import ModelError, UsageError
 from etl.export.stage import ExportOptions, export
 from etl.images.cache import ImageCache
-from etl.run.pipeline import Plan, run_pipeline
+from etl.run.pipeline import run_pipeline
+from etl.run.plan import Plan
 from etl.state.read.progress import engines
 from etl.state.read.reader import Reader
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from etl.run.pipeline import Plan, Report, run_pipeline
+from etl.run.pipeline import run_pipeline
+from etl.run.plan import Plan, Report
 from etl.settings import Settings
 
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from etl.demo.archive import build_archive, write_manifest
 from etl.demo.formats import FORMATS, PictureFormat
 from etl.demo.scenes import DRAWN_SIZES, Scene, random_record, random_scene
 from etl.demo.server import DemoServer
-from etl.run.pipeline import Report
+from etl.run.plan import Report
 
 RunPipeline = Callable[[Path], tuple[Report, dict[str, dict[str, Any]]]]
 

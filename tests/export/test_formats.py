@@ -21,7 +21,8 @@ from etl.errors import ConfigError, ManifestError
 from etl.export.columns import safe_name
 from etl.export.stage import ExportOptions
 from etl.ingest.manifest import Manifest
-from etl.run.pipeline import Plan, export_manifest, run_pipeline
+from etl.run.pipeline import export_manifest, run_pipeline
+from etl.run.plan import Plan
 from etl.state.read.reader import Reader
 from etl.state.read.runs import latest_runs
 

@@ -270,7 +270,7 @@ def test_captioning_alone_says_who_waits(fetched: Workbench, monkeypatch: pytest
     """Without fetch in the same run, captions of lost pictures are left waiting, and a line says what to run."""
     working_path(fetched, 4).unlink()
     # Seconds of a core for a model, and no other words.
-    monkeypatch.setattr("etl.run.stage_functions.open_captioner", lambda *_: OpeningCaptioner(fetched.state))
+    monkeypatch.setattr("etl.run.pipeline.open_captioner", lambda *_: OpeningCaptioner(fetched.state))
     program = Program(fetched.state.parent)
     ended = program.here("caption")
     assert ended.code == 0, ended.stderr

@@ -24,7 +24,8 @@ from etl.cli.render import progress_json
 from etl.clock import now_ms
 from etl.domain.statuses import RunState
 from etl.export.stage import ExportOptions
-from etl.run.pipeline import Plan, export_manifest, run_pipeline
+from etl.run.pipeline import export_manifest, run_pipeline
+from etl.run.plan import Plan
 from etl.state.read.cost import cost
 from etl.state.read.hosts import all_hosts
 from etl.state.read.progress import ProgressReader

@@ -14,7 +14,8 @@ from etl.domain.statuses import RunState
 from etl.errors import ConfigError, StateError, StateSplitError
 from etl.ingest.options import IngestOptions, Selection
 from etl.ingest.prompts import PromptTemplate
-from etl.run.pipeline import Plan, run_pipeline
+from etl.run.pipeline import run_pipeline
+from etl.run.plan import Plan
 from etl.settings import Settings
 from etl.state.read.cost import cost
 from etl.state.read.failures import failed_items

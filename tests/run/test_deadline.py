@@ -21,8 +21,9 @@ from etl.domain.statuses import RunState, Stage
 from etl.domain.views import Progress, StageSummary
 from etl.errors import ConfigError
 from etl.export.stage import export_seconds
-from etl.run import stage_functions
-from etl.run.pipeline import SPARE_S, Plan, run_pipeline
+from etl.run import pipeline
+from etl.run.pipeline import SPARE_S, run_pipeline
+from etl.run.plan import Plan
 from etl.run.supervisor import run_stages
 from etl.run_control import GRACE_S, RunControl
 from etl.settings import Settings, load_settings
@@ -153,7 +154,7 @@ def test_the_export_is_written_in_time_and_the_run_says_what_is_left(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With less left than work in flight may take, no model is loaded, nothing claimed, and what there is exported."""
-    monkeypatch.setattr(stage_functions, "open_captioner", lambda *_: pytest.fail("a model that nobody has time for"))
+    monkeypatch.setattr(pipeline, "open_captioner", lambda *_: pytest.fail("a model that nobody has time for"))
     output = bench.state.parent / "out.jsonl"
     settings = dataclasses.replace(bench.settings, deadline="20s")
     shown: list[Progress] = []
@@ -179,7 +180,7 @@ def test_a_model_that_is_still_loading_is_not_waited_for(bench: Workbench, monke
         assert free.wait(60)
         return captioner
 
-    monkeypatch.setattr(stage_functions, "open_captioner", load)
+    monkeypatch.setattr(pipeline, "open_captioner", load)
     output = bench.state.parent / "out.jsonl"
     settings = dataclasses.replace(bench.settings, deadline=left_in(3.0))
     try:
@@ -195,7 +196,7 @@ def test_a_model_that_is_still_loading_is_not_waited_for(bench: Workbench, monke
 
 def test_what_was_finished_before_is_no_matter_of_time(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run with nothing left to do is done, however late it is."""
-    monkeypatch.setattr(stage_functions, "open_captioner", lambda *_: PlainCaptioner())
+    monkeypatch.setattr(pipeline, "open_captioner", lambda *_: PlainCaptioner())
     plan = Plan(fetch=True, caption=True)
     assert run_pipeline(bench.settings, plan, lambda _: None).state is RunState.DONE
     report = run_pipeline(dataclasses.replace(bench.settings, deadline="5s"), plan, lambda _: None)

@@ -18,7 +18,8 @@ from etl.domain.statuses import HostState, Stage
 from etl.domain.views import EngineSample, GpuSample, HostInfo
 from etl.errors import ConfigError
 from etl.ingest.options import IngestOptions
-from etl.run.pipeline import Plan, run_pipeline
+from etl.run.pipeline import run_pipeline
+from etl.run.plan import Plan
 from etl.settings import Settings
 from etl.state.read.reader import Reader
 from etl.state.read.runs import latest_runs

@@ -13,7 +13,8 @@ import pytest
 from support.made_state import MadeState
 
 from etl.errors import ConfigError, EtlError, StateLockedError
-from etl.run.pipeline import Plan, run_pipeline
+from etl.run.pipeline import run_pipeline
+from etl.run.plan import Plan
 from etl.settings import Settings
 from etl.state.store import Store
 from etl.telemetry import webhook

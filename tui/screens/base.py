@@ -1,7 +1,8 @@
 """What all full screens share: the tabs above, the keys below, and a plain word when nothing can be read."""
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -12,7 +13,7 @@ from textual.widgets import Footer, Static
 
 from etl.state.read.reader import Reader
 from etl.text import clean
-from tui.background import Answered
+from tui.background import Answered, Asker
 from tui.format import Glyphs
 from tui.poller import in_words
 from tui.retry_filter import Choice
@@ -20,12 +21,24 @@ from tui.snapshot import Snapshot
 from tui.theme import ALERT, QUIET
 from tui.widgets.title import Title
 
-if TYPE_CHECKING:
-    from tui.app import Dashboard
-
 T = TypeVar("T")
 
 AGAIN = "Looking again every second."
+
+
+class ShowsScreens(Protocol):
+    """What screens use of the app, `tui.app.Dashboard`, which imports them."""
+
+    state: Path
+    readonly: bool
+    ascii_only: bool
+    glyphs: Glyphs
+    keys: Mapping[str, str]
+    asker: Asker
+    snapshot: Snapshot | None
+
+    def say(self, words: str, *, alert: bool = False) -> None:
+        """Show a message for a few seconds."""
 
 
 class StateScreen(Screen[None]):
@@ -45,9 +58,9 @@ class StateScreen(Screen[None]):
         self._tickets: dict[str, tuple[int, Callable[[Any], None]]] = {}
 
     @property
-    def dashboard(self) -> "Dashboard":
+    def dashboard(self) -> ShowsScreens:
         """The app."""
-        return cast("Dashboard", self.app)
+        return cast(ShowsScreens, self.app)
 
     @property
     def glyphs(self) -> Glyphs:

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from etl import __version__
 from etl.caption.captioner import failure, never
 from etl.caption.pictures.pixels import working_copy_bytes
 from etl.caption.ray.actors import Actor, Cluster
@@ -24,6 +23,7 @@ from etl.errors import CrashedError, ModelError, WorkerTimeoutError, WorkingCopy
 from etl.images.cache import ImageCache
 from etl.ray_cluster import connection
 from etl.settings import Settings
+from etl.version import __version__
 
 log = logging.getLogger(__name__)
 

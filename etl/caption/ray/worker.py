@@ -13,7 +13,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from etl import __version__
 from etl.clock import now_ms
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.errors import EtlError, WorkingCopyError
@@ -21,6 +20,7 @@ from etl.gpu import allocator_environment
 from etl.images.cache import ImageCache
 from etl.ray_cluster.directory import own_directory
 from etl.settings import Settings
+from etl.version import __version__
 
 
 class RayWorker:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any
 
-from etl import __version__, files
+from etl import files
 from etl.domain.items import DecodedImage
 from etl.errors import EtlError, InternalError, StateError
 from etl.fetch.robots import MAX_BYTES, Robots
@@ -25,6 +25,7 @@ from etl.net.client import Downloader
 from etl.net.part import Download
 from etl.ray_cluster.directory import own_directory
 from etl.settings import Settings
+from etl.version import __version__
 
 log = logging.getLogger(__name__)
 

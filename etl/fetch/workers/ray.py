@@ -5,12 +5,12 @@ import contextlib
 from concurrent.futures import Future
 from typing import Any
 
-from etl import __version__
 from etl.fetch.workers.node import FetchNode
 from etl.fetch.workers.peers import Loss, PeerLostError
 from etl.ray_cluster.connection import joined, leave
 from etl.ray_cluster.nodes import Death, Node, Nodes, kill
 from etl.settings import Settings
+from etl.version import __version__
 
 CALLS = 1000
 """Calls of one actor at once: its downloads, its decodes, and what is asked beside them."""

@@ -1,0 +1,75 @@
+"""What one run is to do, and what it did."""
+
+from dataclasses import dataclass, field
+
+from etl.domain.statuses import RunState, Stage
+from etl.domain.views import ExportSummary, IngestSummary, Progress, StageSummary
+from etl.export.stage import ExportOptions
+from etl.ingest.options import IngestOptions
+from etl.state.read.cost import Cost
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run does.
+
+    Attributes:
+        fetch, caption: the stages to run.
+        manifest: what to ingest first.
+        options: how to read it.
+        reselect: apply ``options.selection`` to the manifests that the state holds already.
+        refresh: ask again for the sources that were fetched before.
+        output: where to export at the end.
+        export: what the export holds.
+        force: fetch and caption although the work was given to parts.
+    """
+
+    fetch: bool = False
+    caption: bool = False
+    manifest: str | None = None
+    options: IngestOptions = field(default_factory=IngestOptions)
+    reselect: bool = False
+    refresh: bool = False
+    output: str | None = None
+    export: ExportOptions = field(default_factory=ExportOptions)
+    force: bool = False
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in their order."""
+        wanted = {
+            Stage.INGEST: self.manifest is not None, Stage.FETCH: self.fetch, Stage.CAPTION: self.caption,
+            Stage.EXPORT: self.output is not None,
+        }  # fmt: skip
+        return tuple(stage for stage, yes in wanted.items() if yes)
+
+    @property
+    def counted(self) -> str:
+        """What the work that is left is counted in: one of them."""
+        return "record" if self.caption else "picture"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one run did.
+
+    Attributes:
+        state: how it ended.
+        signal: the signal that stopped it, if one did.
+        stages: per stage, what it did in this run.
+        progress: the counts at its end.
+        failed: records that are failed or invalid, over the whole state.
+        ingested, exported: what was read and written, if anything was.
+        cost: what this run and all runs have cost; ``None`` when no price is known.
+        deadline: whether its time was over before its work was done.
+    """
+
+    state: RunState
+    signal: int | None
+    stages: dict[Stage, StageSummary]
+    progress: Progress
+    failed: int
+    ingested: IngestSummary | None = None
+    exported: ExportSummary | None = None
+    cost: Cost | None = None
+    deadline: bool = False
