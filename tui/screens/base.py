@@ -12,10 +12,10 @@ from textual.widgets import Footer, Static
 
 from etl.state.read.reader import Reader
 from etl.text import clean
-from tui.background import Answered
+from tui.background_queries import Answered
 from tui.format import Glyphs
 from tui.poller import in_words
-from tui.retry_filter import Choice
+from tui.retry_selection import RetrySelection
 from tui.snapshot import Snapshot
 from tui.theme import ALERT, QUIET
 from tui.widgets.title import Title
@@ -66,7 +66,7 @@ class StateScreen(Screen[None]):
         """Return what the copy key copies; empty for nothing."""
         return ""
 
-    def chosen(self) -> Choice | None:
+    def retry_selection(self) -> RetrySelection | None:
         """Return which failures a retry on this screen means; ``None`` where it means all."""
         return None
 
@@ -113,7 +113,7 @@ class StateScreen(Screen[None]):
 
     def ask(self, slot: str, question: Callable[[Reader], T], show: Callable[[T], None]) -> None:
         """Ask the state; ``show`` gets the answer, unless the same slot was asked anew meanwhile."""
-        self._tickets[slot] = self.dashboard.asker.ask(self, slot, question), show
+        self._tickets[slot] = self.dashboard.queries.ask(self, slot, question), show
 
     def forget(self, slot: str) -> None:
         """Ignore the answer that may still come."""
