@@ -165,7 +165,7 @@ class Store:
         return caption_queue.use_recipe(self._connection, sha256=sha256, model=model, revision=revision, spec=spec)
 
     def retry_failed(self, chosen: FailureFilter, *, dry_run: bool = False) -> dict[str, int]:
-        """Put the chosen dead items back to ready; return how many per stage."""
+        """Put the chosen failed items back to ready; return how many per stage."""
         return requeue.retry_failed(self._connection, chosen, dry_run=dry_run)
 
     def recaption(self, chosen: FailureFilter, *, dry_run: bool = False) -> Recaption:
