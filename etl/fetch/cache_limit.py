@@ -8,7 +8,7 @@ before its file is removed, so a crash between the two leaves an orphan, which t
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,10 +91,14 @@ class CacheLimit:
 
     Make it before the first decoder starts: what is there is counted once, and from then on what is `added` and what
     is evicted.  `make_room` may run in another thread than the one that commits what was fetched, if that one does it
-    within `hold`.  With ``limit_bytes`` 0 nothing is counted and nothing evicted.
+    within `hold`.  With ``limit_bytes`` 0 nothing is counted and nothing evicted.  ``clock`` gives seconds that only
+    grow.
     """
 
-    def __init__(self, store: Store, cache: ImageCache, limit_bytes: int) -> None:
+    def __init__(
+        self, store: Store, cache: ImageCache, limit_bytes: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
         self._images = store.images()
         self._cache = cache
         self._limit = limit_bytes
@@ -102,8 +106,8 @@ class CacheLimit:
         self._after = dict.fromkeys(EvictionReason, 0)
         # Two, because each is written by one thread: where pictures are fetched, and where room is made.
         self._added, self._kept = 0, 0
-        self._parts, self._measured_at = 0, -MEASURE_S
-        self._making, self._wait_until = False, 0.0
+        self._parts, self._measured_at = 0, float("-inf")
+        self._making, self._wait_until = False, float("-inf")
         self._leftovers: list[CachedFile] = []
         if limit_bytes:
             with Reader(store.directory) as reader:
@@ -116,9 +120,9 @@ class CacheLimit:
         """The bytes that the cache takes; 0 without a limit."""
         if not self._limit:
             return 0
-        if time.monotonic() - self._measured_at >= MEASURE_S:
+        if self._clock() - self._measured_at >= MEASURE_S:
             self._parts = sum(part.size for part in self._cache.parts())
-            self._measured_at = time.monotonic()
+            self._measured_at = self._clock()
         return self._kept + self._added + self._parts
 
     @property
@@ -157,17 +161,17 @@ class CacheLimit:
         working copy that has its captions is touched, for as long as the recipe by which they count is not known.
         """
         if thorough:
-            self._measured_at = self._wait_until = -MEASURE_S
+            self._measured_at = self._wait_until = float("-inf")
         self._making = self.is_full or (self._making and self._surplus > 0)
-        if self._making and time.monotonic() >= self._wait_until:
-            until, freed = time.monotonic() + EVICT_S, 0
+        if self._making and self._clock() >= self._wait_until:
+            until, freed = self._clock() + EVICT_S, 0
             for step in self._steps(captioned=captioned, pages=sys.maxsize if thorough else PAGES):
                 freed += step
-                if self._surplus <= 0 or (freed and not thorough and time.monotonic() > until):
+                if self._surplus <= 0 or (freed and not thorough and self._clock() > until):
                     break
             else:
                 if not freed:
-                    self._wait_until = time.monotonic() + PATIENCE_S
+                    self._wait_until = self._clock() + PATIENCE_S
         return not self.is_full
 
     @property
