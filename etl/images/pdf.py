@@ -31,7 +31,8 @@ def first_page(path: Path, longest_edge: int) -> Image.Image:
                 raise CorruptImageError(f"the PDF's first page has the size {page.get_size()}")
             bitmap = page.render(scale=longest_edge / longest)
             with contextlib.closing(bitmap):
-                return bitmap.to_pil().convert("RGB")
+                image: Image.Image = bitmap.to_pil()
+                return image.convert("RGB")
 
 
 def _has_end(path: Path) -> bool:
