@@ -18,7 +18,6 @@ from PIL import Image
 from etl.caption.captioner import Captioner, never
 from etl.caption.recipe import Recipe
 from etl.caption.stage import caption
-from etl.caption.tokens import open_working_copy
 from etl.demo.scenes import Scene, random_scene
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.statuses import FinishReason, Stage
@@ -26,6 +25,7 @@ from etl.domain.views import EngineSample, FailureFilter, StageSummary
 from etl.errors import CaptionError
 from etl.fetch.stage import fetch
 from etl.images.cache import ImageCache
+from etl.images.working_copies import open_working_copy
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest

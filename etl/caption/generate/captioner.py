@@ -23,11 +23,12 @@ from etl.caption.model.checkpoint import one_line
 from etl.caption.model.loading import LoadedModel
 from etl.caption.quality import RECOMPUTED
 from etl.caption.recipe import Recipe
-from etl.caption.tokens import PromptEncoder, crop_aspect, open_working_copy
+from etl.caption.tokens import PromptEncoder, crop_aspect
 from etl.clock import now_ms
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.views import EngineSample
 from etl.errors import CaptionError, GenerationError
+from etl.images.working_copies import open_working_copy
 from etl.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ from etl.caption.openai.endpoint import Endpoint, Identity
 from etl.caption.openai.endpoint_state import Job, Member, State
 from etl.caption.openai.responses import EndpointBusyError, EndpointTroubleError, OtherModelError
 from etl.caption.quality import quality_flags
-from etl.caption.tokens import working_copy_bytes
 from etl.clock import now_ms
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.errors import (
@@ -27,6 +26,7 @@ from etl.errors import (
     OpenFilesError,
     WorkingCopyError,
 )
+from etl.images.working_copies import working_copy_bytes
 from etl.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from etl.caption.tokens import crop_aspect, open_working_copy
+from etl.caption.tokens import crop_aspect
 from etl.errors import UnsupportedProcessorError
+from etl.images.working_copies import open_working_copy
 
 
 @dataclass(frozen=True)

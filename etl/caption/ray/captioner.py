@@ -16,13 +16,13 @@ from etl.caption.captioner import never
 from etl.caption.faults import failure
 from etl.caption.ray.actors import Actor, Cluster
 from etl.caption.recipe import Recipe
-from etl.caption.tokens import working_copy_bytes
 from etl.clock import now_ms
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.statuses import FinishReason
 from etl.domain.views import EngineSample
 from etl.errors import CrashedError, ModelError, WorkerTimeoutError, WorkingCopyError
 from etl.images.cache import ImageCache
+from etl.images.working_copies import working_copy_bytes
 from etl.settings import Settings
 
 log = logging.getLogger(__name__)
