@@ -16,7 +16,6 @@ from typing import Any
 from PIL import Image
 
 from etl.caption.captioner import Captioner, never
-from etl.caption.pictures.pixels import open_working_copy
 from etl.caption.recipe import Recipe
 from etl.caption.stage import caption
 from etl.demo.scenes import Scene, random_scene
@@ -26,6 +25,7 @@ from etl.domain.views import EngineSample, FailureFilter, StageSummary
 from etl.errors import CaptionError
 from etl.fetch.stage import fetch
 from etl.images.cache import ImageCache
+from etl.images.working_copies import open_working_copy
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest

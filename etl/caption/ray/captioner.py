@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from etl.caption.captioner import failure, never
-from etl.caption.pictures.pixels import working_copy_bytes
 from etl.caption.ray.actors import Actor, Cluster
 from etl.caption.recipe import Recipe
 from etl.clock import now_ms
@@ -21,6 +20,7 @@ from etl.domain.statuses import FinishReason
 from etl.domain.views import EngineSample
 from etl.errors import CrashedError, ModelError, WorkerTimeoutError, WorkingCopyError
 from etl.images.cache import ImageCache
+from etl.images.working_copies import working_copy_bytes
 from etl.ray_cluster import connection
 from etl.settings import Settings
 from etl.version import __version__
