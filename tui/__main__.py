@@ -7,7 +7,7 @@ from pathlib import Path
 
 from etl import __version__
 from etl.errors import EtlError
-from etl.settings import load_settings
+from etl.setting_sources import load_settings
 from etl.text import clean
 from tui import settings
 

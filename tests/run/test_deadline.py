@@ -25,7 +25,8 @@ from etl.run import stage_functions
 from etl.run.pipeline import SPARE_S, Plan, run_pipeline
 from etl.run.supervisor import run_stages
 from etl.run_control import GRACE_S, LEFT_BEHIND, Flow
-from etl.settings import Settings, load_settings
+from etl.setting_sources import load_settings
+from etl.settings import Settings
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 

@@ -54,9 +54,7 @@ class ClusterHands:
         self._settings = settings
         self._cache = cache
         self._cluster = cluster
-        self._team = Team(
-            cluster, patience_s=settings.endpoint_patience_s, silence_s=settings.ray_timeout_s, look_s=look_s
-        )
+        self._team = Team(cluster, patience_s=settings.endpoint_patience, silence_s=settings.ray_timeout, look_s=look_s)
         self._pool = decoder_pool(settings, cache, settings.decoders or os.cpu_count() or 1)
         self._held: dict[Path, _Held] = {}
 
@@ -71,7 +69,7 @@ class ClusterHands:
         return max(1, sum(member.processes for member in self._team.members))
 
     def are_ready(self) -> bool:
-        """Tell whether a node takes part.  Raises `ClusterError` when none did for ``endpoint_patience_s``."""
+        """Tell whether a node takes part.  Raises `ClusterError` when none did for ``endpoint_patience``."""
         return self._team.are_ready()
 
     def begin(self, due: int) -> None:
