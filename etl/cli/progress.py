@@ -24,7 +24,7 @@ def ingest_progress(context: Context) -> Iterator[Callable[[int], None]]:
 
     def show(rows: int) -> None:
         nonlocal last
-        if time.monotonic() - last >= min(context.settings.interval_s, 5.0):
+        if time.monotonic() - last >= min(context.settings.interval, 5.0):
             last = time.monotonic()
             note(context, f"ingest: {rows:,} records")
 
@@ -48,7 +48,7 @@ def _plain_lines(context: Context) -> Callable[[Progress], None]:
 
     def show(now: Progress) -> None:
         nonlocal last
-        if time.monotonic() - last >= context.settings.interval_s:
+        if time.monotonic() - last >= context.settings.interval:
             last = time.monotonic()
             note(context, progress_line(now))
 

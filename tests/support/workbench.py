@@ -84,8 +84,8 @@ class Workbench:
         self._directory = directory
         values: dict[str, Any] = {
             "state": directory / "state", "allow_host": ("127.0.0.1",), "decoders": 1, "min_free": 0,
-            "max_attempts": 3, "backoff_s": 0.02, "backoff_cap_s": 0.1, "connect_timeout_s": 1.0,
-            "read_timeout_s": 5.0, "longest_edge": 256, "batch_size": 4, "model": "demo", "device": "cpu",
+            "max_attempts": 3, "backoff": 0.02, "backoff_cap": 0.1, "connect_timeout": 1.0,
+            "read_timeout": 5.0, "longest_edge": 256, "batch_size": 4, "model": "demo", "device": "cpu",
             "max_new_tokens": 64,
         }  # fmt: skip
         self.settings = Settings(**(values | changes))

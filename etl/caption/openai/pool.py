@@ -62,7 +62,7 @@ class Pool:
     ) -> None:
         self._members = [Member(endpoint) for endpoint in endpoints]
         self._identity = identity
-        self._patience_s = settings.endpoint_patience_s
+        self._patience_s = settings.endpoint_patience
         self._locate = locate
         self._emit = emit
         self._pending: deque[Job] = deque()
