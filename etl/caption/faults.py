@@ -39,6 +39,11 @@ def short_of_memory(error: BaseException, device: torch.device) -> bool:
 def failure(item: CaptionItem, error: CaptionError, started_at: int) -> ItemFailure:
     """Return the failure of an item that was begun at ``started_at``, Unix milliseconds."""
     return ItemFailure(
-        item.id, error.slug, str(error), error.retryable, started_at, crashed=isinstance(error, FeederCrashedError),
+        id=item.id,
+        slug=error.slug,
+        message=str(error),
+        retryable=error.retryable,
+        started_at=started_at,
+        crashed=isinstance(error, FeederCrashedError),
         stops=isinstance(error, CacheUnreadableError),
-    )  # fmt: skip
+    )
