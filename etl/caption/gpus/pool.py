@@ -168,7 +168,14 @@ class _Worker:
         """Return how busy it was at its last word."""
         in_use = min(self._in_use, len(self.in_hand))
         waiting = len(self.in_hand) - in_use
-        return EngineSample(self._number, self._slots, in_use, waiting, self._captions, self._tokens)
+        return EngineSample(
+            worker=self._number,
+            slots=self._slots,
+            in_use=in_use,
+            waiting=waiting,
+            captions=self._captions,
+            tokens=self._tokens,
+        )
 
     def give(self, item: CaptionItem) -> None:
         """Hand over an item.  That the worker is dead is noticed when it is next heard."""
@@ -252,4 +259,6 @@ class _Worker:
             self.why = ""
         for item, started_at in lost:
             message = f"the captioning worker died with this picture in hand: {how}"
-            yield ItemFailure(item.id, CrashedError.slug, message, True, started_at, crashed=True)
+            yield ItemFailure(
+                id=item.id, slug=CrashedError.slug, message=message, retryable=True, started_at=started_at, crashed=True
+            )

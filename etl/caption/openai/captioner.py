@@ -91,7 +91,14 @@ class EndpointCaptioner:
         assert self._pool is not None
         waiting = [self._pool.waiting, *[0] * len(self._endpoints)]
         return [
-            EngineSample(number, slots, in_use, waiting[number], one.captions, one.tokens)
+            EngineSample(
+                worker=number,
+                slots=slots,
+                in_use=in_use,
+                waiting=waiting[number],
+                captions=one.captions,
+                tokens=one.tokens,
+            )
             for number, (one, slots, in_use) in enumerate(
                 zip(self._endpoints, self._pool.allowed, self._pool.under_way, strict=True)
             )

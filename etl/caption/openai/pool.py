@@ -165,7 +165,14 @@ class Pool:
 
     def _fail(self, job: Job, error: ItemError) -> None:
         stops = isinstance(error, CacheUnreadableError)
-        failed = ItemFailure(job.item.id, error.slug, str(error), error.retryable, job.started_at, stops=stops)
+        failed = ItemFailure(
+            id=job.item.id,
+            slug=error.slug,
+            message=str(error),
+            retryable=error.retryable,
+            started_at=job.started_at,
+            stops=stops,
+        )
         self._end_job(job, failed)
 
     def _learn(self, member: Member, error: CaptionError, number: int) -> None:

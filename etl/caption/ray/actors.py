@@ -55,8 +55,13 @@ class Actor:
         """Return how busy it was at its last word."""
         in_use = min(self.busy[1], len(self.in_hand))
         return EngineSample(
-            self._number, self.busy[0], in_use, len(self.in_hand) - in_use, self.captions, self.tokens
-        )  # fmt: skip
+            worker=self._number,
+            slots=self.busy[0],
+            in_use=in_use,
+            waiting=len(self.in_hand) - in_use,
+            captions=self.captions,
+            tokens=self.tokens,
+        )
 
     def welcome(self, slots: int) -> None:
         """Let it work."""

@@ -191,7 +191,9 @@ class RayCaptioner:
         actor.node.actor_died(how)
         for item, started_at in lost:
             message = f"the captioning actor died with this picture in hand: {how}"
-            yield ItemFailure(item.id, CrashedError.slug, message, True, started_at, crashed=True)
+            yield ItemFailure(
+                id=item.id, slug=CrashedError.slug, message=message, retryable=True, started_at=started_at, crashed=True
+            )
 
     def _give_up_slow_ones(self) -> Iterator[ItemFailure]:
         """End actors that have had work for too long without finishing any; an attempt is charged for it."""

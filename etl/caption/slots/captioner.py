@@ -106,7 +106,14 @@ class SlotCaptioner:
 
     def sample(self) -> EngineSample:
         """Return how busy the engine is."""
-        return EngineSample(0, self._slots, self._in_use, self._intake.waiting, self._captions, self._tokens)
+        return EngineSample(
+            worker=0,
+            slots=self._slots,
+            in_use=self._in_use,
+            waiting=self._intake.waiting,
+            captions=self._captions,
+            tokens=self._tokens,
+        )
 
     def close(self) -> None:
         """Let go of the model; its memory is free once the caller holds no `LoadedModel` either."""
