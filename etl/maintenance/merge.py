@@ -24,7 +24,7 @@ PAGE = 5_000
 """Images whose files are brought at a time."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MergeSummary:
     """What merging one part brought.
 
@@ -124,7 +124,15 @@ def _merge_one(store: Store, path: Path, *, check: bool, final: bool) -> MergeSu
                 raise StateError(f"{path} cannot be merged: {error}") from error
             adoption, lost, lost_originals = _bring_files(store.directory, path, found, check=check)
             rows = found.take(final=final)
-    return MergeSummary(path, rows, adoption.linked, adoption.copied, adoption.bytes, lost, lost_originals)
+    return MergeSummary(
+        path=path,
+        rows=rows,
+        linked=adoption.linked,
+        copied=adoption.copied,
+        copied_bytes=adoption.bytes,
+        lost=lost,
+        lost_originals=lost_originals,
+    )
 
 
 @contextmanager
