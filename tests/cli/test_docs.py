@@ -12,7 +12,7 @@ import typer
 from etl import errors
 from etl.cli.app import app
 from etl.cli.options import CAPTION_SETTINGS, FETCH_SETTINGS
-from etl.errors import CrashedError, DecoderCrashedError, EtlError, FeederCrashedError, item_error_classes
+from etl.errors import CrashedError, DecoderCrashedError, EtlError, ImageLoaderCrashedError, item_error_classes
 from etl.settings import Settings
 from etl.state.captions import CaptionQueue
 from etl.state.sources import SourceQueue
@@ -116,7 +116,7 @@ def exit_rows() -> list[str]:
 
 DEATHS = {
     DecoderCrashedError.slug: f"up to {SourceQueue.dead_after_crashes} deaths",
-    FeederCrashedError.slug: f"up to {CaptionQueue.dead_after_crashes} deaths",
+    ImageLoaderCrashedError.slug: f"up to {CaptionQueue.dead_after_crashes} deaths",
     CrashedError.slug: f"up to {CaptionQueue.dead_after_crashes} deaths",
 }
 """What is tried again although its class is not retryable: it may have been another picture's fault."""
