@@ -6,7 +6,7 @@ from typing import Protocol
 from etl.caption.recipe import Recipe
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.views import EngineSample
-from etl.errors import CacheUnreadableError, FeederCrashedError, ItemError
+from etl.errors import CacheUnreadableError, ImageLoaderCrashedError, ItemError
 
 
 def never() -> bool:
@@ -22,7 +22,7 @@ def failure(item: CaptionItem, error: ItemError, started_at: int) -> ItemFailure
         message=str(error),
         retryable=error.retryable,
         started_at=started_at,
-        crashed=isinstance(error, FeederCrashedError),
+        crashed=isinstance(error, ImageLoaderCrashedError),
         stops=isinstance(error, CacheUnreadableError),
     )
 
