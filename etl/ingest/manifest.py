@@ -18,8 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from backports import zstd
-
+from etl.compression import zstd
 from etl.errors import ManifestError
 from etl.extras import pyarrow
 
