@@ -1,4 +1,4 @@
-# Every target works on a fresh machine with Python 3.11-3.13 and git: the virtual environment is made when missing.
+# Every target works on a fresh machine with Python 3.11 or newer and git: the virtual environment is made when missing.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,7 @@ help:  ## Show the targets
 setup: $(READY)  ## Make the virtual environment
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)

@@ -136,3 +136,9 @@ def test_the_layers_are_few() -> None:
     assert {f"etl.{name}" for name in there} - placed == {"etl.__init__"}
     (apart,) = (contract["modules"] for contract in found if contract["type"] == "independence")
     assert {f"etl.{stage}" for stage in ("ingest", "fetch", "caption", "export", "report", "telemetry")} <= set(apart)  # type: ignore[arg-type, call-overload]
+
+
+def test_the_backport_has_one_importer() -> None:
+    """Only one module names zstd's backport, which is not installed where Python has its own."""
+    found = [module.name for module in Path(etl.__file__).parent.rglob("*.py") if b"backports" in module.read_bytes()]
+    assert found == ["compression.py"]

@@ -11,8 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from backports import zstd
-
+from etl.compression import zstd
 from etl.domain.statuses import RecordOutcome, RecordState
 from etl.export.lines import CAPTION, FIELDS
 from etl.state.checks import EXAMPLES, summed_up

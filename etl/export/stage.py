@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from backports import zstd
-
+from etl.compression import zstd
 from etl.domain.views import ExportSummary
 from etl.export.format import FileFormat
 from etl.export.formats import format_of

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backports import zstd
 from support.made_state import RECIPE, MadeState
 
+from etl.compression import zstd
 from etl.domain.statuses import QualityFlag, Stage
 from etl.domain.views import FailureFilter
 from etl.errors import ConfigError, EtlError, StateError

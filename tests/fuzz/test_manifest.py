@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backports import zstd
 from support.fuzzing import SOAK_FACTOR, Tally, harmed, inputs, own_memory
 from support.states import assert_sound, settings_for
 from support.workbench import query
 
+from etl.compression import zstd
 from etl.errors import ManifestError, item_error_classes
 from etl.export.stage import ExportOptions, export, with_fields
 from etl.ingest import stage as ingest_module

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from backports import zstd
 
+from etl.compression import zstd
 from etl.errors import ManifestError
 from etl.ingest import manifest_formats
 from etl.ingest.manifest import Manifest

@@ -9,12 +9,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from backports import zstd
 from PIL import Image
 from support.cached import CachedState
 from support.common_check import check_export, check_state
 from support.workbench import encoded
 
+from etl.compression import zstd
 from etl.domain.statuses import QualityFlag, Stage
 from etl.domain.views import FailureFilter
 from etl.export.check import ExportFound

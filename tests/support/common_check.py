@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backports import zstd
 from support.etl_process import Program
+
+from etl.compression import zstd
 
 NOTHING = ("missing", "damaged", "missing_originals", "damaged_originals", "orphans", "parts")
 """What `etl verify` counts and a state after a clean end has none of."""

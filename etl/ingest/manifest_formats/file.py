@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from backports import zstd
-
+from etl.compression import zstd
 from etl.errors import ManifestError
 
 MAX_LINE = 16 * 1024 * 1024
