@@ -120,7 +120,7 @@ def check_model(settings: Settings) -> None:
     if settings.backend == "ray":
         from etl.ray_cluster.connection import check
 
-        check(settings, "--backend ray")
+        check(settings.ray_address, "--backend ray", insecure=settings.insecure)
         return
     from etl.caption.model.checkpoint import find_checkpoint
     from etl.caption.model.vetting import vet

@@ -1,4 +1,4 @@
-"""One source becomes an image: asked for at its own address or at a mirror, politely, resumed, decoded."""
+"""One source becomes an image: asked for at its own address or at a mirror, opened by its scheme, decoded."""
 
 import asyncio
 from collections.abc import Callable
@@ -138,16 +138,31 @@ def _fetched(
     item: SourceItem, address: Address, download: Download, decoded: DecodedImage, started: int, *, kept: bool
 ) -> FetchedImage:
     return FetchedImage(
-        item, download.sha256, download.size, decoded, kept, started, download.http_status, download.etag,
-        download.last_modified, download.final_url, _mirror(address),
-    )  # fmt: skip
+        item,
+        download.sha256,
+        download.size,
+        decoded,
+        kept,
+        started,
+        download.http_status,
+        download.etag,
+        download.last_modified,
+        download.final_url,
+        _mirror(address),
+    )
 
 
 def _known(item: SourceItem, address: Address, download: Download, image: int, started: int) -> KnownImage:
     return KnownImage(
-        item, image, started, download.http_status, download.etag, download.last_modified, download.final_url,
+        item,
+        image,
+        started,
+        download.http_status,
+        download.etag,
+        download.last_modified,
+        download.final_url,
         _mirror(address),
-    )  # fmt: skip
+    )
 
 
 def _mirror(address: Address) -> str | None:

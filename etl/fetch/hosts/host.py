@@ -27,7 +27,7 @@ REMEMBERED_S = 1800.0
 """What an idle host did last is kept so long, which is longer than its sources wait for another attempt."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     """What applies to every host.
 
@@ -185,9 +185,18 @@ class Host:
             return None
         wall_until = None if until is None else now_ms() + round(1000 * (until - now))
         info = HostInfo(
-            self.name, state, reason, wall_until, self._limit.allowed, self.active, self._done, self._failed,
-            self._bytes, busy_ms, now_ms(),
-        )  # fmt: skip
+            self.name,
+            state,
+            reason,
+            wall_until,
+            self._limit.allowed,
+            self.active,
+            self._done,
+            self._failed,
+            self._bytes,
+            busy_ms,
+            now_ms(),
+        )
         self._reported = seen
         self._done = self._failed = self._bytes = 0
         self._busy_s -= busy_ms / 1000
