@@ -1,11 +1,15 @@
 """Failures, from their kinds to the story of one record, and retrying some of them."""
 
+import sqlite3
+from contextlib import closing
+
 import pytest
 from support.driving import LARGE, SMALL, drive, text_of, until
 from textual.pilot import Pilot
 
 from etl.domain.statuses import RunState
 from etl.domain.views import FailureFilter
+from etl.state.database import DATABASE_NAME
 from tui.screens.dialogs import ConfirmScreen
 
 
@@ -41,6 +45,8 @@ def test_what_will_retry_tells_when(make_state) -> None:
     """An item that will retry is listed too, and its story says when."""
     state = make_state(5)
     state.fetch(retry=1)
+    with closing(sqlite3.connect(state.path / DATABASE_NAME)) as database, database:
+        database.execute("UPDATE sources SET not_before = not_before + 3600000 WHERE status = 'retry'")
 
     async def steps(pilot: Pilot[None]) -> None:
         await pilot.press("f")
