@@ -175,8 +175,10 @@ class Merge:
             steps = Steps(db)
             runs = steps.take_runs()
             recipes, current = steps.take_recipes()
-            steps.change("INSERT INTO prompts (sha256, text) SELECT sha256, text FROM other.prompts WHERE true "
-                         "ON CONFLICT DO NOTHING")  # fmt: skip
+            steps.change(
+                "INSERT INTO prompts (sha256, text) SELECT sha256, text FROM other.prompts WHERE true "
+                "ON CONFLICT DO NOTHING"
+            )
             if self.bond is Bond.GATHERED:
                 steps.take_sources()
             steps.match("source", "url")
@@ -191,11 +193,22 @@ class Merge:
             pending = one(db, "SELECT n FROM other.counters WHERE stage = 'outcomes' AND status = 'pending'")
             closed = self._close(steps, is_over=final or not pending)
             merged = Merged(
-                number=self.number, records=records, unknown=one(db, _UNKNOWN), fetched=fetched,
-                fetch_failed=fetch_failed, captioned=captioned, caption_failed=caption_failed, different=different,
-                recipes=recipes, other_recipe=one(db, _OTHER_RECIPE), runs=runs, attempts=attempts,
-                changed=steps.changed, pending=pending, closed=closed,
-            )  # fmt: skip
+                number=self.number,
+                records=records,
+                unknown=one(db, _UNKNOWN),
+                fetched=fetched,
+                fetch_failed=fetch_failed,
+                captioned=captioned,
+                caption_failed=caption_failed,
+                different=different,
+                recipes=recipes,
+                other_recipe=one(db, _OTHER_RECIPE),
+                runs=runs,
+                attempts=attempts,
+                changed=steps.changed,
+                pending=pending,
+                closed=closed,
+            )
             steps.drop()
             return merged
 
