@@ -77,7 +77,7 @@ class NoModel:
     """A captioner that does nothing: what is left is the stage and the database."""
 
     def __init__(self, name: str, text: str) -> None:
-        self.recipe = Recipe(name, "1", "none", "float32", {}, {})
+        self.recipe = Recipe(model=name, revision="1", engine="none", dtype="float32", preprocessing={}, generation={})
         self._text = text
 
     def caption(

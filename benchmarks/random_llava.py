@@ -72,7 +72,15 @@ def build(size: Size, device: torch.device, dtype: torch.dtype, prompts: Iterabl
     ends = (processor.image_token_id,)
     pad = processor.tokenizer.pad_token_id
     return LoadedModel(
-        "random", f"seed:{seed}", model, processor, device, dtype, config.text_config.max_position_embeddings, ends, pad
+        name="random",
+        revision=f"seed:{seed}",
+        model=model,
+        processor=processor,
+        device=device,
+        dtype=dtype,
+        context=config.text_config.max_position_embeddings,
+        eos=ends,
+        pad=pad,
     )
 
 
