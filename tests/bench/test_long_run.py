@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.long_claims import CACHE_BYTES, MEMORY_BYTES, Look, claims, tenths
-from benchmarks.long_run import LongRun
+from benchmarks.run.long_claims import CACHE_BYTES, MEMORY_BYTES, Look, claims, tenths
+from benchmarks.run.long_run import LongRun
 
 ITEMS = 1000
 MIB = 1 << 20
