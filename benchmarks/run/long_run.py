@@ -85,7 +85,8 @@ class LongRun:
         """Export, and tell whether every record has its caption."""
         output = self._directory / "out.jsonl"
         self._etl("export", str(output))
-        captioned = sum(b'"vlm_caption":"' in line for line in output.open("rb"))
+        with output.open("rb") as lines:
+            captioned = sum(b'"vlm_caption":"' in line for line in lines)
         print(f"\nexported with a caption: {captioned:,} of {self._items:,}; the state is sound")
         return captioned == self._items
 
