@@ -27,22 +27,23 @@ import transformers
 from benchmarks.caption_inputs import draw_lengths, photographs, prompts_of, read_records
 from benchmarks.random_llava import SIZES, build
 from etl.caption.captioner import never
-from etl.caption.detokenize import Detokenizer
 from etl.caption.model.loading import load
 from etl.caption.recipe import Recipe
 from etl.caption.slots.captioner import SlotCaptioner
 from etl.caption.slots.timing import PhaseClock
 from etl.caption.stage import caption
-from etl.caption.tokens import PromptEncoder
+from etl.caption.tokens import Detokenizer, PromptEncoder
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.statuses import FinishReason, Stage
 from etl.domain.views import EngineSample
 from etl.images.cache import ImageCache
 from etl.run.pipeline import run_pipeline
 from etl.run.plan import Plan
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.settings import Settings
+from etl.state.read.failures import failed_items
 from etl.state.read.reader import Reader
+from etl.state.read.sources import longest_edges
 from etl.state.store import Store
 
 GPU_RATE = 35.0
@@ -112,7 +113,7 @@ class Bench:
         self._prompts = prompts_of(records)
         self._fill(directory, records)
         with Reader(self._settings.state) as reader:
-            self._edge = reader.longest_edges()[0]
+            self._edge = longest_edges(reader)[0]
         if demo:
             loaded = load(dataclasses.replace(self._settings, model="demo"))
             # It never says the placeholder, so its captions get the lengths that were drawn.
@@ -166,7 +167,7 @@ class Bench:
         with Store.open(self._settings) as store, store.run((Stage.CAPTION,)) as run:
             begun, cpu, children = time.perf_counter(), time.process_time(), _children_s()
             try:
-                summary = caption(store, run, self._settings, captioner, Flow())
+                summary = caption(store, run, self._settings, captioner, RunControl())
             finally:
                 captioner.close()
             seconds, cpu, children = (
@@ -174,7 +175,7 @@ class Bench:
             )  # fmt: skip
         if summary.done != self._pictures:
             with Reader(self._settings.state) as reader:
-                why = next((failure.message for failure in reader.failures()), "nobody knows why")
+                why = next((failure.message for failure in failed_items(reader)), "nobody knows why")
             raise SystemExit(f"{summary.done} of {self._pictures} pictures were captioned: {why}")
         each = 1000 / self._pictures
         return {

@@ -39,6 +39,7 @@ from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest
 from etl.settings import Settings
 from etl.state.read.reader import Reader
+from etl.state.read.recipes import all_recipes
 from etl.state.store import Store
 
 BATCH = 2000
@@ -209,7 +210,7 @@ def items_per_slice(settings: Settings, toggle: Callable[[bool], None], slices: 
 
 def _recipe(settings: Settings) -> int:
     with Reader(settings.state) as reader:
-        return reader.recipes()[-1].id
+        return all_recipes(reader)[-1].id
 
 
 def measure(settings: Settings, *, watch_s: float, slices: int) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from pathlib import Path
 from PIL import Image, ImageChops
 
 from etl.caption.pictures.loader import Feeder
-from etl.caption.pictures.pixels import PixelPlan, pixels
-from etl.caption.tokens import crop_aspect, open_working_copy
+from etl.caption.pictures.pixels import PixelPlan, crop_aspect, open_working_copy, pixels
 from etl.demo.scenes import random_scene
 from etl.domain.items import CaptionItem
 from etl.images.cache import ImageCache

@@ -24,7 +24,7 @@ from etl.fetch.stage import fetch
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.settings import Settings
 from etl.state.store import Store
 
@@ -57,7 +57,7 @@ def seconds(directory: Path, urls: list[str], **settings: object) -> float:
             ingest(store, Manifest(str(manifest)), IngestOptions())
         with store.run((Stage.FETCH,)) as run:
             began = time.perf_counter()
-            summary = fetch(store, run, used, Flow())
+            summary = fetch(store, run, used, RunControl())
             took = time.perf_counter() - began
     assert summary.done == len(urls), summary
     return took

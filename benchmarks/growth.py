@@ -29,6 +29,7 @@ from etl.maintenance.merge import merge
 from etl.maintenance.split import split
 from etl.settings import Settings
 from etl.state.database import DATABASE_NAME
+from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 
@@ -53,7 +54,7 @@ def load(directory: Path) -> None:
 def look(directory: Path) -> None:
     """Ask what `etl status` asks."""
     with Reader(directory / "state") as reader:
-        reader.progress()
+        read_progress(reader)
 
 
 def work(state: Path, limit: int) -> None:
@@ -137,7 +138,7 @@ def measure(directory: Path, records: int, parts: int) -> dict[str, Any]:
     step("merge", unite, directory, parts)
     step("merge_again", unite, directory, parts)
     with Reader(directory / "state") as reader:
-        progress = reader.progress()
+        progress = read_progress(reader)
     assert progress.outcomes["captioned"] == progress.records["active"], progress
     step("look", look, directory)
     figures["database_bytes"] = database_bytes(directory)

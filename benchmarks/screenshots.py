@@ -26,6 +26,7 @@ from textual.pilot import Pilot
 from etl.demo.archive import build_archive, write_manifest
 from etl.demo.server import HOST, DemoServer
 from etl.state.database import DATABASE_NAME
+from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
 from tui.app import Dashboard
 from tui.settings import DashboardSettings
@@ -89,7 +90,7 @@ def _captioned(state: Path) -> int:
     if not (state / DATABASE_NAME).exists():
         return 0
     with Reader(state) as reader:
-        return reader.progress().captions.get("done", 0)
+        return read_progress(reader).captions.get("done", 0)
 
 
 async def take(state: Path, shot: Shot) -> str:

@@ -26,7 +26,7 @@ from etl.fetch.stage import fetch
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.settings import Settings
 from etl.state.read.reader import Reader
 from etl.state.store import Store
@@ -54,12 +54,12 @@ def measure(directory: Path, pictures: list[str], silent: int) -> tuple[float, i
     lines = (json.dumps({"id": url, "url": url}) + "\n" for url in [*names, *pictures])
     (directory / "m.jsonl").write_text("".join(lines), encoding="utf-8")
     settings = Settings(state=directory / "state", allow_host=("127.0.0.1",), host_rate=20, min_free=0)
-    flow, threads = Flow(), 0
+    control, threads = RunControl(), 0
     with Store.open(settings) as store, store.run((Stage.INGEST,)):
         ingest(store, Manifest(str(directory / "m.jsonl")), IngestOptions())
     with ThreadPoolExecutor(1) as pool, Store.open(settings) as store, store.run((Stage.FETCH,)) as run:
         begun = time.monotonic()
-        work = pool.submit(fetch, store, run, settings, flow)
+        work = pool.submit(fetch, store, run, settings, control)
         with Reader(settings.state) as reader:
             done = "SELECT count(*) FROM sources WHERE status = 'done'"
             while reader.rows(done)[0][0] < len(pictures) and not work.done():
@@ -68,7 +68,7 @@ def measure(directory: Path, pictures: list[str], silent: int) -> tuple[float, i
             seconds = time.monotonic() - begun
             charged = "SELECT count(*) FROM attempts a JOIN sources s ON s.id = a.item WHERE s.host = 'good.example' "
             failures = reader.rows(charged + "AND a.error_class IS NOT NULL")[0][0]
-        flow.stop()
+        control.stop()
         work.result()
     return seconds, failures, threads
 

@@ -10,8 +10,12 @@ from typing import Any
 from etl.domain.statuses import RecordOutcome, RecordState
 from etl.domain.views import Failure, Progress
 from etl.errors import ConfigError
-from etl.state.read.export_rows import ExportRow
-from etl.state.read.reader import Reader, RecipeRow
+from etl.state.read.export_rows import ExportRow, export_rows
+from etl.state.read.failures import failed_items
+from etl.state.read.manifests import all_manifests
+from etl.state.read.progress import read_progress
+from etl.state.read.reader import Reader
+from etl.state.read.recipes import RecipeRow, all_recipes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +82,7 @@ class State:
     def progress(self) -> Progress:
         """Return all counts at one instant, in constant time."""
         with Reader(self.path) as reader:
-            return reader.progress()
+            return read_progress(reader)
 
     def records(self) -> Iterator[Record]:
         """Yield all records, manifest by manifest and in their order, under the current recipe."""
@@ -104,7 +108,7 @@ class State:
     def failures(self) -> Iterator[Failure]:
         """Yield what failed for good: sources, captions and lines of manifests."""
         with Reader(self.path) as reader:
-            yield from reader.failures()
+            yield from failed_items(reader)
 
     def to_pandas(self) -> Any:
         """Return the records as a `pandas.DataFrame`, one row for each; raise `ConfigError` where pandas is missing."""
@@ -119,9 +123,9 @@ class State:
 
     def _rows(self) -> Iterator[tuple[ExportRow, RecipeRow | None]]:
         with Reader(self.path) as reader:
-            recipe = next((recipe for recipe in reader.recipes() if recipe.current), None)
-            for manifest, *_ in reader.manifests():
-                for row in reader.export_rows(manifest, recipe.id if recipe else None):
+            recipe = next((recipe for recipe in all_recipes(reader) if recipe.current), None)
+            for manifest, *_ in all_manifests(reader):
+                for row in export_rows(reader, manifest, recipe.id if recipe else None):
                     yield row, recipe
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
-from etl.errors import NotPlainError
+from etl.errors import DiskFullError, EtlError, NotPlainError
 
 _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -35,6 +35,18 @@ _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFREG: "a file",
 }
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Return whether a write failed because the disk, the user's quota or the largest size of a file is reached."""
+    return error.errno in _FULL
+
+
+def disk_error(error: OSError, full: str, other: EtlError) -> EtlError:
+    """Return `DiskFullError` with the message ``full`` where a write failed for want of room, else ``other``."""
+    return DiskFullError(full) if is_disk_full(error) else other
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +220,18 @@ def link(source: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Return when a plain file's content, or a directory's names, are on the disk."""
+    """Return when a plain file's content, or a directory's names, are on the disk; for what lies in a state."""
     with directory(path.parent) as parent:
         descriptor = os.open(path.name, os.O_RDONLY | _PLAIN, dir_fd=parent)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_chosen(path: Path) -> None:
+    """Return when what lies where the user chose, such as an export, is on the disk: as `sync`, but through links."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

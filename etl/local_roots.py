@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from etl.durable import fsync
+from etl.files import sync_chosen
 from etl.user_files import STATE, user_file
 
 log = logging.getLogger(__name__)
@@ -105,4 +105,4 @@ def _make(path: Path) -> None:
             os.link(new, path)
     finally:
         new.unlink()
-    fsync(path.parent)
+    sync_chosen(path.parent)

@@ -6,7 +6,6 @@ Its writer holds a lock of the kernel on it, which ends with the process however
 behind, and the next writer of that name removes it.  While parts are looked at and made the directory itself is locked.
 """
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -19,9 +18,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from etl.durable import fsync
-from etl.errors import ConfigError, DiskFullError, EtlError, TargetLockedError
+from etl.errors import ConfigError, EtlError, TargetLockedError
 from etl.failpoints import failpoint
+from etl.files import disk_error, sync_chosen
 
 _PART = re.compile(r"\.(.+)\.[0-9a-f]{16}\.part", re.DOTALL)
 _LONGEST = 200
@@ -56,16 +55,15 @@ def checked(target: str) -> Path:
 
 
 @contextmanager
-def write_errors(target: str) -> Iterator[None]:
-    """Say of an error of the system where it happened and what to do."""
+def write_errors(target: str, when_full: str = "; the old file, if any, is untouched") -> Iterator[None]:
+    """Say of an error of the system where it happened and what to do; of a full disk ``when_full`` says it."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskFullError(f"no space left while writing {target}; the old file, if any, is untouched") from error
-        raise EtlError(f"cannot write {target}: {error.strerror}; choose another place for the export") from error
+        other = EtlError(f"cannot write {target}: {error.strerror}; choose another place for the export")
+        raise disk_error(error, f"no space left while writing {target}{when_full}", other) from error
 
 
 @contextmanager
@@ -86,7 +84,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         failpoint("export.before_rename")
         part.replace(path)
         failpoint("export.renamed")
-        fsync(path.parent)
+        sync_chosen(path.parent)
         failpoint("export.synced")
 
 
@@ -116,7 +114,7 @@ def claimed(directory: Path, name: str, what: Path) -> Iterator[tuple[Path, Bina
 
 
 def is_part(name: str) -> bool:
-    """Tell whether a file's name is that of a part."""
+    """Return whether a file's name is that of a part."""
     return _PART.fullmatch(name) is not None
 
 

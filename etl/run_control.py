@@ -3,22 +3,22 @@
 import threading
 import time
 from collections.abc import Iterable
+from typing import ClassVar
 
 from etl.domain.statuses import Stage
 
 GRACE_S = 20.0
 """How long work in flight may go on after a stop, in seconds; a spot machine gives 25 to 30."""
 
-LEFT_BEHIND = "left behind"
-"""Name of a stage's thread that nobody waits for any more, because it is in a call that nobody can end."""
 
-
-class Flow:
+class RunControl:
     """Shared by the threads of a run; every method may be called from any thread.
 
     Attributes:
         recipe: row of the current recipe once the model is loaded, so that fetch queues captions for it.
     """
+
+    _abandoned: ClassVar[list[threading.Thread]] = []
 
     def __init__(self) -> None:
         self.recipe: int | None = None
@@ -39,7 +39,7 @@ class Flow:
         self._active.discard(stage)
 
     def recall(self, stage: Stage) -> bool:
-        """Ask for a stage of this run that has ended to begin again; tell whether there is one, at work from now on."""
+        """Ask for a stage of this run that has ended to begin again; return whether there is one, now at work."""
         if self.stopping or stage not in self._known:
             return False
         self._active.add(stage)
@@ -47,14 +47,14 @@ class Flow:
         return True
 
     def take_recall(self, stage: Stage) -> bool:
-        """Tell whether a stage was recalled since this was last asked."""
+        """Return whether a stage was recalled since this was last asked."""
         if stage not in self._recalled:
             return False
         self._recalled.remove(stage)
         return True
 
     def is_active(self, stage: Stage) -> bool:
-        """Tell whether a stage of this run is still at work."""
+        """Return whether a stage of this run is still at work."""
         return stage in self._active
 
     def stop(self) -> None:
@@ -64,7 +64,7 @@ class Flow:
         self._changed.set()
 
     def is_loading(self, stage: Stage) -> bool:
-        """Tell whether a stage is loading its model: it has nothing in flight that could be lost."""
+        """Return whether a stage is loading its model: it has nothing in flight that could be lost."""
         return stage is Stage.CAPTION and self.model_is_loading
 
     def pause(self) -> None:
@@ -91,13 +91,23 @@ class Flow:
         return self._paused.is_set()
 
     @property
-    def claiming(self) -> bool:
+    def accepting_work(self) -> bool:
         """Whether work may be claimed."""
         return not (self.stopping or self.paused)
 
     def should_abandon(self) -> bool:
-        """Tell whether the grace period is over and unfinished work must be given back."""
+        """Return whether the grace period is over and unfinished work must be given back."""
         return self._stop_at is not None and time.monotonic() > self._stop_at + GRACE_S
+
+    @classmethod
+    def abandon(cls, threads: Iterable[threading.Thread]) -> None:
+        """Wait no more for threads that are in a call which nobody can end."""
+        cls._abandoned += threads
+
+    @classmethod
+    def abandoned(cls) -> bool:
+        """Return whether an abandoned thread is alive, over which the interpreter would trip at its end."""
+        return any(thread.is_alive() for thread in cls._abandoned)
 
     def wait(self, seconds: float) -> None:
         """Sleep, but not beyond the beginning of a stop."""

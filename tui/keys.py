@@ -25,7 +25,6 @@ class Action:
         help: one phrase for help and palette.
         place: where it works: everywhere, on one screen, or in lists.
         footer: whether the footer shows it.
-        writes: asks the run for something; refused with ``--readonly``.
     """
 
     name: str
@@ -34,7 +33,6 @@ class Action:
     help: str
     place: str = EVERYWHERE
     footer: bool = True
-    writes: bool = False
 
 
 TABS = (
@@ -47,10 +45,10 @@ TABS = (
 
 ACTIONS = (
     *TABS,
-    Action("pause", "p", "Pause", "pause the run, or let it go on", writes=True),
-    Action("stop", "s", "Stop", "stop the run; what is in flight is finished", writes=True),
-    Action("retry", "r", "Retry", "try the marked failures again; on the overview all", writes=True),
-    Action("retry_all", "R", "Retry all", "try everything that failed again", footer=False, writes=True),
+    Action("pause", "p", "Pause", "pause the run, or let it go on"),
+    Action("stop", "s", "Stop", "stop the run; what is in flight is finished"),
+    Action("retry", "r", "Retry", "try the marked failures again; on the overview all"),
+    Action("retry_all", "R", "Retry all", "try everything that failed again", footer=False),
     Action("copy", "y", "Copy", "copy what is marked, through the terminal", footer=False),
     Action("theme", "t", "Dark or light", "change between dark and light", footer=False),
     Action("repaint", "ctrl+l", "Repaint", "draw the whole screen again", footer=False),

@@ -6,8 +6,8 @@ from enum import StrEnum
 from etl.domain.statuses import LIVE, QueueStatus, RecordOutcome, RecordState, RunState, Stage
 from etl.domain.views import EngineSample, GpuSample, HostProgress, Progress, RunInfo
 from etl.state.log import LogLine
-from etl.state.read.activity import Exported, ManifestProgress
 from etl.state.read.cost import Cost
+from etl.state.read.progress import Exported, ManifestProgress
 
 
 class StageState(StrEnum):

@@ -8,9 +8,18 @@ from etl.domain.statuses import LIVE, HostState, QueueStatus, RecordState, Stage
 from etl.domain.views import HostInfo, HostProgress, Progress
 from etl.state import log
 from etl.state.log import LogLine
-from etl.state.read.activity import done_per_span, engines, gpus, last_export, manifests, tokens_per_s
 from etl.state.read.cost import Cost, cost
-from etl.state.read.progress import host_rates, hosts, pending_by_host
+from etl.state.read.failures import failure_classes, retry_classes
+from etl.state.read.hosts import all_hosts, host_rates, pending_by_host
+from etl.state.read.progress import (
+    done_per_span,
+    engines,
+    gpus,
+    last_export,
+    manifest_progress,
+    read_progress,
+    tokens_per_s,
+)
 from etl.state.read.reader import Reader
 from tui.pace import Paced
 from tui.rates import Steadiness
@@ -37,8 +46,8 @@ class Look:
 
     def at(self, reader: Reader) -> Snapshot:
         """Return what the state shows now."""
-        progress = reader.progress()
-        stages = stage_views(progress, self._settled(progress), manifests(reader), last_export(reader))
+        progress = read_progress(reader)
+        stages = stage_views(progress, self._settled(progress), manifest_progress(reader), last_export(reader))
         return Snapshot(
             run=progress.run,
             records=records_view(progress),
@@ -109,19 +118,21 @@ def _failed(progress: Progress) -> tuple[int, ...]:
 
 
 def _classes(reader: Reader) -> tuple[ClassView, ...]:
-    views = [ClassView(stage, slug, n, dead=True) for stage, slug, n in reader.failure_classes()]
-    views += [ClassView(stage, slug, n, dead=False) for stage, slug, n in reader.waiting_classes()]
+    views = [ClassView(stage, slug, n, dead=True) for stage, slug, n in failure_classes(reader)]
+    views += [ClassView(stage, slug, n, dead=False) for stage, slug, n in retry_classes(reader)]
     return tuple(sorted(views, key=lambda view: (-view.items, view.stage, view.error_class, view.dead)))
 
 
 def _hosts(reader: Reader, progress: Progress, pending: dict[str, int]) -> tuple[HostProgress, ...]:
     """Return the hosts, those in trouble first, then the busiest; local files have none."""
     rates = host_rates(reader, progress)
-    known = {info.host: info for info in hosts(reader)}
+    known = {info.host: info for info in all_hosts(reader)}
     found = [
         HostProgress(known.get(name, HostInfo(name)), pending.get(name, 0), *rates.get(name, (0.0, 0.0)))
         for name in dict.fromkeys((*rates, *pending, *known))
         if name
     ]
-    found.sort(key=lambda host: (host.info.state is HostState.OPEN, -host.items_per_s, -host.pending, host.info.host))
+    found.sort(
+        key=lambda host: (host.info.state is HostState.HEALTHY, -host.items_per_s, -host.pending, host.info.host)
+    )
     return tuple(found[:SHOWN_HOSTS])

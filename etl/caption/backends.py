@@ -1,128 +1,49 @@
-"""Choosing the backend that captions."""
+"""What captions: the backends by name.
 
-import logging
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
+A new one is a module of its own, its line in `BACKENDS`, and its name among those that the setting takes.
+"""
+
+from importlib import import_module
+from typing import Protocol, cast
 
 from etl.caption.captioner import Captioner
-from etl.errors import EtlError, ModelError, UnsupportedProcessorError
 from etl.images.cache import ImageCache
 from etl.settings import Settings
 
-if TYPE_CHECKING:
-    from etl.caption.model.loading import LoadedModel
-    from etl.caption.slots.captioner import SlotCaptioner
+BACKENDS = {
+    "local": "etl.caption.local",
+    "openai": "etl.caption.openai.captioner",
+    "ray": "etl.caption.ray.captioner",
+}
+"""The module of each backend, by the name that ``settings.backend`` takes; each is imported only when it is asked for,
+as a model's libraries take seconds and hundreds of megabytes."""
 
-log = logging.getLogger(__name__)
+
+class Backend(Protocol):
+    """What the module of a backend offers."""
+
+    def check(self, settings: Settings) -> None:
+        """Raise `EtlError` at once for what cannot work, before anything slow begins."""
+
+    def open_backend(self, settings: Settings, cache: ImageCache, longest_edge: int) -> Captioner:
+        """Return a captioner that is ready to caption.
+
+        ``cache`` holds the working copies; ``longest_edge`` is what they were made with, in pixels.
+
+        Raises `ModelError` when the model cannot be found, loaded or driven.
+        """
+
+
+def backend(settings: Settings) -> Backend:
+    """Return the backend that the settings name."""
+    return cast(Backend, import_module(BACKENDS[settings.backend]))
 
 
 def open_captioner(settings: Settings, cache: ImageCache, longest_edge: int) -> Captioner:
-    """Return the captioner of ``settings.backend``; the local one loads the model, in a process for each GPU there is.
-
-    ``cache`` holds the working copies; ``longest_edge`` is what they were made with, in pixels.
-
-    Raises `ModelError` when the model cannot be found, loaded or driven.
-    """
-    if settings.backend == "openai":
-        from etl.caption.openai.captioner import EndpointCaptioner
-
-        return EndpointCaptioner(settings, cache.working_path, longest_edge)
-    if settings.backend == "ray":
-        from etl.caption.ray.captioner import RayCaptioner
-
-        return RayCaptioner(settings, cache, longest_edge)
-    from etl.caption.gpus.plan import plan_workers
-
-    if plans := plan_workers(settings):
-        from etl.caption.gpus.pool import GpuPool
-
-        return GpuPool(settings, plans, cache.root, longest_edge)
-    return open_local(settings, cache.working_path, longest_edge)
-
-
-def open_local(
-    settings: Settings, locate: Callable[[str], Path], longest_edge: int, *, spread: bool = False
-) -> Captioner:
-    """Load the model into this process and return its captioner; raises as `open_captioner`.
-
-    ``locate`` maps a working copy's hash to its file.  With ``spread``, the model's layers are divided among all GPUs.
-    """
-    # Seconds and hundreds of megabytes: paid only by who captions.
-    from etl.caption.model.loading import load
-
-    return choose_engine(load(settings, spread=spread), settings, locate, longest_edge)
-
-
-def choose_engine(
-    loaded: "LoadedModel", settings: Settings, locate: Callable[[str], Path], longest_edge: int
-) -> Captioner:
-    """Return the captioner that ``settings.engine`` names; with ``auto``, slots where they give the model's own words.
-
-    Raises `ModelError` when slots were asked for and cannot be had.
-    """
-    from etl.caption.generate.captioner import GenerateCaptioner
-
-    if settings.engine != "generate":
-        captioner, reason = _slots(loaded, settings, locate, longest_edge)
-        if captioner is not None:
-            return captioner
-        if settings.engine == "slots":
-            raise ModelError(f"the slot engine cannot drive {loaded.name}: {reason}; use --engine auto or generate")
-        log.warning("captioning %s with generate(), not with slots: %s", loaded.name, reason)
-    return GenerateCaptioner(loaded, settings, locate, longest_edge=longest_edge)
-
-
-def _slots(
-    loaded: "LoadedModel", settings: Settings, locate: Callable[[str], Path], longest_edge: int
-) -> "tuple[SlotCaptioner | None, str]":
-    """Return a slot captioner, or why there can be none."""
-    from etl.caption.faults import short_of_memory
-    from etl.caption.gpus.checks import fault_at_start
-    from etl.caption.model.checkpoint import one_line
-    from etl.caption.slots.captioner import SlotCaptioner
-    from etl.caption.slots.support import differs, why_not
-
-    if (reason := why_not(loaded, loaded.context or 0)) is not None:
-        return None, reason
-    if loaded.device.type == "cuda" and (reason := fault_at_start(loaded)) is not None:
-        return None, reason
-    try:
-        captioner = SlotCaptioner(loaded, settings, locate, longest_edge=longest_edge)
-    except UnsupportedProcessorError as error:
-        return None, str(error)
-    try:
-        reason = differs(loaded, settings.max_aspect)
-    except EtlError:
-        captioner.close()
-        raise
-    except Exception as error:
-        # Whatever a library does not like about this machine or model; a GPU that is lost ends it all the same.
-        short_of_memory(error, loaded.device)
-        reason = f"the trial of a few words failed: {one_line(error)}"
-    if reason is None:
-        return captioner, ""
-    captioner.close()
-    return None, reason
+    """Return the captioner of ``settings.backend``; see `Backend.open_backend`."""
+    return backend(settings).open_backend(settings, cache, longest_edge)
 
 
 def check_model(settings: Settings) -> None:
-    """Raise `ModelError` at once for a model that cannot be found or asks for too much, before anything slow begins.
-
-    A model of the hub has its small files fetched by this, if they are not cached; endpoints are asked what they serve;
-    the nodes of a cluster have the model, or have not, and are asked later.
-    """
-    if settings.backend == "openai":
-        from etl.caption.openai.captioner import check_endpoints
-
-        check_endpoints(settings)
-        return
-    if settings.backend == "ray":
-        from etl.ray_cluster.connection import check
-
-        check(settings, "--backend ray")
-        return
-    from etl.caption.model.checkpoint import find_checkpoint
-    from etl.caption.model.vetting import vet
-
-    vet(find_checkpoint(settings.model, settings.revision))
+    """Raise at once for a model, endpoint or cluster that cannot caption; see `Backend.check`."""
+    backend(settings).check(settings)

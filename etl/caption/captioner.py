@@ -6,11 +6,20 @@ from typing import Protocol
 from etl.caption.recipe import Recipe
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.views import EngineSample
+from etl.errors import CacheUnreadableError, FeederCrashedError, ItemError
 
 
 def never() -> bool:
     """Return ``False``: the `should_stop` of a caller who never stops early."""
     return False
+
+
+def failure(item: CaptionItem, error: ItemError, started_at: int) -> ItemFailure:
+    """Return the failure of an item that was begun at ``started_at``, Unix milliseconds."""
+    return ItemFailure(
+        item.id, error.slug, str(error), error.retryable, started_at, crashed=isinstance(error, FeederCrashedError),
+        stops=isinstance(error, CacheUnreadableError),
+    )  # fmt: skip
 
 
 class Captioner(Protocol):

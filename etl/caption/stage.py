@@ -15,7 +15,7 @@ from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.statuses import Stage
 from etl.domain.views import EngineSample, StageSummary
 from etl.errors import StateError, WorkingCopyError
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.settings import Settings
 from etl.state.captions import CaptionQueue
 from etl.state.store import Store
@@ -34,7 +34,7 @@ def caption(
     run: int,
     settings: Settings,
     captioner: Captioner,
-    flow: Flow,
+    control: RunControl,
     *,
     more_coming: Callable[[], bool] = lambda: False,
 ) -> StageSummary:
@@ -47,10 +47,12 @@ def caption(
     row = store.use_recipe(sha256=recipe.sha256, model=recipe.model, revision=recipe.revision, spec=recipe.to_json())
     queue = store.captions(run, row)
     # First tell fetch, then queue what is there already: in the other order a picture could fall between.
-    flow.recipe = row
+    control.recipe = row
     queue.enqueue_possible()
     record = functools.partial(store.record_engine, run)
-    return _Caption(queue, settings, captioner, flow, more_coming, record, LostPictures(store.directory, queue)).run()
+    return _Caption(
+        queue, settings, captioner, control, more_coming, record, LostPictures(store.directory, queue)
+    ).run()
 
 
 class _Caption:
@@ -61,7 +63,7 @@ class _Caption:
         queue: CaptionQueue,
         settings: Settings,
         captioner: Captioner,
-        flow: Flow,
+        control: RunControl,
         more_coming: Callable[[], bool],
         record: Callable[[EngineSample], None],
         lost: LostPictures,
@@ -74,7 +76,7 @@ class _Caption:
         self._queue = queue
         self._size = settings.batch_size
         self._captioner = captioner
-        self._flow = flow
+        self._control = control
         self._results: list[CaptionResult] = []
         self._failures: list[ItemFailure] = []
         self._started = now_ms()
@@ -82,14 +84,14 @@ class _Caption:
 
     def run(self) -> StageSummary:
         try:
-            while not self._flow.stopping:
+            while not self._control.stopping:
                 # Asked before the queue is looked at: what fetch commits as its last is then still seen.
                 expecting = self._more_coming()
-                worked = self._flow.claiming and self._work()
+                worked = self._control.accepting_work and self._work()
                 if not worked and not expecting and self._is_finished() and not self._fetches_again():
                     break
                 if not worked:
-                    self._flow.wait(IDLE_S)
+                    self._control.wait(IDLE_S)
         finally:
             self._commit()
             released = self._queue.release_all()
@@ -99,7 +101,7 @@ class _Caption:
     def _fetches_again(self) -> bool:
         """Have pictures that were lost since the last time fetched by this run, if it fetches; tell whether it does."""
         before, self._lost_before = self._lost_before, self._lost.count
-        return self._lost.count > before and self._flow.recall(Stage.FETCH)
+        return self._lost.count > before and self._control.recall(Stage.FETCH)
 
     def _is_finished(self) -> bool:
         """Tell whether nothing waits, and fetch committed no picture before it was told the recipe."""
@@ -109,7 +111,7 @@ class _Caption:
         """Caption what is due now; tell whether there was anything."""
         before = self._ended
         self._caption(self._claims())
-        while self._flow.claiming and (suspect := self._queue.claim_suspect()):
+        while self._control.accepting_work and (suspect := self._queue.claim_suspect()):
             log.warning("caption %d was in flight at %d crashes; captioning it alone", suspect.id, suspect.crashes)
             self._caption(iter([suspect]))
         return self._ended > before
@@ -121,7 +123,7 @@ class _Caption:
     def _claims(self) -> Iterator[CaptionItem | None]:
         """Yield claimed items while claiming is allowed and there are any, ``None`` while there may soon be some."""
         look_at = 0.0
-        while self._flow.claiming:
+        while self._control.accepting_work:
             # A captioner that has other work to do asks again within milliseconds.
             if time.monotonic() < look_at:
                 yield None
@@ -139,7 +141,7 @@ class _Caption:
     def _caption(self, items: Iterator[CaptionItem | None]) -> None:
         self._started = now_ms()
         last = time.monotonic()
-        for outcome in self._captioner.caption(items, should_stop=self._flow.should_abandon):
+        for outcome in self._captioner.caption(items, should_stop=self._control.should_abandon):
             if isinstance(outcome, CaptionResult):
                 self._results.append(outcome)
             elif outcome.stops:

@@ -1,95 +1,30 @@
 """From a working copy and a prompt to what the model's processor takes."""
 
-import errno
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from etl import files
+from etl.caption.model.loading import LoadedModel
+from etl.caption.quality import quality_flags
+from etl.domain.items import CaptionItem, CaptionResult
+from etl.domain.statuses import FinishReason
 from etl.errors import (
-    CacheUnreadableError,
     CaptionError,
     ModelError,
-    NotPlainError,
     PromptTooLongError,
-    WorkingCopyError,
 )
-from etl.images.cache import read_working
 from etl.text import clean
 
 MAX_CHAT_CHARS = 20_000
 """Of a chat template beside the question; LLaVA's has 30, the longest have a system prompt of some thousands."""
 
-MAX_WORKING_PIXELS = 16384 * 16384
-"""Of a working copy: the longest edge that can be asked for, squared."""
 
 CACHED_PROMPTS = 1024
 """Encoded prompts kept; one takes about 6 KB with the 576 image tokens of LLaVA-1.5."""
-
-_BROKEN_PICTURE = (NotPlainError, OSError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for damaged files, a header with absurd dimensions among them."""
-
-_ITS_OWN_FAULT = frozenset({None, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EIO})
-"""``errno`` of what is wrong with one file: Pillow's own complaints have none, and EIO is a disk that has lost it."""
-
-
-def open_working_copy(path: Path) -> Image.Image:
-    """Return the picture as RGB, wholly decoded; raises as `reading` does."""
-    # Working copies are JPEG files; a state that came from elsewhere may hold anything under their names.
-    with reading(path), files.reading(path) as file, Image.open(file, formats=("JPEG",)) as picture:
-        if picture.width * picture.height > MAX_WORKING_PIXELS:
-            raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
-        picture.load()
-        # Nearly all are RGB; to convert them would copy them.
-        return picture if picture.mode == "RGB" else picture.convert("RGB")
-
-
-def working_copy_bytes(path: Path) -> bytes:
-    """Return a working copy whose content is what its name says; raises as `reading` does."""
-    with reading(path):
-        return read_working(path)
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Say in our own errors what goes wrong with a working copy in the block.
-
-    Raises `WorkingCopyError` for one that is missing or damaged, and `CacheUnreadableError` when it is not the file's
-    own fault that it cannot be read.
-    """
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise WorkingCopyError(f"the working copy {path.name} is not in the cache") from error
-    except _BROKEN_PICTURE as error:
-        if isinstance(error, OSError) and error.errno not in _ITS_OWN_FAULT:
-            raise CacheUnreadableError(
-                f"cannot read {path}: {error.strerror}; nothing was charged for it: see to permissions, open files "
-                "(ulimit -n) and the disk, then run the same command again"
-            ) from error
-        raise WorkingCopyError(f"the working copy {path.name} cannot be read: {error}") from error
-
-
-def crop_aspect(image: Image.Image, max_aspect: float) -> Image.Image:
-    """Return the picture with its long side cut around the centre to ``max_aspect`` times the short one.
-
-    Processors enlarge the short side to the model's own size before they crop: for 30000 x 3 pixels that took
-    57 s and 11 GB.  What is cut here lies outside the square that a centre crop would have kept.
-    """
-    width, height = image.size
-    limit = max(1, int(min(width, height) * max_aspect))
-    if max(width, height) <= limit:
-        return image
-    if width > height:
-        left = (width - limit) // 2
-        return image.crop((left, 0, left + limit, height))
-    top = (height - limit) // 2
-    return image.crop((0, top, width, top + limit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,3 +124,25 @@ class PromptEncoder:
 
 def _one_line(error: Exception) -> str:
     return clean(str(error) or type(error).__name__, 300)
+
+
+class Detokenizer:
+    """Makes `CaptionResult`s of token ids; for one thread beside those that encode prompts."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        # A tokenizer must not decode in one thread while another sets its padding.
+        self._tokenizer = copy.deepcopy(loaded.processor.tokenizer)
+        self._eos = frozenset(loaded.eos)
+
+    def ended_at(self, ids: list[int]) -> int | None:
+        """Return the index of the token that ended the caption; ``None`` when none did."""
+        return next((index for index, token in enumerate(ids) if token in self._eos), None)
+
+    def result(self, item: CaptionItem, ids: list[int], extra: tuple[str, ...] = ()) -> CaptionResult:
+        """Return the finished caption of the tokens up to the one that ends it, with ``extra`` flags."""
+        end = self.ended_at(ids)
+        reason = FinishReason.LENGTH if end is None else FinishReason.STOP
+        tokens = len(ids) if end is None else end + 1
+        text = self._tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+        flags = quality_flags(text, item.prompt, reason, tokens)
+        return CaptionResult(item.id, text, tokens, reason, tuple(sorted({*flags, *extra})))

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-import threading
 import traceback
 from types import TracebackType
 from typing import Annotated
@@ -14,7 +13,7 @@ from etl.cli import control, inspection, maintenance, parts, work
 from etl.cli.terminal import outlive_the_terminal
 from etl.errors import EtlError
 from etl.open_files import out_of_files, raise_limit
-from etl.run_control import LEFT_BEHIND
+from etl.run_control import RunControl
 from etl.text import clean, clean_lines
 from etl.version import __version__
 
@@ -77,8 +76,7 @@ def main() -> None:
         code = EtlError.exit_code
     except SystemExit as error:
         code = error.code
-    if any(thread.name == LEFT_BEHIND for thread in threading.enumerate()):
-        # The interpreter would trip over it at its end.
+    if RunControl.abandoned():
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(code if isinstance(code, int) else 1)

@@ -12,7 +12,7 @@ from etl.domain.statuses import QualityFlag, Stage
 from etl.domain.views import FailureFilter
 from etl.errors import EtlError, StateLockedError, UsageError
 from etl.state import commands as control
-from etl.state.penalty import HIGHEST_PENALTY, LOWEST_PENALTY, PENALTY, UNLIKELY
+from etl.state.requeue import HIGHEST_PENALTY, LOWEST_PENALTY, PENALTY, UNLIKELY
 
 if TYPE_CHECKING:
     from etl.state.store import Store
@@ -100,7 +100,7 @@ def _retry_failed(context: Context, store: "Store", chosen: FailureFilter, *, dr
 
 
 def _caption_again(context: Context, store: "Store", chosen: FailureFilter, *, dry_run: bool) -> None:
-    again = store.caption_again(chosen, dry_run=dry_run)
+    again = store.recaption(chosen, dry_run=dry_run)
     if context.json:
         render.answer(dataclasses.asdict(again))
         return

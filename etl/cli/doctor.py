@@ -21,6 +21,7 @@ from etl.processes import ChildProcess
 from etl.redaction import redact_url
 from etl.settings import Settings
 from etl.state.file_systems import file_system_of, is_shared
+from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
 
 Verdict = Literal["ok", "note", "fail"]
@@ -165,6 +166,6 @@ def _to_do(settings: Settings) -> int:
     """Return the records of the state at hand that still want a caption."""
     try:
         with Reader(settings.state) as reader:
-            return reader.progress().outcomes.get("pending", 0)
+            return read_progress(reader).outcomes.get("pending", 0)
     except StateError:
         return 0

@@ -10,7 +10,7 @@ from etl.text import clean
 from etl.units import duration, size
 
 if TYPE_CHECKING:
-    from etl.fetch.estimate import Foresight, HostForesight
+    from etl.fetch.estimate import FetchEstimate, HostEstimate
 
 SHOWN_ERRORS = 4
 """Error classes on one line: the most frequent ones."""
@@ -29,7 +29,7 @@ def host_json(host: HostProgress) -> dict[str, Any]:
 
 def is_news(host: HostProgress) -> bool:
     """Tell whether there is anything to say of a host: work, speed or trouble."""
-    return host.pending > 0 or host.items_per_s > 0 or host.info.state is not HostState.OPEN
+    return host.pending > 0 or host.items_per_s > 0 or host.info.state is not HostState.HEALTHY
 
 
 def host_line(host: HostProgress) -> str:
@@ -41,7 +41,7 @@ def host_line(host: HostProgress) -> str:
         parts.append(f"{host.info.in_flight} at once")
     if host.pending:
         parts.append(f"{host.pending:,} to come")
-    if host.info.state is not HostState.OPEN:
+    if host.info.state is not HostState.HEALTHY:
         parts.append(_trouble(host))
     return f"{clean(host.info.host)} {', '.join(parts) or 'nothing to come'}"
 
@@ -49,8 +49,9 @@ def host_line(host: HostProgress) -> str:
 def _trouble(host: HostProgress) -> str:
     info = host.info
     left = (info.until - now_ms()) / 1000 if info.until is not None else 0
-    until = f" for {duration(left)}" if left > 0 and info.state is not HostState.SLOWED else ""
-    return f"{info.state.value}{until}" + (f": {clean(info.reason)}" if info.reason else "")
+    how = ", asked again in" if info.state is HostState.NOT_ANSWERING else " for"
+    until = f"{how} {duration(left)}" if left > 0 and info.state is not HostState.SLOWED else ""
+    return f"{info.state.shown}{until}" + (f": {clean(info.reason)}" if info.reason else "")
 
 
 def errors_text(progress: Progress) -> str:
@@ -60,35 +61,35 @@ def errors_text(progress: Progress) -> str:
     return ", ".join(f"{n:,} {slug}" for slug, n in most[:SHOWN_ERRORS]) + (f", {more:,} others" if more else "")
 
 
-def foresight_lines(foresight: "Foresight", *, refresh: bool) -> Iterator[str]:
+def estimate_lines(estimate: "FetchEstimate", *, refresh: bool) -> Iterator[str]:
     """Yield what ``etl fetch --dry-run`` says to people."""
-    if not foresight.sources:
+    if not estimate.sources:
         yield "nothing to fetch"
         return
     again = "to fetch or to ask for again" if refresh else "to fetch"
-    yield f"{foresight.sources:,} pictures {again}, {_bytes(foresight.bytes, foresight.unknown, foresight.sources)}"
-    for host in foresight.hosts:
+    yield f"{estimate.sources:,} pictures {again}, {_bytes(estimate.bytes, estimate.unknown, estimate.sources)}"
+    for host in estimate.hosts:
         yield f"host      {_host_line(host)}"
-    if foresight.seconds is not None:
-        yield f"time      about {duration(foresight.seconds)}, at the rates seen so far"
+    if estimate.seconds is not None:
+        yield f"time      about {duration(estimate.seconds)}, at the rates seen so far"
     else:
-        rest = [host for host in foresight.hosts if host.seconds is None]
-        known = max((host.seconds for host in foresight.hosts if host.seconds), default=None)
+        rest = [host for host in estimate.hosts if host.seconds is None]
+        known = max((host.seconds for host in estimate.hosts if host.seconds), default=None)
         begun = "" if known is None else f"about {duration(known)} for the others; "
         names = ", ".join(clean(host.host) for host in rest[:SHOWN_ERRORS])
         yield f"time      {begun}not known for {names}: fetch for a minute, stop, and ask again"
-    fits = "" if foresight.disk_bytes <= foresight.disk_free else ": NOT ENOUGH"
-    yield f"disk      {size(foresight.disk_bytes)} needed at most, {size(foresight.disk_free)} free{fits}"
+    fits = "" if estimate.disk_bytes <= estimate.disk_free else ": NOT ENOUGH"
+    yield f"disk      {size(estimate.disk_bytes)} needed at most, {size(estimate.disk_free)} free{fits}"
 
 
-def _host_line(host: "HostForesight") -> str:
+def _host_line(host: "HostEstimate") -> str:
     text = f"{clean(host.host) or 'local files'}: {host.sources:,} pictures"
     if host.retries:
         text += f", {host.retries:,} of them after a failure"
     text += f", {_bytes(host.bytes, host.unknown, host.sources)}"
     if host.seconds:
         text += f", about {duration(host.seconds)}"
-    return text + ("" if host.state is HostState.OPEN else f"; {host.state.value}: {clean(host.reason or '')}")
+    return text + ("" if host.state is HostState.HEALTHY else f"; {host.state.shown}: {clean(host.reason or '')}")
 
 
 def _bytes(known: int, unknown: int, of: int) -> str:

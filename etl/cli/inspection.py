@@ -12,9 +12,13 @@ from etl.domain.statuses import Stage
 from etl.domain.views import Failure, FailureFilter
 from etl.errors import UsageError
 from etl.redaction import redact_url
-from etl.state.parts.splits import latest_split
-from etl.state.read.progress import Outlook
+from etl.state.parts.split import latest_split
+from etl.state.read.failures import failed_items
+from etl.state.read.progress import ProgressReader
 from etl.state.read.reader import Reader
+from etl.state.read.recipes import all_recipes
+from etl.state.read.runs import latest_runs
+from etl.state.read.story import record_story
 from etl.text import clean
 
 StageOption = Annotated[Stage | None, typer.Option(help="Only this stage.")]
@@ -30,7 +34,7 @@ def register(app: typer.Typer) -> None:
     def status(context: Context) -> None:
         """Show where everything stands."""
         with Reader(context.settings.state) as reader:
-            progress, recipes = Outlook(reader).progress(), reader.recipes()
+            progress, recipes = ProgressReader(reader).progress(), all_recipes(reader)
             parts = render.split_json(latest_split(reader))
         if context.json:
             render.answer(render.progress_json(progress) | {"split": parts})
@@ -54,7 +58,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """List what failed and why; with --json one object per line."""
         with Reader(context.settings.state) as reader:
-            for failure in reader.failures(FailureFilter(stage, error_class, host, key), limit):
+            for failure in failed_items(reader, FailureFilter(stage, error_class, host, key), limit):
                 if context.json:
                     render.answer(_failure_json(failure))
                 else:
@@ -70,7 +74,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Tell the whole story of one record."""
         with Reader(context.settings.state) as reader:
-            story = reader.story(key)
+            story = record_story(reader, key)
         if story is None:
             raise UsageError(f"there is no record with the key {key!r}")
         if context.json:
@@ -83,7 +87,7 @@ def register(app: typer.Typer) -> None:
     def runs(context: Context, limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20) -> None:
         """List the latest runs, newest first."""
         with Reader(context.settings.state) as reader:
-            found = reader.runs(limit)
+            found = latest_runs(reader, limit)
         for run in found:
             if context.json:
                 render.answer(render.run_json(run))

@@ -10,13 +10,13 @@ from etl.cli.options import Context
 from etl.clock import ago, now_ms, stops_at
 from etl.domain.statuses import LIVE, QueueStatus, RecordOutcome, RecordState, RunState, Stage
 from etl.domain.views import ExportSummary, IngestSummary, Progress, RunInfo
-from etl.state.penalty import UNLIKELY
+from etl.state.requeue import UNLIKELY
 from etl.text import clean, clean_json
 from etl.units import duration, size
 
 if TYPE_CHECKING:
     from etl.run.plan import Report
-    from etl.state.parts.splits import Split
+    from etl.state.parts.split import Split
     from etl.state.read.cost import Cost
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from etl.cli import render
-from etl.cli.hosts import foresight_lines
+from etl.cli.format_options import FORMAT_HELP, with_format_options
+from etl.cli.hosts import estimate_lines
 from etl.cli.options import CAPTION_SETTINGS, FETCH_SETTINGS, Context, command, ends_when_interrupted
 from etl.cli.progress import ingest_progress, progress
 from etl.errors import ConfigError
@@ -87,17 +88,17 @@ def register(app: typer.Typer) -> None:
         force: ForceOption = False,
     ) -> None:
         """Download and decode every source that is still due."""
-        from etl.run.pipeline import foresee_fetch, run_pipeline
+        from etl.run.pipeline import estimate_fetch, run_pipeline
         from etl.run.plan import Plan
 
         if not dry_run:
             _work(context, run_pipeline, Plan(fetch=True, refresh=refresh, force=force))
             return
-        foresight = foresee_fetch(context.settings, refresh=refresh)
+        estimate = estimate_fetch(context.settings, refresh=refresh)
         if context.json:
-            render.answer(foresight.to_json())
+            render.answer(estimate.to_json())
             return
-        for line in foresight_lines(foresight, refresh=refresh):
+        for line in estimate_lines(estimate, refresh=refresh):
             render.say(line)
 
     @command(app, *CAPTION_SETTINGS, works=True)
@@ -109,6 +110,7 @@ def register(app: typer.Typer) -> None:
         _work(context, run_pipeline, Plan(caption=True, force=force))
 
     @command(app, works=True)
+    @with_format_options
     def export(
         context: Context,
         output: Annotated[
@@ -120,26 +122,25 @@ def register(app: typer.Typer) -> None:
         since: Annotated[
             str, typer.Option(help="Only what was captioned or failed since this run began (uid or number).")
         ] = "",
-        format: Annotated[  # noqa: A002 - the option's name
-            str,
-            typer.Option(help="jsonl, csv, parquet, imagefolder or webdataset. [default: by the name]"),
-        ] = "",
+        format: Annotated[str, typer.Option(help=FORMAT_HELP)] = "",  # noqa: A002 - the option's name
         shard_size: Annotated[
             int, typer.Option(min=0, help="Records in each file of a directory. [default: one file]")
         ] = 0,
-        escape_formulae: Annotated[
-            bool,
-            typer.Option(
-                "--escape-formulae/--no-escape-formulae",
-                help="In CSV, put a quote before cells that a spreadsheet would run.",
-            ),
-        ] = True,
+        **format_options: bool,
     ) -> None:
         """Write the manifest with its captions, in manifest order."""
         from etl.export.stage import ExportOptions
         from etl.run.pipeline import export_manifest
 
-        options = ExportOptions(recipe, provenance, only_captioned, since, format, shard_size, escape_formulae)
+        options = ExportOptions(
+            recipe=recipe,
+            provenance=provenance,
+            only_captioned=only_captioned,
+            since=since,
+            format=format,
+            shard_size=shard_size,
+            format_options=format_options,
+        )
         with ends_when_interrupted():
             summary = export_manifest(context.settings, output, options)
         render.exported(context, summary)

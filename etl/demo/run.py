@@ -18,6 +18,7 @@ from etl.errors import UsageError
 from etl.run.pipeline import run_pipeline
 from etl.run.plan import Plan, Report
 from etl.settings import DEMO_MODEL, Settings
+from etl.state.read.failures import failed_items
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 from etl.text import clean
@@ -141,7 +142,7 @@ class _Demo:
         """Show what failed; return its keys, each with the error class that it should have had where that differs."""
         expected = {record.key: record.error_class for record in self._records}
         with Reader(self._settings.state) as reader:
-            failures = list(reader.failures())
+            failures = list(failed_items(reader))
         for failure in failures[:SHOWN_ROWS]:
             self._write(clean(_failure_line(failure), _width()))
         if len(failures) > SHOWN_ROWS:

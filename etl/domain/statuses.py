@@ -86,9 +86,14 @@ class QualityFlag(StrEnum):
 
 
 class HostState(StrEnum):
-    """How fetch treats a host: at full speed, slower, not before an instant, or as dead until a trial succeeds."""
+    """How fetch treats a host: at full speed, slower, not before an instant, or as dead until a probe succeeds."""
 
-    OPEN = "open"
+    HEALTHY = "open"
     SLOWED = "slowed"
     PAUSED = "paused"
-    PARKED = "parked"
+    NOT_ANSWERING = "parked"
+
+    @property
+    def shown(self) -> str:
+        """The word for people."""
+        return "not answering" if self is HostState.NOT_ANSWERING else self.value

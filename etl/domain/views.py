@@ -37,7 +37,7 @@ class FailureFilter:
     """Which dead items `retry-failed` means; a ``None`` field does not restrict.
 
     Attributes:
-        flag: not dead items are meant, but the finished captions with this quality flag (`etl.state.again`).
+        flag: not dead items are meant, but the finished captions with this quality flag (`etl.state.requeue`).
         repetition_penalty: how those are made again; ``None`` for the usual one.
     """
 
@@ -77,14 +77,13 @@ class StageSummary:
     retried: int = 0
     dead: int = 0
     released: int = 0
-    skipped_reason: str | None = None
     lost: int = 0
 
     def plus(self, other: "StageSummary") -> "StageSummary":
         """Return what two rounds of the stage did together."""
         return StageSummary(
             self.done + other.done, self.retried + other.retried, self.dead + other.dead,
-            self.released + other.released, other.skipped_reason, self.lost + other.lost,
+            self.released + other.released, self.lost + other.lost,
         )  # fmt: skip
 
 
@@ -155,7 +154,7 @@ class HostInfo:
     """
 
     host: str
-    state: HostState = HostState.OPEN
+    state: HostState = HostState.HEALTHY
     reason: str | None = None
     until: int | None = None
     allowed: int = 0

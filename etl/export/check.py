@@ -14,8 +14,9 @@ from typing import Any, BinaryIO, cast
 from etl.compression import zstd
 from etl.domain.statuses import RecordOutcome, RecordState
 from etl.export.lines import CAPTION, FIELDS
-from etl.state.deep import EXAMPLES, summed_up
-from etl.state.read.export_rows import ExportRow
+from etl.state.checks import EXAMPLES, summed_up
+from etl.state.read.export_rows import ExportRow, export_rows
+from etl.state.read.manifests import all_manifests
 from etl.state.read.reader import Reader
 
 
@@ -138,15 +139,15 @@ def _compare(reader: Reader, export: _Export) -> Iterator[str]:
 
 
 def _has_captions_alone(path: Path) -> bool:
-    """Tell whether the export may have been made with ``--only-captioned``, which is not on record."""
+    """Return whether the export may have been made with ``--only-captioned``, which is not on record."""
     with _opened(path) as stream:
         return all(line.get(CAPTION) is not None for _, line in _objects(stream))
 
 
 def _rows(reader: Reader, export: _Export) -> Iterator[ExportRow]:
     """Yield the records that have a line in an export, in its order."""
-    for manifest, *_ in reader.manifests():
-        for row in reader.export_rows(manifest, export.recipe):
+    for manifest, *_ in all_manifests(reader):
+        for row in export_rows(reader, manifest, export.recipe):
             if not (row.state == RecordState.INVALID and row.error_class == "invalid_json"):
                 yield row
 
@@ -166,7 +167,7 @@ def _loaded(line: bytes) -> dict[str, Any]:
 
 
 def _same(line: dict[str, Any], record: dict[str, Any]) -> bool:
-    """Tell whether a line of the export is of this record: nothing differs but what an export adds."""
+    """Return whether a line of the export is of this record: nothing differs but what an export adds."""
     names = (line.keys() | record.keys()) - set(FIELDS)
     return all(name in line and name in record and line[name] == record[name] for name in names)
 

@@ -3,8 +3,8 @@
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ from etl.domain.views import ExportSummary
 from etl.errors import ConfigError, StateError
 from etl.redaction import redact_url
 from etl.state.checks import counted
-from etl.state.read.export_rows import ExportRow
-from etl.state.read.reader import Reader, RecipeRow
+from etl.state.read.export_rows import ExportRow, export_rows
+from etl.state.read.manifests import all_manifests
+from etl.state.read.reader import Reader
+from etl.state.read.recipes import RecipeRow, all_recipes
+from etl.state.read.runs import run_began_at
 
 STDOUT = "-"
-FORMATS = ("jsonl", "csv", "parquet", "imagefolder", "webdataset")
-DIRECTORY_FORMATS = ("imagefolder", "webdataset")
-"""Formats with pictures: always a directory, and in it only what has both caption and picture."""
 
 CAPTION, CAPTIONED_AT, SOURCE, ERROR, PROVENANCE = (
     "vlm_caption", "vlm_captioned_at", "vlm_caption_source", "vlm_error", "vlm_provenance",
@@ -29,7 +29,7 @@ _EXPORTED = (RecordState.ACTIVE, RecordState.UNSELECTED, RecordState.INVALID)
 FIELDS = (CAPTION, CAPTIONED_AT, SOURCE, ERROR, PROVENANCE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """What an export holds.
 
@@ -38,9 +38,9 @@ class ExportOptions:
         provenance: add one object that tells how each caption came to be.
         only_captioned: leave out every record without a caption.
         since: a run; leave out what was not captioned, or did not fail for good, after it began.
-        format: one of `FORMATS`; empty for what the name of the target says.
+        format: one of `etl.export.formats`; empty for what the name of the target says.
         shard_size: records in each file of a directory of files; 0 for one file, or the usual size of such a format.
-        escape_formulae: let no cell of a CSV begin as a formula does.
+        format_options: options of formats by name; those of another format than this one are not looked at.
     """
 
     recipe: str | None = None
@@ -49,7 +49,7 @@ class ExportOptions:
     since: str = ""
     format: str = ""
     shard_size: int = 0
-    escape_formulae: bool = True
+    format_options: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class Joined:
         line: its line of JSON Lines.
         place: manifest, position and number, by which the records behind it are found again.
         recipe: ``model@revision`` of the captions; empty where there are none yet.
+        picture: where its picture lies, for formats with pictures.
     """
 
     row: ExportRow
@@ -69,6 +70,7 @@ class Joined:
     line: bytes
     place: tuple[int, int, int]
     recipe: str
+    picture: Path | None = None
 
 
 def summary_of(path: str, counts: Counter[str], **more: Any) -> ExportSummary:
@@ -93,7 +95,7 @@ class Selected:
         """Raises `ConfigError` for an unknown or ambiguous recipe or run."""
         since = 0
         if options.since:
-            found = reader.began_at(options.since)
+            found = run_began_at(reader, options.since)
             if found is None:
                 raise ConfigError(f"no run, or more than one, has the uid or number {options.since!r}; see `etl runs`")
             since = found
@@ -104,20 +106,8 @@ class Selected:
         return f"{kind}-since" if self.since else kind
 
 
-def kind_of(target: str, options: ExportOptions) -> str:
-    """Return the format, by what was asked for, else by the name; raise `ConfigError` where the two do not fit."""
-    suffixes = [suffix for suffix in Path(target).suffixes if suffix not in (".gz", ".zst")]
-    named = {".csv": "csv", ".parquet": "parquet"}.get(suffixes[-1] if suffixes else "", "jsonl")
-    kind = options.format or named
-    if kind not in FORMATS:
-        raise ConfigError(f"unknown format {kind!r}; known: {', '.join(FORMATS)}")
-    if target == STDOUT and (kind not in ("jsonl", "csv") or options.shard_size):
-        raise ConfigError(f"{kind} cannot be written to stdout; give a name")
-    return kind
-
-
 def _chosen_recipe(reader: Reader, wanted: str | None) -> RecipeRow | None:
-    recipes = reader.recipes()
+    recipes = all_recipes(reader)
     if wanted is None:
         return next((recipe for recipe in recipes if recipe.current), None)
     found = [recipe for recipe in recipes if recipe.sha256.startswith(wanted.lower())]
@@ -136,11 +126,11 @@ def joined(
     """
     recipe = selected.recipe
     source = source_of(recipe) if recipe else ""
-    for manifest, *_ in reader.manifests():
+    for manifest, *_ in all_manifests(reader):
         if manifest < after[0]:
             continue
         begin = after[1:] if manifest == after[0] else (0, 0)
-        for row in reader.export_rows(manifest, recipe.id if recipe else None, begin):
+        for row in export_rows(reader, manifest, recipe.id if recipe else None, begin):
             counts["read"] += 1
             if selected.since and not _is_new(row, selected.since):
                 continue
@@ -168,7 +158,7 @@ def check_counts(reader: Reader, selected: Selected, counts: Counter[str]) -> No
 
 
 def _is_new(row: ExportRow, since: int) -> bool:
-    """Tell whether the record was captioned, or failed for good, after an instant."""
+    """Return whether the record was captioned, or failed for good, after an instant."""
     if row.state != RecordState.ACTIVE:
         return False
     at = {RecordOutcome.CAPTIONED: row.done_at, RecordOutcome.FAILED: row.failed_at}.get(RecordOutcome(row.outcome))

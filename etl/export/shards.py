@@ -8,27 +8,25 @@ A shard is known by what its records say, so one that is there and right is not 
 killed, or is done once more after some captions were added, writes only what is missing or has changed.
 """
 
-import errno
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from etl.domain.statuses import RecordOutcome
 from etl.domain.views import ExportSummary
-from etl.durable import fsync
-from etl.errors import ConfigError, DiskFullError, EtlError
-from etl.export.formats import Encoder, encoder, metadata_line, picture_bytes, safe_name
-from etl.export.lines import DIRECTORY_FORMATS, ExportOptions, Joined, Selected, check_counts, joined, summary_of
+from etl.errors import ConfigError
+from etl.export.format import FileFormat, FolderFormat, Format
+from etl.export.lines import ExportOptions, Joined, Selected, check_counts, joined, summary_of
+from etl.files import sync_chosen
 from etl.images.cache import ImageCache
-from etl.output_file import claimed, clear, is_part, replaced
+from etl.output_file import claimed, clear, is_part, replaced, write_errors
 from etl.state.presence import require_cache
 from etl.state.read.reader import Reader
 
@@ -39,6 +37,7 @@ USUAL_SIZE = 10_000
 """Records in a shard of a format that holds pictures: about a gigabyte."""
 
 _START = (0, 0, 0)
+_WHEN_FULL = ": free some and export again; what is there is kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +58,25 @@ class Shard:
     content: str
 
 
-def export_shards(reader: Reader, target: str, kind: str, options: ExportOptions) -> tuple[ExportSummary, int | None]:
+def export_shards(
+    reader: Reader, target: str, kind: Format, options: ExportOptions
+) -> tuple[ExportSummary, int | None]:
     """Write the shards that are missing or have changed; return what the export holds and the recipe's row.
 
     Raises `ConfigError` for a directory that holds anything but an earlier export of this format, `CacheMissingError`
     where pictures are to be exported and the cache is not there, else as `etl.export.stage.export`.
     """
     directory = Path(target).resolve()
-    if kind in DIRECTORY_FORMATS:
+    if kind.pictures:
         require_cache(reader)
     with reader.snapshot():
         selected = Selected.of(reader, options)
-        with _errors(directory), _claimed(directory):
+        with write_errors(str(directory), _WHEN_FULL), _claimed(directory):
             writer = _Writer(reader, directory, kind, selected)
             counts = writer.write()
     summary = summary_of(
         str(directory), counts, size=sum(shard.bytes for shard in writer.shards), sha256=writer.sha256,
-        format=f"{selected.format_of(kind)}-shards", shards=len(writer.shards), written=writer.written,
+        format=f"{selected.format_of(kind.name)}-shards", shards=len(writer.shards), written=writer.written,
         without_picture=counts["without_picture"],
     )  # fmt: skip
     return summary, selected.recipe.id if selected.recipe else None
@@ -97,22 +98,18 @@ class _Writer:
     Attributes:
         shards: that it holds so far.
         written: how many of them were not there, or not right.
-        escapes: whether formulae are escaped, where there are any.
+        kind: the format, with its options.
     """
 
-    def __init__(self, reader: Reader, directory: Path, kind: str, selected: Selected) -> None:
+    def __init__(self, reader: Reader, directory: Path, kind: Format, selected: Selected) -> None:
         self._reader = reader
         self._directory = directory
-        self._kind = kind
+        self.kind = kind
         self._selected = selected
         self._size = selected.options.shard_size or USUAL_SIZE
         self._cache = ImageCache.of_state(reader.state)
-        self._encoder: Encoder | None = None
-        if kind != "imagefolder":
-            self._encoder = encoder(kind, self._picture, escape_formulae=selected.options.escape_formulae)
         self.shards: list[Shard] = []
         self.written = 0
-        self.escapes = kind == "csv" and selected.options.escape_formulae
         self._known: list[Shard] = []
         self._known = self._open()
 
@@ -125,7 +122,7 @@ class _Writer:
                 kind, shards = found["format"], [Shard(**shard) for shard in found["shards"]]
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(f"{index} is no index of an export; choose another directory") from error
-            if kind != self._kind:
+            if kind != self.kind.name:
                 raise ConfigError(f"{self._directory} holds an export as {kind}; choose another directory")
             clear(self._directory)
             for folder in self._directory.glob(".shard-*.part"):
@@ -175,11 +172,10 @@ class _Writer:
         records = _Records(self, place)
         first = next(records, None)
         # An export of nothing still is one file, with its header.
-        if first is None and (number or self._encoder is None):
+        if first is None and (number or isinstance(self.kind, FolderFormat)):
             return None, place, records.counts
-        name = f"shard-{number:05d}" + (self._encoder.suffix if self._encoder else "")
-        write = self._write_file if self._encoder else self._write_folder
-        size, sha256 = write(self._directory / name, _chained(first, records))
+        name = f"shard-{number:05d}{self.kind.suffix}"
+        size, sha256 = self._write(self._directory / name, _chained(first, records))
         self.written += 1
         shard = Shard(name, records.rows, size, sha256, records.content)
         self._note(complete=False, more=shard)
@@ -191,43 +187,31 @@ class _Writer:
             return sum(file.stat().st_size for file in path.iterdir()) == shard.bytes
         return path.is_file() and path.stat().st_size == shard.bytes
 
-    def _write_file(self, path: Path, records: Iterator[Joined]) -> tuple[int, str]:
-        assert self._encoder is not None
+    def _write(self, path: Path, records: Iterator[Joined]) -> tuple[int, str]:
+        if isinstance(self.kind, FolderFormat):
+            return self._write_folder(self.kind, path, records)
+        assert isinstance(self.kind, FileFormat)
         with replaced(str(path)) as file:
-            self._encoder.write(file, records)
+            self.kind.write(file, records)
         with path.open("rb") as written:
             return path.stat().st_size, hashlib.file_digest(written, "sha256").hexdigest()
 
-    def _write_folder(self, path: Path, records: Iterator[Joined]) -> tuple[int, str]:
+    def _write_folder(self, kind: FolderFormat, path: Path, records: Iterator[Joined]) -> tuple[int, str]:
         new = path.with_name(f".{path.name}.part")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        size, digest = 0, hashlib.sha256()
-        with (new / "metadata.jsonl").open("wb") as metadata:
-            for record in records:
-                name = f"{safe_name(record.row.key)}.jpg"
-                data, line = picture_bytes(self._picture(record)), metadata_line(record, name)
-                _put(new / name, data)
-                metadata.write(line)
-                digest.update(line)
-                size += len(data) + len(line)
-            metadata.flush()
-            os.fsync(metadata.fileno())
-        fsync(new)
+        size, sha256 = kind.fill(new, records)
+        sync_chosen(new)
         # A directory cannot take another one's place; killed between the two, this shard is written again.
         shutil.rmtree(path, ignore_errors=True)
         new.rename(path)
-        fsync(self._directory)
-        return size, digest.hexdigest()
-
-    def _picture(self, record: Joined) -> Path:
-        assert record.row.working_sha256 is not None
-        return self._cache.working_path(record.row.working_sha256)
+        sync_chosen(self._directory)
+        return size, sha256
 
     def records(self, place: tuple[int, int, int], counts: Counter[str]) -> Iterator[Joined]:
         """Yield the records behind a place that this format can hold."""
         for record in joined(self._reader, self._selected, counts, place):
-            if self._kind in DIRECTORY_FORMATS:
+            if self.kind.pictures:
                 if record.outcome != RecordOutcome.CAPTIONED:
                     counts["rows"] -= 1
                     continue
@@ -235,6 +219,7 @@ class _Writer:
                     counts["rows"] -= 1
                     counts["without_picture"] += 1
                     continue
+                record = replace(record, picture=self._cache.working_path(record.row.working_sha256))
             yield record
 
     @property
@@ -257,7 +242,7 @@ class _Writer:
             shards += self._known[len(shards) :]
         options = self._selected.options
         value: dict[str, Any] = {
-            "format": self._kind, "complete": complete, "shard_size": self._size,
+            "format": self.kind.name, "complete": complete, "shard_size": self._size,
             "recipe": self._selected.recipe.sha256 if self._selected.recipe else None, "since": options.since or None,
             "only_captioned": options.only_captioned, "provenance": options.provenance,
             "rows": sum(shard.rows for shard in shards),
@@ -279,7 +264,7 @@ class _Records(Iterator[Joined]):
     def __init__(self, writer: _Writer, place: tuple[int, int, int]) -> None:
         self.rows, self.place, self.counts = 0, place, Counter[str]()
         # Written otherwise, a shard of the same records is another one.
-        self._hash = hashlib.sha256(b"escaped" if writer.escapes else b"")
+        self._hash = hashlib.sha256(writer.kind.variant)
         self._records = islice(writer.records(place, self.counts), writer.size)
 
     def __next__(self) -> Joined:
@@ -300,23 +285,3 @@ def _chained(first: Joined | None, records: Iterator[Joined]) -> Iterator[Joined
     if first is not None:
         yield first
     yield from records
-
-
-def _put(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _errors(directory: Path) -> Iterator[None]:
-    """Say of an error of the system where it happened and what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskFullError(
-                f"no space left while writing {directory}: free some and export again; what is there is kept"
-            ) from error
-        raise EtlError(f"cannot write {directory}: {error.strerror}; choose another place for the export") from error

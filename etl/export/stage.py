@@ -17,20 +17,18 @@ from typing import Any, BinaryIO, cast
 
 from etl.compression import zstd
 from etl.domain.views import ExportSummary
-from etl.export.formats import encoder
+from etl.export.format import FileFormat
+from etl.export.formats import format_of
 from etl.export.lines import (
-    DIRECTORY_FORMATS,
     STDOUT,
     ExportOptions,
     Selected,
     check_counts,
     joined,
-    kind_of,
     summary_of,
     with_fields,
 )
 from etl.export.shards import export_shards
-from etl.extras import pyarrow
 from etl.output_file import checked, replaced, write_errors
 from etl.state.read.reader import Reader
 
@@ -39,12 +37,11 @@ __all__ = ["STDOUT", "ExportOptions", "check_target", "export", "with_fields"]
 
 def check_target(target: str, options: ExportOptions) -> None:
     """Raise what `export` would for a target or format that cannot be written, so that nobody works for hours first."""
-    kind = kind_of(target, options)
-    if kind == "parquet":
-        pyarrow()
+    kind = format_of(target, options)
+    kind.check()
     if target == STDOUT:
         return
-    if kind in DIRECTORY_FORMATS or options.shard_size:
+    if kind.is_directory or options.shard_size:
         path = Path(target).resolve()
         place = path if path.is_dir() else path.parent
     else:
@@ -77,17 +74,18 @@ def export(reader: Reader, target: str, options: ExportOptions) -> tuple[ExportS
     writes the same, `DiskFullError` or `EtlError` when it cannot be written, and `StateError` for a damaged state, as
     one whose records are not as many as it counts; an existing file is then untouched.
     """
-    kind = kind_of(target, options)
-    if kind in DIRECTORY_FORMATS or options.shard_size:
+    kind = format_of(target, options)
+    if kind.is_directory or options.shard_size:
         return export_shards(reader, target, kind, options)
+    assert isinstance(kind, FileFormat), "a directory is written in shards"
     with reader.snapshot():
         selection = Selected.of(reader, options)
         counts: Counter[str] = Counter()
         with _target(target) as stream:
-            encoder(kind, escape_formulae=options.escape_formulae).write(stream, joined(reader, selection, counts))
+            kind.write(stream, joined(reader, selection, counts))
             check_counts(reader, selection, counts)
     path = target if target == STDOUT else str(Path(target).resolve())
-    summary = summary_of(path, counts, size=stream.size, sha256=stream.sha256, format=selection.format_of(kind))
+    summary = summary_of(path, counts, size=stream.size, sha256=stream.sha256, format=selection.format_of(kind.name))
     return summary, selection.recipe.id if selection.recipe else None
 
 

@@ -139,7 +139,7 @@ class CacheLimit:
             yield
 
     def is_whole(self, image: FetchedImage | KnownImage) -> bool:
-        """Tell whether the files of a fetched image are there still.
+        """Return whether the files of a fetched image are there still.
 
         A picture that came a second time is not written a second time; its file may have been evicted since.
         """
@@ -150,7 +150,7 @@ class CacheLimit:
         )
 
     def make_room(self, *, captioned: bool = True, thorough: bool = False) -> bool:
-        """When the cache is full, evict until it takes `ROOM` of its limit; tell whether it is below the limit now.
+        """When the cache is full, evict until it takes `ROOM` of its limit; return whether it is below the limit now.
 
         Cheap enough to be called at every look: a call does a part of it, the next one goes on.  Only with
         ``thorough`` does False mean that nothing at all may go; ask so before giving up.  Without ``captioned`` no

@@ -7,7 +7,7 @@ from etl.domain.statuses import Stage
 from etl.errors import DiskFullError
 from etl.fetch.cache_limit import CacheLimit
 from etl.images.cache import ImageCache
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.settings import Settings
 from etl.state.presence import require_directory
 from etl.state.sources import SourceQueue
@@ -16,18 +16,20 @@ from etl.state.store import Store
 MIB = 2**20
 
 
-class Room:
-    """The room that one fetch stage has.  Make it before the first decoder starts: it counts what is there then."""
+class DiskBudget:
+    """What a fetch may put on the disk.  Make it before the first decoder starts: it counts what is there then."""
 
-    def __init__(self, store: Store, cache: ImageCache, queue: SourceQueue, settings: Settings, flow: Flow) -> None:
+    def __init__(
+        self, store: Store, cache: ImageCache, queue: SourceQueue, settings: Settings, control: RunControl
+    ) -> None:
         self._cache = cache
         self._queue = queue
         self._settings = settings
-        self._flow = flow
+        self._control = control
         self._limit = CacheLimit(store, cache, settings.max_cache_size)
 
     def may_grow(self, *, busy: bool) -> bool:
-        """Tell whether more may be fetched now; when the cache is full, captioning may still make room.
+        """Return whether more may be fetched now; when the cache is full, captioning may still make room.
 
         ``busy`` says that pictures are on their way, which may turn out to need no room.
 
@@ -36,10 +38,10 @@ class Room:
         self.require_cache()
         self._check_disk()
         # Before the model is loaded nobody knows whether what is captioned will be captioned anew.
-        if self._limit.make_room(captioned=not self._flow.model_is_loading):
+        if self._limit.make_room(captioned=not self._control.model_is_loading):
             return True
-        waiting = self._flow.is_active(Stage.CAPTION) and self._queue.captions_are_waiting()
-        if busy or waiting or self._flow.model_is_loading or not self._queue.due():
+        waiting = self._control.is_active(Stage.CAPTION) and self._queue.captions_are_waiting()
+        if busy or waiting or self._control.model_is_loading or not self._queue.due():
             return False
         if self._limit.make_room(thorough=True):
             return True
@@ -60,7 +62,7 @@ class Room:
             if len(whole) < len(fetched):
                 kept = {each.source.id for each in whole}
                 self._queue.release(each.source.id for each in fetched if each.source.id not in kept)
-            done = self._queue.commit(whole, self._flow.recipe)
+            done = self._queue.commit(whole, self._control.recipe)
         self._limit.added(whole)
         return done
 

@@ -15,8 +15,9 @@ from etl.fetch.loop import DECODE_AHEAD
 from etl.fetch.mirrors import Mirrors
 from etl.images.cache import ImageCache
 from etl.settings import Settings
-from etl.state.read import progress as outlook
+from etl.state.read.hosts import all_hosts
 from etl.state.read.reader import Reader
+from etl.state.read.sources import image_sizes, open_sources
 
 SIZE_FIELDS = ("image_size_bytes", "size_bytes", "file_size", "bytes")
 """Fields of a record that may hold the size of its picture in bytes; the first that does counts."""
@@ -29,7 +30,7 @@ WORKING_COPY_BYTES = 190_000
 
 
 @dataclass(frozen=True)
-class HostForesight:
+class HostEstimate:
     """What is to come from one host.
 
     Attributes:
@@ -49,12 +50,12 @@ class HostForesight:
     bytes: int
     unknown: int
     seconds: float | None
-    state: HostState = HostState.OPEN
+    state: HostState = HostState.HEALTHY
     reason: str | None = None
 
 
 @dataclass(frozen=True)
-class Foresight:
+class FetchEstimate:
     """What a fetch would do.
 
     Attributes:
@@ -64,7 +65,7 @@ class Foresight:
         disk_free: bytes free on the cache's disk, ``min_free`` not counted.
     """
 
-    hosts: tuple[HostForesight, ...]
+    hosts: tuple[HostEstimate, ...]
     seconds: float | None
     disk_bytes: int
     disk_free: int
@@ -108,19 +109,19 @@ class _Sum:
     largest: int = 0
 
 
-def foresee(reader: Reader, settings: Settings, *, refresh: bool = False) -> Foresight:
+def estimate_of(reader: Reader, settings: Settings, *, refresh: bool = False) -> FetchEstimate:
     """Return what ``etl fetch`` would do now, with ``refresh`` or without; nothing is changed and nobody is asked.
 
     Pictures count for the host that is asked first.  Raises `ConfigError` for a mirror that is wrongly given.
     """
     mirrors = Mirrors.of(settings)
     sums: dict[str, _Sum] = defaultdict(_Sum)
-    for _, lines in groupby(outlook.open_sources(reader, fetched_too=refresh), key=itemgetter(0)):
+    for _, lines in groupby(open_sources(reader, fetched_too=refresh), key=itemgetter(0)):
         _add(sums, list(lines), mirrors)
-    seen = {info.host: info for info in outlook.hosts(reader)}
+    seen = {info.host: info for info in all_hosts(reader)}
     hosts = [_host(name, one, seen.get(name, HostInfo(name))) for name, one in sums.items()]
     times = [host.seconds for host in hosts]
-    return Foresight(
+    return FetchEstimate(
         hosts=tuple(sorted(hosts, key=lambda host: (-host.sources, host.host))),
         # Hosts are asked side by side.
         seconds=max((each for each in times if each is not None), default=0.0) if None not in times else None,
@@ -154,7 +155,7 @@ def _size(line: bytes) -> int | None:
     return None
 
 
-def _host(name: str, one: _Sum, seen: HostInfo) -> HostForesight:
+def _host(name: str, one: _Sum, seen: HostInfo) -> HostEstimate:
     seconds = None
     if name == "":
         seconds = 0.0
@@ -163,7 +164,7 @@ def _host(name: str, one: _Sum, seen: HostInfo) -> HostForesight:
         mean = one.bytes / one.known if one.known else 0
         by_size = bool(mean and seen.bytes)
         seconds = one.sources * busy_s * (mean / seen.bytes if by_size else 1 / seen.done)
-    return HostForesight(
+    return HostEstimate(
         name, one.sources, one.retries, one.bytes, one.sources - one.known, seconds, seen.state, seen.reason
     )
 
@@ -176,7 +177,7 @@ def _disk(reader: Reader, settings: Settings, sums: Iterable[_Sum]) -> int:
         total.bytes += one.bytes
         total.known += one.known
         total.largest = max(total.largest, one.largest)
-    working, original = outlook.image_sizes(reader)
+    working, original = image_sizes(reader)
     working = working or WORKING_COPY_BYTES * (settings.longest_edge / 1024) ** 2
     mean = total.bytes / total.known if total.known else original
     unfinished = settings.concurrency + DECODE_AHEAD * (settings.decoders or os.cpu_count() or 1)

@@ -18,15 +18,15 @@ from etl.domain.items import FetchedImage, ItemFailure, KnownImage, SourceItem
 from etl.domain.statuses import HostState
 from etl.domain.views import StageSummary
 from etl.errors import DecoderCrashedError, EtlError, FetchError, HostDownError, InternalError, ItemError
-from etl.fetch.disk_budget import Room
-from etl.fetch.hosts.limiter import HostGate, NotNowError
+from etl.fetch.disk_budget import DiskBudget
+from etl.fetch.hosts.limiter import HostLimiter, HostNotReadyError
 from etl.fetch.local_files import Roots
 from etl.fetch.mirrors import Mirrors
-from etl.fetch.workers.base import Hands, LostError
+from etl.fetch.workers.base import FetchBackend, LostError
 from etl.images.cache import ImageCache
 from etl.net import resume
 from etl.net.urls import host_of
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.settings import Settings
 from etl.state.hosts import HostLog
 from etl.state.sources import SourceQueue
@@ -60,7 +60,7 @@ class _Ended:
 
     fetched: list[FetchedImage | KnownImage] = field(default_factory=list)
     failed: list[tuple[ItemFailure, SourceItem]] = field(default_factory=list)
-    not_now: list[tuple[int, int]] = field(default_factory=list)
+    not_ready: list[tuple[int, int]] = field(default_factory=list)
 
 
 class FetchLoop:
@@ -71,23 +71,23 @@ class FetchLoop:
         queue: SourceQueue,
         host_log: HostLog,
         settings: Settings,
-        flow: Flow,
+        control: RunControl,
         cache: ImageCache,
-        hands: Hands,
+        backend: FetchBackend,
         mirrors: Mirrors,
         roots: Roots,
-        room: Room,
+        budget: DiskBudget,
     ) -> None:
         self._queue = queue
         self._host_log = host_log
         self._settings = settings
-        self._flow = flow
+        self._control = control
         self._cache = cache
-        self._hands = hands
+        self._backend = backend
         self._mirrors = mirrors
         self._roots = roots
-        self._room = room
-        self._gate = HostGate(
+        self._budget = budget
+        self._limiter = HostLimiter(
             settings.concurrency, settings.per_host, rate=settings.host_rate, patience_s=settings.host_patience_s,
             pause_s=min(settings.backoff_s, settings.backoff_cap_s), longest_pause_s=LONGEST_ASKED_WAIT_S,
             longest_wait_s=settings.backoff_cap_s,
@@ -100,27 +100,41 @@ class FetchLoop:
         self._done = self._retried = self._dead = 0
 
     async def run(self) -> StageSummary:
-        """Fetch until nothing is left or the flow says stop; return what was done."""
+        """Fetch until nothing is left or the run stops; return what was done."""
         # Only now: the HTTP client takes a tenth of a second to import, in which the decoders start.
+        from etl.fetch.schemes import Access
         from etl.fetch.source import SourceFetcher
         from etl.net.client import Downloader
 
         for host, info in self._host_log.pauses().items():
             # What the host asked for is kept; whether it is still dead, whoever starts a run wants to know at once.
             left = ((info.until or 0) - now_ms()) / 1000 if info.state is HostState.PAUSED else 0.0
-            self._gate.restore(host, info.state, min(left, LONGEST_ASKED_WAIT_S), info.reason)
+            self._limiter.restore(host, info.state, min(left, LONGEST_ASKED_WAIT_S), info.reason)
         async with Downloader(self._settings) as downloader:
             downloader.names.on_answer = self._changed.set
             if downloader.proxied:
                 log.info("a proxy is set: it resolves names, so private addresses are not refused")
             if self._settings.respect_robots:
                 downloader.may_follow = self._robots_of(downloader)
-            async with self._hands.at_work(downloader) as (downloads, decoders):
+            async with self._backend.at_work(downloader) as (downloads, decoders):
                 fetcher = SourceFetcher(
-                    self._settings, self._queue, self._gate, downloads, decoders, self._cache, self._mirrors,
-                    self._roots, downloader.may_follow, on_downloaded=self._changed.set,
-                    is_stopping=lambda: self._flow.stopping,
-                )  # fmt: skip
+                    queue=self._queue,
+                    access=Access(
+                        limiter=self._limiter,
+                        downloads=downloads,
+                        cache=self._cache,
+                        roots=self._roots,
+                        robots=downloader.may_follow,
+                        max_bytes=self._settings.max_bytes,
+                        is_stopping=lambda: self._control.stopping,
+                    ),
+                    decoders=decoders,
+                    local_decoders=self._backend.local_decoders,
+                    cache=self._cache,
+                    mirrors=self._mirrors,
+                    keep_originals=self._settings.keep_originals,
+                    on_downloaded=self._changed.set,
+                )
                 try:
                     await self._loop(fetcher)
                 finally:
@@ -134,20 +148,20 @@ class FetchLoop:
 
         async def ask(url: str) -> None:
             await robots.check(url)
-            self._gate.set_interval(host_of(url), min(robots.crawl_delay(url) or 0.0, LONGEST_CRAWL_DELAY_S))
+            self._limiter.set_interval(host_of(url), min(robots.crawl_delay(url) or 0.0, LONGEST_CRAWL_DELAY_S))
 
         return ask
 
     async def _loop(self, fetcher: "SourceFetcher") -> None:
-        while not self._flow.should_abandon():
+        while not self._control.should_abandon():
             self._report_hosts()
-            claiming = self._flow.claiming and self._room.may_grow(busy=bool(self._in_flight))
-            claiming = claiming and self._hands.are_ready()
-            self._gate.total = self._settings.concurrency * self._hands.machines
-            self._gate.closed = not claiming
-            if claiming:
+            accepting = self._control.accepting_work and self._budget.may_grow(busy=bool(self._in_flight))
+            accepting = accepting and self._backend.are_ready()
+            self._limiter.total = self._settings.concurrency * self._backend.machines
+            self._limiter.closed = not accepting
+            if accepting:
                 await self._claim(fetcher)
-            if not self._in_flight and (self._flow.stopping or await self._rest()):
+            if not self._in_flight and (self._control.stopping or await self._rest()):
                 return
             await self._look(fetcher)
 
@@ -155,8 +169,8 @@ class FetchLoop:
         """Wait until a slot becomes free or something ends, then commit all that has ended."""
         if self._in_flight:
             await self._wait(LOOK_S)
-            # While others wait at the gate, no slot stays empty for want of a claim.
-            while self._gate.waiting and (left := self._commit_at - time.monotonic()) > 0:
+            # While others wait at the limiter, no slot stays empty for want of a claim.
+            while self._limiter.waiting and (left := self._commit_at - time.monotonic()) > 0:
                 await self._wait(left)
             ended = [task for task in self._in_flight if task.done()]
             for task in ended:
@@ -177,29 +191,29 @@ class FetchLoop:
     async def _claim(self, fetcher: "SourceFetcher") -> None:
         """Claim what can start now, host after host, beginning behind the last one served, and then some more.
 
-        What is claimed ahead waits at the gate, where it takes a slot in the moment in which one becomes free.
+        What is claimed ahead waits at the limiter, and takes a slot in the moment in which one becomes free.
         """
         # A host whose name is not resolved yet would wait for it in a slot that others could use.
-        known = fetcher.downloads.is_known
+        known = fetcher.access.downloads.is_known
         hosts = self._queue.ready_hosts(after=self._last_host, only=known)
         if not hosts and self._last_host:
             hosts = self._queue.ready_hosts(only=known)
             self._last_host = ""
         more = []
         for host in hosts:
-            room = min(self._room_for(host), self._room_in_all)
-            if room <= 0 or await self._start(fetcher, host, room) == room:
+            free = min(self._free(host), self._free_in_all)
+            if free <= 0 or await self._start(fetcher, host, free) == free:
                 more.append(host)
             self._last_host = host
         for host in more:
-            room = min(self._gate.ahead(host), self._gate.total - self._gate.waiting)
-            if room > 0 and self._room_in_all > 0:
-                await self._start(fetcher, host, room)
+            ahead = min(self._limiter.ahead(host), self._limiter.total - self._limiter.waiting)
+            if ahead > 0 and self._free_in_all > 0:
+                await self._start(fetcher, host, ahead)
 
     @property
-    def _room_in_all(self) -> int:
-        limit = self._gate.total + DECODE_AHEAD * self._hands.processes
-        return limit - (len(self._in_flight) - self._gate.waiting)
+    def _free_in_all(self) -> int:
+        limit = self._limiter.total + DECODE_AHEAD * self._backend.processes
+        return limit - (len(self._in_flight) - self._limiter.waiting)
 
     async def _start(self, fetcher: "SourceFetcher", host: str, most: int) -> int:
         """Claim and start up to so many sources of a host; return how many there were."""
@@ -212,15 +226,15 @@ class FetchLoop:
         await asyncio.sleep(0)
         return len(items)
 
-    def _room_for(self, host: str) -> int:
-        if self._mirrors and self._gate.blocked_until_ms(host) is not None:
-            return min(self._gate.free(""), self._settings.per_host)
-        return self._gate.free(host)
+    def _free(self, host: str) -> int:
+        if self._mirrors and self._limiter.blocked_until_ms(host) is not None:
+            return min(self._limiter.free(""), self._settings.per_host)
+        return self._limiter.free(host)
 
     async def _rest(self) -> bool:
-        """With nothing in flight: wait a little for what is due later; tell whether nothing is left at all."""
+        """With nothing in flight: wait a little for what is due later; return whether nothing is left at all."""
         due = self._queue.next_due_ms()
-        if due is None and not self._flow.model_is_loading:
+        if due is None and not self._control.model_is_loading:
             return True
         # A new model wants pictures back that were evicted when the last one had captioned them.
         wait = LOOK_S if due is None else (due - now_ms()) / 1000
@@ -229,28 +243,28 @@ class FetchLoop:
         return False
 
     def _report_hosts(self) -> None:
-        """Tell how the hosts fare, and give up those that were dead for too long."""
+        """Report how the hosts fare, and give up those that were dead for too long."""
         if time.monotonic() < self._report_at:
             return
         self._report_at = time.monotonic() + REPORT_S
-        hosts = self._gate.hosts()
+        hosts = self._limiter.hosts()
         if hosts:
             self._host_log.record(hosts)
         for info in hosts:
             # A mirror may have what a dead host had.
-            if self._gate.given_up(info.host) and not self._mirrors:
+            if self._limiter.given_up(info.host) and not self._mirrors:
                 message = f"{info.host} gives no sign of life: {info.reason}"
                 self._dead += self._queue.give_up(info.host, HostDownError.slug, message)
 
     def _commit(self, fetcher: "SourceFetcher") -> None:
         ended, self._ended = self._ended, _Ended()
         if ended.fetched:
-            self._done += self._room.commit(ended.fetched)
-        if ended.not_now:
-            self._queue.postpone(ended.not_now)
+            self._done += self._budget.commit(ended.fetched)
+        if ended.not_ready:
+            self._queue.postpone(ended.not_ready)
         if ended.failed:
             # Not theirs to answer for, where the cache was taken away under them.
-            self._room.require_cache()
+            self._budget.require_cache()
             dead = self._queue.fail([failure for failure, _ in ended.failed])
             for (_, item), gone in zip(ended.failed, dead, strict=True):
                 if gone:
@@ -275,11 +289,11 @@ class FetchLoop:
             # Two steps: `_ended` is replaced at every commit, also while this waits.
             fetched = await fetcher.fetch(item)
             self._ended.fetched.append(fetched)
-        except NotNowError as blocked:
-            self._ended.not_now.append((item.id, blocked.until_ms))
+        except HostNotReadyError as blocked:
+            self._ended.not_ready.append((item.id, blocked.until_ms))
         except LostError as lost:
             if lost.charge is None:
-                self._ended.not_now.append((item.id, now_ms()))
+                self._ended.not_ready.append((item.id, now_ms()))
             else:
                 self._ended.failed.append((_failure(item, lost.charge, started), item))
         except ItemError as error:

@@ -1,90 +1,73 @@
 """One source becomes an image: asked for at its own address or at a mirror, politely, resumed, decoded."""
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from etl.clock import now_ms
 from etl.domain.items import DecodedImage, FetchedImage, KnownImage, SourceItem
-from etl.errors import FetchError, HostDownError, ItemError, TransientFetchError
-from etl.fetch.hosts.limiter import HostGate, NotNowError
-from etl.fetch.local_files import Roots, read_local
+from etl.errors import FetchError, HostDownError, ItemError
+from etl.fetch.hosts.limiter import HostNotReadyError
 from etl.fetch.mirrors import Address, Mirrors
-from etl.fetch.workers.base import Decoders, Downloads
+from etl.fetch.schemes import OPENERS, Access
+from etl.fetch.workers.base import Decoders
 from etl.images.cache import ImageCache
 from etl.net.attempt import Validators
 from etl.net.part import Download
-from etl.net.urls import is_local
+from etl.net.urls import is_local, scheme_of
 from etl.open_files import out_of_files
-from etl.settings import Settings
 from etl.state.sources import SourceQueue
 
-log = logging.getLogger(__name__)
 
-PROGRESS = 256 * 1024
-"""Bytes that a connection must have brought before it broke for its file to be resumed at once, free of charge."""
-
-RESUME_PAUSE_S = 0.5
-"""Seconds before a broken connection is made anew."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SourceFetcher:
     """Fetches sources, many at once; all state lies in its parts.
 
     Attributes:
-        settings: of the run.
         queue: asked which images are there already, and for the records that mirrors are made from.
-        gate: lets requests to a host begin.
-        downloads, decoders: do the work, here or elsewhere.
+        access: what openers work with.
+        decoders, local_decoders: of what the backend has downloaded, and of files of this machine.
         cache, mirrors: of the run.
-        roots: where local files may lie.
-        robots: awaited with the URL before it is asked for; raises a `FetchError` where that is not allowed.
+        keep_originals: whether the bytes of the server are kept beside the working copy.
         on_downloaded: called when a download has ended and another may begin, while its picture is decoded.
-        is_stopping: whether broken downloads are no longer to be resumed.
     """
 
-    settings: Settings
     queue: SourceQueue
-    gate: HostGate
-    downloads: Downloads
+    access: Access
     decoders: Decoders
+    local_decoders: Decoders
     cache: ImageCache
     mirrors: Mirrors
-    roots: Roots
-    robots: Callable[[str], Awaitable[None]] | None
+    keep_originals: bool
     on_downloaded: Callable[[], None]
-    is_stopping: Callable[[], bool]
 
     async def fetch(self, item: SourceItem) -> FetchedImage | KnownImage:
         """Get one source from the first address that gives a picture.
 
-        Raises the `ItemError` of the first address whose failure may pass, else of the first one, and `NotNowError`
-        when no host that has it may be asked now.
+        Raises the `ItemError` of the first address whose failure may pass, else of the first one, and
+        `HostNotReadyError` when no host that has it may be asked now.
         """
         started = now_ms()
         errors: list[ItemError] = []
-        not_now: NotNowError | None = None
+        not_ready: HostNotReadyError | None = None
         for address in self._open_addresses(item):
             try:
                 return await self._from(address, item, started)
-            except NotNowError as error:
-                not_now = error
+            except HostNotReadyError as error:
+                not_ready = error
             except ItemError as error:
                 if (fatal := out_of_files(error)) is not None:
                     raise fatal from error
                 errors.append(error)
-        if not_now is not None and not any(error.retryable for error in errors):
-            raise not_now
+        if not_ready is not None and not any(error.retryable for error in errors):
+            raise not_ready
         raise _combined(errors)
 
     def forget(self, item: SourceItem) -> None:
         """Remove what unfinished downloads of the source have left."""
         for address in self._addresses(item):
-            if address.host:
-                self.downloads.forget(self.cache.part_of(address.url))
+            if not is_local(address.url):
+                self.access.downloads.forget(self.cache.part_of(address.url))
 
     def _addresses(self, item: SourceItem) -> list[Address]:
         if not self.mirrors:
@@ -96,84 +79,42 @@ class SourceFetcher:
         addresses = self._addresses(item)
         if not self.mirrors:
             return addresses
-        ends = {address: self.gate.blocked_until_ms(address.host) for address in addresses}
+        limiter = self.access.limiter
+        ends = {address: limiter.blocked_until_ms(address.host) for address in addresses}
         if found := [address for address, end in ends.items() if end is None]:
             return found
-        waits = [end for address, end in ends.items() if end is not None and not self.gate.given_up(address.host)]
+        waits = [end for address, end in ends.items() if end is not None and not limiter.given_up(address.host)]
         if not waits:
             raise HostDownError("no host that has the picture gives a sign of life")
-        raise NotNowError(min(waits))
+        raise HostNotReadyError(min(waits))
 
     async def _from(self, address: Address, item: SourceItem, started: int) -> FetchedImage | KnownImage:
-        if is_local(address.url):
-            return await self._from_file(address, item, started)
-        part = self.cache.part_of(address.url)
-        download = await self._politely(address, part, _validators(item, address))
+        opened = await OPENERS[scheme_of(address.url)](self.access, address, _validators(item, address))
         # Another download can start while this one is decoded.
         self.on_downloaded()
+        download, path = opened.download, opened.path
         if download.not_modified and item.image is not None:
             return _known(item, address, download, item.image, started)
+        keep = self.keep_originals and opened.is_part
         try:
-            keep = self.settings.keep_originals
             image = self._known_image(download.sha256, with_original=keep)
             if image is not None:
                 return _known(item, address, download, image, started)
-            decoded = await self.decoders.decode(part)
+            decoded = await (self.decoders if opened.by_backend else self.local_decoders).decode(path)
             if keep:
-                await self.downloads.bring(part, download.sha256)
-                await asyncio.to_thread(self.cache.keep_original, part, download.sha256)
+                if opened.by_backend:
+                    await self.access.downloads.bring(path, download.sha256)
+                await asyncio.to_thread(self.cache.keep_original, path, download.sha256)
             return _fetched(item, address, download, decoded, started, kept=keep)
         finally:
-            self.downloads.forget(part)
-
-    async def _from_file(self, address: Address, item: SourceItem, started: int) -> FetchedImage | KnownImage:
-        async with self.gate.slot("", patient=False):
-            path = await asyncio.to_thread(self.roots.checked, address.url)
-            download = await asyncio.to_thread(read_local, path, max_bytes=self.settings.max_bytes)
-        image = self._known_image(download.sha256, with_original=False)
-        if image is not None:
-            return _known(item, address, download, image, started)
-        decoded = await self.decoders.decode(path)
-        return _fetched(item, address, download, decoded, started, kept=False)
+            if opened.is_part:
+                self.access.downloads.forget(path)
 
     def _known_image(self, sha256: str, *, with_original: bool) -> int | None:
         known = self.queue.known_image(sha256, with_original=with_original)
         if known is None or not self.cache.has_working(known[1]):
             return None
         return known[0]
-
-    async def _politely(self, address: Address, part: Path, validators: Validators | None) -> Download:
-        """Download one URL; a connection that breaks after bringing something costs no attempt.
-
-        What a failed attempt leaves is kept, so the next one goes on from there.  Each request waits for a slot of
-        its own, as the host may have asked for a pause meanwhile.
-        """
-        await self._ask_leave(address)
-        while True:
-            begun = self.downloads.rest_of(part)
-            async with self.gate.slot(address.host, address.url, patient=False) as request:
-                try:
-                    download = await self.downloads.download(address.url, part, validators=validators)
-                    self.gate.succeeded(request, download.size)
-                    return download
-                except TransientFetchError as error:
-                    rest = self.downloads.rest_of(part)
-                    before = begun.received if begun else 0
-                    if rest is None or rest.received < before + PROGRESS or self.is_stopping():
-                        raise
-                    log.info("resuming at byte %d of %d: %s", rest.received, rest.total, error)
-            await asyncio.sleep(RESUME_PAUSE_S)
-
-    async def _ask_leave(self, address: Address) -> None:
-        """Raise `RobotsError` for what may not be asked for, before it takes a slot and its interval."""
-        if self.robots is None:
-            return
-        try:
-            await self.robots(address.url)
-        except TransientFetchError:
-            # A host that does not give its robots.txt is in the same trouble as one that gives no pictures.
-            async with self.gate.slot(address.host, address.url):
-                raise
 
 
 def _validators(item: SourceItem, address: Address) -> Validators | None:

@@ -9,25 +9,26 @@ from contextlib import closing
 
 from etl.domain.views import StageSummary
 from etl.errors import ConfigError, StateError
-from etl.fetch.disk_budget import Room
+from etl.fetch.disk_budget import DiskBudget
 from etl.fetch.local_files import Roots
 from etl.fetch.loop import FetchLoop
 from etl.fetch.mirrors import Mirrors
-from etl.fetch.workers.base import Hands, LocalHands
+from etl.fetch.workers.base import FetchBackend, LocalBackend
 from etl.images.cache import ImageCache
 from etl.local_roots import opened
 from etl.net import resume
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.settings import Settings
 from etl.state.manifests import roots as manifest_roots
 from etl.state.presence import require_cache, require_directory
 from etl.state.read.reader import Reader
+from etl.state.read.sources import longest_edges
 from etl.state.store import Store
 
 log = logging.getLogger(__name__)
 
 
-def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bool = False) -> StageSummary:
+def fetch(store: Store, run: int, settings: Settings, control: RunControl, *, refresh: bool = False) -> StageSummary:
     """Fetch every source that is due until none is left, waiting for those that will be tried again.
 
     With ``refresh``, sources that were fetched before are asked for again, and kept where they have not changed.
@@ -39,7 +40,7 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bo
     for ``endpoint_patience_s``.
     """
     with Reader(store.directory) as reader:
-        edges = reader.longest_edges()
+        edges = longest_edges(reader)
         beside, refused = opened(manifest_roots(reader))
         require_cache(reader)
     if edges and edges != [settings.longest_edge]:
@@ -61,12 +62,12 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bo
             "here again or give --allow-path DIR, then `etl retry-failed --class blocked_path`",
             ", ".join(map(str, closed))[:200],
         )
-    with closing(_open_hands(settings, cache)) as hands:
+    with closing(_open_backend(settings, cache)) as backend:
         # While this process prepares itself; what it asks for first comes within hundredths of a second.
-        hands.begin(queue.due())
+        backend.begin(queue.due())
         loop = FetchLoop(
-            queue, store.hosts(run), settings, flow, cache, hands, mirrors, roots,
-            Room(store, cache, queue, settings, flow),
+            queue, store.hosts(run), settings, control, cache, backend, mirrors, roots,
+            DiskBudget(store, cache, queue, settings, control),
         )  # fmt: skip
         try:
             return asyncio.run(loop.run())
@@ -78,11 +79,11 @@ def fetch(store: Store, run: int, settings: Settings, flow: Flow, *, refresh: bo
             raise
 
 
-def _open_hands(settings: Settings, cache: ImageCache) -> Hands:
+def _open_backend(settings: Settings, cache: ImageCache) -> FetchBackend:
     """Return who downloads and decodes.  Raises `ConfigError` and `ClusterError` where a cluster cannot be joined."""
     if settings.fetch_backend == "local":
-        return LocalHands(settings, cache)
+        return LocalBackend(settings, cache)
     from etl.fetch.workers.ray import RayCluster
-    from etl.fetch.workers.remote import ClusterHands
+    from etl.fetch.workers.remote import ClusterBackend
 
-    return ClusterHands(settings, cache, RayCluster(settings))
+    return ClusterBackend(settings, cache, RayCluster(settings))

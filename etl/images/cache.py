@@ -10,7 +10,6 @@ A walk over the cache goes from shard to shard, the two digits that hashes begin
 """
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -21,11 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from etl import files
-from etl.errors import DiskFullError, NotAHashError, StateError
+from etl.errors import NotAHashError, StateError
 from etl.failpoints import failpoint
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 MOST_WORKING = 512 * 1024 * 1024
 """Bytes of a working copy: the longest edge that can be asked for, squared, at two bytes a pixel."""
 
@@ -67,12 +65,11 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise DiskFullError(
-                f"no room to write {path} ({error.strerror}): free some space, or move the state directory to a "
-                "larger disk, and run the same command again; what was done so far is kept"
-            ) from error
-        raise StateError(f"cannot write {path}: {error.strerror or error}") from error
+        full = (
+            f"no room to write {path} ({error.strerror}): free some space, or move the state directory to a "
+            "larger disk, and run the same command again; what was done so far is kept"
+        )
+        raise files.disk_error(error, full, StateError(f"cannot write {path}: {error.strerror or error}")) from error
 
 
 class ImageCache:

@@ -6,24 +6,13 @@ Runs inside a decoder process (`etl.images.decoder_worker`): the files come from
 import contextlib
 import errno
 import io
+import pkgutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    Jpeg2KImagePlugin,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-    features,
-)
+from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError, features
 
 from etl.domain.items import DecodedImage, WorkingCopy
 from etl.errors import (
@@ -37,29 +26,17 @@ from etl.errors import (
 from etl.images import colour, tiff
 from etl.images import tiff_bands as bands
 from etl.images.cache import ImageCache
+from etl.images.formats import FORMATS, PictureFormat, format_of
 from etl.images.resize import shrink
-from etl.images.sniff import HEAD_BYTES, describe, picture_format
+from etl.images.sniff import HEAD_BYTES, describe
 
 JPEG_QUALITY = 90
 """Of working copies: at 1024 px the vision tower's 336 px input hides what it loses, at a third of the size of 95."""
 
 OUT_OF_MEMORY = "the picture needs more memory than a decoder process may use (decoder_memory)"
 
-_MIME: dict[type[ImageFile.ImageFile], str] = {
-    JpegImagePlugin.JpegImageFile: "image/jpeg",
-    PngImagePlugin.PngImageFile: "image/png",
-    TiffImagePlugin.TiffImageFile: "image/tiff",
-    WebPImagePlugin.WebPImageFile: "image/webp",
-    GifImagePlugin.GifImageFile: "image/gif",
-    BmpImagePlugin.BmpImageFile: "image/bmp",
-    Jpeg2KImagePlugin.Jpeg2KImageFile: "image/jp2",
-}
-_FORMATS = tuple(str(cls.format) for cls in _MIME)
-"""All that Pillow may try.  The plugins are imported by name, or else Pillow would load its fifty others too."""
-
-_PDF_MIME = "application/pdf"
-_PDF_TAIL_BYTES = 1024
-"""Where Acrobat looks for the end marker (ISO 32000-1, note 18 of annex H)."""
+_PILLOW = {pkgutil.resolve_name(known.opener): known for known in FORMATS if known.by_pillow}
+"""All that Pillow may try, by its classes.  Imported by name, or else it would load its fifty others too."""
 
 _ORIENTATION = 0x0112
 _PHOTOMETRIC = 262
@@ -93,12 +70,12 @@ def decode(path: Path, *, longest_edge: int, max_pixels: int) -> Picture:
         DecoderLimitError: memory ran out.
     """
     head = _read_head(path)
-    known = picture_format(head)
-    is_pdf = known is None and b"%PDF-" in head
-    with _errors_mapped("PDF" if is_pdf else known, head, max_pixels):
-        if is_pdf:
-            return _decode_pdf(path, longest_edge)
-        return _decode_picture(path, longest_edge)
+    known = format_of(head)
+    with _errors_mapped(known, head, max_pixels):
+        if known is None or known.by_pillow:
+            return _decode_picture(path, longest_edge)
+        image = _resize(pkgutil.resolve_name(known.opener)(path, longest_edge), longest_edge)
+        return Picture(image, known.mime, *image.size)
 
 
 def make_working_copy(picture_file: Path, cache: ImageCache, *, longest_edge: int, max_pixels: int) -> DecodedImage:
@@ -142,8 +119,8 @@ def _read_head(path: Path) -> bytes:
 
 
 def _decode_picture(path: Path, longest_edge: int) -> Picture:
-    with Image.open(path, formats=_FORMATS) as image:
-        mime = next(mime for cls, mime in _MIME.items() if isinstance(image, cls))
+    with Image.open(path, formats=[cls.format for cls in _PILLOW]) as image:
+        mime = next(known.mime for cls, known in _PILLOW.items() if isinstance(image, cls))
         width, height = image.size
         icc_profile = image.info.get("icc_profile")
         if isinstance(image, JpegImagePlugin.JpegImageFile):
@@ -171,37 +148,6 @@ def _decode_into_place(image: JpegImagePlugin.JpegImageFile) -> None:
     """Let libjpeg-turbo write colours as Pillow keeps them, four bytes a pixel, which saves a pass over the picture."""
     if image.mode == "RGB" and features.check_feature("libjpeg_turbo"):
         image.tile = [tile._replace(args=("RGBX", "")) for tile in image.tile]
-
-
-def _decode_pdf(path: Path, longest_edge: int) -> Picture:
-    # Imported here, because most decoder processes never meet a PDF.
-    import pypdfium2
-
-    document = pypdfium2.PdfDocument(path)
-    with contextlib.closing(document):
-        # PDFium mends the table that is the end of each file: a page cut short would come out white.
-        if not pypdfium2.raw.FPDF_DocumentHasValidCrossReferenceTable(document) and not _has_pdf_end(path):
-            raise CorruptImageError("the PDF is cut short")
-        if len(document) == 0:
-            raise CorruptImageError("the PDF has no pages")
-        page = document[0]
-        with contextlib.closing(page):
-            longest = max(page.get_size())
-            if not 0 < longest < float("inf"):
-                raise CorruptImageError(f"the PDF's first page has the size {page.get_size()}")
-            bitmap = page.render(scale=longest_edge / longest)
-            with contextlib.closing(bitmap):
-                image = bitmap.to_pil().convert("RGB")
-    # The renderer rounds up.
-    image = _resize(image, longest_edge)
-    return Picture(image, _PDF_MIME, *image.size)
-
-
-def _has_pdf_end(path: Path) -> bool:
-    """Tell whether the file ends with a PDF's last line, give or take what viewers put up with."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _PDF_TAIL_BYTES))
-        return b"%%EOF" in file.read()
 
 
 def _orientation(image: Image.Image) -> int:
@@ -242,7 +188,7 @@ def _resize(image: Image.Image, longest_edge: int) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _errors_mapped(known: str | None, head: bytes, max_pixels: int) -> Iterator[None]:
+def _errors_mapped(known: PictureFormat | None, head: bytes, max_pixels: int) -> Iterator[None]:
     """Raise whatever the decoding libraries raise as one of ours, and let Pillow enforce ``max_pixels``."""
     limit_before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = max_pixels
@@ -270,9 +216,9 @@ def _errors_mapped(known: str | None, head: bytes, max_pixels: int) -> Iterator[
         Image.MAX_IMAGE_PIXELS = limit_before
 
 
-def _unreadable(known: str | None, head: bytes, error: Exception) -> CorruptImageError | NotAnImageError:
+def _unreadable(known: PictureFormat | None, head: bytes, error: Exception) -> CorruptImageError | NotAnImageError:
     if known is None:
         return NotAnImageError(describe(head))
     if isinstance(error, UnidentifiedImageError):
-        return CorruptImageError(f"the {known} header is broken or of a kind that is not supported")
-    return CorruptImageError(f"the {known} is broken: {error or type(error).__name__}")
+        return CorruptImageError(f"the {known.name} header is broken or of a kind that is not supported")
+    return CorruptImageError(f"the {known.name} is broken: {error or type(error).__name__}")

@@ -1,21 +1,10 @@
-"""What the first bytes of a file say it is, whatever its name or its server claims."""
+"""What the first bytes of a file say it is that is no accepted picture, whatever its name or its server claims."""
 
 import re
 
 HEAD_BYTES = 1024
-"""Bytes to look at; the PDF specification (ISO 32000-1, note 13 of annex H) accepts its marker anywhere in them."""
+"""Bytes to look at; a PDF may have its marker anywhere in them."""
 
-_PICTURES = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF8", "GIF"),
-    (b"II*\x00", "TIFF"),
-    (b"MM\x00*", "TIFF"),
-    (b"II+\x00", "TIFF"),
-    (b"MM\x00+", "TIFF"),
-    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
-)
 _OTHERS = (
     (b"8BPS", "a Photoshop document"),
     (b"PK\x03\x04", "a ZIP archive"),
@@ -26,19 +15,6 @@ _OTHERS = (
 )
 _HTML = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body|script|title)\b", re.IGNORECASE | re.DOTALL)
 _SVG = re.compile(rb"<svg\b", re.IGNORECASE)
-
-
-def picture_format(head: bytes) -> str | None:
-    """Return the name of the accepted picture format whose marker the bytes begin with, or ``None``."""
-    for marker, name in _PICTURES:
-        if head.startswith(marker):
-            return name
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WebP"
-    # Two letters could begin any text; the reserved fields of a BMP header are zero.
-    if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0":
-        return "BMP"
-    return None
 
 
 def describe(head: bytes) -> str:

@@ -16,6 +16,7 @@ from jinja2 import ChainableUndefined, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from etl.errors import ChildEndedError, ConfigError, InvalidRecordError
+from etl.images.formats import suffixes
 from etl.processes import ChildProcess
 
 DEFAULT_TEMPLATE = (
@@ -36,7 +37,6 @@ TRIAL_TIMEOUT_S = 60.0
 MAX_PROMPT_CHARS = 4000
 """Longest rendered prompt; a longer one makes its record invalid, because it could never fit a slot."""
 
-_IMAGE_SUFFIX = re.compile(r"\.(jpe?g|tiff?|png|webp|gif|bmp|pdf|jp2)$", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[\s,;:._/\\()\[\]#-]+")
 _PLACEHOLDERS = frozenset({"s/o", "n/a", "na", "none", "null", "untitled", "sans titre", "-", "?"})
 _CAMERA_WORDS = frozenset({"img", "dsc", "dscn", "dscf", "scan", "image", "photo", "pict", "page"})
@@ -64,7 +64,7 @@ def clean_field(value: object) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    """Tell quickly whether nothing in the text needs to be replaced: most values of most manifests."""
+    """Return quickly whether nothing in the text needs to be replaced: most values of most manifests."""
     return text.isascii() and text.isprintable() and not ("  " in text or "<" in text or ">" in text)
 
 
@@ -76,7 +76,7 @@ def real_title(record: Mapping[str, Any]) -> str | None:
     """
     for field in ("name", "title"):
         title = clean_field(record.get(field))
-        if not title or title.casefold() in _PLACEHOLDERS or _IMAGE_SUFFIX.search(title):
+        if not title or title.casefold() in _PLACEHOLDERS or title.lower().endswith(suffixes()):
             continue
         words = [word for word in _SEPARATORS.split(title) if word.isalpha()]
         if any(_says_something(word) for word in words) and title != clean_field(record.get("cote")):

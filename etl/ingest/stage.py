@@ -17,8 +17,9 @@ from etl.ingest.options import IngestOptions, Selection
 from etl.ingest.record_parser import RecordParser
 from etl.local_roots import seal
 from etl.state.manifests import Checkpoint, ManifestRow, ManifestWriter
+from etl.state.read.manifests import all_manifests, manifest_lines
 from etl.state.read.reader import Reader
-from etl.state.records import BatchCounts, NewRecord
+from etl.state.records import NewRecord
 from etl.state.store import Store
 
 BATCH = 5_000
@@ -54,7 +55,7 @@ class LineReader:
         return Checkpoint(self._offset, self._hash.hexdigest(), self._number, self._rows)
 
     def skip_to(self, place: Checkpoint) -> bool:
-        """Read up to an earlier checkpoint; tell whether everything before it is unchanged."""
+        """Read up to an earlier checkpoint; return whether everything before it is unchanged."""
         while self._offset < place.offset and (line := next(self._lines, None)) is not None:
             self._take(line)
         self._rows = place.rows
@@ -75,69 +76,107 @@ def ingest(
     read or holds no record, or at the first bad line with ``strict``; committed batches stay, and the next
     ingest goes on behind them.
     """
-    writer = store.manifest(manifest.path)
-    row = writer.find()
-    if row is not None and (row.spec != options.spec() or not manifest.rereadable):
-        row = None
-    if row is not None and row.complete:
-        if _whole(manifest).sha256 == row.sha256:
-            _open_root(writer, manifest)
-            return _summary(writer, row, BatchCounts(), 0, unchanged=True)
-        row = None
-    reader = LineReader(manifest.lines())
-    if row is not None and not reader.skip_to(row.checkpoint):
-        row, reader = None, LineReader(manifest.lines())
-    if row is not None:
-        _open_root(writer, manifest)
-    return _read(writer, row, reader, manifest, options, on_batch, should_stop)
+    return _Ingest(store.manifest(manifest.path), manifest, options, on_batch, should_stop).run()
 
 
-def _open_root(writer: ManifestWriter, manifest: Manifest) -> None:
-    """Let pictures beside the manifest be read, by this user on this machine."""
-    root = str(manifest.base)
-    # Standard input has the working directory's name, whatever that is; no path below it could be stored either.
-    with suppress(UnicodeEncodeError):
-        root.encode()
-        writer.note_root(root, seal(root))
+class _Ingest:
+    """One manifest being ingested."""
 
+    def __init__(
+        self,
+        writer: ManifestWriter,
+        manifest: Manifest,
+        options: IngestOptions,
+        on_batch: Callable[[int], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._writer = writer
+        self._manifest = manifest
+        self._options = options
+        self._on_batch = on_batch
+        self._should_stop = should_stop
+        self._reader = LineReader(manifest.lines())
+        self._row: ManifestRow | None = None
+        self._resumed_at = 0
+        self._added = self._changed = 0
 
-def _whole(manifest: Manifest) -> Checkpoint:
-    reader = LineReader(manifest.lines())
-    for _ in reader:
-        pass
-    return reader.checkpoint()
+    def run(self) -> IngestSummary:
+        known = self._writer.find()
+        if known is not None and known.spec == self._options.spec() and self._manifest.rereadable:
+            if known.complete and self._holds_only(known):
+                self._go_on(known)
+                return self._summary(known, unchanged=True)
+            if not known.complete and self._reader.skip_to(known.checkpoint):
+                self._go_on(known)
+                self._resumed_at = known.checkpoint.rows
+            else:
+                self._reader = LineReader(self._manifest.lines())
+        return self._read()
 
+    def _holds_only(self, known: ManifestRow) -> bool:
+        """Return whether the manifest, read to its end, is what the state has ingested."""
+        for _ in self._reader:
+            pass
+        return self._reader.checkpoint().sha256 == known.sha256
 
-def _read(
-    writer: ManifestWriter,
-    row: ManifestRow | None,
-    reader: LineReader,
-    manifest: Manifest,
-    options: IngestOptions,
-    on_batch: Callable[[int], None],
-    should_stop: Callable[[], bool],
-) -> IngestSummary:
-    """Store what ``reader`` still has; begin a new generation where there is no ``row`` to go on with."""
-    parser = RecordParser(options, manifest.name, manifest.base)
-    resumed_at = row.checkpoint.rows if row else 0
-    total = BatchCounts()
-    for batch in _batches(parser.parse(*line) for line in reader):
-        if options.strict:
-            _refuse_invalid(batch, manifest)
-        # Begun only now: an empty or unreadable file must not touch what the state knows.
-        if row is None:
-            row = writer.begin(options.spec())
-            _open_root(writer, manifest)
-        counts = _store(writer, row, batch, reader, manifest, strict=options.strict)
-        total.added += counts.added
-        total.changed += counts.changed
-        on_batch(reader.checkpoint().rows)
-        if should_stop():
-            return _summary(writer, row, total, 0, resumed_at=resumed_at)
-    if row is None:
-        raise ManifestError(f"{manifest.path} holds no records; nothing was changed")
-    removed = writer.finish(row, reader.checkpoint())
-    return _summary(writer, row, total, removed, resumed_at=resumed_at)
+    def _go_on(self, row: ManifestRow) -> None:
+        """Work on this row of the manifest from here on; pictures beside the manifest may be read from this machine."""
+        self._row = row
+        root = str(self._manifest.base)
+        # Standard input has the working directory's name, whatever that is; no path below it could be stored either.
+        with suppress(UnicodeEncodeError):
+            root.encode()
+            self._writer.note_root(root, seal(root))
+
+    def _read(self) -> IngestSummary:
+        """Store what the reader still has; begin a new generation where there is none to go on with."""
+        parser = RecordParser(self._options, self._manifest.name, self._manifest.base)
+        for batch in _batches(parser.parse(*line) for line in self._reader):
+            self._store(batch)
+            self._on_batch(self._reader.checkpoint().rows)
+            if self._should_stop():
+                return self._summary(self._begun())
+        if self._row is None:
+            raise ManifestError(f"{self._manifest.path} holds no records; nothing was changed")
+        removed = self._writer.finish(self._row, self._reader.checkpoint())
+        return self._summary(self._row, removed=removed)
+
+    def _store(self, batch: list[NewRecord]) -> None:
+        if self._options.strict:
+            self._refuse_invalid(batch)
+        try:
+            counts = self._writer.store(self._begun(), batch, self._reader.checkpoint(), strict=self._options.strict)
+        except DuplicateKeyError as error:
+            raise ManifestError(f"{self._manifest.name}, {error}") from error
+        self._added += counts.added
+        self._changed += counts.changed
+
+    def _begun(self) -> ManifestRow:
+        """Return the row, begun only now: an empty or unreadable file must not touch what the state knows."""
+        if self._row is None:
+            self._go_on(self._writer.begin(self._options.spec()))
+        assert self._row is not None
+        return self._row
+
+    def _refuse_invalid(self, batch: list[NewRecord]) -> None:
+        for record in batch:
+            if record.state is RecordState.INVALID:
+                raise ManifestError(f"{self._manifest.name}, line {record.position}: {record.error}")
+
+    def _summary(self, row: ManifestRow, *, removed: int = 0, unchanged: bool = False) -> IngestSummary:
+        states = self._writer.states(row)
+        return IngestSummary(
+            path=self._writer.path,
+            records=sum(n for state, n in states.items() if state != RecordState.REMOVED),
+            selected=states.get(RecordState.ACTIVE, 0),
+            unselected=states.get(RecordState.UNSELECTED, 0),
+            invalid=states.get(RecordState.INVALID, 0),
+            removed=removed,
+            added=self._added,
+            changed=self._changed,
+            unchanged=unchanged,
+            resumed_at=self._resumed_at,
+        )
 
 
 def _batches(records: Iterable[NewRecord]) -> Iterator[list[NewRecord]]:
@@ -153,51 +192,12 @@ def _batches(records: Iterable[NewRecord]) -> Iterator[list[NewRecord]]:
         yield batch
 
 
-def _store(
-    writer: ManifestWriter,
-    row: ManifestRow,
-    batch: list[NewRecord],
-    reader: LineReader,
-    manifest: Manifest,
-    *,
-    strict: bool,
-) -> BatchCounts:
-    try:
-        return writer.store(row, batch, reader.checkpoint(), strict=strict)
-    except DuplicateKeyError as error:
-        raise ManifestError(f"{manifest.name}, {error}") from error
-
-
-def _refuse_invalid(batch: list[NewRecord], manifest: Manifest) -> None:
-    for record in batch:
-        if record.state is RecordState.INVALID:
-            raise ManifestError(f"{manifest.name}, line {record.position}: {record.error}")
-
-
-def _summary(
-    writer: ManifestWriter,
-    row: ManifestRow,
-    counts: BatchCounts,
-    removed: int,
-    *,
-    unchanged: bool = False,
-    resumed_at: int = 0,
-) -> IngestSummary:
-    states = writer.states(row)
-    present = {state: n for state, n in states.items() if state != RecordState.REMOVED}
-    return IngestSummary(
-        path=writer.path, records=sum(present.values()), selected=states.get(RecordState.ACTIVE, 0),
-        unselected=states.get(RecordState.UNSELECTED, 0), invalid=states.get(RecordState.INVALID, 0),
-        removed=removed, added=counts.added, changed=counts.changed, unchanged=unchanged, resumed_at=resumed_at,
-    )  # fmt: skip
-
-
 def reselect(store: Store, selection: Selection) -> None:
     """Apply another selection to every manifest in the state, from the lines that the state itself holds."""
     with Reader(store.directory) as reader:
         changed = [
             (number, wanted)
-            for number, _, spec, _ in reader.manifests()
+            for number, _, spec, _ in all_manifests(reader)
             if (wanted := IngestOptions.from_spec(spec, selection).spec()) != spec
         ]
         if changed:
@@ -206,7 +206,7 @@ def reselect(store: Store, selection: Selection) -> None:
 
 def _select(reader: Reader, manifest: int, selection: Selection) -> Iterator[tuple[int, RecordState]]:
     """Yield ``(record, state)`` for every valid record of a manifest."""
-    for index, (record, state, line) in enumerate(reader.lines(manifest)):
+    for index, (record, state, line) in enumerate(manifest_lines(reader, manifest)):
         if state != RecordState.INVALID:
             chosen = (index, json.loads(line)) in selection
             yield record, RecordState.ACTIVE if chosen else RecordState.UNSELECTED

@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from etl.durable import fsync
 from etl.errors import ConfigError, EtlError, StateSplitError
+from etl.files import sync_chosen
 from etl.images.cache import ImageCache, disk_errors
 from etl.images.transfer import Adoption
 from etl.state.log import RunLog
-from etl.state.parts.splits import Split, latest_split
+from etl.state.parts.split import Split, latest_split
 from etl.state.presence import require_cache
+from etl.state.read.manifests import all_manifests
+from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 
@@ -117,7 +119,7 @@ def _latest(store: Store) -> Split | None:
 def _check(store: Store, parts: int, directory: Path) -> None:
     """Refuse what cannot be split, before anything is written."""
     with Reader(store.directory) as reader:
-        manifests, progress = reader.manifests(), reader.progress()
+        manifests, progress = all_manifests(reader), read_progress(reader)
         require_cache(reader)
     if not any(progress.records.values()):
         raise ConfigError("there are no records to split; run `etl ingest` first")
@@ -150,11 +152,11 @@ def _make(store: Store, found: Split, part: MadePart) -> MadePart:
         made.fill_part(store.directory, found, part.number)
         adoption, lost = _bring_files(store.directory, made)
         with Reader(new) as reader:
-            progress = reader.progress()
+            progress = read_progress(reader)
     with disk_errors(part.path):
-        fsync(new)
+        sync_chosen(new)
         new.rename(part.path)
-        fsync(part.path.parent)
+        sync_chosen(part.path.parent)
     return dataclasses.replace(
         part, records=sum(progress.records.values()), pending=progress.outcomes.get("pending", 0),
         linked=adoption.linked, copied=adoption.copied, lost=lost, made=True,

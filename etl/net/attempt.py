@@ -59,7 +59,7 @@ class Attempt:
             raise self._located(error) from error
         except EtlError:
             raise
-        except Exception as error:  # Everything foreign gets a class; its cause stays attached.
+        except Exception as error:  # Every other error gets a class of ours; its cause stays attached.
             raise self._located(fetch_error(error)) from error
 
     def _located(self, error: FetchError) -> FetchError:

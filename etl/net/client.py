@@ -29,12 +29,12 @@ from etl.errors import (
 )
 from etl.net import resume
 from etl.net.attempt import Attempt, Validators
-from etl.net.client_pool import CONNECTIONS, Lanes
+from etl.net.client_pool import CONNECTIONS, ClientPool
 from etl.net.errors import fetch_error
 from etl.net.names import Names
 from etl.net.part import Download, PartWriter
 from etl.net.responses import is_compressed, status_error
-from etl.net.transport import GuardedTransport, Routes, holds_unread, proxy_transports, send
+from etl.net.transport import GuardedTransport, Routes, is_reusable, proxy_transports, send
 from etl.net.urls import host_of
 from etl.settings import Settings
 
@@ -48,11 +48,11 @@ _SUCCESS = (200, 203)
 KEEPALIVE_S = 120.0
 """Seconds that an idle connection is kept: longer than the usual politeness delay, or each request reconnects."""
 
-SIDE_LANES = 4
+SIDE_CLIENTS = 4
 """Requests at once for small texts beside the downloads."""
 
 POOL_TIMEOUT_S = 60.0
-"""Never reached, since a lane carries one request at a time; bounds the damage if it should be."""
+"""Never reached, since a client carries one request at a time; bounds the damage if it should be."""
 
 _LIMITS = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_S)
 
@@ -80,9 +80,9 @@ class Downloader:
         self._context = httpx.create_ssl_context()
         self._user_agent = _user_agent(settings.contact)
         self.proxied = bool(proxy_transports(self._context, _LIMITS))
-        self._lanes = Lanes(self._client, settings.concurrency, holds_unread)
-        # Of their own: what `may_follow` reads must not wait for a lane that waits for it.
-        self._side_lanes = Lanes(self._client, SIDE_LANES, holds_unread)
+        self._clients = ClientPool(self._client, settings.concurrency, is_reusable)
+        # Of their own: what `may_follow` reads must not wait for a client that waits for it.
+        self._side_clients = ClientPool(self._client, SIDE_CLIENTS, is_reusable)
 
     def _client(self) -> httpx.AsyncClient:
         settings = self._settings
@@ -107,8 +107,8 @@ class Downloader:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._lanes.aclose()
-        await self._side_lanes.aclose()
+        await self._clients.aclose()
+        await self._side_clients.aclose()
 
     async def read(self, url: str, *, max_bytes: int) -> bytes:
         """Return the beginning of a small text, at most ``max_bytes`` of it; redirects are always followed.
@@ -117,7 +117,7 @@ class Downloader:
         """
         attempt = Attempt.of(url)
         with attempt.errors():
-            async with self._side_lanes.lane(host_of(url)) as client, self._watchdog(attempt) as watchdog:
+            async with self._side_clients.client_for(host_of(url)) as client, self._watchdog(attempt) as watchdog:
                 response = await self._open(client, attempt, {}, watchdog)
                 try:
                     _check_status(response)
@@ -147,7 +147,7 @@ class Downloader:
         attempt = Attempt.of(url)
         with attempt.errors():
             try:
-                async with self._lanes.lane(host_of(url)) as client:
+                async with self._clients.client_for(host_of(url)) as client:
                     download = await self._fetch(client, attempt, part, validators)
                 resume.forget(part, note_only=True)
                 return download

@@ -1,4 +1,4 @@
-"""HTTP clients that cannot spoil each other: one for each request under way, each with its own connections.
+"""A pool of HTTP clients: one for each request under way, each with its own connections.
 
 A request of httpx that is cancelled at the wrong instant, while its connection is being opened or closed, leaves a
 connection behind that its pool counts for ever (httpcore issue 1093); our time-outs cancel, so over a night one
@@ -23,7 +23,7 @@ CLOSE_S = 0.5
 """Longest wait for a client that is thrown away; closing takes a turn of the event loop, or a TLS goodbye."""
 
 
-class Lanes:
+class ClientPool:
     """Up to ``count`` clients, made when they are needed; for one event loop.
 
     A client that served a host before is preferred for that host, so its connection is used again.
@@ -33,17 +33,17 @@ class Lanes:
         self,
         make: Callable[[], httpx.AsyncClient],
         count: int,
-        is_spoilt: Callable[[httpx.AsyncClient], bool] = lambda _: False,
+        is_reusable: Callable[[httpx.AsyncClient], bool] = lambda _: True,
     ) -> None:
-        """``is_spoilt`` tells after a request that ended cleanly whether its client must not be used again."""
+        """``is_reusable`` says after a request that ended cleanly whether its client may be used again."""
         self._make = make
-        self._is_spoilt = is_spoilt
+        self._is_reusable = is_reusable
         self._slots = asyncio.Semaphore(count)
         self._idle: list[tuple[str, httpx.AsyncClient]] = []
         self._closing: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def lane(self, host: str) -> AsyncIterator[httpx.AsyncClient]:
+    async def client_for(self, host: str) -> AsyncIterator[httpx.AsyncClient]:
         """Yield a client for one request to ``host``; waits while all are in use."""
         async with self._slots:
             client = self._take(host)
@@ -56,7 +56,7 @@ class Lanes:
                 clean = not isinstance(error, FetchTimeoutError)
                 raise
             finally:
-                if clean and not self._is_spoilt(client):
+                if clean and self._is_reusable(client):
                     self._idle.append((host, client))
                 else:
                     # The caller's slot for the host is free only when the host can know it: when this one is closed.

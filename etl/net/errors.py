@@ -25,7 +25,7 @@ MAX_SHOWN = 500
 """Characters of a URL in an error message."""
 
 # First match wins, so the narrower class stands before the wider one.
-_FOREIGN: tuple[tuple[tuple[type[Exception], ...], type[FetchError], str], ...] = (
+_CLASSES: tuple[tuple[tuple[type[Exception], ...], type[FetchError], str], ...] = (
     ((httpx.ConnectTimeout, httpcore.ConnectTimeout), FetchTimeoutError, "no connection in time"),
     ((httpx.TimeoutException, httpcore.TimeoutException, TimeoutError), FetchTimeoutError, "no data in time"),
     ((httpx.ProxyError, httpcore.ProxyError), ConnectError, "the proxy refused"),
@@ -56,7 +56,7 @@ def fetch_error(error: Exception) -> FetchError:
             return TruncatedBodyError(one_line(text))
         if "disconnected" in text:
             return BrokenConnectionError("the server closed the connection without an answer")
-    cls, phrase = next((cls, phrase) for kinds, cls, phrase in _FOREIGN if isinstance(error, kinds))
+    cls, phrase = next((cls, phrase) for kinds, cls, phrase in _CLASSES if isinstance(error, kinds))
     if cls is TransientFetchError:
         phrase = f"{phrase} ({type(error).__name__})"
     return cls(f"{phrase}: {one_line(text)}" if text else phrase)
@@ -72,6 +72,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def one_line(text: str) -> str:
-    """Make foreign text one printable line of bounded length."""
+    """Make a stranger's text one printable line of bounded length."""
     shown = "".join(char if char.isprintable() else " " for char in text)
     return shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + "..."

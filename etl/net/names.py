@@ -73,7 +73,7 @@ class Names:
         self._latest: deque[_LookUp] = deque()
 
     def is_known(self, host: str) -> bool:
-        """Tell whether `addresses` would answer or fail at once; begin the look-up where it would not."""
+        """Return whether `addresses` would answer or fail at once; begin the look-up where it would not."""
         if not host or _literal(host) is not None or self._answer(host) is not None:
             return True
         found = self._under_way.get(host)

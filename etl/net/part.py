@@ -1,6 +1,5 @@
 """The bytes of one download: counted, hashed, capped and written as they come.  Knows no HTTP library."""
 
-import errno
 import hashlib
 import os
 import zlib
@@ -11,11 +10,8 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from etl import files
-from etl.errors import BodyTooLargeError, DiskFullError, EtlError, ProtocolError, StateError, TruncatedBodyError
+from etl.errors import BodyTooLargeError, EtlError, ProtocolError, StateError, TruncatedBodyError
 from etl.failpoints import failpoint
-
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""``errno`` values that mean a full disk, an exhausted quota or a file size limit."""
 
 BUFFER = 256 * 1024
 """Bytes gathered before a write; sockets deliver anything from 1 to 64 kB at a time."""
@@ -157,9 +153,8 @@ class PartWriter:
 
     def _file_error(self, error: OSError) -> EtlError:
         what = error.strerror or str(error)
-        if error.errno in NO_ROOM:
-            return DiskFullError(
-                f"no room to write {self._path} ({what}): free some space and run the same command again; what was "
-                "done so far is kept"
-            )
-        return StateError(f"cannot write {self._path}: {what}")
+        full = (
+            f"no room to write {self._path} ({what}): free some space and run the same command again; what was "
+            "done so far is kept"
+        )
+        return files.disk_error(error, full, StateError(f"cannot write {self._path}: {what}"))

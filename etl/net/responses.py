@@ -35,7 +35,7 @@ MAX_VALIDATOR_CHARS = 1024
 
 
 def sendable(validator: object) -> bool:
-    """Tell whether an ETag or date, as a server gave it, can be put into a request: HTTP headers are ASCII."""
+    """Return whether an ETag or date, as a server gave it, can be put into a request: HTTP headers are ASCII."""
     if not isinstance(validator, str) or not 0 < len(validator) <= MAX_VALIDATOR_CHARS:
         return False
     return validator.isascii() and validator.isprintable()

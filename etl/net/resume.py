@@ -49,7 +49,7 @@ class Rest:
         return {"Range": f"bytes={self.received}-", "If-Range": self.validator}
 
     def fits(self, headers: Mapping[str, str]) -> bool:
-        """Tell whether a 206 answer is exactly the rest that was asked for, and of the same version.
+        """Return whether a 206 answer is exactly the rest that was asked for, and of the same version.
 
         Servers that do not know ``If-Range`` send the rest of whatever the file is by now.
         """
@@ -93,7 +93,7 @@ def rest_of(part: Path) -> Rest | None:
 
 
 def is_resumable(path: Path) -> bool:
-    """Tell whether a file among the parts is a part that can be resumed, or the note of one."""
+    """Return whether a file among the parts is a part that can be resumed, or the note of one."""
     part = path.with_suffix("") if path.suffix == NOTE_SUFFIX else path
     return rest_of(part) is not None
 

@@ -55,8 +55,8 @@ class Routes(httpx.AsyncBaseTransport):
             await transport.aclose()
 
 
-def holds_unread(client: httpx.AsyncClient) -> bool:
-    """Tell whether a connection of the client has received more than the answers that were read from it.
+def is_reusable(client: httpx.AsyncClient) -> bool:
+    """Return whether no connection of the client has received more than the answers that were read from it.
 
     A server may send more than it announced; what follows an answer would be taken for the next one's beginning, and
     so for another picture.  httpcore keeps that in its HTTP/1.1 state, below one or two wrappers, and tells nobody.
@@ -69,8 +69,8 @@ def holds_unread(client: httpx.AsyncClient) -> bool:
             while (inner := getattr(inner, "_connection", None)) is not None:
                 state = getattr(inner, "_h11_state", None)
                 if state is not None and state.trailing_data[0]:
-                    return True
-    return False
+                    return False
+    return True
 
 
 async def send(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:

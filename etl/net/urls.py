@@ -1,6 +1,7 @@
 """What a source is: an http URL and its host, or a path on this machine.  Knows no HTTP library."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -20,37 +21,60 @@ _ELSEWHERE = re.compile(r"//(?!/)|\\\\")
 _IN_NO_NAME = re.compile(r"%2F|%00", re.IGNORECASE)
 
 
+def scheme_of(url: str) -> str:
+    """Return the URL's scheme in lower case; ``file`` for a path."""
+    match = _SCHEME.match(url.strip())
+    return match[0][:-1].lower() if match else "file"
+
+
 def is_local(url: str) -> bool:
     """Whether the source is a path or a ``file:`` URL; any other ``scheme:`` makes it a URL."""
-    url = url.strip()
-    match = _SCHEME.match(url)
-    return bool(url) and (match is None or match[0].lower() == "file:")
+    return bool(url.strip()) and scheme_of(url) == "file"
 
 
 def host_of(url: str) -> str:
-    """Return the URL's host in lower case, without user name, port and trailing dot; empty for a local path.
+    """Return the host that is asked for the URL, in lower case; empty where none is.
 
-    Raises `InvalidUrlError` when the URL is empty, malformed, or of another scheme than http, https and file.
+    Raises `InvalidUrlError` when the URL is empty, malformed, or of a scheme that is not one of `SCHEMES`.
     """
     url = url.strip()
     if plain := _PLAIN_URL.fullmatch(url):
         return plain[1].rstrip(".")
     if not url:
         raise InvalidUrlError("the URL is empty")
-    if is_local(url):
+    scheme = scheme_of(url)
+    if scheme == "file":
         return ""
     if not url.isprintable():
         raise InvalidUrlError(f"the URL has control characters: {url[:200]!r}")
+    if scheme not in SCHEMES:
+        known = ", ".join(name for name in SCHEMES if name != "file")
+        raise InvalidUrlError(f"neither {known} nor a local path: a {scheme[:40]}: URL")
+    return SCHEMES[scheme](url)
+
+
+def authority(url: str) -> str:
+    """Return the host that the URL names, without user name, port and trailing dot."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
         raise InvalidUrlError(f"malformed URL ({error})") from error
-    if parts.scheme not in ("http", "https"):
-        raise InvalidUrlError(f"neither http, https nor a local path: a {parts.scheme}: URL")
     if not host or port == 0 or _NOT_IN_HOSTS.search(host):
         raise InvalidUrlError(f"the URL has no valid host: {parts.netloc.rpartition('@')[2]!r}")
     return host.rstrip(".")
+
+
+def no_host(_: str) -> str:
+    """Return the host of what lies on this machine."""
+    return ""
+
+
+SCHEMES: dict[str, Callable[[str], str]] = {"http": authority, "https": authority, "file": no_host}
+"""The schemes of sources, each with what gives the host that is asked for a URL, or raises `InvalidUrlError`.
+
+Ingest accepts these; `etl.fetch.schemes.OPENERS` opens them.
+"""
 
 
 def local_path(url: str) -> Path:

@@ -89,7 +89,7 @@ class Nodes:
         return [self._nodes[number] for number in sorted(self._alive)]
 
     def is_alive(self, node: Node) -> bool:
-        """Tell whether the node lived at the last look."""
+        """Return whether the node lived at the last look."""
         return node.id in self._alive
 
     def placed(self, cls: type, node: Node, options: Mapping[str, Any]) -> Any:
@@ -122,7 +122,7 @@ class Death:
         self.why = (lines[-1] if lines else repr(error))[:300]
 
     def took_the_node(self, is_alive: bool) -> bool | None:
-        """Tell whether the node is gone too, which ``is_alive`` at the last look; ``None`` while nobody can know."""
+        """Return whether the node is gone too, which ``is_alive`` at the last look; ``None`` while nobody can know."""
         age = time.monotonic() - self._at
         if not is_alive or (self._is_out_of_reach and age > OUT_OF_REACH_S):
             return True

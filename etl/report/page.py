@@ -20,6 +20,7 @@ from etl.report.summary import summarise
 from etl.report.thumbnails import thumbnails
 from etl.state.presence import require_cache
 from etl.state.read.reader import Reader
+from etl.state.read.recipes import all_recipes
 from etl.state.read.report_rows import CAPTION, LINE, ReportRow, count_reported, report_rows
 from etl.text import ELLIPSIS, clean
 
@@ -71,7 +72,7 @@ def write_page(reader: Reader, stream: BinaryIO, options: ReportOptions) -> tupl
     total = count_reported(reader)
     every = max(1, -(-total // options.limit))
     stream.write(_head(reader, total, every).encode())
-    recipe = next((recipe.id for recipe in reader.recipes() if recipe.current), None)
+    recipe = next((recipe.id for recipe in all_recipes(reader) if recipe.current), None)
     rows = itertools.islice(report_rows(reader, recipe), 0, None, every)
     records = pictures = 0
     known: dict[str, int] = {}

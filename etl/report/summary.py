@@ -11,8 +11,13 @@ from etl.domain.views import Progress, RunInfo
 from etl.report.plots import Series, plot
 from etl.report.timeline import Timeline
 from etl.state.read.cost import Cost, cost, cost_by_run
+from etl.state.read.failures import failure_classes
+from etl.state.read.manifests import all_manifests
+from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
+from etl.state.read.recipes import all_recipes
 from etl.state.read.report_rows import LINE, failures_by_host, finished_by_time
+from etl.state.read.runs import latest_runs
 from etl.text import clean
 from etl.version import __version__
 
@@ -27,10 +32,10 @@ ALL_RUNS = 100_000
 
 def summarise(reader: Reader) -> dict[str, Any]:
     """Return the values of the template, but for those of the style and the script."""
-    progress, spent = reader.progress(), cost(reader)
-    runs, costs = reader.runs(ALL_RUNS), cost_by_run(reader)
-    names = ", ".join(path.rpartition("/")[2] for _, path, *_ in reader.manifests()) or "nothing yet"
-    recipe = next((one for one in reader.recipes() if one.current), None)
+    progress, spent = read_progress(reader), cost(reader)
+    runs, costs = latest_runs(reader, ALL_RUNS), cost_by_run(reader)
+    names = ", ".join(path.rpartition("/")[2] for _, path, *_ in all_manifests(reader)) or "nothing yet"
+    recipe = next((one for one in all_recipes(reader) if one.current), None)
     model = clean(f"{recipe.model}@{recipe.revision}", LINE) if recipe else "no model yet"
     failures, hosts = list(_failures(reader)), failures_by_host(reader)
     return {
@@ -73,7 +78,7 @@ def _figures(progress: Progress, spent: Cost | None) -> Iterator[dict[str, str]]
 
 
 def _failures(reader: Reader) -> Iterator[dict[str, Any]]:
-    classes = sorted(reader.failure_classes(), key=lambda one: -one[2])
+    classes = sorted(failure_classes(reader), key=lambda one: -one[2])
     whole = sum(count for *_, count in classes)
     for stage, slug, count in classes:
         yield {"stage": stage, "slug": clean(slug, LINE), "count": f"{count:,}", "share": round(count / whole, 3)}

@@ -18,17 +18,19 @@ from etl.ray_cluster.connection import check as check_cluster
 from etl.run.plan import Plan, Report
 from etl.run.signals import Signals, watch_signals
 from etl.run.supervisor import RunResult, StageFunction, run_stages
-from etl.run_control import GRACE_S, Flow
+from etl.run_control import GRACE_S, RunControl
 from etl.settings import Settings
-from etl.state.parts.splits import refuse_split
+from etl.state.parts.split import refuse_split
 from etl.state.read.cost import cost
-from etl.state.read.progress import Outlook
+from etl.state.read.progress import ProgressReader, read_progress
 from etl.state.read.reader import Reader
+from etl.state.read.runs import latest_runs
+from etl.state.read.sources import longest_edges
 from etl.state.store import Store
 from etl.telemetry.metrics import metrics
 
 if TYPE_CHECKING:
-    from etl.fetch.estimate import Foresight
+    from etl.fetch.estimate import FetchEstimate
 
 SPARE_S = 5.0
 """Seconds between the last moment of work in flight and the deadline, beside the export: to end decoders and GPU
@@ -167,7 +169,7 @@ class _Run:
             )
         exported = self._export() if whole else None
         with Reader(self._store.directory) as reader:
-            progress, spent = Outlook(reader).progress(), cost(reader)
+            progress, spent = ProgressReader(reader).progress(), cost(reader)
         failed = _failed(progress)
         left = self._left(progress) if result.deadline and not self._signals else 0
         state = result.state
@@ -182,7 +184,7 @@ class _Run:
             )
         self._store.end_run(self._run, state, message)
         with Reader(self._store.directory) as reader:
-            progress = replace(progress, run=reader.runs(1)[0])
+            progress = replace(progress, run=latest_runs(reader, 1)[0])
         return Report(
             state, self._signals.first, result.summaries, progress, failed, ingested, exported, spent,
             self._deadline is not None and message is not None,
@@ -210,7 +212,7 @@ class _Run:
         needed = GRACE_S + SPARE_S
         if self._plan.output is not None:
             with Reader(self._store.directory) as reader:
-                needed += export_seconds(sum(reader.progress().records.values()))
+                needed += export_seconds(sum(read_progress(reader).records.values()))
         return self._deadline.ends - needed
 
     def _export(self) -> ExportSummary | None:
@@ -231,49 +233,49 @@ def _stage_functions(settings: Settings, plan: Plan) -> dict[Stage, StageFunctio
     """Return the wanted stages in their order, each to be run in a thread of its own."""
     stages: dict[Stage, StageFunction] = {}
     if plan.fetch:
-        stages[Stage.FETCH] = lambda store, run, flow: _fetch(store, run, settings, flow, plan.refresh)
+        stages[Stage.FETCH] = lambda store, run, control: _fetch(store, run, settings, control, plan.refresh)
     if plan.caption:
-        stages[Stage.CAPTION] = lambda store, run, flow: (
+        stages[Stage.CAPTION] = lambda store, run, control: (
             # Seconds or minutes for a model that would caption nothing.
-            _NOTHING if flow.stopping else _caption(store, run, settings, flow)
+            _NOTHING if control.stopping else _caption(store, run, settings, control)
         )
     return stages
 
 
-def _fetch(store: Store, run: int, settings: Settings, flow: Flow, refresh: bool) -> StageSummary:
+def _fetch(store: Store, run: int, settings: Settings, control: RunControl, refresh: bool) -> StageSummary:
     # Imported here: captioning alone needs no HTTP client.
     from etl.fetch.stage import fetch
 
-    return fetch(store, run, settings, flow, refresh=refresh)
+    return fetch(store, run, settings, control, refresh=refresh)
 
 
-def _caption(store: Store, run: int, settings: Settings, flow: Flow) -> StageSummary:
+def _caption(store: Store, run: int, settings: Settings, control: RunControl) -> StageSummary:
     from etl.caption.stage import caption
     from etl.images.cache import ImageCache
     from etl.state.presence import require_cache
 
     with Reader(store.directory) as reader:
-        edges = reader.longest_edges()
+        edges = longest_edges(reader)
         # Before minutes are spent on a model that would have nothing to look at.
         require_cache(reader)
     # The copies that are there decide, not the setting: they may have been made on another machine.
     edge = edges[0] if edges else settings.longest_edge
     captioner = open_captioner(settings, ImageCache.of_state(store.directory), edge)
     try:
-        if flow.stopping:
+        if control.stopping:
             # The run may have gone on without us: it waits for nobody who only loads.
             return _NOTHING
-        return caption(store, run, settings, captioner, flow, more_coming=lambda: flow.is_active(Stage.FETCH))
+        return caption(store, run, settings, captioner, control, more_coming=lambda: control.is_active(Stage.FETCH))
     finally:
         captioner.close()
 
 
-def foresee_fetch(settings: Settings, *, refresh: bool) -> "Foresight":
+def estimate_fetch(settings: Settings, *, refresh: bool) -> "FetchEstimate":
     """Return what a fetch would do; also beside a live run."""
-    from etl.fetch.estimate import foresee
+    from etl.fetch.estimate import estimate_of
 
     with Reader(settings.state) as reader:
-        return foresee(reader, settings, refresh=refresh)
+        return estimate_of(reader, settings, refresh=refresh)
 
 
 def _export(store: Store, run: int, target: str, options: ExportOptions) -> ExportSummary:

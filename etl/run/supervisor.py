@@ -18,10 +18,10 @@ from etl.domain.views import Progress, StageSummary
 from etl.errors import UsageError
 from etl.gpu import GpuSampler
 from etl.run.signals import PATIENCE_S, Signals
-from etl.run_control import GRACE_S, LEFT_BEHIND, Flow
-from etl.state import commands as control
+from etl.run_control import GRACE_S, RunControl
+from etl.state import commands
 from etl.state.log import journal
-from etl.state.read.progress import Outlook
+from etl.state.read.progress import ProgressReader
 from etl.state.read.reader import Reader
 from etl.state.store import Command, Store
 from etl.text import clean
@@ -42,7 +42,7 @@ LAST_RESORT_S = PATIENCE_S - 1.0
 
 assert GRACE_S < LAST_RESORT_S
 
-StageFunction = Callable[[Store, int, Flow], StageSummary]
+StageFunction = Callable[[Store, int, RunControl], StageSummary]
 
 
 @dataclass
@@ -65,12 +65,12 @@ class RunResult:
 class _Worker:
     """One stage in its thread."""
 
-    def __init__(self, stage: Stage, function: StageFunction, store: Store, run: int, flow: Flow) -> None:
+    def __init__(self, stage: Stage, function: StageFunction, store: Store, run: int, control: RunControl) -> None:
         self.stage = stage
         self.summary: StageSummary | None = None
         self.error: BaseException | None = None
-        self._work: Callable[[], StageSummary] = functools.partial(function, store, run, flow)
-        self._flow = flow
+        self._work: Callable[[], StageSummary] = functools.partial(function, store, run, control)
+        self._control = control
         self.thread = self._new_thread()
 
     def _new_thread(self) -> threading.Thread:
@@ -92,9 +92,9 @@ class _Worker:
             self.error = error
             journal.error("%s ended with an error: %s", self.stage, error)
             # One stage alone cannot finish the run; what the others have in flight is still committed.
-            self._flow.stop()
+            self._control.stop()
         finally:
-            self._flow.end(self.stage)
+            self._control.end(self.stage)
 
 
 def run_stages(
@@ -111,20 +111,20 @@ def run_stages(
     Nothing is claimed from ``stop_at`` on, a moment of `time.monotonic`.  Raises the first error of a stage, after the
     others have stopped.
     """
-    flow = Flow()
-    flow.begin(stages)
-    workers = [_Worker(stage, function, store, run, flow) for stage, function in stages.items()]
-    supervisor = _Supervisor(store, run, flow, workers, Signals() if signals is None else signals, stop_at)
+    control = RunControl()
+    control.begin(stages)
+    workers = [_Worker(stage, function, store, run, control) for stage, function in stages.items()]
+    supervisor = _Supervisor(store, run, control, workers, Signals() if signals is None else signals, stop_at)
     with held(), Reader(store.directory) as reader, GpuSampler(store, run):
         supervisor.look()
         for worker in workers:
             worker.thread.start()
         try:
-            outlook = Outlook(reader)
+            outlook = ProgressReader(reader)
             supervisor.supervise(lambda: on_progress(outlook.progress()))
             on_progress(outlook.progress())
         except BaseException:
-            flow.stop()
+            control.stop()
             for worker in workers:
                 worker.thread.join(LAST_RESORT_S)
             raise
@@ -138,14 +138,14 @@ class _Supervisor:
         self,
         store: Store,
         run: int,
-        flow: Flow,
+        control: RunControl,
         workers: Sequence[_Worker],
         signals: Signals,
         stop_at: float | None,
     ) -> None:
         self._store = store
         self._run = run
-        self._flow = flow
+        self._control = control
         self._workers = workers
         self._signals = signals
         self._stop_at = stop_at
@@ -163,27 +163,27 @@ class _Supervisor:
             if self.look():
                 beat = 0.0
             for worker in self._workers:
-                if self._flow.take_recall(worker.stage):
+                if self._control.take_recall(worker.stage):
                     worker.begin_again()
-            if self._flow.stopping and self._leaves_behind(living, now):
+            if self._control.stopping and self._leaves_behind(living, now):
                 return
             if now - beat >= BEAT_S:
                 beat = now
-                self._store.heartbeat(self._run, _state(self._flow))
+                self._store.heartbeat(self._run, _state(self._control))
                 for command in self._store.open_commands():
-                    self._store.acknowledge(command, self._run, _obey(self._store, command, self._flow))
+                    self._store.acknowledge(command, self._run, _obey(self._store, command, self._control))
                 show()
             # A stage that ends is noticed at once.
             living[0].thread.join(TICK_S)
 
     def look(self) -> bool:
         """Stop when a signal has come or the time is over; tell whether a stop is news, whoever asked for it."""
-        if self._stop_at is not None and time.monotonic() >= self._stop_at and not self._flow.stopping:
+        if self._stop_at is not None and time.monotonic() >= self._stop_at and not self._control.stopping:
             self._deadline = True
-            self._flow.stop()
+            self._control.stop()
         if self._signals:
-            self._flow.stop()
-        if not self._flow.stopping or self._stopped_at is not None:
+            self._control.stop()
+        if not self._control.stopping or self._stopped_at is not None:
             return False
         self._stopped_at = time.monotonic()
         return True
@@ -194,11 +194,10 @@ class _Supervisor:
         if overdue and not self._deadline:
             self._signals.leave("a stage did not end in time")
         # Nothing is lost with a model that is not loaded yet, and nobody can interrupt who loads it.
-        if not overdue and not all(self._flow.is_loading(worker.stage) for worker in living):
+        if not overdue and not all(self._control.is_loading(worker.stage) for worker in living):
             return False
         self._left_behind = list(living)
-        for worker in living:
-            worker.thread.name = LEFT_BEHIND
+        RunControl.abandon(worker.thread for worker in living)
         # Whatever they still say is said by a run that holds nothing any more.
         self._store.sources(self._run).release_all()
         self._store.captions(self._run, 0).release_all()
@@ -212,22 +211,22 @@ class _Supervisor:
         if error is not None:
             raise error
         summaries = {worker.stage: worker.summary for worker in ended if worker.summary is not None}
-        state = RunState.INTERRUPTED if self._flow.stopping else RunState.DONE
+        state = RunState.INTERRUPTED if self._control.stopping else RunState.DONE
         return RunResult(state, self._signals.first, summaries, self._deadline)
 
 
-def _state(flow: Flow) -> RunState:
-    if flow.stopping:
+def _state(control: RunControl) -> RunState:
+    if control.stopping:
         return RunState.STOPPING
-    return RunState.PAUSED if flow.paused else RunState.RUNNING
+    return RunState.PAUSED if control.paused else RunState.RUNNING
 
 
-def _obey(store: Store, command: Command, flow: Flow) -> str:
+def _obey(store: Store, command: Command, control: RunControl) -> str:
     """Do what another process asks for and return the answer; what is not understood is answered too, in one line."""
     if command.fault is not None:
         return _refused(command, command.fault)
     try:
-        return _done(store, command, flow)
+        return _done(store, command, control)
     except UsageError as error:
         return _refused(command, str(error))
 
@@ -236,21 +235,21 @@ def _refused(command: Command, why: str) -> str:
     return clean(f"{command.name} was not obeyed: {why}; was it sent by another version of etl?", 500)
 
 
-def _done(store: Store, command: Command, flow: Flow) -> str:
+def _done(store: Store, command: Command, control: RunControl) -> str:
     match command.name:
-        case control.PAUSE:
-            flow.pause()
+        case commands.PAUSE:
+            control.pause()
             return "paused; what is in flight is still finished"
-        case control.RESUME:
-            flow.resume()
+        case commands.RESUME:
+            control.resume()
             return "resumed"
-        case control.STOP:
-            flow.stop()
+        case commands.STOP:
+            control.stop()
             return "stopping; what is in flight is still finished"
-        case control.RETRY:
-            chosen = control.chosen_by(command.arguments)
+        case commands.RETRY:
+            chosen = commands.chosen_by(command.arguments)
             if chosen.flag is not None:
-                return store.caption_again(chosen).line()
+                return store.recaption(chosen).line()
             counts = store.retry_failed(chosen)
             return ", ".join(f"{stage}: {n} ready again" for stage, n in counts.items())
     return _refused(command, "this version does not know this command")

@@ -210,7 +210,7 @@ def translate_errors(path: Path) -> Iterator[None]:
     except PermissionError as error:
         raise StateError(f"the state directory {path.parent} is not writable: {error.strerror}") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if files.is_disk_full(error):
             raise DiskFullError(_full(path)) from error
         if error.errno == errno.ELOOP:
             raise StateError(f"{path} is a link, which is never followed; put the file itself there") from error

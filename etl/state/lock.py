@@ -5,7 +5,6 @@ the directory itself, which nobody can remove beside a run as a file in it; the 
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from etl import files
-from etl.errors import DiskFullError, EtlError, NotPlainError, StateError, StateLockedError
+from etl.errors import EtlError, NotPlainError, StateError, StateLockedError
 from etl.state.file_systems import file_system_of, is_shared
 from etl.text import clean
 
@@ -137,9 +136,8 @@ def _explained(state: Path) -> Iterator[None]:
 
 
 def _unusable(state: Path, error: OSError) -> EtlError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError(f"the disk with {state} is full: free some space and run again")
-    return StateError(f"the state directory {state} is not writable: {error.strerror}; give another one with --state")
+    other = StateError(f"the state directory {state} is not writable: {error.strerror}; give another one with --state")
+    return files.disk_error(error, f"the disk with {state} is full: free some space and run again", other)
 
 
 def _who(path: Path) -> str:

@@ -23,10 +23,8 @@ from etl.domain.statuses import RecordState, RunState, Stage
 from etl.domain.views import EngineSample, ExportSummary, FailureFilter, GpuSample
 from etl.errors import Interrupted
 from etl.settings import Settings
-from etl.state import again, manifests, reserve, schema, waits
 from etl.state import captions as caption_queue
-from etl.state import requeue as retry
-from etl.state.again import CaptionsAgain
+from etl.state import manifests, requeue, reserve, schema, waits
 from etl.state.captions import CaptionQueue
 from etl.state.database import DATABASE_NAME, Connection
 from etl.state.hosts import HostLog
@@ -36,7 +34,8 @@ from etl.state.log import RunLog, journal
 from etl.state.manifests import ManifestWriter
 from etl.state.parts import split
 from etl.state.parts.merge import Merge
-from etl.state.parts.splits import Split
+from etl.state.parts.split import Split
+from etl.state.requeue import Recaption
 from etl.state.sources import SourceQueue
 from etl.state.work_queue import recover
 from etl.version import __version__
@@ -167,11 +166,11 @@ class Store:
 
     def retry_failed(self, chosen: FailureFilter, *, dry_run: bool = False) -> dict[str, int]:
         """Put the chosen dead items back to ready; return how many per stage."""
-        return retry.retry_failed(self._connection, chosen, dry_run=dry_run)
+        return requeue.retry_failed(self._connection, chosen, dry_run=dry_run)
 
-    def caption_again(self, chosen: FailureFilter, *, dry_run: bool = False) -> CaptionsAgain:
+    def recaption(self, chosen: FailureFilter, *, dry_run: bool = False) -> Recaption:
         """Put the captions with ``chosen.flag`` back into the queue, to be decoded otherwise; return what was put."""
-        return again.caption_again(self._connection, chosen, dry_run=dry_run)
+        return requeue.recaption(self._connection, chosen, dry_run=dry_run)
 
     # Runs.
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from etl.domain.statuses import HostState, RunState
 from etl.domain.views import EngineSample, GpuSample, Progress
 from etl.errors import ConfigError
-from etl.state.read.activity import engines, gpus
 from etl.state.read.cost import cost
-from etl.state.read.progress import Outlook
+from etl.state.read.failures import failure_classes
+from etl.state.read.progress import ProgressReader, engines, gpus
 from etl.state.read.reader import Reader
+from etl.state.read.recipes import all_recipes
 from etl.text import clean
 from etl.version import __version__
 
@@ -63,7 +64,7 @@ class StateMetrics:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._outlook = Outlook(reader)
+        self._outlook = ProgressReader(reader)
         # Scrapes come in threads of their own, and two may overlap.
         self._lock = threading.Lock()
 
@@ -87,7 +88,7 @@ class StateMetrics:
         yield _gauge("captions", "Captions of the current recipe, by status.", "status", progress.captions)
         yield _gauge("flagged_captions", "Finished captions by quality flag.", "flag", progress.flags)
         failed = _gauge_family("failed_items", "Items that are given up, by error class.", ["stage", "error_class"])
-        for stage, slug, count in self._reader.failure_classes():
+        for stage, slug, count in failure_classes(self._reader):
             failed.add_metric([stage, clean(slug, LABEL_LIMIT)], count)
         yield failed
         yield _total("fetched_bytes", "Bytes of the distinct originals that were fetched.", progress.bytes_fetched)
@@ -97,7 +98,7 @@ class StateMetrics:
 
     def _run(self, progress: Progress) -> "Iterator[GaugeMetricFamily]":
         info = _gauge_family("info", "Version and model; always 1.", ["version", "model", "revision"])
-        recipe = next((one for one in self._reader.recipes() if one.current), None)
+        recipe = next((one for one in all_recipes(self._reader) if one.current), None)
         model, revision = (recipe.model, recipe.revision) if recipe else ("", "")
         info.add_metric([__version__, clean(model, LABEL_LIMIT), clean(revision, LABEL_LIMIT)], 1)
         yield info

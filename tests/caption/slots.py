@@ -16,8 +16,9 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from etl.caption.model.checkpoint import DEMO_CHECKPOINT
 from etl.caption.model.loading import LoadedModel
+from etl.caption.pictures.pixels import crop_aspect
 from etl.caption.slots.captioner import SlotCaptioner
-from etl.caption.tokens import PromptEncoder, crop_aspect
+from etl.caption.tokens import PromptEncoder
 from etl.demo.scenes import random_record, random_scene
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.ingest.prompts import PromptTemplate

@@ -14,8 +14,8 @@ from caption.cuda_stand_in import SAFE, SITES, StandIn, failing_launches
 from caption.slots import make_scenes, remembering, tokens_one_by_one, with_penalty
 
 import etl.caption
-from etl.caption.backends import choose_engine
 from etl.caption.generate.captioner import GenerateCaptioner
+from etl.caption.local import choose_engine
 from etl.caption.model import cuda
 from etl.caption.model.loading import LoadedModel
 from etl.caption.slots import engine, kernel_check

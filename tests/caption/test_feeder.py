@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from support.watching import children, exists, wait_for
 
-from etl.caption.faults import failure
+from etl.caption.captioner import failure
 from etl.caption.pictures.loader import Fed, Feeder
 from etl.caption.pictures.loader_pool import Job, Outcome, ProcessServer
 from etl.caption.pictures.loader_worker import NICENESS

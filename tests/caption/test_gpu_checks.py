@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import LlavaConfig
 
-from etl.caption.backends import choose_engine
 from etl.caption.gpus import checks as gpu_checks
 from etl.caption.gpus import report as gpu_report
 from etl.caption.gpus.checks import Finding, check_attention, check_device, check_engine, check_kernel, fault_at_start
 from etl.caption.gpus.roofline import Shapes
+from etl.caption.local import choose_engine
 from etl.caption.model.loading import LoadedModel
 from etl.caption.slots import kv_cache as slot_cache
 from etl.caption.slots import state as slot_state

@@ -11,8 +11,8 @@ import torch
 from caption.conftest import Scenes
 from caption.cuda_stand_in import StandIn
 
-from etl.caption.backends import choose_engine
 from etl.caption.generate.captioner import GenerateCaptioner
+from etl.caption.local import choose_engine
 from etl.caption.model.loading import LoadedModel
 from etl.caption.slots import kernel_check
 from etl.caption.slots.captioner import SlotCaptioner

@@ -24,7 +24,7 @@ from support.workbench import wait_for
 from etl.caption.generate.captioner import GenerateCaptioner
 from etl.caption.model.loading import LoadedModel
 from etl.caption.openai.address import addresses
-from etl.caption.openai.captioner import EndpointCaptioner, check_endpoints
+from etl.caption.openai.captioner import EndpointCaptioner, check
 from etl.caption.openai.concurrency import FIRST
 from etl.caption.recipe import Recipe
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
@@ -253,10 +253,10 @@ def test_which_model_is_asked_for(pictures: Pictures) -> None:
             "does not serve org/llava, but tiny; give --endpoint-model": settings_for(one, model="org/llava"),
         }.items():
             with pytest.raises(ModelError, match=words):
-                check_endpoints(settings)
+                check(settings)
         with ChatServer(models=[{"id": "other"}]) as two, pytest.raises(ModelError, match=r"different.*tiny.*other"):
-            check_endpoints(settings_for(one, two))
-        check_endpoints(settings_for(one))
+            check(settings_for(one, two))
+        check(settings_for(one))
         assert len(one.trials) == 1
 
 
@@ -455,7 +455,7 @@ def test_an_endpoint_that_is_down_at_the_start_joins_later(server: ChatServer, p
     with Process() as gone:
         port = gone.port
     with pytest.raises(ModelError, match=r"no endpoint can be used: .*no connection.*is the server up"):
-        check_endpoints(settings_for(f"http://127.0.0.1:{port}"))
+        check(settings_for(f"http://127.0.0.1:{port}"))
     with opened(pictures, server, f"http://127.0.0.1:{port}") as captioner:
         assert_right(caption_all(captioner, items), items)
         assert [sample.captions for sample in captioner.samples()] == [10, 0]

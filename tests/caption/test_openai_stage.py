@@ -21,7 +21,7 @@ from etl.export.stage import ExportOptions, export
 from etl.images.cache import ImageCache
 from etl.run.pipeline import run_pipeline
 from etl.run.plan import Plan
-from etl.state.read.activity import engines
+from etl.state.read.progress import engines
 from etl.state.read.reader import Reader
 
 KEY = "sk-0123456789abcdef"
@@ -176,9 +176,9 @@ def test_after_a_stop_what_hangs_is_given_back(tmp_path: Path, monkeypatch: pyte
         server.fail(hang, 1)
         settings = dataclasses.replace(bench.settings, backend="openai", model="tiny", endpoint=(server.url,))
         captioner = open_captioner(settings, ImageCache.of_state(bench.state), 256)
-        with bench.beside(lambda flow: bench.caption(captioner, flow)) as (flow, summary):
+        with bench.beside(lambda control: bench.caption(captioner, control)) as (control, summary):
             wait_for(lambda: server.captioned == 5, 30)
-            flow.stop()
+            control.stop()
             assert summary.result(30) == StageSummary(done=5, released=1)
         captioner.close()
     assert bench.rows("SELECT count(*), max(attempts) FROM captions WHERE status = 'ready'") == [(1, 0)]

@@ -13,8 +13,7 @@ from PIL import Image
 
 from etl.caption.model.loading import LoadedModel
 from etl.caption.pictures.normalise import Normaliser
-from etl.caption.pictures.pixels import PixelPlan, pixels
-from etl.caption.tokens import crop_aspect, open_working_copy
+from etl.caption.pictures.pixels import PixelPlan, crop_aspect, open_working_copy, pixels
 from etl.errors import UnsupportedProcessorError, WorkingCopyError
 
 SIZES = (

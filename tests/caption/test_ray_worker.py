@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from etl import __version__
-from etl.caption.backends import open_local
+from etl.caption.local import open_local
 from etl.caption.ray.worker import RayWorker
 from etl.demo.scenes import random_scene
 from etl.domain.items import CaptionItem

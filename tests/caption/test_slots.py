@@ -12,8 +12,8 @@ import torch
 from caption.conftest import Scenes
 from caption.slots import Remembering, make_scenes, other_architecture, remembering, tokens_one_by_one, with_penalty
 
-from etl.caption.backends import choose_engine
 from etl.caption.generate.captioner import GenerateCaptioner
+from etl.caption.local import choose_engine
 from etl.caption.model.loading import LoadedModel, load
 from etl.caption.pictures.pixels import PixelPlan, pixels
 from etl.caption.slots.captioner import SlotCaptioner

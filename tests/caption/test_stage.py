@@ -32,7 +32,7 @@ from etl.ingest.options import IngestOptions
 from etl.ingest.prompts import PromptTemplate
 from etl.maintenance.verify import verify
 from etl.run.supervisor import run_stages
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.state.captions import CaptionQueue
 from etl.state.read.reader import Reader
 from etl.state.store import Store
@@ -191,17 +191,17 @@ def test_a_pause_ends_claiming_and_a_resume_begins_it_again(bench: Workbench) ->
     """What was pulled before the pause is finished and committed; nothing more is, until the run goes on."""
     add_pictures(bench, 8)
     gate = Turnstile()
-    with bench.beside(lambda flow: bench.caption(PlainCaptioner(before=gate), flow)) as (flow, running):
+    with bench.beside(lambda control: bench.caption(PlainCaptioner(before=gate), control)) as (control, running):
         gate.let(2)
         wait_for(lambda: gate.arrived == 3)
-        flow.pause()
+        control.pause()
         gate.let(2)
         wait_for(lambda: bench.counts("captions").get("done") == 4)
         gate.let()
         time.sleep(0.5)
         assert bench.counts("captions") == {"done": 4, "ready": 4}
         assert not running.done()
-        flow.resume()
+        control.resume()
         assert running.result(timeout=10) == StageSummary(done=8)
 
 
@@ -209,10 +209,10 @@ def test_a_stop_finishes_what_was_pulled_and_gives_back_the_rest(bench: Workbenc
     """After a stop the claimed batch is finished, and no lease remains."""
     add_pictures(bench, 8)
     gate = Turnstile()
-    with bench.beside(lambda flow: bench.caption(PlainCaptioner(before=gate), flow)) as (flow, running):
+    with bench.beside(lambda control: bench.caption(PlainCaptioner(before=gate), control)) as (control, running):
         gate.let(1)
         wait_for(lambda: gate.arrived == 2)
-        flow.stop()
+        control.stop()
         gate.let()
         assert running.result(timeout=10) == StageSummary(done=4)
     assert bench.counts("captions") == {"done": 4, "ready": 4}
@@ -224,10 +224,10 @@ def test_after_the_grace_period_the_batch_is_abandoned(bench: Workbench, monkeyp
     monkeypatch.setattr("etl.run_control.GRACE_S", 0.0)
     add_pictures(bench, 4)
     gate = Turnstile()
-    with bench.beside(lambda flow: bench.caption(PlainCaptioner(before=gate), flow)) as (flow, running):
+    with bench.beside(lambda control: bench.caption(PlainCaptioner(before=gate), control)) as (control, running):
         gate.let(1)
         wait_for(lambda: gate.arrived == 2)
-        flow.stop()
+        control.stop()
         gate.let()
         assert running.result(timeout=10) == StageSummary(done=1, released=3)
     assert bench.rows("SELECT DISTINCT attempts, crashes FROM captions WHERE status = 'ready'") == [(0, 0)]
@@ -249,9 +249,9 @@ def test_pictures_are_captioned_while_others_are_still_fetched(server: FaultServ
     settings = dataclasses.replace(bench.settings, per_host=1)
     with Store.open(settings) as store, store.run((Stage.FETCH, Stage.CAPTION)) as run:
         result = run_stages(store, run, {
-            Stage.FETCH: lambda store, run, flow: fetch(store, run, settings, flow),
-            Stage.CAPTION: lambda store, run, flow: caption(
-                store, run, settings, PlainCaptioner(), flow, more_coming=lambda: flow.is_active(Stage.FETCH)
+            Stage.FETCH: lambda store, run, control: fetch(store, run, settings, control),
+            Stage.CAPTION: lambda store, run, control: caption(
+                store, run, settings, PlainCaptioner(), control, more_coming=lambda: control.is_active(Stage.FETCH)
             ),
         })  # fmt: skip
     assert (result.state, result.summaries[Stage.FETCH].done, result.summaries[Stage.CAPTION].done) == (
@@ -276,10 +276,10 @@ def test_a_picture_that_fetch_commits_without_the_recipe_is_not_left_behind(benc
             nonlocal asked
             asked += 1
             if asked == 1:
-                assert fetch(store, run, bench.settings, Flow()).done == 1
+                assert fetch(store, run, bench.settings, RunControl()).done == 1
             return False
 
-        summary = caption(store, run, bench.settings, PlainCaptioner(), Flow(), more_coming=more_coming)
+        summary = caption(store, run, bench.settings, PlainCaptioner(), RunControl(), more_coming=more_coming)
     assert summary == StageSummary(done=4)
 
 

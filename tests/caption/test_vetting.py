@@ -330,7 +330,7 @@ def test_a_working_copy_of_another_kind_is_not_opened(tmp_path: Path) -> None:
     """What lies in a copied cache under a JPEG's name is given to none of Pillow's other parsers."""
     from PIL import Image
 
-    from etl.caption.tokens import open_working_copy
+    from etl.caption.pictures.pixels import open_working_copy
     from etl.errors import WorkingCopyError
 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", "PNG")

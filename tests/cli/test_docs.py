@@ -13,6 +13,7 @@ from etl import errors
 from etl.cli.app import app
 from etl.cli.options import CAPTION_SETTINGS, FETCH_SETTINGS
 from etl.errors import CrashedError, DecoderCrashedError, EtlError, FeederCrashedError, item_error_classes
+from etl.export.formats import FORMATS
 from etl.settings import Settings
 from etl.state.captions import CaptionQueue
 from etl.state.sources import SourceQueue
@@ -100,6 +101,19 @@ def test_every_setting() -> None:
         shown = "none" if field.default in ("", ()) else f"`{field.default if field.default == 0 else value}`"
         assert default == (shown if not isinstance(field.default, bool) else f"`{value}`"), field.name
         assert len(meaning) > 10
+
+
+def test_every_format_of_exports() -> None:
+    """Each format of exports has its row, with where it may be written to and what it says of itself."""
+    rows = [row for row in table(section("`etl export")) if row[0].strip("`") in FORMATS]
+    expected = []
+    for name, one in FORMATS.items():
+        file = "a file, `-`, or" if one.to_stdout else "a file, or"
+        target = "a directory" if one.pictures else f"{file} with `--shard-size` a directory"
+        expected.append([f"`{name}`", target, one.help])
+    assert rows == expected
+    format_row = next(row for row in table(section("`etl export")) if row[0].startswith("`--format "))
+    assert all(f"`{word}`" in format_row[1] for one in FORMATS.values() for word in (one.name, *one.suffixes[:1]))
 
 
 def test_every_exit_code() -> None:

@@ -1,4 +1,4 @@
-"""How progress and foresight read: hosts, errors, time left; and where log lines go beside the bars."""
+"""How progress and estimates read: hosts, errors, time left; and where log lines go beside the bars."""
 
 import io
 import logging
@@ -6,19 +6,19 @@ import sys
 
 import pytest
 
-from etl.cli.hosts import foresight_lines
+from etl.cli.hosts import estimate_lines
 from etl.cli.progress import _log_above_bars, progress_line
 from etl.clock import now_ms
 from etl.domain.statuses import HostState
 from etl.domain.views import HostInfo, HostProgress, Progress
-from etl.fetch.estimate import Foresight, HostForesight
+from etl.fetch.estimate import FetchEstimate, HostEstimate
 
 QUEUE = {"done": 1200, "dead": 12, "retry": 3, "ready": 785}
 
 
 def test_the_plain_line_tells_hosts_errors_and_time() -> None:
     """One line has counts, rates, bytes, the time left, the most frequent errors, and each host with its trouble."""
-    slow = HostInfo("slow.test", HostState.PARKED, "8 sources failed in a row: timeout", now_ms() + 25_400)
+    slow = HostInfo("slow.test", HostState.NOT_ANSWERING, "8 sources failed in a row: timeout", now_ms() + 25_400)
     now = Progress(
         {}, {}, QUEUE, {}, fetched_per_s=4.2, bytes_per_s=12.5 * 2**20, fetch_seconds=2040.0,
         fetch_errors={"timeout": 9, "http_404": 3, "dns": 1, "reset": 1, "tls": 1},
@@ -31,7 +31,7 @@ def test_the_plain_line_tells_hosts_errors_and_time() -> None:
     assert line.count("\n") == 0
     assert "fetch 1,200/2,000 (12 failed, 3 waiting) 4.2/s 12.5 MiB/s, 34 min left" in line
     assert "errors: 9 timeout, 3 http_404, 1 dns, 1 reset, 1 others" in line
-    assert "host slow.test 300 to come, parked for 25 s: 8 sources failed in a row: timeout" in line
+    assert "host slow.test 300 to come, not answering, asked again in 25 s: 8 sources failed in a row: timeout" in line
     assert "host good.test 4.2/s 12.5 MiB/s, 4 at once, 485 to come" in line
     assert "done.test" not in line
 
@@ -42,10 +42,10 @@ def test_names_of_hosts_cannot_act_on_the_terminal() -> None:
     assert "\x1b" not in progress_line(Progress({}, {}, QUEUE, {}, hosts=(host,)))
 
 
-def test_foresight_says_what_it_does_not_know() -> None:
+def test_an_estimate_says_what_it_does_not_know() -> None:
     """Hosts without a rate are named, the others' time is told; too small a disk is said loudly."""
-    hosts = (HostForesight("one.test", 10, 2, 5 * 2**20, 0, 90.0), HostForesight("two.test", 3, 0, 0, 3, None))
-    lines = list(foresight_lines(Foresight(hosts, None, 10 * 2**20, 2**20), refresh=False))
+    hosts = (HostEstimate("one.test", 10, 2, 5 * 2**20, 0, 90.0), HostEstimate("two.test", 3, 0, 0, 3, None))
+    lines = list(estimate_lines(FetchEstimate(hosts, None, 10 * 2**20, 2**20), refresh=False))
     assert lines[0] == "13 pictures to fetch, 5.0 MiB and 3 of unknown size"
     assert lines[1] == "host      one.test: 10 pictures, 2 of them after a failure, 5.0 MiB, about 1 min"
     assert lines[2] == "host      two.test: 3 pictures, sizes not known"
@@ -61,9 +61,9 @@ def test_log_lines_go_above_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         monkeypatch.setattr(sys, "stderr", above)
         with _log_above_bars():
-            logging.getLogger("etl.net").warning("a host was parked")
+            logging.getLogger("etl.net").warning("a host does not answer")
         logging.getLogger("etl.net").warning("it answers again")
     finally:
         logging.getLogger().removeHandler(handler)
-    assert "a host was parked\n" in above.getvalue()
+    assert "a host does not answer\n" in above.getvalue()
     assert before.getvalue() == "it answers again\n"

@@ -1,6 +1,7 @@
 """Settings: defaults, then ``etl.toml``, then ``ETL_*``, then flags; what is wrong is named with its place."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from etl.cli.options import CAPTION_SETTINGS, FETCH_SETTINGS, _help
 from etl.errors import ConfigError
 from etl.settings import Settings, load_settings
 from etl.state.read.reader import Reader
+from etl.state.read.runs import latest_runs
 
 Etl = Callable[..., Any]
 MANIFEST = b'{"id":"a","path":"missing.jpg"}\n'
@@ -20,7 +22,7 @@ MANIFEST = b'{"id":"a","path":"missing.jpg"}\n'
 def used(made: MadeState, run: int) -> dict[str, Any]:
     """Return the settings that a run was started with."""
     with Reader(made.settings.state) as reader:
-        return reader.run_config(run)
+        return dict(json.loads(reader.rows("SELECT config FROM runs WHERE id = ?", (run,))[0][0]))
 
 
 def test_each_place_beats_the_one_before(etl: Etl, made: MadeState, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +112,7 @@ def test_bad_values(
     assert "Traceback" not in answer.err
     assert all(part in answer.err for part in said), answer.err
     with Reader(made.settings.state) as reader:
-        assert len(reader.runs()) == 1
+        assert len(latest_runs(reader)) == 1
 
 
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:

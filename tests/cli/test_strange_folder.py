@@ -17,6 +17,7 @@ from etl.errors import ConfigError
 from etl.setting_files import HARMLESS, OWN
 from etl.settings import Settings, load, load_settings
 from etl.state.read.reader import Reader
+from etl.state.read.runs import latest_runs
 
 Etl = Callable[..., Any]
 MANIFEST = b'{"id":"a","path":"a.jpg"}\n'
@@ -75,7 +76,7 @@ def test_a_command_ends_before_it_begins(etl: Etl, made: MadeState) -> None:
     assert etl("status").code == 0 and etl("fetch", "--dry-run").code == 0
     assert etl("export", "out.jsonl").code == 0
     with Reader(made.settings.state) as reader:
-        assert [run.stages for run in reader.runs()] == [("export",), ("ingest",)]
+        assert [run.stages for run in latest_runs(reader)] == [("export",), ("ingest",)]
 
 
 def test_each_file_is_named_with_what_it_changes(etl: Etl, made: MadeState, monkeypatch: pytest.MonkeyPatch) -> None:

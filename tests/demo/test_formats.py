@@ -8,7 +8,7 @@ from PIL import Image, ImageChops, ImageStat
 
 from etl.demo.formats import FORMATS, PictureFormat
 from etl.demo.scenes import Scene, Shape
-from etl.images import decode as decoder
+from etl.images import formats
 from etl.images.decode import decode
 
 SCENE = Scene("white", (Shape("large", "red", "square", "top left"), Shape("small", "blue", "circle", "top right")), 1)
@@ -36,7 +36,7 @@ def test_every_format_shows_the_scene_when_decoded_by_the_pipeline(kind: Picture
 
 def test_every_accepted_type_takes_part() -> None:
     """The demo serves each type of picture that the pipeline accepts."""
-    assert {kind.mime for kind in FORMATS} == {*decoder._MIME.values(), "application/pdf"}
+    assert {kind.mime for kind in FORMATS} == {accepted.mime for accepted in formats.FORMATS}
 
 
 def test_formats_are_what_their_names_say() -> None:

@@ -18,12 +18,13 @@ from support.reported import put_pictures
 
 from etl.domain.views import ExportSummary
 from etl.errors import ConfigError, ManifestError
-from etl.export.formats import safe_name
+from etl.export.columns import safe_name
 from etl.export.stage import ExportOptions
 from etl.ingest.manifest import Manifest
 from etl.run.pipeline import export_manifest, run_pipeline
 from etl.run.plan import Plan
 from etl.state.read.reader import Reader
+from etl.state.read.runs import latest_runs
 
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -59,7 +60,7 @@ def lines(work: Work, **options: Any) -> list[dict[str, Any]]:
 def test_csv_and_parquet_say_what_json_lines_say(work: Work) -> None:
     """Both have one typed or spelled row for each record, in order, with its line and what became of it."""
     expected = lines(work)
-    path, summary = export(work, "out.csv", escape_formulae=False)
+    path, summary = export(work, "out.csv", format_options={"escape_formulae": False})
     assert (summary.format, summary.rows, summary.captioned, summary.pending) == ("csv", 25, 8, 1)
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -218,8 +219,8 @@ def test_since(work: Work) -> None:
     """Only what was captioned or failed for good after a run began, by uid or number; it is recorded as a part."""
     work.finish()
     with Reader(work.state) as reader:
-        last = next(run for run in reader.runs() if run.stages == ("caption",))
-        first = reader.runs(50)[-1]
+        last = next(run for run in latest_runs(reader) if run.stages == ("caption",))
+        first = latest_runs(reader, 50)[-1]
     assert [line["id"] for line in lines(work, since=last.uid)] == ["later"]
     assert [line["id"] for line in lines(work, since=str(last.id))] == ["later"]
     everything = lines(work, since=first.uid)
@@ -307,12 +308,13 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
     assert [row["vlm_caption"] for row in rows] == cells
     assert [row["key"] for row in rows[-3:]] == ["'=key", "-7", "'@key"]
     assert [json.loads(row["record"])["vlm_caption"] for row in rows] == list(texts.values())
-    made.export("raw.csv", escape_formulae=False)
+    made.export("raw.csv", format_options={"escape_formulae": False})
     raw = read_csv(tmp_path / "raw.csv")
     assert {row["key"]: row["vlm_caption"] for row in raw} == texts
     target = str(tmp_path / "shards")
-    for options, expected in (({}, rows), ({"escape_formulae": False}, raw)):
-        summary = export_manifest(made.settings, target, ExportOptions(format="csv", shard_size=20, **options))
+    for escape, expected in ((True, rows), (False, raw)):
+        options = ExportOptions(format="csv", shard_size=20, format_options={"escape_formulae": escape})
+        summary = export_manifest(made.settings, target, options)
         assert summary.written == summary.shards == 2, "a shard that was written the other way was taken for right"
         assert read_csv(tmp_path / "shards" / "shard-00000.csv") == expected[:20]
 

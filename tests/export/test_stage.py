@@ -20,10 +20,13 @@ from etl.compression import zstd
 from etl.domain.statuses import QualityFlag, Stage
 from etl.domain.views import FailureFilter
 from etl.errors import ConfigError, EtlError, StateError
+from etl.export import lines as export_lines
 from etl.export.stage import ExportOptions, with_fields
 from etl.ingest.options import Selection
 from etl.run.pipeline import export_manifest
 from etl.state.read import reader as queries
+from etl.state.read.export_rows import export_rows
+from etl.state.read.manifests import manifest_lines
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 
@@ -193,7 +196,7 @@ def test_provenance_tells_the_penalty_that_was_used(made: MadeState) -> None:
     made.finish({"a": "A a a.", "b": "B."}, flags=("repetition",), spec=spec)
     for key in "a", "b":
         with Store.open(made.settings) as store:
-            store.caption_again(FailureFilter(flag=QualityFlag.REPETITION, key=key))
+            store.recaption(FailureFilter(flag=QualityFlag.REPETITION, key=key))
         if key == "a":
             made.finish({"a": "A.", "c": "C."}, spec=spec)
     records = read(made.export(provenance=True)[0])
@@ -264,8 +267,8 @@ def test_failure_leaves_the_old_file(made: MadeState, monkeypatch: pytest.Monkey
         yield from list(rows(reader, manifest, recipe, *after))[:2]
         raise OSError(5, "Input/output error")
 
-    rows = Reader.export_rows
-    monkeypatch.setattr(Reader, "export_rows", broken)
+    rows = export_rows
+    monkeypatch.setattr(export_lines, "export_rows", broken)
     with pytest.raises(EtlError, match="Input/output error"):
         made.export()
     assert old.read_bytes() == b"precious"
@@ -340,20 +343,20 @@ def test_with_fields_takes_a_line_of_many_members_apart_in_one_pass() -> None:
 def test_long_lines_are_read_a_few_at_once(made: MadeState, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page is full by its bytes too; every line comes out once and in order."""
     pages: list[int] = []
-    read = Reader._page
+    read = Reader.page
 
     def counted(reader: Reader, *arguments: Any, **named: Any) -> list[tuple[Any, ...]]:
         page = read(reader, *arguments, **named)
         pages.append(len(page))
         return page
 
-    monkeypatch.setattr(Reader, "_page", counted)
+    monkeypatch.setattr(Reader, "page", counted)
     monkeypatch.setattr(queries, "PAGE_BYTES", 30)
     lines = b"".join(b'{"id":"%d","path":"%d.jpg"}\n' % (n, n) for n in range(5))
     made.ingest(lines)
     with Reader(made.settings.state) as reader:
-        assert b"".join(row.line for row in reader.export_rows(1, None)) == lines
-        assert [line for _, _, line in reader.lines(1)] == lines.splitlines(keepends=True)
+        assert b"".join(row.line for row in export_rows(reader, 1, None)) == lines
+        assert [line for _, _, line in manifest_lines(reader, 1)] == lines.splitlines(keepends=True)
     assert pages == [2, 2, 1, 0] * 2
 
 

@@ -24,7 +24,7 @@ from etl.images.cache import ImageCache
 from etl.maintenance.verify import verify
 from etl.run.pipeline import export_manifest
 from etl.run.supervisor import run_stages
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.state.store import Store
 
 PICTURES = 6
@@ -39,9 +39,9 @@ def fetched(tmp_path: Path) -> Workbench:
     bench = Workbench(tmp_path, batch_size=2, longest_edge=224)
     bench.ingest(*({"id": key, "path": f"{n}.jpg"} for n, key in enumerate(KEYS)))
     assert bench.fetch().done == PICTURES
-    flow, captioner = Flow(), OpeningCaptioner(bench.state)
-    captioner.before = lambda _: flow.stop() if captioner.captions else None
-    assert bench.caption(captioner, flow).done == 2
+    control, captioner = RunControl(), OpeningCaptioner(bench.state)
+    captioner.before = lambda _: control.stop() if captioner.captions else None
+    assert bench.caption(captioner, control).done == 2
     return bench
 
 
@@ -313,9 +313,9 @@ def test_a_disk_that_loses_a_picture_again_and_again_ends_the_matter(fetched: Wo
     settings = fetched.settings
     with Store.open(settings) as store, store.run((Stage.FETCH, Stage.CAPTION)) as run:
         result = run_stages(store, run, {
-            Stage.FETCH: lambda store, run, flow: fetch(store, run, settings, flow),
-            Stage.CAPTION: lambda store, run, flow: caption(
-                store, run, settings, captioner, flow, more_coming=lambda: flow.is_active(Stage.FETCH)
+            Stage.FETCH: lambda store, run, control: fetch(store, run, settings, control),
+            Stage.CAPTION: lambda store, run, control: caption(
+                store, run, settings, captioner, control, more_coming=lambda: control.is_active(Stage.FETCH)
             ),
         })  # fmt: skip
     assert result.summaries == {
@@ -373,20 +373,20 @@ def test_fetch_that_ended_begins_again_for_a_late_loss(fetched: Workbench) -> No
     def lose(item: CaptionItem) -> None:
         if not gone:
             # Everything is fetched by then: fetch has nothing to do in this run.
-            wait_for(lambda: not flows[0].is_active(Stage.FETCH))
+            wait_for(lambda: not controls[0].is_active(Stage.FETCH))
             gone.append(ImageCache.of_state(fetched.state).working_path(item.working_sha256))
             gone[0].unlink()
 
-    flows: list[Flow] = []
+    controls: list[RunControl] = []
     settings, captioner = fetched.settings, OpeningCaptioner(fetched.state, lose)
 
-    def captioned(store: Store, run: int, flow: Flow) -> StageSummary:
-        flows.append(flow)
-        return caption(store, run, settings, captioner, flow, more_coming=lambda: flow.is_active(Stage.FETCH))
+    def captioned(store: Store, run: int, control: RunControl) -> StageSummary:
+        controls.append(control)
+        return caption(store, run, settings, captioner, control, more_coming=lambda: control.is_active(Stage.FETCH))
 
     with Store.open(settings) as store, store.run((Stage.FETCH, Stage.CAPTION)) as run:
         result = run_stages(store, run, {
-            Stage.FETCH: lambda store, run, flow: fetch(store, run, settings, flow), Stage.CAPTION: captioned,
+            Stage.FETCH: lambda store, run, control: fetch(store, run, settings, control), Stage.CAPTION: captioned,
         })  # fmt: skip
     assert result.summaries == {Stage.FETCH: StageSummary(done=1), Stage.CAPTION: StageSummary(done=4, lost=1)}
     complete(fetched)

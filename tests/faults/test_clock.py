@@ -27,7 +27,8 @@ from etl.export.stage import ExportOptions
 from etl.run.pipeline import export_manifest, run_pipeline
 from etl.run.plan import Plan
 from etl.state.read.cost import cost
-from etl.state.read.progress import Outlook, hosts
+from etl.state.read.hosts import all_hosts
+from etl.state.read.progress import ProgressReader
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 
@@ -75,7 +76,7 @@ def stopped_after(seconds: float) -> Iterator[None]:
 def ages(bench: Workbench) -> list[float]:
     """Return everything that is told as an age, a length of time or a rate."""
     with Reader(bench.state) as reader:
-        progress = progress_json(Outlook(reader).progress())
+        progress = progress_json(ProgressReader(reader).progress())
         spent = cost(reader, 3600.0)
     took = bench.rows("SELECT ended_at - started_at FROM runs WHERE ended_at IS NOT NULL")
     return [
@@ -140,9 +141,9 @@ def test_a_clock_that_was_wrong_in_an_earlier_run(server: FaultServer, tmp_path:
     other = "localhost"
     bench.ingest(server.url("/1.jpg").replace("127.0.0.1", other), server.url("/0.jpg"))
     waits = "SELECT error_class, not_before FROM sources WHERE status = 'retry' ORDER BY error_class"
-    with bench.beside(lambda flow: bench.fetch(flow, allow_host=("127.0.0.1", other))) as (flow, running):
+    with bench.beside(lambda control: bench.fetch(control, allow_host=("127.0.0.1", other))) as (control, running):
         wait_for(lambda: len(bench.rows(waits)) == 2, 30)
-        flow.stop()
+        control.stop()
         running.result(timeout=30)
     set_stored(bench, DAY_S)
     Store.open(bench.settings).close()
@@ -150,7 +151,7 @@ def test_a_clock_that_was_wrong_in_an_earlier_run(server: FaultServer, tmp_path:
     assert 3500 < left["http_429"] <= 3600
     assert 200 < left["http_5xx"] <= 300
     with Reader(bench.state) as reader:
-        paused = {info.host: ((info.until or 0) - now_ms()) / 1000 for info in hosts(reader)}
+        paused = {info.host: ((info.until or 0) - now_ms()) / 1000 for info in all_hosts(reader)}
     assert 3500 < paused["127.0.0.1"] <= 3600
     assert all(0 <= each < HOUR_MS for each in ages(bench))
     # And the other way round: the clock was a day behind, so that all waits are over.

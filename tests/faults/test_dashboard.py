@@ -15,6 +15,7 @@ from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest
 from etl.settings import Settings
+from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 
@@ -47,7 +48,7 @@ def test_the_log_stays_small_under_a_dashboard(tmp_path: Path, monkeypatch: pyte
             sizes.append(log.stat().st_size)
 
     with Store.open(Settings(state=state)) as store, store.run((Stage.INGEST,)) as run, Reader(state) as idle:
-        assert idle.progress().records["active"] == 0
+        assert read_progress(idle).records["active"] == 0
         dashboard = Terminal([sys.executable, "-m", "tui", "--state", str(state)], 120, 40)
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -56,7 +57,7 @@ def test_the_log_stays_small_under_a_dashboard(tmp_path: Path, monkeypatch: pyte
             ingest(store, Manifest(str(manifest)), IngestOptions(), on_batch=lambda _: store.heartbeat(run, "running"))
             wait_for(lambda: f"{RECORDS:,}" in dashboard.text(), 60)
             assert dashboard.process.poll() is None
-            assert idle.progress().records["active"] == RECORDS
+            assert read_progress(idle).records["active"] == RECORDS
             dashboard.press("q")
             assert dashboard.process.wait(30) == 0
         finally:

@@ -11,7 +11,7 @@ from support.workbench import PlainCaptioner, Workbench, scenes, write_manifest
 from support.zygote import Zygote
 
 from etl.images.cache import ImageCache
-from etl.run_control import Flow
+from etl.run_control import RunControl
 
 KEYS = [f"r{n}" for n in range(8)]
 
@@ -33,14 +33,14 @@ def test_damaged_pictures_are_fetched_again_and_captioned_once(tmp_path: Path, p
     program = Program(tmp_path, zygote=plain_zygote, keep_originals="yes")
     bench, output = Workbench(tmp_path, longest_edge=224, batch_size=2), tmp_path / "out.jsonl"
     cache = ImageCache.of_state(program.state)
-    flow, first, second = Flow(), PlainCaptioner(), PlainCaptioner()
+    control, first, second = RunControl(), PlainCaptioner(), PlainCaptioner()
     with FaultServer() as server:
         urls = [server.add(f"/{n}.jpg", body) for n, (_, body) in enumerate(scenes(len(KEYS)))]
         records = [{"id": key, "url": url} for key, url in zip(KEYS, urls, strict=True)]
         assert program.run("ingest", write_manifest(tmp_path / "manifest.jsonl", records)).code == 0
         assert program.run("fetch").code == 0
-        first.before = lambda _: flow.stop() if first.captions == 2 else None
-        assert bench.caption(first, flow).done == 4
+        first.before = lambda _: control.stop() if first.captions == 2 else None
+        assert bench.caption(first, control).done == 4
         captioned = bench.rows("SELECT id, text, done_at FROM captions WHERE status = 'done'")
 
         # In the order of their URLs: downloads end in any.

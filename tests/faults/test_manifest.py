@@ -29,7 +29,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from etl.settings import Settings
-from etl.ingest import ingest as module
+from etl.ingest import stage as module
 from etl.ingest.options import IngestOptions
 from etl.ingest.manifest import Manifest
 from etl.state.store import Store

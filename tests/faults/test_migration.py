@@ -16,8 +16,9 @@ from support.zygote import Zygote
 
 from etl.export.stage import ExportOptions
 from etl.run.pipeline import export_manifest
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.state.database import DATABASE_NAME, PAGE_SIZE, SCHEMA_VERSION
+from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
 from etl.state.schema import migrations
 
@@ -57,9 +58,9 @@ def half_done(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     bench = Workbench(directory, batch_size=2)
     bench.ingest(*RECORDS)
     bench.fetch()
-    flow, captioner = Flow(), PlainCaptioner()
-    captioner.before = lambda _: flow.stop() if captioner.captions else None
-    bench.caption(captioner, flow)
+    control, captioner = RunControl(), PlainCaptioner()
+    captioner.before = lambda _: control.stop() if captioner.captions else None
+    bench.caption(captioner, control)
     bench.execute("UPDATE sources SET status = 'ready', image = NULL WHERE id = 5")
     bench.execute("UPDATE runs SET ended_at = NULL, state = 'running' WHERE id = (SELECT max(id) FROM runs)")
     bench.execute(
@@ -103,7 +104,7 @@ def test_a_state_of_an_earlier_schema_goes_on(
     kept = bench.rows(done)
     with Reader(bench.state) as reader:
         assert reader.version == version
-        assert reader.progress().outcomes == {"captioned": len(kept), "failed": 1, "pending": 6 - len(kept)}
+        assert read_progress(reader).outcomes == {"captioned": len(kept), "failed": 1, "pending": 6 - len(kept)}
     assert bench.rows("PRAGMA user_version") == [(version,)], "looking migrates nothing"
     # Nothing proves that a state which names no root was made by this user.
     bench.ingest(*RECORDS)

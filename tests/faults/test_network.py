@@ -104,9 +104,9 @@ def test_no_behaviour_causes_a_storm_of_requests(
     bench.ingest(*(f"http://{host}/fault" for host in hosts))
     soon_ms = round(1000 * (time.time() + AGES_S))
     unfinished = "SELECT 1 FROM sources WHERE status IN ('ready', 'running') OR (status = 'retry' AND not_before < ?)"
-    with bench.beside(bench.fetch) as (flow, running):
+    with bench.beside(bench.fetch) as (control, running):
         wait_for(lambda: not bench.rows(unfinished, soon_ms), 60)
-        flow.stop()
+        control.stop()
         running.result(timeout=10)
     counted = Counter(urlsplit(request.target).hostname for request in server.log)
     found = {

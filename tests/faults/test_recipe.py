@@ -13,7 +13,7 @@ from etl.export.stage import ExportOptions
 from etl.ingest.options import IngestOptions
 from etl.ingest.prompts import PromptTemplate
 from etl.run.pipeline import export_manifest
-from etl.run_control import Flow
+from etl.run_control import RunControl
 
 PICTURES = 8
 HALF = 4
@@ -28,9 +28,9 @@ class Model(PlainCaptioner):
 
     def caption_some(self, bench: Workbench, count: int | None = None) -> int:
         """Caption about so many, by default all that is left, in a run; return how many were made."""
-        flow, before = Flow(), self.captions
-        self.before = lambda _: flow.stop() if self.captions - before == count else None
-        bench.caption(self, flow)
+        control, before = RunControl(), self.captions
+        self.before = lambda _: control.stop() if self.captions - before == count else None
+        bench.caption(self, control)
         return self.captions - before
 
 

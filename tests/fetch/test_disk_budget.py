@@ -14,7 +14,7 @@ from etl.domain.views import StageSummary
 from etl.errors import DiskFullError
 from etl.fetch.stage import fetch
 from etl.run.supervisor import run_stages
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.state.store import Store
 
 MakeBench = Callable[..., Workbench]
@@ -44,13 +44,13 @@ def run_both(bench: Workbench, captioner: PlainCaptioner, load_s: float = 0.0) -
     """Fetch beside captioning, as one run, with a model that takes so long to load."""
     settings = bench.settings
 
-    def load_and_caption(store: Store, run: int, flow: Flow) -> StageSummary:
+    def load_and_caption(store: Store, run: int, control: RunControl) -> StageSummary:
         time.sleep(load_s)
-        return caption(store, run, settings, captioner, flow, more_coming=lambda: flow.is_active(Stage.FETCH))
+        return caption(store, run, settings, captioner, control, more_coming=lambda: control.is_active(Stage.FETCH))
 
     with Store.open(settings) as store, store.run((Stage.FETCH, Stage.CAPTION)) as run:
         run_stages(store, run, {
-            Stage.FETCH: lambda store, run, flow: fetch(store, run, settings, flow),
+            Stage.FETCH: lambda store, run, control: fetch(store, run, settings, control),
             Stage.CAPTION: load_and_caption,
         })  # fmt: skip
 

@@ -10,7 +10,7 @@ from support.workbench import Workbench, scenes
 
 from etl.domain.statuses import Stage
 from etl.domain.views import HostInfo
-from etl.fetch.estimate import WORKING_COPY_BYTES, Foresight, foresee
+from etl.fetch.estimate import WORKING_COPY_BYTES, FetchEstimate, estimate_of
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 
@@ -19,10 +19,10 @@ MakeBench = Callable[..., Workbench]
 MIB = 2**20
 
 
-def foreseen(bench: Workbench, *, refresh: bool = False) -> Foresight:
+def estimated(bench: Workbench, *, refresh: bool = False) -> FetchEstimate:
     """Return what the next fetch would do."""
     with Reader(bench.state) as reader:
-        return foresee(reader, bench.settings, refresh=refresh)
+        return estimate_of(reader, bench.settings, refresh=refresh)
 
 
 def record(number: int, host: str = "one.test", **fields: Any) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def test_pictures_and_bytes_are_counted_by_host_and_once(bench: Workbench) -> No
         record(4, "two.test"), {**record(4, "two.test", image_size_bytes=500), "id": "4 again"},
         record(5, "two.test", image_size_bytes="unknown"), record(6, "two.test", image_size_bytes=-1),
     )  # fmt: skip
-    found = foreseen(bench)
+    found = estimated(bench)
     assert [(host.host, host.sources, host.bytes, host.unknown) for host in found.hosts] == [
         ("one.test", 3, 4 * MIB, 1), ("two.test", 3, 500, 2),
     ]  # fmt: skip
@@ -51,16 +51,16 @@ def test_pictures_and_bytes_are_counted_by_host_and_once(bench: Workbench) -> No
 
 
 def test_only_what_is_due_and_selected_counts(server: FaultServer, bench: Workbench) -> None:
-    """What is done, dead or not selected is not foreseen; a refresh foresees what is done too."""
+    """What is done, dead or not selected is not estimated; a refresh counts what is done too."""
     urls = [server.add(f"/{n}.jpg", body) for n, (_, body) in enumerate(scenes(3))]
     server.fail("/1.jpg", status(404))
     bench.ingest(*urls)
     bench.fetch()
-    assert foreseen(bench).sources == 0
-    assert foreseen(bench).seconds == 0.0
-    assert foreseen(bench, refresh=True).sources == 2
+    assert estimated(bench).sources == 0
+    assert estimated(bench).seconds == 0.0
+    assert estimated(bench, refresh=True).sources == 2
     bench.retry()
-    assert foreseen(bench).sources == 1
+    assert estimated(bench).sources == 1
 
 
 def test_the_slowest_host_decides_the_time(bench: Workbench) -> None:
@@ -70,26 +70,26 @@ def test_the_slowest_host_decides_the_time(bench: Workbench) -> None:
         {"id": "file", "url": "/pictures/a.jpg"},
     )  # fmt: skip
     seen(bench, HostInfo("one.test", done=10, bytes=10 * MIB, busy_ms=20_000))
-    assert foreseen(bench).seconds is None
+    assert estimated(bench).seconds is None
     seen(bench, HostInfo("two.test", done=100, busy_ms=10_000))
-    found = {host.host: host.seconds for host in foreseen(bench).hosts}
+    found = {host.host: host.seconds for host in estimated(bench).hosts}
     assert found["one.test"] == pytest.approx(3 * 20 * 2)
     assert found["two.test"] == pytest.approx(0.1)
-    assert foreseen(bench).seconds == pytest.approx(120)
+    assert estimated(bench).seconds == pytest.approx(120)
 
 
 def test_preferred_mirrors_are_the_hosts_that_are_asked(make_bench: MakeBench) -> None:
     """With prefer_mirror pictures count for the mirror, where their record names one; else for their own host."""
     bench = make_bench(mirror_template="http://store.test/{file}", prefer_mirror=True)
     bench.ingest(record(1, file="a.jpg"), record(2), record(3, file="b.jpg"))
-    assert [(host.host, host.sources) for host in foreseen(bench).hosts] == [("store.test", 2), ("one.test", 1)]
+    assert [(host.host, host.sources) for host in estimated(bench).hosts] == [("store.test", 2), ("one.test", 1)]
 
 
 def test_a_glance_at_a_host_gives_no_rate(bench: Workbench) -> None:
     """A host that was at work for less than five seconds has no rate yet."""
     bench.ingest(record(1))
     seen(bench, HostInfo("one.test", done=10, bytes=MIB, busy_ms=4000))
-    assert foreseen(bench).seconds is None
+    assert estimated(bench).seconds is None
 
 
 def test_the_disk_holds_copies_originals_and_what_is_under_way(make_bench: MakeBench) -> None:
@@ -97,10 +97,10 @@ def test_the_disk_holds_copies_originals_and_what_is_under_way(make_bench: MakeB
     bench = make_bench(longest_edge=512, concurrency=1, decoders=1)
     bench.ingest(*(record(n, image_size_bytes=MIB) for n in range(20)))
     copies = 20 * WORKING_COPY_BYTES / 4
-    assert foreseen(bench).disk_bytes == pytest.approx(copies + 5 * MIB)
+    assert estimated(bench).disk_bytes == pytest.approx(copies + 5 * MIB)
     kept = make_bench(longest_edge=512, concurrency=1, decoders=1, keep_originals=True)
-    assert foreseen(kept).disk_bytes == pytest.approx(copies + 25 * MIB)
-    assert foreseen(make_bench(max_cache_size=1000)).disk_bytes == 1000
+    assert estimated(kept).disk_bytes == pytest.approx(copies + 25 * MIB)
+    assert estimated(make_bench(max_cache_size=1000)).disk_bytes == 1000
 
 
 def test_sizes_seen_so_far_replace_the_guess(server: FaultServer, bench: Workbench) -> None:
@@ -110,14 +110,14 @@ def test_sizes_seen_so_far_replace_the_guess(server: FaultServer, bench: Workben
     bench.fetch()
     [copy] = bench.files("working")
     bench.ingest(server.url("/a.jpg"), record(2))
-    assert foreseen(bench).disk_bytes == copy.stat().st_size + len(body)
+    assert estimated(bench).disk_bytes == copy.stat().st_size + len(body)
 
 
-def test_foresight_changes_nothing_and_asks_nobody(server: FaultServer, bench: Workbench, tmp_path: Path) -> None:
+def test_an_estimate_changes_nothing_and_asks_nobody(server: FaultServer, bench: Workbench, tmp_path: Path) -> None:
     """It reads the database only: no request, no file, no row."""
     bench.ingest(server.add("/a.jpg", scenes(1)[0][1]))
     before = {path: path.stat().st_mtime_ns for path in bench.state.rglob("*.db")}
-    foreseen(bench)
+    estimated(bench)
     assert {path: path.stat().st_mtime_ns for path in bench.state.rglob("*.db")} == before
     assert server.log == []
     assert not (tmp_path / "state" / "images").exists()

@@ -12,7 +12,7 @@ from etl.clock import now_ms
 from etl.domain.statuses import HostState, Stage
 from etl.domain.views import HostInfo, StageSummary
 from etl.net.client import Download, Downloader
-from etl.state.read.progress import Outlook
+from etl.state.read.progress import ProgressReader
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 
@@ -33,8 +33,8 @@ def add(server: FaultServer, host: str, count: int) -> list[str]:
     ]
 
 
-def test_a_dead_host_is_parked_while_others_go_on(server: FaultServer, make_bench: MakeBench) -> None:
-    """Eight failures park the host; one trial at a time finds it alive again, and the rest pays no attempt."""
+def test_a_dead_host_is_left_in_peace_while_others_go_on(server: FaultServer, make_bench: MakeBench) -> None:
+    """Eight failures open its breaker; one probe at a time finds it alive again, and the rest pays no attempt."""
     dead, good = add(server, "dead.test", 40), add(server, "good.test", 10)
     for url in dead[:8]:
         server.fail(url, reset_at_once, times=1)
@@ -78,12 +78,12 @@ def test_an_hour_of_patience_is_kept_by_the_next_run(server: FaultServer, make_b
 
 
 def test_a_host_that_was_dead_is_tried_at_once_by_the_next_run(server: FaultServer, make_bench: MakeBench) -> None:
-    """Whoever starts a run after repairing the network waits for no parking; one trial opens the host."""
+    """Whoever starts a run after repairing the network waits for no open breaker; one probe closes it."""
     bench = make_bench(per_host=4, backoff_cap_s=600.0)
     bench.ingest(*add(server, "back.test", 6))
     with Store.open(bench.settings) as store, store.run((Stage.FETCH,)) as run:
-        parked = HostInfo("back.test", HostState.PARKED, "8 sources failed in a row", now_ms() + 600_000)
-        store.hosts(run).record([parked])
+        silent = HostInfo("back.test", HostState.NOT_ANSWERING, "8 sources failed in a row", now_ms() + 600_000)
+        store.hosts(run).record([silent])
     with bench.beside(bench.fetch) as (_, future):
         bench.wait_until("SELECT count(*) = 6 FROM sources WHERE status = 'done'")
         assert future.result(timeout=10) == StageSummary(done=6)
@@ -162,7 +162,7 @@ def test_how_hosts_fared_is_told(server: FaultServer, make_bench: MakeBench) -> 
     bench.ingest(*urls)
     bench.fetch()
     with Reader(bench.state) as reader:
-        progress = Outlook(reader).progress()
+        progress = ProgressReader(reader).progress()
     hosts = {host.info.host: host for host in progress.hosts}
     assert [(name, hosts[name].info.done, hosts[name].info.failed) for name in sorted(hosts)] == [
         ("one.test", 4, 1), ("two.test", 3, 0),

@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Callable
 import pytest
 from support.virtual_time import run_in_virtual_time
 
+from etl.clock import now_ms
 from etl.domain.statuses import HostState
 from etl.domain.views import HostInfo
 from etl.errors import ConnectError, DnsError, FetchError, FetchTimeoutError, TooManyRequestsError
 from etl.fetch.hosts.breaker import Request
-from etl.fetch.hosts.limiter import HostGate
+from etl.fetch.hosts.limiter import HostLimiter
 
 
 def _run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -23,8 +24,8 @@ def _run(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
-async def _hold(gate: HostGate, host: str, until: asyncio.Event, started: list[str]) -> None:
-    async with gate.slot(host):
+async def _hold(limiter: HostLimiter, host: str, until: asyncio.Event, started: list[str]) -> None:
+    async with limiter.slot(host):
         started.append(host)
         await until.wait()
 
@@ -39,10 +40,10 @@ def test_limits_hold_under_random_load_and_cancellation() -> None:
 
     async def scenario() -> None:
         rng = random.Random(3)
-        gate, active, most = HostGate(5, 2), Counter[str](), Counter[str]()
+        limiter, active, most = HostLimiter(5, 2), Counter[str](), Counter[str]()
 
         async def work(host: str, seconds: float) -> None:
-            async with gate.slot(host):
+            async with limiter.slot(host):
                 active[host] += 1
                 most[host] = max(most[host], active[host])
                 most["all"] = max(most["all"], active.total())
@@ -58,55 +59,56 @@ def test_limits_hold_under_random_load_and_cancellation() -> None:
         await asyncio.gather(*jobs, return_exceptions=True)
         assert most.pop("all") == 5
         assert set(most.values()) == {2}
-        assert [gate.free(f"h{n}") for n in range(6)] == [2] * 6
-        assert gate.free("") == 5
+        assert [limiter.free(f"h{n}") for n in range(6)] == [2] * 6
+        assert limiter.free("") == 5
 
     _run(scenario)
 
 
 class _Watched:
-    """A gate under random load, and what must hold at every start."""
+    """A limiter under random load, and what must hold at every start."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.clock = asyncio.get_running_loop().time
         self.intervals = {f"h{n}": self.rng.choice([0.2, 3.0]) for n in range(4)}
-        self.gate = HostGate(9, 4, rate=5, pause_s=3, patience_s=1e6, clock=self.clock)
+        self.limiter = HostLimiter(9, 4, rate=5, pause_s=3, patience_s=1e6, clock=self.clock)
         for host, seconds in self.intervals.items():
-            self.gate.set_interval(host, seconds)
+            self.limiter.set_interval(host, seconds)
         self.last_start: dict[str, float] = {}
         self.infos: dict[str, HostInfo] = {}
         self.active = Counter[str]()
-        self.trials: dict[str, Request] = {}
+        self.probes: dict[str, Request] = {}
         self.seen = Counter[str]()
 
     async def ask(self, host: str, source: int) -> None:
-        async with self.gate.slot(host, source) as request:
+        async with self.limiter.slot(host, source) as request:
             self.check_start(request)
             try:
                 await asyncio.sleep(self.rng.expovariate(0.5))
                 self.end(request)
             finally:
                 self.active[host] -= 1
-                if self.trials.get(host) is request:
-                    del self.trials[host]
+                if self.probes.get(host) is request:
+                    del self.probes[host]
 
     def check_start(self, request: Request) -> None:
         host, now = request.host, self.clock()
         self.active[host] += 1
         assert self.active.total() <= 9
-        assert self.gate.paused_until(host) is None
+        state = self.limiter._hosts[host]
+        assert state.paused_until(now) is None
         assert now - self.last_start.get(host, 0) >= self.intervals[host] - 1e-9
         self.last_start[host] = now
-        self.infos |= {each.host: each for each in self.gate.hosts()}
+        self.infos |= {each.host: each for each in self.limiter.hosts()}
         info = self.infos[host]
         assert info.in_flight == self.active[host]
-        assert request.trial == self.gate.parked(host)
-        if request.trial:
-            assert host not in self.trials
+        assert request.is_probe == state.breaker_is_open
+        if request.is_probe:
+            assert host not in self.probes
             assert info.until is None
-            self.trials[host] = request
-            self.seen["trial"] += 1
+            self.probes[host] = request
+            self.seen["probe"] += 1
         else:
             assert self.active[host] <= info.allowed <= 4
             self.seen[f"allowed {info.allowed}"] += 1
@@ -114,62 +116,62 @@ class _Watched:
     def end(self, request: Request) -> None:
         # The first host is healthy, the last one mostly dead.
         if self.rng.random() > int(request.host[1:]) / 3.2:
-            self.gate.succeeded(request, 1)
+            self.limiter.succeeded(request, 1)
             return
         busy = TooManyRequestsError("429", retry_after_s=self.rng.choice([None, 5.0]))
         raise self.rng.choice([ConnectError("refused"), FetchTimeoutError("slow"), DnsError("no name"), busy])
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_politeness_holds_under_random_load(seed: int) -> None:
-    """However requests come, fail and are cancelled: no start above a limit, in a pause, while parked except for one
-    trial, or sooner than the interval after the one before; and in the end every slot is free."""
+def test_limits_hold_under_random_load(seed: int) -> None:
+    """However requests come, fail and are cancelled: no start above a limit, in a pause, of a host that does not answer
+    except for one probe, or sooner than the interval after the one before; and in the end every slot is free."""
 
     async def scenario() -> None:
         watched = _Watched(seed)
-        rng, gate = watched.rng, watched.gate
+        rng, limiter = watched.rng, watched.limiter
         tasks = []
         for source in range(1500):
             tasks.append(asyncio.create_task(watched.ask(f"h{rng.randrange(4)}", source)))
             if rng.random() < 0.2:
                 rng.choice(tasks).cancel()
             if rng.random() < 0.01:
-                gate.pause(f"h{rng.randrange(4)}", rng.random() * 20)
+                limiter.pause(f"h{rng.randrange(4)}", rng.random() * 20)
             await asyncio.sleep(rng.expovariate(2))
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             assert result is None or isinstance(result, asyncio.CancelledError | FetchError), result
-        assert {"trial", "allowed 1", "allowed 4"} <= watched.seen.keys()
-        assert gate.free("") == 9
+        assert {"probe", "allowed 1", "allowed 4"} <= watched.seen.keys()
+        assert limiter.free("") == 9
         for host in watched.intervals:
-            gate.set_interval(host, 0)
+            limiter.set_interval(host, 0)
             for _ in range(20):
-                await _succeed(gate, host)
+                await _succeed(limiter, host)
         await asyncio.sleep(1)
         # Healed: of four free slots, three can be used within the next half second at 5 starts per second.
-        assert [gate.free(host) for host in watched.intervals] == [3, 3, 3, 3]
+        assert [limiter.free(host) for host in watched.intervals] == [3, 3, 3, 3]
 
     run_in_virtual_time(scenario, limit_s=1e8)
 
 
-async def _succeed(gate: HostGate, host: str) -> None:
-    async with gate.slot(host) as request:
-        gate.succeeded(request)
+async def _succeed(limiter: HostLimiter, host: str) -> None:
+    async with limiter.slot(host) as request:
+        limiter.succeeded(request)
 
 
 def test_cancelled_waiters_leave_nothing_behind() -> None:
-    """Waiters that are cancelled while their host pauses, or is parked, do not count as waiting any more."""
+    """Waiters that are cancelled while their host pauses, or does not answer, do not count as waiting any more."""
 
     async def scenario() -> None:
-        gate = HostGate(4, 2, clock=asyncio.get_running_loop().time)
-        gate.pause("a", 10)
-        gate.restore("b", HostState.PARKED, 10, None)
-        waiting = [asyncio.create_task(_succeed(gate, host)) for host in "aaabbb"]
+        limiter = HostLimiter(4, 2, clock=asyncio.get_running_loop().time)
+        limiter.pause("a", 10)
+        limiter.restore("b", HostState.NOT_ANSWERING, 10, None)
+        waiting = [asyncio.create_task(_succeed(limiter, host)) for host in "aaabbb"]
         await asyncio.sleep(5)
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
         await asyncio.sleep(6)
-        assert [gate.free(host) for host in ("a", "b", "")] == [2, 1, 4]
+        assert [limiter.free(host) for host in ("a", "b", "")] == [2, 1, 4]
 
     run_in_virtual_time(scenario)
 
@@ -178,18 +180,18 @@ def test_a_request_cancelled_as_its_slot_comes_gives_it_on() -> None:
     """A waiter that is cancelled in the moment between grant and start does not take the slot with it."""
 
     async def scenario() -> None:
-        gate, done, started = HostGate(1, 1), asyncio.Event(), list[str]()
+        limiter, done, started = HostLimiter(1, 1), asyncio.Event(), list[str]()
         done.set()
-        async with gate.slot("a"):
-            cancelled = asyncio.create_task(_hold(gate, "a", done, started))
-            following = asyncio.create_task(_hold(gate, "a", done, started))
+        async with limiter.slot("a"):
+            cancelled = asyncio.create_task(_hold(limiter, "a", done, started))
+            following = asyncio.create_task(_hold(limiter, "a", done, started))
             await _settle()
         # Leaving the block granted the slot; the waiter has not run since.
         cancelled.cancel()
         await following
         assert started == ["a"]
         assert cancelled.cancelled()
-        assert gate.free("a") == 1
+        assert limiter.free("a") == 1
 
     _run(scenario)
 
@@ -198,10 +200,10 @@ def test_a_busy_host_does_not_hold_up_the_others() -> None:
     """Requests that wait for their host take nothing from the total."""
 
     async def scenario() -> None:
-        gate, done, started = HostGate(3, 1), asyncio.Event(), list[str]()
+        limiter, done, started = HostLimiter(3, 1), asyncio.Event(), list[str]()
         async with asyncio.TaskGroup() as group:
             for host in ("busy", "busy", "busy", "busy", "other", "third"):
-                group.create_task(_hold(gate, host, done, started))
+                group.create_task(_hold(limiter, host, done, started))
             await _settle()
             assert started == ["busy", "other", "third"]
             done.set()
@@ -214,13 +216,13 @@ def test_free_says_what_could_start_now() -> None:
     """It is bounded by the host, by the total and, for local files, by the total alone."""
 
     async def scenario() -> None:
-        gate, done = HostGate(3, 2), asyncio.Event()
-        assert (gate.free("a"), gate.free("")) == (2, 3)
+        limiter, done = HostLimiter(3, 2), asyncio.Event()
+        assert (limiter.free("a"), limiter.free("")) == (2, 3)
         async with asyncio.TaskGroup() as group:
-            group.create_task(_hold(gate, "a", done, []))
-            group.create_task(_hold(gate, "b", done, []))
+            group.create_task(_hold(limiter, "a", done, []))
+            group.create_task(_hold(limiter, "b", done, []))
             await _settle()
-            assert (gate.free("a"), gate.free("b"), gate.free("c"), gate.free("")) == (1, 1, 1, 1)
+            assert (limiter.free("a"), limiter.free("b"), limiter.free("c"), limiter.free("")) == (1, 1, 1, 1)
             done.set()
 
     _run(scenario)
@@ -231,53 +233,54 @@ def test_a_pause_holds_its_host_only_and_ends_by_itself() -> None:
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        gate, done, started = HostGate(4, 1), asyncio.Event(), list[str]()
+        limiter, done, started = HostLimiter(4, 1, clock=loop.time), asyncio.Event(), list[str]()
         began = loop.time()
-        gate.pause("slow", 0.1)
-        assert gate.free("slow") == 0
+        limiter.pause("slow", 0.1)
+        assert limiter.free("slow") == 0
         async with asyncio.TaskGroup() as group:
-            group.create_task(_hold(gate, "slow", done, started))
+            group.create_task(_hold(limiter, "slow", done, started))
             await _settle()
-            gate.pause("slow", 0.25)
-            gate.pause("slow", 0.01)
-            group.create_task(_hold(gate, "quick", done, started))
+            limiter.pause("slow", 0.25)
+            limiter.pause("slow", 0.01)
+            group.create_task(_hold(limiter, "quick", done, started))
             await asyncio.sleep(0.15)
             assert started == ["quick"]
             done.set()
         assert loop.time() - began >= 0.25
         assert started == ["quick", "slow"]
-        assert gate.paused_until("slow") is None
-        assert gate.free("slow") == 1
+        assert limiter.blocked_until_ms("slow") is None
+        assert limiter.free("slow") == 1
 
-    _run(scenario)
+    run_in_virtual_time(scenario)
 
 
-def test_paused_until_is_on_the_gate_s_clock() -> None:
-    """The end of a pause can be compared with the clock that was given; a past or empty pause is none."""
+def test_pauses_are_on_the_limiter_s_clock() -> None:
+    """The end of a pause is counted on the clock that was given; a past or empty pause is none."""
     now = [100.0]
-    gate = HostGate(1, 1, clock=lambda: now[0])
-    gate.pause("a", 30)
-    gate.pause("b", 0)
-    assert (gate.paused_until("a"), gate.paused_until("b"), gate.paused_until("c")) == (130.0, None, None)
+    limiter = HostLimiter(1, 1, clock=lambda: now[0])
+    limiter.pause("a", 30)
+    limiter.pause("b", 0)
+    assert limiter.blocked_until_ms("a") == pytest.approx(now_ms() + 30_000, abs=5000)
+    assert (limiter.blocked_until_ms("b"), limiter.blocked_until_ms("c")) == (None, None)
     now[0] = 130.0
-    assert gate.paused_until("a") is None
+    assert limiter.blocked_until_ms("a") is None
 
 
 def test_a_failing_block_gives_its_slot_back() -> None:
-    """An error inside the block leaves the gate as it was."""
+    """An error inside the block leaves the limiter as it was."""
 
     async def scenario() -> None:
-        gate = HostGate(1, 1)
+        limiter = HostLimiter(1, 1)
         with pytest.raises(ZeroDivisionError):
-            async with gate.slot("a"):
+            async with limiter.slot("a"):
                 raise ZeroDivisionError
-        assert gate.free("a") == 1
+        assert limiter.free("a") == 1
 
     _run(scenario)
 
 
 @pytest.mark.parametrize(("total", "per_host"), [(0, 1), (1, 0)])
 def test_limits_below_one_are_refused(total: int, per_host: int) -> None:
-    """A gate that could never open is an error at once."""
+    """A limiter that could never open is an error at once."""
     with pytest.raises(ValueError, match="at least 1"):
-        HostGate(total, per_host)
+        HostLimiter(total, per_host)

@@ -11,7 +11,7 @@ from support.workbench import Workbench, scenes, write_manifest
 from etl import local_roots
 from etl.local_roots import opened, seal
 from etl.maintenance.split import split
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.state.store import Store
 
 FAILED = "SELECT error_class, error FROM sources WHERE status = 'dead'"
@@ -104,7 +104,7 @@ def test_one_command_needs_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyP
     bench.ingest("a.jpg")
     monkeypatch.setenv("XDG_STATE_HOME", "not/absolute")
     monkeypatch.delenv("HOME")
-    assert bench.fetch(Flow()).done == 1
+    assert bench.fetch(RunControl()).done == 1
     monkeypatch.setattr(local_roots, "_OF_THIS_PROCESS", bytes(32))
     assert bench.fetch(refresh=True).dead == 1
 

@@ -38,7 +38,7 @@ from etl.errors import ConfigError, DiskFullError
 from etl.fetch import source as fetch_source_module
 from etl.fetch import stage as fetch_module
 from etl.fetch.stage import fetch
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.state.store import Store
 
 MakeBench = Callable[..., Workbench]
@@ -332,9 +332,9 @@ def test_a_stop_lets_what_is_in_flight_finish(server: FaultServer, bench: Workbe
     for n in range(6):
         server.fail(f"/{n}.jpg", drip(10_000))
     bench.ingest(*urls)
-    with bench.beside(lambda flow: bench.fetch(flow, per_host=2)) as (flow, running):
+    with bench.beside(lambda control: bench.fetch(control, per_host=2)) as (control, running):
         wait_for(lambda: server.requests.total() == 2)
-        flow.stop()
+        control.stop()
         summary = running.result(timeout=10)
     assert summary == StageSummary(done=2)
     assert server.requests.total() == 2
@@ -352,11 +352,11 @@ def test_after_the_grace_period_everything_is_given_back(
     for n in range(3):
         server.fail(f"/slow{n}.jpg", drip(100))
     bench.ingest(good, *slow)
-    with bench.beside(lambda flow: bench.fetch(flow, read_timeout_s=60)) as (flow, running):
+    with bench.beside(lambda control: bench.fetch(control, read_timeout_s=60)) as (control, running):
         wait_for(lambda: bench.counts("sources").get("done") == 1 and server.requests.total() == 4)
         wait_for(lambda: len(bench.files("parts")) == 3)
         begun = time.monotonic()
-        flow.stop()
+        control.stop()
         summary = running.result(timeout=10)
     assert time.monotonic() - begun < 3
     assert summary == StageSummary(done=1, released=3)
@@ -371,15 +371,15 @@ def test_a_pause_stops_requests_until_it_ends(server: FaultServer, bench: Workbe
     for n in range(6):
         server.fail(f"/{n}.jpg", meter)
     bench.ingest(*urls)
-    with bench.beside(lambda flow: bench.fetch(flow, per_host=1)) as (flow, running):
+    with bench.beside(lambda control: bench.fetch(control, per_host=1)) as (control, running):
         wait_for(lambda: server.requests.total() == 2)
-        flow.pause()
+        control.pause()
         wait_for(lambda: not bench.counts("sources").get("running"))
         before = server.requests.total()
         time.sleep(0.5)
         assert server.requests.total() == before < 6
         assert not running.done()
-        flow.resume()
+        control.resume()
         assert running.result(timeout=10).done == 6
 
 
@@ -414,7 +414,7 @@ def test_a_connection_that_keeps_breaking_costs_no_attempt_while_it_brings_somet
     bench: Workbench, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twenty breaks in one large file are resumed, each from its byte, and charged as one attempt."""
-    monkeypatch.setattr(fetch_source_module, "RESUME_PAUSE_S", 0.01)
+    monkeypatch.setattr("etl.fetch.schemes.RESUME_PAUSE_S", 0.01)
     body = encoded(Image.effect_noise((2400, 2400), 60), "TIFF")
     piece = len(body) // 20
     sent: list[tuple[int, int]] = []
@@ -469,13 +469,13 @@ def test_a_download_that_was_stopped_is_resumed_by_the_next_run(bench: Workbench
     url = server.add("/large.tif", body, "image/tiff")
     server.fail("/large.tif", half)
     bench.ingest(url)
-    flow = Flow()
+    control = RunControl()
     with Store.open(bench.settings) as store, store.run((Stage.FETCH,)) as run:
-        stage = threading.Thread(target=fetch, args=(store, run, bench.settings, flow))
+        stage = threading.Thread(target=fetch, args=(store, run, bench.settings, control))
         stage.start()
         assert held.wait(10)
         wait_for(lambda: any(path.stat().st_size > 0 for path in bench.files("parts")), 10)
-        flow._stop_at = -1000.0  # the grace period is over at once
+        control._stop_at = -1000.0  # the grace period is over at once
         stage.join(10)
         assert not stage.is_alive()
     server.fail("/large.tif", rest)

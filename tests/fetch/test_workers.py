@@ -32,7 +32,7 @@ from support.workbench import Workbench, encoded, scenes, wait_for
 
 from etl.domain.views import StageSummary
 from etl.errors import ClusterError, NotPlainError
-from etl.fetch.workers.peers import Loss, Member, Team
+from etl.fetch.workers.peers import Loss, Worker, WorkerPool
 from etl.images.cache import ImageCache
 from etl.ray_cluster.directory import PREFIX
 from etl.ray_cluster.nodes import FRUITLESS
@@ -301,7 +301,7 @@ def test_nobody_waits_until_it_is_known_how_a_node_was_lost(server: FaultServer,
     far.ingest(*urls)
     with near_cluster(far.settings) as cluster:
         thread = lose_when_asked(cluster, server, "/0.jpg", Loss("out of reach", with_node=None))
-        with far.beside(lambda flow: far.fetch(flow, read_timeout_s=60, per_host=1)) as (_, ended):
+        with far.beside(lambda control: far.fetch(control, read_timeout_s=60, per_host=1)) as (_, ended):
             assert ended.result(60) == StageSummary(done=6)
         thread.join()
     assert [peer.is_killed for peer in cluster.every if peer.loss] == [True]
@@ -314,13 +314,13 @@ def test_who_was_never_alone_is_not_out_of_patience(far: Workbench) -> None:
 
     async def work() -> tuple[bool, bool]:
         cluster = NearCluster(far.settings, 2)
-        team = Team(cluster, patience_s=0.2, silence_s=60)
-        member = Member(cluster.grow()[0], 1)
-        team.members.append(member)
-        before = team.are_ready()
+        pool = WorkerPool(cluster, patience_s=0.2, silence_s=60)
+        worker = Worker(cluster.grow()[0], 1)
+        pool.workers.append(worker)
+        before = pool.are_ready()
         await asyncio.sleep(0.3)
-        team.fault(member, "the disk is full")
-        after = team.are_ready()
+        pool.fault(worker, "the disk is full")
+        after = pool.are_ready()
         await asyncio.gather(*cluster.ends)
         return before, after
 

@@ -19,9 +19,9 @@ from support.workbench import query
 from etl.compression import zstd
 from etl.errors import ManifestError, item_error_classes
 from etl.export.stage import ExportOptions, export, with_fields
-from etl.ingest import manifest as manifest_module
 from etl.ingest import stage as ingest_module
 from etl.ingest.manifest import Manifest
+from etl.ingest.manifest_formats import csv_rows, jsonl
 from etl.ingest.options import IngestOptions
 from etl.ingest.record_parser import MAX_DEPTH
 from etl.ingest.stage import ingest
@@ -209,7 +209,8 @@ def test_great_files_soak(tmp_path: Path, tally: Tally) -> None:
 
 def use_small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """All bombs are made to these measures, so smaller ones show the same sooner."""
-    monkeypatch.setattr(manifest_module, "MAX_LINE", 2**20)
+    monkeypatch.setattr(jsonl, "MAX_LINE", 2**20)
+    monkeypatch.setattr(csv_rows, "MAX_LINE", 2**20)
     monkeypatch.setattr(ingest_module, "BATCH_BYTES", 2**21)
     monkeypatch.setattr(queries_module, "PAGE_BYTES", 2**21)
 
@@ -294,10 +295,8 @@ def bomb(rng: random.Random) -> bytes:
     """A few bytes that swell: one line without end, blanks, or long lines that are each a record."""
     if rng.random() < 0.5:
         head = rng.choice((b"", b'{"a":"', b"["))
-        return packed(
-            head + rng.choice((b" ", b"\n", b"a", b"[", b"\0", b",")) * int(1.2 * manifest_module.MAX_LINE), rng
-        )
-    line = b'{"id":"%d","url":"http://a.example/x.jpg","x":"' + b"x" * (manifest_module.MAX_LINE // 2) + b'"}\n'
+        return packed(head + rng.choice((b" ", b"\n", b"a", b"[", b"\0", b",")) * int(1.2 * jsonl.MAX_LINE), rng)
+    line = b'{"id":"%d","url":"http://a.example/x.jpg","x":"' + b"x" * (jsonl.MAX_LINE // 2) + b'"}\n'
     return b"".join(zstd.compress(line % n) for n in range(40))
 
 
@@ -317,7 +316,7 @@ def comma_separated(rng: random.Random) -> bytes:
 def endless_row(rng: random.Random) -> bytes:
     """A CSV whose header or first row does not end: in columns, in quotes, or in quoted line ends."""
     piece = rng.choice((b",", b"a,", b'"\n",', b'"' + b"a" * 1000 + b'\n",', b'"a\n'))
-    return packed(rng.choice((b"", b"id,url\n")) + piece * (int(1.5 * manifest_module.MAX_LINE) // len(piece)), rng)
+    return packed(rng.choice((b"", b"id,url\n")) + piece * (int(1.5 * jsonl.MAX_LINE) // len(piece)), rng)
 
 
 FILE_KINDS: dict[str, tuple[str, Callable[[random.Random], bytes]]] = {
@@ -334,7 +333,7 @@ FILE_KINDS: dict[str, tuple[str, Callable[[random.Random], bytes]]] = {
     "jsonl, utf-16": ("m.jsonl", lambda rng: some_lines(rng).decode("utf-8", "replace").encode("utf-16")),
     "array": ("m.json", lambda rng: b" [" + some_lines(rng).replace(b"\n", b",")),
     "no text": ("m.jsonl", lambda rng: rng.randbytes(rng.choice((0, 1, 3, 4, 500, 5000)))),
-    "giant line": ("m.jsonl", lambda rng: good_line(rng, 1)[:-1] + b"," * (6 * manifest_module.MAX_LINE)),
+    "giant line": ("m.jsonl", lambda rng: good_line(rng, 1)[:-1] + b"," * (6 * jsonl.MAX_LINE)),
 }  # fmt: skip
 
 
@@ -347,7 +346,7 @@ def feed_files(directory: Path, kinds: Iterable[str], count: int, tally: Tally) 
         with tally.trying(kind, number) as outcome:
             outcome.append(take_file(folder / name, folder / "state", tally))
         shutil.rmtree(folder)
-    assert tally.memory < SPARE_MEMORY + MEMORY * manifest_module.MAX_LINE
+    assert tally.memory < SPARE_MEMORY + MEMORY * jsonl.MAX_LINE
 
 
 def take_file(manifest: Path, state: Path, tally: Tally) -> str:

@@ -5,15 +5,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from etl.compression import zstd
 from etl.errors import ManifestError
-from etl.ingest import manifest as module
+from etl.ingest import manifest_formats
 from etl.ingest.manifest import Manifest
+from etl.ingest.manifest_formats import csv_rows, jsonl
+from etl.ingest.manifest_formats.file import ManifestFile
 
 Pack = Callable[[bytes], bytes]
 
@@ -100,7 +102,7 @@ def test_json_array_is_refused_with_its_cure(tmp_path: Path, content: bytes) -> 
 
 def test_endless_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line beyond the limit ends the reading with its number, and is never held in memory whole."""
-    monkeypatch.setattr(module, "MAX_LINE", 1000)
+    monkeypatch.setattr(jsonl, "MAX_LINE", 1000)
     path = _written(tmp_path / "m.jsonl", LINES[0] + b"x" * 1000 + b"\n")
     with pytest.raises(ManifestError, match="line 2: longer than 1000 bytes"):
         _lines(path)
@@ -182,10 +184,27 @@ def test_standard_input_can_be_read_once() -> None:
 @pytest.mark.parametrize("content", [b"a" + b",a" * 900, b"id,url\n" + b'"x\n",' * 300, b'id,url\n"' + b"x\n" * 900])
 def test_endless_csv_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     """A row may be no longer than a line of JSON, however it is spread over lines; many short rows may."""
-    monkeypatch.setattr(module, "MAX_LINE", 1000)
+    monkeypatch.setattr(csv_rows, "MAX_LINE", 1000)
     path = tmp_path / "m.csv"
     path.write_bytes(content)
     with pytest.raises(ManifestError, match="a row of more than 1000 characters"):
         list(Manifest(str(path)).lines())
     path.write_bytes(b"id,url\n" + b"1,http://a.example\n" * 300)
     assert len(list(Manifest(str(path)).lines())) == 300
+
+
+def _tab_separated(file: ManifestFile) -> Iterator[bytes]:
+    """A reader that somebody adds."""
+    with file.open() as stream:
+        for line in stream:
+            yield json.dumps(dict(zip(("id", "url"), line.decode().split(), strict=True))).encode() + b"\n"
+
+
+def test_another_format_is_a_reader_and_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a format that was added to the table are read by its reader, compressed ones too, the others as ever."""
+    line = manifest_formats.has_suffix(".tsv"), _tab_separated
+    monkeypatch.setattr(manifest_formats, "READERS", (line, *manifest_formats.READERS))
+    rows = b"a\thttp://a.example/1.jpg\nb\thttp://a.example/2.jpg\n"
+    wanted = [{"id": "a", "url": "http://a.example/1.jpg"}, {"id": "b", "url": "http://a.example/2.jpg"}]
+    assert _csv(tmp_path, rows, "m.tsv") == _csv(tmp_path, gzip.compress(rows), "m.TSV.gz") == wanted
+    assert _lines(_written(tmp_path / "m.jsonl", b"".join(LINES))) == LINES

@@ -27,6 +27,7 @@ from etl.ingest.options import IngestOptions, Selection
 from etl.ingest.prompts import PromptTemplate
 from etl.ingest.stage import ingest, reselect
 from etl.settings import Settings
+from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 
@@ -206,7 +207,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from etl.settings import Settings
-from etl.ingest import ingest as module
+from etl.ingest import stage as module
 from etl.ingest.options import IngestOptions
 from etl.ingest.manifest import Manifest
 from etl.state.read.reader import Reader
@@ -534,7 +535,7 @@ def test_strict_stops_at_a_duplicate_key_each_time(tmp_path: Path) -> None:
             with pytest.raises(ManifestError, match=r"twice\.jsonl, line 2: line 1 has the same key 'a'"):
                 ingest(store, Manifest(str(manifest)), IngestOptions(strict=True))
     with Reader(tmp_path / "state") as reader:
-        assert reader.progress().records.get("active", 0) == 0
+        assert read_progress(reader).records.get("active", 0) == 0
 
 
 def test_a_pipe_is_read_once_and_whole(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from etl.run.pipeline import run_pipeline
 from etl.run.plan import Plan
 from etl.settings import Settings
 from etl.state.read.cost import cost
+from etl.state.read.failures import failed_items
 from etl.state.read.reader import Reader
+from etl.state.read.runs import latest_runs
 
 OPTIONS = IngestOptions(template=PromptTemplate("Describe {{ title }}."), selection=Selection(limit=25))
 NAMES = [f"{n}{kind}.jpg" for n in range(6) for kind in ("", "gone", "same", "long")]
@@ -266,10 +268,10 @@ def test_history_and_cost(whole: Work, tmp_path: Path) -> None:
         part.execute("UPDATE runs SET ended_at = started_at + 60000 WHERE stages = 'caption'")
     whole.merge(*parts, parts[0])
     with Reader(whole.state) as reader:
-        assert [run.stages for run in reader.runs()].count(("caption",)) == 2
+        assert [run.stages for run in latest_runs(reader)].count(("caption",)) == 2
         spent = cost(reader)
         assert spent is not None and spent.total == pytest.approx(0.12, abs=0.02)
-        assert next(iter(reader.failures())).key
+        assert next(iter(failed_items(reader))).key
 
 
 def test_split_refuses_what_cannot_be_split(whole: Work, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from etl.domain.views import FailureFilter
 from etl.export.check import ExportFound
 from etl.export.stage import ExportOptions, export
 from etl.maintenance.verify import VerifySummary, verify
-from etl.state.deep import EXAMPLES
+from etl.state.checks import EXAMPLES
 from etl.state.images import Grounds
 from etl.state.read.reader import Reader
 
@@ -286,7 +286,7 @@ def test_what_is_done_on_purpose_is_no_damage(state: CachedState) -> None:
 
     for _ in range(2):
         execute(state.store.directory, "UPDATE captions SET flags = 'repetition' WHERE id IN (1, 2)")
-        state.store.caption_again(FailureFilter(flag=QualityFlag.REPETITION))
+        state.store.recaption(FailureFilter(flag=QualityFlag.REPETITION))
         assert_sound()
         state.caption("0")
         assert_sound()

@@ -387,7 +387,7 @@ def test_connections_are_reused(server: FaultServer, settings: Settings, tmp_pat
         async with Downloader(settings) as downloader:
             for _ in range(3):
                 await downloader.download(server.url("/a.jpg"), tmp_path / "a.part")
-            [(_, client)] = downloader._lanes._idle
+            [(_, client)] = downloader._clients._idle
             return len(client._transport._direct._pool.connections)  # type: ignore[attr-defined]
 
     assert asyncio.run(go()) == 1
@@ -450,7 +450,7 @@ def test_an_unusable_proxy_is_a_configuration_error(
         Downloader(settings)
 
 
-def _foreign_errors() -> list[Exception]:
+def _errors_of_libraries() -> list[Exception]:
     request = httpx.Request("GET", "http://host/")
     arguments: dict[str, object] = {"message": "boom", "request": request, "response": httpx.Response(200)}
     found: list[Exception] = []
@@ -462,8 +462,8 @@ def _foreign_errors() -> list[Exception]:
     return [*found, OSError(5, "boom"), TimeoutError(), ssl.SSLError("boom"), socket.gaierror(-2, "boom"), KeyError(1)]
 
 
-@pytest.mark.parametrize("error", _foreign_errors(), ids=lambda e: f"{type(e).__module__}.{type(e).__name__}")
-def test_every_foreign_exception_has_a_class(error: Exception) -> None:
+@pytest.mark.parametrize("error", _errors_of_libraries(), ids=lambda e: f"{type(e).__module__}.{type(e).__name__}")
+def test_every_exception_of_a_library_has_a_class(error: Exception) -> None:
     """Each exception of httpx, httpcore and the system maps to a fetch error; those of the network to a narrow one."""
     mapped = fetch_error(error)
     assert isinstance(mapped, FetchError)

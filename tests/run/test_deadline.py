@@ -25,9 +25,10 @@ from etl.run import pipeline
 from etl.run.pipeline import SPARE_S, run_pipeline
 from etl.run.plan import Plan
 from etl.run.supervisor import run_stages
-from etl.run_control import GRACE_S, LEFT_BEHIND, Flow
+from etl.run_control import GRACE_S, RunControl
 from etl.settings import Settings, load_settings
 from etl.state.read.reader import Reader
+from etl.state.read.runs import latest_runs
 from etl.state.store import Store
 
 NOW = datetime.fromisoformat("2026-11-25T17:30:10+00:00")
@@ -131,17 +132,17 @@ def left_in(seconds: float) -> str:
 def test_what_is_in_flight_is_finished_and_nothing_else_claimed(bench: Workbench) -> None:
     """When the time comes the caption at work is still committed; what was not begun stays due."""
     bench.fetch()
-    flows: list[Flow] = []
+    controls: list[RunControl] = []
     begun = []
 
     def before(item: CaptionItem) -> None:
         begun.append(item.id)
         if len(begun) == 3:
-            wait_for(lambda: flows[0].stopping, 30)
+            wait_for(lambda: controls[0].stopping, 30)
 
-    def stage(store: Store, run: int, flow: Flow) -> StageSummary:
-        flows.append(flow)
-        return caption(store, run, bench.settings, PlainCaptioner(before=before), flow)
+    def stage(store: Store, run: int, control: RunControl) -> StageSummary:
+        controls.append(control)
+        return caption(store, run, bench.settings, PlainCaptioner(before=before), control)
 
     with Store.open(bench.settings) as store, store.run((Stage.CAPTION,)) as run:
         result = run_stages(store, run, {Stage.CAPTION: stage}, stop_at=time.monotonic() + 1.0)
@@ -161,7 +162,7 @@ def test_the_export_is_written_in_time_and_the_run_says_what_is_left(
     assert (report.deadline, report.state, report.signal) == (True, RunState.INTERRUPTED, None)
     assert output.read_bytes() == (bench.state.parent / "manifest.jsonl").read_bytes()
     with Reader(bench.state) as reader:
-        (run,) = reader.runs(1)
+        (run,) = latest_runs(reader, 1)
     assert run.message == "deadline reached, 6 records left"
     assert run.stops_at is not None
     assert 15_000 < run.stops_at - run.started_at <= 20_000
@@ -185,10 +186,10 @@ def test_a_model_that_is_still_loading_is_not_waited_for(bench: Workbench, monke
     try:
         report = run_pipeline(settings, Plan(fetch=True, caption=True, output=str(output)), lambda _: None)
         assert (loads.is_set(), report.deadline, report.exported is not None) == (True, True, True)
-        assert LEFT_BEHIND in {thread.name for thread in threading.enumerate()}
+        assert RunControl.abandoned()
     finally:
         free.set()
-    wait_for(lambda: captioner.closed, 30)
+    wait_for(lambda: captioner.closed and not RunControl.abandoned(), 30)
     assert bench.counts("sources") == {"done": 6}
     assert bench.rows("SELECT count(*) FROM recipes") == [(0,)]
 

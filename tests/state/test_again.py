@@ -21,13 +21,15 @@ from etl.clock import now_ms
 from etl.domain.items import CaptionItem
 from etl.domain.statuses import QualityFlag, Stage
 from etl.domain.views import FailureFilter
-from etl.state.again import CaptionsAgain
 from etl.state.captions import CaptionQueue
 from etl.state.database import DATABASE_NAME
 from etl.state.images import Grounds
-from etl.state.read.export_rows import ExportRow
-from etl.state.read.progress import Outlook, flag_counts
+from etl.state.read.export_rows import ExportRow, export_rows
+from etl.state.read.failures import failed_items
+from etl.state.read.progress import ProgressReader, flag_counts, read_progress
 from etl.state.read.reader import Reader
+from etl.state.read.story import record_story
+from etl.state.requeue import Recaption
 from etl.state.schema import migrations
 from etl.state.store import Store
 from etl.state.work_queue import recover
@@ -72,7 +74,7 @@ class Captions:
     def rows(self) -> dict[str, ExportRow]:
         """Return what an export says, by key."""
         with Reader(self.store.directory) as reader:
-            return {row.key: row for row in reader.export_rows(1, self.queue.recipe)}
+            return {row.key: row for row in export_rows(reader, 1, self.queue.recipe)}
 
     def texts(self) -> dict[str, str | None]:
         """Return the captions of an export; ``None`` for a record that counts as not captioned."""
@@ -109,10 +111,10 @@ OLD = {str(n): f"old {n}" for n in range(4)}
 def test_flag_host_and_key_choose(captions: Captions, state: Path, chosen: FailureFilter, keys: set[str]) -> None:
     """Exactly the captions with the flag are claimed again; counting them first changes nothing."""
     before = list(captions.store._connection.db.conn.iterdump())
-    counted = captions.store.caption_again(chosen, dry_run=True)
+    counted = captions.store.recaption(chosen, dry_run=True)
     assert list(captions.store._connection.db.conn.iterdump()) == before
-    assert captions.store.caption_again(chosen) == counted
-    assert counted == CaptionsAgain(len(keys), 0, 0, {1.2: len(keys)} if keys else {})
+    assert captions.store.recaption(chosen) == counted
+    assert counted == Recaption(len(keys), 0, 0, {1.2: len(keys)} if keys else {})
     assert captions.claim() == dict.fromkeys(keys, 1.2)
     assert_sound(state)
 
@@ -120,7 +122,7 @@ def test_flag_host_and_key_choose(captions: Captions, state: Path, chosen: Failu
 def test_the_old_caption_counts_until_the_new_one_is_there(captions: Captions, state: Path) -> None:
     """Waiting, in work, put back and after a crash the record keeps its caption and flags; then it has the new."""
     before = captions.rows()
-    captions.store.caption_again(LOOPS)
+    captions.store.recaption(LOOPS)
     assert captions.rows() == before
     captions.claim()
     assert captions.rows() == before
@@ -140,12 +142,12 @@ def test_an_attempt_that_is_given_up_costs_no_caption(captions: Captions, state:
     """However the attempt ends, the earlier caption is exported, with its flags, and its record is not failed."""
     store = captions.store
     before = captions.rows()
-    store.caption_again(LOOPS)
+    store.recaption(LOOPS)
     captions.claim()
     if end == "dead":
         assert captions.queue.fail([failed(captions.claimed["0"].id, "generation", retryable=False)]) == [True]
         with Reader(state) as reader:
-            assert [failure.error_class for failure in reader.failures()] == ["generation"]
+            assert [failure.error_class for failure in failed_items(reader)] == ["generation"]
     elif end == "no record needs it":
         captions.queue.release_all()
         records = [{"id": str(n), "url": f"http://{h}.example/{n}.jpg"} for n, h in enumerate("abab")]
@@ -162,16 +164,16 @@ def test_an_attempt_that_is_given_up_costs_no_caption(captions: Captions, state:
     assert (captions.rows()["0"].flags, captions.rows()["0"].repetition_penalty) == ("repetition", None)
     assert captions.rows()["1"] == before["1"]
     with Reader(state) as reader:
-        assert reader.progress().outcomes == {"captioned": 4, "failed": 0, "pending": 0}
+        assert read_progress(reader).outcomes == {"captioned": 4, "failed": 0, "pending": 0}
     assert_sound(state)
 
 
 def test_a_dead_attempt_gets_another_chance_with_the_same_penalty(captions: Captions, state: Path) -> None:
     """`retry-failed` without a flag takes up what the attempt was."""
-    captions.store.caption_again(FailureFilter(flag=QualityFlag.REPETITION, repetition_penalty=1.5))
+    captions.store.recaption(FailureFilter(flag=QualityFlag.REPETITION, repetition_penalty=1.5))
     captions.claim()
     captions.queue.fail([failed(item.id, "generation", retryable=False) for item in captions.claimed.values()])
-    assert captions.store.caption_again(LOOPS).caption == 0
+    assert captions.store.recaption(LOOPS).caption == 0
     assert captions.store.retry_failed(FailureFilter())[Stage.CAPTION] == 2
     assert captions.claim() == {"0": 1.5, "1": 1.5}
     assert_sound(state)
@@ -181,15 +183,15 @@ def test_the_penalty_grows_with_each_time(captions: Captions, state: Path) -> No
     """Each time adds what the penalty exceeds 1 by, up to the highest; what has had that is left as it is."""
     seen: list[object] = []
     for _ in range(5):
-        captions.store.caption_again(FailureFilter(flag=QualityFlag.REPETITION, key="0"))
+        captions.store.recaption(FailureFilter(flag=QualityFlag.REPETITION, key="0"))
         seen.append(captions.claim()["0"])
         captions.make("0")
     assert seen == [1.2, 1.4, 1.6, 1.8, 2.0]
-    assert captions.store.caption_again(LOOPS, dry_run=True) == CaptionsAgain(1, 0, 1, {1.2: 1})
-    assert captions.store.caption_again(dataclasses.replace(LOOPS, repetition_penalty=1.9)).penalties == {1.9: 1}
+    assert captions.store.recaption(LOOPS, dry_run=True) == Recaption(1, 0, 1, {1.2: 1})
+    assert captions.store.recaption(dataclasses.replace(LOOPS, repetition_penalty=1.9)).penalties == {1.9: 1}
     assert captions.claim() == {"1": 1.9}
     captions.make("1")
-    assert captions.store.caption_again(LOOPS).penalties == {2.0: 1}, "the last step is shorter"
+    assert captions.store.recaption(LOOPS).penalties == {2.0: 1}, "the last step is shorter"
     assert len(captions.store._connection.rows("SELECT 1 FROM earlier_captions WHERE caption = 1")) == 5
     assert_sound(state)
 
@@ -197,12 +199,12 @@ def test_the_penalty_grows_with_each_time(captions: Captions, state: Path) -> No
 def test_the_story_tells_all_that_were(captions: Captions, state: Path) -> None:
     """Earlier captions are told oldest first, each with how it was made."""
     for text in ("first", "second"):
-        captions.store.caption_again(FailureFilter(flag=QualityFlag.REPETITION, key="0"))
+        captions.store.recaption(FailureFilter(flag=QualityFlag.REPETITION, key="0"))
         captions.claim()
         result = dataclasses.replace(captioned(captions.claimed["0"], text), flags=("repetition",))
         captions.queue.commit([result], now_ms())
     with Reader(state) as reader:
-        story = reader.story("0")
+        story = record_story(reader, "0")
     assert story is not None
     (caption,) = story["captions"]
     assert (caption["text"], caption["repetition_penalty"]) == ("second", 1.4)
@@ -220,7 +222,7 @@ def test_a_picture_that_is_not_here_is_fetched_first(captions: Captions, state: 
         store.images().evict(Grounds.CAPTIONED, images)
     else:
         store.requeue_missing_images(images)
-    assert store.caption_again(LOOPS) == CaptionsAgain(2, 2, 0, {1.2: 2})
+    assert store.recaption(LOOPS) == Recaption(2, 2, 0, {1.2: 2})
     assert captions.claim() == {}
     assert_sound(state)
     with store.run((Stage.FETCH,)) as run:
@@ -235,35 +237,35 @@ def test_a_picture_that_is_not_here_is_fetched_first(captions: Captions, state: 
     captions.make("0")
     assert captions.texts() == OLD | {"0": "new 0"}
     with Reader(state) as reader:
-        assert reader.progress().outcomes["failed"] == 0
+        assert read_progress(reader).outcomes["failed"] == 0
     assert_sound(state)
 
 
 def test_a_caption_of_another_recipe_or_of_no_record_is_left_alone(captions: Captions, state: Path) -> None:
     """Nobody would work on it, or get it."""
     put_records(captions.store, [{"id": "1", "url": "http://b.example/1.jpg"}])
-    assert captions.store.caption_again(LOOPS).caption == 1
+    assert captions.store.recaption(LOOPS).caption == 1
     use_recipe(captions.store, "two")
-    assert captions.store.caption_again(FailureFilter(flag=QualityFlag.TRUNCATED)) == CaptionsAgain(0, 0, 0, {})
+    assert captions.store.recaption(FailureFilter(flag=QualityFlag.TRUNCATED)) == Recaption(0, 0, 0, {})
     assert_sound(state)
 
 
 def test_another_recipe_and_back_keeps_what_was(captions: Captions, state: Path) -> None:
     """While a caption is to be made again, outcomes follow the recipe in both directions."""
-    captions.store.caption_again(LOOPS)
+    captions.store.recaption(LOOPS)
     use_recipe(captions.store, "two")
     with Reader(state) as reader:
-        assert reader.progress().outcomes["captioned"] == 0
+        assert read_progress(reader).outcomes["captioned"] == 0
         use_recipe(captions.store)
-        assert reader.progress().outcomes["captioned"] == 4
+        assert read_progress(reader).outcomes["captioned"] == 4
     assert_sound(state)
 
 
 def test_flags_are_counted(captions: Captions, state: Path) -> None:
     """Every flag of the finished captions of the current recipe is counted, the most frequent first."""
     with Reader(state) as reader:
-        assert Outlook(reader).progress().flags == {"repetition": 2, "truncated": 2}
-        captions.store.caption_again(FailureFilter(flag=QualityFlag.REPETITION, key="0"))
+        assert ProgressReader(reader).progress().flags == {"repetition": 2, "truncated": 2}
+        captions.store.recaption(FailureFilter(flag=QualityFlag.REPETITION, key="0"))
         assert list(flag_counts(reader).items()) == [("truncated", 2), ("repetition", 1)]
         use_recipe(captions.store, "two")
         assert flag_counts(reader) == {}
@@ -271,19 +273,19 @@ def test_flags_are_counted(captions: Captions, state: Path) -> None:
 
 def test_a_flag_means_no_failure(captions: Captions, state: Path) -> None:
     """What is dead carries no flag, so listing failures by flag gives none."""
-    captions.store.caption_again(LOOPS)
+    captions.store.recaption(LOOPS)
     captions.claim()
     captions.queue.fail([failed(item.id, "generation", retryable=False) for item in captions.claimed.values()])
     with Reader(state) as reader:
-        assert len(list(reader.failures())) == 2
-        assert list(reader.failures(LOOPS)) == []
+        assert len(list(failed_items(reader))) == 2
+        assert list(failed_items(reader, LOOPS)) == []
 
 
 def test_one_line_tells_what_was_put_back() -> None:
     """Penalties, pictures to be fetched and captions left alone are said where there are any."""
-    assert CaptionsAgain(0, 0, 0, {}).line() == "caption: 0 will be made again"
-    assert CaptionsAgain(2, 0, 0, {1.2: 2}).line() == "caption: 2 will be made again with a repetition penalty of 1.2"
-    line = CaptionsAgain(5, 1, 3, {1.4: 1, 1.2: 4}).line(dry_run=True)
+    assert Recaption(0, 0, 0, {}).line() == "caption: 0 will be made again"
+    assert Recaption(2, 0, 0, {1.2: 2}).line() == "caption: 2 will be made again with a repetition penalty of 1.2"
+    line = Recaption(5, 1, 3, {1.4: 1, 1.2: 4}).line(dry_run=True)
     assert line == (
         "caption: 5 would be made again with a repetition penalty of 1.2 (4), 1.4 (1); 1 of them when their pictures "
         "have been fetched again; 3 have had the highest penalty, 2, and are left as they are"
@@ -317,14 +319,14 @@ def test_a_state_of_an_older_schema_is_read_and_migrated(state: Path) -> None:
 
     def told() -> tuple[object, ...]:
         with Reader(state) as reader:
-            (row,) = reader.export_rows(1, 1)
-            story = reader.story("k")
+            (row,) = export_rows(reader, 1, 1)
+            story = record_story(reader, "k")
             assert story is not None
             return row.text, row.outcome, row.flags, row.repetition_penalty, story["captions"][0]["earlier"]
 
     assert told() == ("old", "captioned", "repetition", None, [])
     with Store.open(settings_for(state)) as store:
         assert told() == ("old", "captioned", "repetition", None, [])
-        assert store.caption_again(LOOPS).caption == 1
+        assert store.recaption(LOOPS).caption == 1
         assert told()[:4] == ("old", "captioned", "repetition", None)
     assert_sound(state)

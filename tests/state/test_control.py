@@ -15,7 +15,7 @@ from etl.domain.statuses import RunState, Stage
 from etl.domain.views import FailureFilter, StageSummary
 from etl.errors import StateMissingError, UsageError
 from etl.run.supervisor import run_stages
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.state import commands as control
 from etl.state.store import Command, Store
 
@@ -119,8 +119,8 @@ def test_a_run_answers_what_it_does_not_understand_and_goes_on(tmp_path: Path) -
         connection = sqlite3.connect(tmp_path / "state" / "state.db", isolation_level=None)
         connection.executemany("INSERT INTO commands (name, arguments, created_at) VALUES (?, ?, 1)", rows)
 
-        def stage(_store: Store, _run: int, flow: Flow) -> StageSummary:
-            wait_for(lambda: flow.paused, 30)
+        def stage(_store: Store, _run: int, control: RunControl) -> StageSummary:
+            wait_for(lambda: control.paused, 30)
             return StageSummary(1, 0, 0, 0)
 
         result = run_stages(store, run, {Stage.FETCH: stage})

@@ -15,6 +15,10 @@ from support.states import assert_sound, put_sources, settings_for
 from etl.domain.statuses import Stage
 from etl.errors import DiskFullError, EtlError, StateError, StateMissingError
 from etl.state.database import DATABASE_NAME, Connection, open_reader
+from etl.state.read.export_rows import export_rows
+from etl.state.read.failures import failed_items
+from etl.state.read.manifests import manifest_lines
+from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 
@@ -149,9 +153,9 @@ def test_reading_leaves_no_transaction_open(store: Store, state: Path) -> None:
     """After any query a reader holds no snapshot, so that the log can be emptied under it."""
     put_sources(store, *(f"http://a.example/{n}.jpg" for n in range(50)))
     with Reader(state) as reader:
-        reader.progress()
-        next(iter(reader.lines(1)))
-        next(reader.export_rows(1, None))
+        read_progress(reader)
+        next(iter(manifest_lines(reader, 1)))
+        next(export_rows(reader, 1, None))
         busy, _, _ = store._connection.rows("PRAGMA wal_checkpoint(TRUNCATE)")[0]
     assert busy == 0
     assert (state / "state.db-wal").stat().st_size == 0
@@ -192,8 +196,8 @@ def test_damaged_file_is_said_to_be_damaged(state: Path, damage: object) -> None
     with pytest.raises(StateError, match="damaged"):
         Store.open(settings_for(state))
     with pytest.raises(StateError, match="damaged"), Reader(state) as reader:
-        list(reader.failures())
-        reader.progress()
+        list(failed_items(reader))
+        read_progress(reader)
 
 
 def test_cut_log_gives_a_consistent_prefix(state: Path, tmp_path: Path) -> None:
@@ -232,7 +236,7 @@ def test_read_only_file_system_is_refused(mounted: Path) -> None:
     with pytest.raises(StateError, match="not writable"):
         Store.open(settings_for(state))
     with Reader(state) as reader:
-        assert reader.progress().sources["ready"] == 1
+        assert read_progress(reader).sources["ready"] == 1
 
 
 def test_full_disk_stops_cleanly_and_can_be_continued(mounted: Path) -> None:
@@ -250,7 +254,7 @@ def test_full_disk_stops_cleanly_and_can_be_continued(mounted: Path) -> None:
         assert caught.value.exit_code == 5
         assert not store._connection.db.conn.in_transaction
         with Reader(state) as reader:
-            assert reader.progress().sources["ready"] == 1
+            assert read_progress(reader).sources["ready"] == 1
     assert filled > 0
     with pytest.raises(EtlError) as again:
         while True:  # closing may have given a little room back

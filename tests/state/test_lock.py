@@ -20,14 +20,16 @@ from etl.errors import StateError, StateLockedError
 from etl.state import file_systems, lock
 from etl.state.file_systems import file_system_of, is_shared, kind_of_mount
 from etl.state.lock import StateLock, is_locked
+from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
+from etl.state.read.runs import latest_runs
 from etl.state.store import Store
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from etl.settings import Settings
-from etl.domain.items import Stage
+from etl.domain.statuses import Stage
 from etl.state.store import Store
 store = Store.open(Settings(state=Path(sys.argv[1])))
 store.begin_run([Stage.FETCH])
@@ -58,7 +60,7 @@ def test_second_writer_is_refused_and_changes_nothing(state: Path) -> None:
         assert caught.value.exit_code == 4
         assert {path.name: path.read_bytes() for path in state.iterdir()} == before
         with Reader(state) as reader:
-            assert reader.runs(1)[0].state == RunState.RUNNING
+            assert latest_runs(reader, 1)[0].state == RunState.RUNNING
 
 
 def test_second_writer_in_the_same_process_is_refused(store: Store, state: Path) -> None:
@@ -77,11 +79,11 @@ def test_lock_dies_with_its_process(state: Path) -> None:
         assert (state / lock.LOCK_NAME).exists()
         assert not is_locked(state)
         with Reader(state) as reader:
-            assert reader.runs(1)[0].state == RunState.CRASHED
+            assert latest_runs(reader, 1)[0].state == RunState.CRASHED
         with Store.open(settings_for(state)):
             assert is_locked(state)
     with Reader(state) as reader:
-        assert reader.runs(1)[0].ended_at is not None
+        assert latest_runs(reader, 1)[0].ended_at is not None
 
 
 def test_lock_is_not_inherited(state: Path) -> None:
@@ -278,7 +280,7 @@ def test_run_records_how_it_ended(store: Store, state: Path) -> None:
         assert len(store.sources(run).claim("a.example", 5)) == 1
         raise ValueError("mine")
     with Reader(state) as reader:
-        latest, first = reader.runs()
+        latest, first = latest_runs(reader)
         assert (first.state, latest.state, latest.message) == (RunState.DONE, RunState.FAILED, "mine")
-        assert reader.run_config(latest.id)["state"] == str(state)
-        assert reader.progress().sources["ready"] == 1
+        assert json.loads(reader.rows("SELECT config FROM runs ORDER BY id DESC")[0][0])["state"] == str(state)
+        assert read_progress(reader).sources["ready"] == 1

@@ -21,7 +21,7 @@ from etl.domain.views import FailureFilter
 from etl.ingest.options import IngestOptions, Selection
 from etl.ingest.prompts import PromptTemplate
 from etl.ingest.stage import reselect
-from etl.state.deep import deep_problems
+from etl.state.checks import deep_problems
 from etl.state.images import Grounds
 from etl.state.read.reader import Reader
 from etl.state.store import Store
@@ -138,8 +138,8 @@ class StateMachine(RuleBasedStateMachine):
     def make_again(self) -> None:
         """Put flagged captions back; nothing else moves, and each has its text kept."""
         chosen = FailureFilter(flag=QualityFlag.REPETITION, repetition_penalty=1.4)
-        counted = self._store.caption_again(chosen, dry_run=True)
-        assert self._store.caption_again(chosen) == counted
+        counted = self._store.recaption(chosen, dry_run=True)
+        assert self._store.recaption(chosen) == counted
         done = {caption for (caption,) in self._rows("SELECT id FROM captions WHERE status = 'done'")}
         again = self._texts.keys() - done
         assert len(again) == counted.caption

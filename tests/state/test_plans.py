@@ -18,11 +18,14 @@ from etl.domain.statuses import QualityFlag, Stage
 from etl.domain.views import FailureFilter
 from etl.state.captions import CaptionQueue
 from etl.state.images import Grounds, originals_of, working_copies_of
-from etl.state.read.activity import done_per_span, tokens_per_s
-from etl.state.read.progress import flag_counts
+from etl.state.read.export_rows import export_rows
+from etl.state.read.failures import failed_items, failure_classes, retry_classes
+from etl.state.read.manifests import manifest_lines
+from etl.state.read.progress import done_per_span, flag_counts, read_progress, tokens_per_s
 from etl.state.read.reader import Reader
-from etl.state.read.samples import NEWEST, OLDEST, Sought, at_random, sample, step
+from etl.state.read.samples import NEWEST, Place, Sought, at_random, sample, step
 from etl.state.read.search import records_by_key
+from etl.state.read.story import record_story
 from etl.state.sources import SourceQueue
 from etl.state.store import Store
 from etl.state.work_queue import recover
@@ -112,24 +115,30 @@ WORK: dict[str, tuple[Callable[[_State], object], str]] = {
     "retry by class": (lambda s: s.store.retry_failed(FailureFilter(error_class="timeout")), "captions_dead"),
     "retry by key": (lambda s: s.store.retry_failed(FailureFilter(key="1")), "sqlite_autoindex_records_1"),
     "captions again": (
-        lambda s: s.store.caption_again(FailureFilter(flag=QualityFlag.REPETITION)),
+        lambda s: s.store.recaption(FailureFilter(flag=QualityFlag.REPETITION)),
         "captions_flagged",
     ),
     "caption again by key": (
-        lambda s: s.store.caption_again(FailureFilter(flag=QualityFlag.REPETITION, key="1")),
+        lambda s: s.store.recaption(FailureFilter(flag=QualityFlag.REPETITION, key="1")),
         "sqlite_autoindex_records_1",
     ),
     "count of flags": (lambda s: flag_counts(s.reader), "captions_flagged"),
     "count to retry": (lambda s: s.store.retry_failed(FailureFilter(), dry_run=True), "sources_dead"),
-    "failures": (lambda s: list(s.reader.failures()), "sources_dead"),
-    "failures of ingest": (lambda s: list(s.reader.failures(FailureFilter(stage=Stage.INGEST))), "records_invalid"),
-    "failures of caption": (lambda s: list(s.reader.failures(FailureFilter(stage=Stage.CAPTION))), "captions_dead"),
-    "failures by class": (lambda s: list(s.reader.failures(FailureFilter(error_class="timeout"))), "sources_dead"),
-    "failure classes": (lambda s: s.reader.failure_classes(), "captions_dead"),
-    "waiting classes": (lambda s: s.reader.waiting_classes(), "sources_waiting"),
-    "waiting classes of captions": (lambda s: s.reader.waiting_classes(), "captions_waiting"),
+    "failures": (lambda s: list(failed_items(s.reader)), "sources_dead"),
+    "failures of ingest": (
+        lambda s: list(failed_items(s.reader, FailureFilter(stage=Stage.INGEST))),
+        "records_invalid",
+    ),
+    "failures of caption": (
+        lambda s: list(failed_items(s.reader, FailureFilter(stage=Stage.CAPTION))),
+        "captions_dead",
+    ),
+    "failures by class": (lambda s: list(failed_items(s.reader, FailureFilter(error_class="timeout"))), "sources_dead"),
+    "failure classes": (lambda s: failure_classes(s.reader), "captions_dead"),
+    "waiting classes": (lambda s: retry_classes(s.reader), "sources_waiting"),
+    "waiting classes of captions": (lambda s: retry_classes(s.reader), "captions_waiting"),
     "next older caption": (lambda s: step(s.reader, NEWEST, Sought(), older=True), "captions_done_at"),
-    "next newer caption": (lambda s: step(s.reader, OLDEST, Sought(), older=False), "captions_done_at"),
+    "next newer caption": (lambda s: step(s.reader, Place(-1, -1), Sought(), older=False), "captions_done_at"),
     "next flagged caption": (
         lambda s: step(s.reader, NEWEST, FLAGGED, older=True),
         "captions_flagged_in_order",
@@ -139,11 +148,11 @@ WORK: dict[str, tuple[Callable[[_State], object], str]] = {
     "a caption to look at": (lambda s: sample(s.reader, 1), "records_by_source"),
     "records by key": (lambda s: records_by_key(s.reader, "1"), "sqlite_autoindex_records_1"),
     "captions over time": (lambda s: done_per_span(s.reader, "captions", 0, 1000), "captions_done_at"),
-    "tokens per second": (lambda s: tokens_per_s(s.reader, s.reader.progress()), "captions_done_at"),
-    "progress": (lambda s: s.reader.progress(), "sources_done_at"),
-    "pages of lines": (lambda s: list(s.reader.lines(1)), "records_in_order"),
-    "pages of an export": (lambda s: list(s.reader.export_rows(1, s.recipe)), "records_in_order"),
-    "story": (lambda s: s.reader.story("3"), "attempts_by_item"),
+    "tokens per second": (lambda s: tokens_per_s(s.reader, read_progress(s.reader)), "captions_done_at"),
+    "progress": (lambda s: read_progress(s.reader), "sources_done_at"),
+    "pages of lines": (lambda s: list(manifest_lines(s.reader, 1)), "records_in_order"),
+    "pages of an export": (lambda s: list(export_rows(s.reader, 1, s.recipe)), "records_in_order"),
+    "story": (lambda s: record_story(s.reader, "3"), "attempts_by_item"),
     "commit of a picture": (lambda s: s.sources.commit([fetched(s.item)], s.recipe), "records_by_source"),
     "making room": (lambda s: [_evict(s, grounds) for grounds in Grounds], "sources_by_image"),
     "working copies of a shard": (lambda s: working_copies_of(s.reader, "ab"), "images_by_working_copy"),

@@ -9,7 +9,14 @@ from etl.clock import now_ms
 from etl.domain.statuses import RunState, Stage
 from etl.domain.views import Failure, FailureFilter
 from etl.state.read import reader as queries
+from etl.state.read.export_rows import export_rows
+from etl.state.read.failures import failed_items, failure_classes, retry_classes
+from etl.state.read.manifests import all_manifests, manifest_lines
+from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
+from etl.state.read.recipes import all_recipes
+from etl.state.read.runs import latest_runs
+from etl.state.read.story import record_story
 from etl.state.store import Store
 
 
@@ -21,7 +28,7 @@ def _nonzero(counts: dict[str, int]) -> dict[str, int]:
 def test_progress_of_a_new_state(state: Path) -> None:
     """A state without records shows zeros and no run."""
     with Reader(state) as reader:
-        progress = reader.progress()
+        progress = read_progress(reader)
     assert progress.run is None
     assert not any(_nonzero(c) for c in (progress.records, progress.outcomes, progress.sources, progress.captions))
     assert (progress.fetched_per_s, progress.captioned_per_s, progress.bytes_fetched) == (0, 0, 0)
@@ -40,9 +47,9 @@ def test_progress_counts_everything(store: Store, state: Path) -> None:
     first, _ = captions.claim(2)
     captions.commit([captioned(first)], now_ms())
     with Reader(state) as reader:
-        progress = reader.progress()
+        progress = read_progress(reader)
         use_recipe(store, "two")
-        assert _nonzero(reader.progress().captions) == {}
+        assert _nonzero(read_progress(reader).captions) == {}
     assert _nonzero(progress.records) == {"active": 6, "invalid": 1}
     assert _nonzero(progress.outcomes) == {"captioned": 1, "failed": 1, "pending": 4}
     assert _nonzero(progress.sources) == {"done": 3, "dead": 1, "retry": 1, "ready": 1}
@@ -62,7 +69,7 @@ def test_rates_forget_what_is_older_than_a_minute(store: Store, state: Path) -> 
         db.conn.execute("UPDATE sources SET done_at = done_at - 61000")
         db.conn.execute("UPDATE runs SET started_at = started_at - 100000")
     with Reader(state) as reader:
-        assert reader.progress().fetched_per_s == 0
+        assert read_progress(reader).fetched_per_s == 0
 
 
 def test_heartbeat_and_end_are_shown(store: Store, state: Path) -> None:
@@ -70,11 +77,11 @@ def test_heartbeat_and_end_are_shown(store: Store, state: Path) -> None:
     run = store.begin_run([Stage.FETCH])
     store.heartbeat(run, RunState.PAUSED)
     with Reader(state) as reader:
-        assert reader.runs(1)[0].state == RunState.PAUSED
+        assert latest_runs(reader, 1)[0].state == RunState.PAUSED
         store.end_run(run, RunState.PARTIAL, "some failed")
         store.heartbeat(run, RunState.RUNNING)
         store.end_run(run, RunState.DONE)
-        (latest,) = reader.runs()
+        (latest,) = latest_runs(reader)
     assert (latest.state, latest.message) == (RunState.PARTIAL, "some failed")
 
 
@@ -96,8 +103,8 @@ def test_failures_name_the_record_that_needs_them(store: Store, state: Path) -> 
         sources.commit([fetched(item, "same") for item in sources.claim(host, 1)], recipe)
     captions.fail([failed(item.id, "prompt_too_long", retryable=False) for item in captions.claim(9)])
     with Reader(state) as reader:
-        found = list(reader.failures())
-        only = list(reader.failures(FailureFilter(key="d")))
+        found = list(failed_items(reader))
+        only = list(failed_items(reader, FailureFilter(key="d")))
     missing = "no image: none of the fields external_url, url, image_url, image, path has a value"
     assert found == [
         Failure("ingest", 5, "no_image_field", missing, "e", "", 0, 1),
@@ -116,14 +123,14 @@ def test_failures_come_in_pages(store: Store, state: Path, monkeypatch: pytest.M
         slugs = ["http_404", "http_403", "tls"]
         queue.fail([failed(i.id, slugs[i.id % 3], retryable=False) for i in queue.claim("a.example", 99)])
     with Reader(state) as reader:
-        whole = list(reader.failures())
+        whole = list(failed_items(reader))
         for page in (1, 3, 23, 24):
             monkeypatch.setattr(queries, "PAGE", page)
-            assert list(reader.failures()) == whole
-            assert list(reader.failures(limit=7)) == whole[:7]
-            assert [f.item for f in reader.failures(FailureFilter(error_class="tls"))] == list(range(2, 24, 3))
+            assert list(failed_items(reader)) == whole
+            assert list(failed_items(reader, limit=7)) == whole[:7]
+            assert [f.item for f in failed_items(reader, FailureFilter(error_class="tls"))] == list(range(2, 24, 3))
         assert len({failure.item for failure in whole}) == 23
-        assert reader.failure_classes() == [("fetch", "http_403", 8), ("fetch", "http_404", 7), ("fetch", "tls", 8)]
+        assert failure_classes(reader) == [("fetch", "http_403", 8), ("fetch", "http_404", 7), ("fetch", "tls", 8)]
 
 
 def test_waiting_items_are_counted_by_their_last_error(store: Store, state: Path) -> None:
@@ -132,7 +139,7 @@ def test_waiting_items_are_counted_by_their_last_error(store: Store, state: Path
     queue = store.sources(store.begin_run([Stage.FETCH]))
     queue.fail([failed(item.id) for item in queue.claim("a.example", 3)])
     with Reader(state) as reader:
-        assert reader.waiting_classes() == [("fetch", "timeout", 3)]
+        assert retry_classes(reader) == [("fetch", "timeout", 3)]
 
 
 def test_story_tells_all_of_one_record(store: Store, state: Path) -> None:
@@ -145,8 +152,8 @@ def test_story_tells_all_of_one_record(store: Store, state: Path) -> None:
         (item,) = queue.claim(1)
         queue.commit([captioned(item, f"by {name}")], now_ms())
     with Reader(state) as reader:
-        story = reader.story("1")
-        assert reader.story("nobody") is None
+        story = record_story(reader, "1")
+        assert record_story(reader, "nobody") is None
     assert story is not None
     assert story["record"]["line"] == 1
     assert "Fête" in story["record"]["prompt"]
@@ -162,7 +169,7 @@ def test_story_of_an_invalid_record(store: Store, state: Path) -> None:
     """A record that never got a source still has its line and its reason told."""
     put_records(store, [{"id": "1", "note": "no picture"}])
     with Reader(state) as reader:
-        story = reader.story("1")
+        story = record_story(reader, "1")
     assert story is not None
     assert (story["source"], story["image"], story["captions"]) == (None, None, [])
     assert story["record"]["error_class"] == "no_image_field"
@@ -175,12 +182,12 @@ def test_lines_and_export_rows_come_in_order(store: Store, state: Path, monkeypa
     put_records(store, records[:3] + records[4:][::-1])
     expected = ["0", "1", "2", *(str(n) for n in range(10, 3, -1))]
     with Reader(state) as reader:
-        ((manifest, _, _, complete),) = reader.manifests()
+        ((manifest, _, _, complete),) = all_manifests(reader)
         assert complete
         for page in (1, 4, 100):
             monkeypatch.setattr(queries, "PAGE", page)
-            assert [row.key for row in reader.export_rows(manifest, None)] == expected
-            assert len(list(reader.lines(manifest))) == len(expected)
+            assert [row.key for row in export_rows(reader, manifest, None)] == expected
+            assert len(list(manifest_lines(reader, manifest))) == len(expected)
 
 
 def test_recipes_tell_which_is_current(store: Store, state: Path) -> None:
@@ -188,4 +195,4 @@ def test_recipes_tell_which_is_current(store: Store, state: Path) -> None:
     for name in ("one", "two", "one"):
         use_recipe(store, name)
     with Reader(state) as reader:
-        assert [(recipe.model, recipe.current) for recipe in reader.recipes()] == [("one", True), ("two", False)]
+        assert [(recipe.model, recipe.current) for recipe in all_recipes(reader)] == [("one", True), ("two", False)]

@@ -166,7 +166,7 @@ def test_the_tables_outlive_the_write_ahead_log(tmp_path: Path) -> None:
     """A state whose log was lost right after its making is an empty one, not a lost one."""
     code = (
         "import os, sys, pathlib\nfrom etl.settings import Settings\nfrom etl.state.store import Store\n"
-        "from etl.domain.items import Stage\nstore = Store.open(Settings(state=pathlib.Path('state')))\n"
+        "from etl.domain.statuses import Stage\nstore = Store.open(Settings(state=pathlib.Path('state')))\n"
         "with store.run((Stage.INGEST,)):\n    os._exit(0)\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

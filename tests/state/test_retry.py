@@ -7,7 +7,9 @@ from support.states import assert_sound, failed, fetch_all, fetched, put_sources
 
 from etl.domain.statuses import Stage
 from etl.domain.views import FailureFilter
+from etl.state.read.failures import failed_items, failure_classes
 from etl.state.read.reader import Reader
+from etl.state.read.story import record_story
 from etl.state.store import Store
 
 
@@ -50,7 +52,7 @@ def test_filters_choose_what_they_say(
     """Each filter, and any two together, choose the same items for counting, listing and retrying."""
     expected = {stage: n for stage, n in ((Stage.FETCH, fetch), (Stage.CAPTION, caption)) if n is not None}
     with Reader(state) as reader:
-        assert len(list(reader.failures(chosen))) == sum(expected.values())
+        assert len(list(failed_items(reader, chosen))) == sum(expected.values())
     before = list(dead._connection.db.conn.iterdump())
     assert dead.retry_failed(chosen, dry_run=True) == expected
     assert list(dead._connection.db.conn.iterdump()) == before
@@ -66,7 +68,7 @@ def test_retried_items_begin_anew_with_their_history(dead: Store, state: Path) -
     assert rows == [("ready", 0, 0, None, 0)]
     fetch_all(dead)
     with Reader(state) as reader:
-        story = reader.story("1")
+        story = record_story(reader, "1")
     assert story is not None
     assert [(attempt["n"], attempt["error_class"]) for attempt in story["attempts"]] == [(1, "timeout"), (2, None)]
     assert story["record"]["outcome"] == "pending"
@@ -76,7 +78,7 @@ def test_captions_of_an_earlier_recipe_are_left_alone(dead: Store, state: Path) 
     """With another model chosen, failures of the old one are neither listed nor put into a queue nobody works on."""
     use_recipe(dead, "two")
     with Reader(state) as reader:
-        assert [failure.stage for failure in reader.failures()] == [Stage.FETCH] * 3
-        assert {stage for stage, _, _ in reader.failure_classes()} == {Stage.FETCH}
+        assert [failure.stage for failure in failed_items(reader)] == [Stage.FETCH] * 3
+        assert {stage for stage, _, _ in failure_classes(reader)} == {Stage.FETCH}
     assert dead.retry_failed(FailureFilter()) == {Stage.FETCH: 3, Stage.CAPTION: 0}
     assert dead._connection.rows("SELECT status FROM captions WHERE id = 1") == [("dead",)]

@@ -12,7 +12,8 @@ from etl.domain.statuses import HostState, Stage
 from etl.domain.views import HostInfo
 from etl.errors import StateNewerError
 from etl.state.database import DATABASE_NAME, SCHEMA_VERSION
-from etl.state.read.progress import hosts
+from etl.state.read.hosts import all_hosts
+from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
 from etl.state.schema import migrations
 from etl.state.store import Store
@@ -78,15 +79,17 @@ def test_first_released_schema_is_migrated(state: Path) -> None:
     _sql(state, "INSERT INTO sources (url, host) VALUES ('http://a.example/1.jpg', 'a.example')")
     _sql(state, "PRAGMA user_version = 1")
     with Reader(state) as reader:
-        assert hosts(reader) == []
-        assert reader.progress().sources["ready"] == 1
+        assert all_hosts(reader) == []
+        assert read_progress(reader).sources["ready"] == 1
     with Store.open(settings_for(state)) as store, store.run((Stage.FETCH,)) as run:
-        store.hosts(run).record([HostInfo("a.example", HostState.PARKED, "dead", now_ms() + 60_000, done=2)])
-        store.hosts(run).record([HostInfo("a.example", HostState.PARKED, "dead", now_ms() + 60_000, done=3)])
+        store.hosts(run).record([HostInfo("a.example", HostState.NOT_ANSWERING, "dead", now_ms() + 60_000, done=2)])
+        store.hosts(run).record([HostInfo("a.example", HostState.NOT_ANSWERING, "dead", now_ms() + 60_000, done=3)])
         assert store.sources(run).claim("a.example", 5)[0].url == "http://a.example/1.jpg"
         assert list(store.hosts(run).pauses()) == ["a.example"]
     with Reader(state) as reader:
-        assert [(one.host, one.state, one.done) for one in hosts(reader)] == [("a.example", HostState.PARKED, 5)]
+        assert [(one.host, one.state, one.done) for one in all_hosts(reader)] == [
+            ("a.example", HostState.NOT_ANSWERING, 5)
+        ]
     assert_sound(state)
 
 

@@ -11,9 +11,11 @@ from etl.domain.statuses import Stage
 from etl.errors import StateError
 from etl.images.cache import ImageCache
 from etl.run.supervisor import _obey
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.state.log import RunLog
+from etl.state.read.failures import failed_items
 from etl.state.read.reader import Reader
+from etl.state.read.story import record_story
 from etl.state.store import Command, Store
 
 
@@ -85,10 +87,10 @@ def test_a_command_that_nobody_could_have_sent_is_refused(tmp_path: Path, argume
                 (arguments,),
             )
         retry, unknown = store.open_commands()
-        answer = _obey(store, retry, Flow())
+        answer = _obey(store, retry, RunControl())
         assert "was not obeyed" in answer
         assert len(answer) < 500
-        assert "was not obeyed" in _obey(store, Command(unknown.id, unknown.name, {}), Flow())
+        assert "was not obeyed" in _obey(store, Command(unknown.id, unknown.name, {}), RunControl())
 
 
 def test_views_and_triggers_of_a_stranger_get_no_powers(tmp_path: Path) -> None:
@@ -115,8 +117,8 @@ def test_keys_and_filters_are_values(tmp_path: Path, key: str) -> None:
         chosen = FailureFilter(Stage.FETCH, key, key, key)
         assert store.retry_failed(chosen) == {"fetch": 0}
         with Reader(tmp_path / "state") as reader:
-            assert reader.story(key) is None
-            assert list(reader.failures(chosen)) == []
+            assert record_story(reader, key) is None
+            assert list(failed_items(reader, chosen)) == []
             assert records_by_key(reader, key) == []
             assert len(records_by_text(reader, key)[0]) == (key == '"')
             assert len(reader.rows("SELECT * FROM records")) == 1

@@ -13,7 +13,7 @@ from etl import __version__
 from etl.fetch import stage as fetch_module
 from etl.fetch.workers.node import FetchNode
 from etl.fetch.workers.peers import Loss, PeerLostError
-from etl.fetch.workers.remote import ClusterHands
+from etl.fetch.workers.remote import ClusterBackend
 from etl.images.cache import ImageCache
 from etl.ray_cluster.nodes import Node
 from etl.settings import Settings
@@ -85,12 +85,12 @@ class NearCluster:
         self.ends: list[asyncio.Task[None]] = []
         self.version = __version__
         self.on_new: Callable[[NearPeer], None] = lambda _: None
-        self.hands: ClusterHands | None = None
+        self.backend: ClusterBackend | None = None
 
     def prefer_others(self) -> None:
-        """Where several members have as little to do, let the last of them be asked first."""
-        assert self.hands is not None
-        self.hands._team.members.reverse()
+        """Where several workers have as little to do, let the last of them be asked first."""
+        assert self.backend is not None
+        self.backend._workers.workers.reverse()
 
     def grow(self) -> list[NearPeer]:
         new = []
@@ -126,11 +126,11 @@ def near_cluster(settings: Settings, nodes: int = 2) -> Any:
     """Let every fetch of the block go out to such a cluster."""
     cluster = NearCluster(settings, nodes)
 
-    def hands(used: Settings, cache: ImageCache) -> ClusterHands:
+    def backend(used: Settings, cache: ImageCache) -> ClusterBackend:
         cluster._settings = used
-        cluster.hands = ClusterHands(used, cache, cluster, look_s=LOOK_S)
-        return cluster.hands
+        cluster.backend = ClusterBackend(used, cache, cluster, look_s=LOOK_S)
+        return cluster.backend
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fetch_module, "_open_hands", hands)
+        patch.setattr(fetch_module, "_open_backend", backend)
         yield cluster

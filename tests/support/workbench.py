@@ -16,9 +16,9 @@ from typing import Any
 from PIL import Image
 
 from etl.caption.captioner import Captioner, never
+from etl.caption.pictures.pixels import open_working_copy
 from etl.caption.recipe import Recipe
 from etl.caption.stage import caption
-from etl.caption.tokens import open_working_copy
 from etl.demo.scenes import Scene, random_scene
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.statuses import FinishReason, Stage
@@ -29,9 +29,10 @@ from etl.images.cache import ImageCache
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest
-from etl.run_control import Flow
+from etl.run_control import RunControl
 from etl.settings import Settings
 from etl.state.read.reader import Reader
+from etl.state.read.story import record_story
 from etl.state.store import Store
 
 
@@ -104,11 +105,11 @@ class Workbench:
         with Store.open(self.settings) as store, store.run((Stage.INGEST,)):
             ingest(store, Manifest(path), options or IngestOptions())
 
-    def fetch(self, flow: Flow | None = None, *, refresh: bool = False, **changes: Any) -> StageSummary:
-        """Fetch until nothing is left, or as the flow says; ``changes`` are settings."""
+    def fetch(self, control: RunControl | None = None, *, refresh: bool = False, **changes: Any) -> StageSummary:
+        """Fetch until nothing is left, or until stopped; ``changes`` are settings."""
         settings = dataclasses.replace(self.settings, **changes)
         with Store.open(settings) as store, store.run((Stage.FETCH,)) as run:
-            return fetch(store, run, settings, flow or Flow(), refresh=refresh)
+            return fetch(store, run, settings, control or RunControl(), refresh=refresh)
 
     def retry(self) -> dict[str, int]:
         """Give everything that is dead another chance."""
@@ -118,7 +119,7 @@ class Workbench:
     def story(self, key: str) -> dict[str, Any]:
         """Return all that is known of one record."""
         with Reader(self.state) as reader:
-            found = reader.story(key)
+            found = record_story(reader, key)
         assert found is not None
         return found
 
@@ -128,22 +129,22 @@ class Workbench:
             db.conn.execute(sql)
 
     def caption(
-        self, captioner: Captioner, flow: Flow | None = None, *, more_coming: Callable[[], bool] = never
+        self, captioner: Captioner, control: RunControl | None = None, *, more_coming: Callable[[], bool] = never
     ) -> StageSummary:
-        """Caption until nothing is left, or as the flow says."""
+        """Caption until nothing is left, or until stopped."""
         with Store.open(self.settings) as store, store.run((Stage.CAPTION,)) as run:
-            return caption(store, run, self.settings, captioner, flow or Flow(), more_coming=more_coming)
+            return caption(store, run, self.settings, captioner, control or RunControl(), more_coming=more_coming)
 
     @contextmanager
-    def beside(self, work: Callable[[Flow], StageSummary]) -> Iterator[tuple[Flow, "Future[StageSummary]"]]:
-        """Run a stage in a thread; yield its flow and its summary to come.  Leaving stops it."""
-        flow = Flow()
+    def beside(self, work: Callable[[RunControl], StageSummary]) -> Iterator[tuple[RunControl, "Future[StageSummary]"]]:
+        """Run a stage in a thread; yield its run control and its summary to come.  Leaving stops it."""
+        control = RunControl()
         with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(work, flow)
+            future = pool.submit(work, control)
             try:
-                yield flow, future
+                yield control, future
             finally:
-                flow.stop()
+                control.stop()
 
     def rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
         """Ask the state's database."""

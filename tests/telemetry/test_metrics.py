@@ -22,6 +22,7 @@ from etl.run.pipeline import run_pipeline
 from etl.run.plan import Plan
 from etl.settings import Settings
 from etl.state.read.reader import Reader
+from etl.state.read.runs import latest_runs
 from etl.state.store import Store
 from etl.telemetry.metrics import StateMetrics, metrics
 
@@ -102,7 +103,7 @@ def test_names_of_strangers_break_no_line(tmp_path: Path) -> None:
     state.ingest(b'{"id": "1", "url": "http://a.example/1.jpg"}\n')
     hostile = 'a"} 1\ncaption_etl_records{state="active"} 99\n\x1b[31m\\'
     with Store.open(state.settings) as store:
-        store.hosts(store.begin_run([Stage.FETCH])).record([HostInfo(hostile, HostState.PARKED)])
+        store.hosts(store.begin_run([Stage.FETCH])).record([HostInfo(hostile, HostState.NOT_ANSWERING)])
         with served(state.settings.state) as port:
             seen = scrape(port)
     assert seen["records", "active"] == 1
@@ -140,7 +141,7 @@ def test_a_port_that_is_taken_is_told_before_anything_begins(tmp_path: Path) -> 
         with pytest.raises(ConfigError, match=f"127.0.0.1:{taken.getsockname()[1]} .*--metrics-port"):
             run_pipeline(state.settings, Plan(fetch=True), lambda _: None)
     with Reader(state.settings.state) as reader:
-        assert [run.stages for run in reader.runs()] == [("ingest",)]
+        assert [run.stages for run in latest_runs(reader)] == [("ingest",)]
 
 
 def test_without_the_extra_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

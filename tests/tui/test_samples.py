@@ -7,7 +7,7 @@ from support.driving import LARGE, SMALL, drive, text_of, typed, until
 from textual.pilot import Pilot
 
 from etl.state.read.reader import Reader
-from etl.state.read.samples import NEWEST, OLDEST, Sought, at_random, sample, step
+from etl.state.read.samples import NEWEST, Place, Sought, at_random, sample, step
 from tui.picture import HALF, read
 
 
@@ -186,7 +186,7 @@ def test_every_step_is_found_however_few_are_read_at_once(make_state, monkeypatc
     state.caption(*(f"caption {n} {'odd' if n % 7 == 1 else 'even'}" for n in range(20)))
 
     def walk(older: bool) -> list[int]:
-        found, place = [], NEWEST if older else OLDEST
+        found, place = [], NEWEST if older else Place(-1, -1)
         with Reader(state.path) as reader:
             while True:
                 one = step(reader, place, Sought(text="ODD"), older=older)

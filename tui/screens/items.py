@@ -12,7 +12,7 @@ from textual.widgets import Static
 from etl.domain.statuses import Stage
 from etl.domain.views import Failure, FailureFilter
 from etl.redaction import redact_url
-from etl.state.read.failure_pages import PAGE, failure_page
+from etl.state.read.failures import SHOWN, failure_page
 from etl.text import clean
 from tui.format import count, folded, plural
 from tui.keys import bindings
@@ -32,7 +32,7 @@ MAX_DETAIL = 1000
 
 
 class ItemsScreen(StateScreen):
-    """At most `PAGE` rows; read again when the number of items changes."""
+    """At most `SHOWN` rows; read again when the number of items changes."""
 
     tab = "failures"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("items")]
@@ -66,7 +66,7 @@ class ItemsScreen(StateScreen):
         view, after = self._view, self._after[-1]
         self.ask(
             "page",
-            lambda reader: failure_page(reader, view.stage, view.error_class, dead=view.dead, after=after),
+            lambda reader: failure_page(reader, view.stage, view.error_class, failed=view.dead, after=after),
             lambda failures: self._fill(failures, keep=keep),
         )
 
@@ -80,8 +80,8 @@ class ItemsScreen(StateScreen):
         view, page = self._view, len(self._after)
         words = f"{view.stage}: {clean(view.error_class, 30)}"
         place = ""
-        if view.items > PAGE or page > 1:
-            first = (page - 1) * PAGE
+        if view.items > SHOWN or page > 1:
+            first = (page - 1) * SHOWN
             place = f"   {count(first + 1)} to {count(first + len(failures))} of {count(view.items)}"
         elif failures:
             place = f"   {plural(len(failures), 'item')}"
@@ -90,7 +90,7 @@ class ItemsScreen(StateScreen):
 
     def action_next_page(self) -> None:
         """Show the next page, where there is one."""
-        if len(self._failures) == PAGE:
+        if len(self._failures) == SHOWN:
             self._after.append(self._failures[-1].item)
             self._read(keep=False)
 

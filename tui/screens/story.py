@@ -13,6 +13,7 @@ from etl.clock import iso_utc, now_ms
 from etl.domain.statuses import QueueStatus, RecordState
 from etl.domain.views import FailureFilter
 from etl.redaction import redact_line, redact_url
+from etl.state.read.story import record_story
 from etl.text import clean
 from tui.format import breaks, duration, plural, size
 from tui.retry_filter import Choice
@@ -49,7 +50,7 @@ class StoryScreen(StateScreen):
         self.query_one("#scroll").focus()
 
     def draw(self, snapshot: Snapshot) -> None:  # noqa: ARG002 (what it shows is read apart)
-        self.ask("story", lambda reader: reader.story(self._key), self._tell_story)
+        self.ask("story", lambda reader: record_story(reader, self._key), self._tell_story)
 
     def _tell_story(self, story: dict[str, Any] | None) -> None:
         if story == self._story and story and not _waits(story):

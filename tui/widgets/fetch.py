@@ -44,15 +44,19 @@ class FetchPanel(Panel):
 
     def _row(self, host: HostProgress, width: int) -> Content:
         info = host.info
-        fine = info.state is HostState.OPEN
+        fine = info.state is HostState.HEALTHY
         busy = f"{info.in_flight} of {info.allowed}" if self.snapshot.live and info.allowed else ""
         name = max(12, min(HOST, width - 58))
         parts = [
             (f"  {clean(info.host, 200)}", STRONG),
-            (f"{self.glyphs.host[info.state]} {info.state}", GOOD if fine else f"bold {ALERT}"),
+            (f"{self.glyphs.host[info.state]} {info.state.shown}", GOOD if fine else f"bold {ALERT}"),
             (f"{per_second(host.items_per_s)}/s", ""), (busy, QUIET), (f"{short(host.pending)} left", QUIET),
         ]  # fmt: skip
-        widths = (name + 2, 9, 8, 9, 10)
+        widths = [name + 2, 9, 8, 9, 10]
+        if info.state is HostState.NOT_ANSWERING:
+            # Its words take the place of a rate, which it has not.
+            del parts[2]
+            widths[1:3] = [18]
         cells = [
             cut(Content.styled(words, style), cells, self.glyphs).truncate(cells, pad=True)
             for (words, style), cells in zip(parts, widths, strict=True)
@@ -61,12 +65,13 @@ class FetchPanel(Panel):
 
     def _trouble(self, host: HostProgress) -> Content:
         info = host.info
-        words = clean(info.reason or "", 200) if info.state is not HostState.OPEN else ""
-        if info.until is not None and info.state in (HostState.PAUSED, HostState.PARKED):
-            words = f"for {duration(max(0, info.until - now_ms()) / 1000)}" + (f": {words}" if words else "")
+        words = clean(info.reason or "", 200) if info.state is not HostState.HEALTHY else ""
+        if info.until is not None and info.state in (HostState.PAUSED, HostState.NOT_ANSWERING):
+            how = "asked again in" if info.state is HostState.NOT_ANSWERING else "for"
+            words = f"{how} {duration(max(0, info.until - now_ms()) / 1000)}" + (f": {words}" if words else "")
         if not words and info.failed:
             words = f"{short(info.failed)} failed"
-        return Content.styled(words, ALERT if info.state is not HostState.OPEN else QUIET)
+        return Content.styled(words, ALERT if info.state is not HostState.HEALTHY else QUIET)
 
     @staticmethod
     def _rest(hosts: tuple[HostProgress, ...]) -> Content:

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from etl.caption.captioner import never
-from etl.caption.detokenize import Detokenizer
-from etl.caption.faults import BATCH_FAULTS, failure, short_of_memory
+from etl.caption.captioner import failure, never
 from etl.caption.generate.guards import FiniteGuard, Precision, StopSignal, wider_precisions, without_padding
 from etl.caption.model import cuda
 from etl.caption.model.checkpoint import one_line
+from etl.caption.model.faults import BATCH_FAULTS, short_of_memory
 from etl.caption.model.loading import LoadedModel
+from etl.caption.pictures.pixels import crop_aspect, open_working_copy
 from etl.caption.quality import RECOMPUTED
 from etl.caption.recipe import Recipe
-from etl.caption.tokens import PromptEncoder, crop_aspect, open_working_copy
+from etl.caption.tokens import Detokenizer, PromptEncoder
 from etl.clock import now_ms
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.views import EngineSample

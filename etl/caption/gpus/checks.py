@@ -15,9 +15,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch.nn.attention import SDPBackend
 
-from etl.caption.faults import short_of_memory
 from etl.caption.model.checkpoint import one_line
 from etl.caption.model.cuda import free_memory
+from etl.caption.model.faults import short_of_memory
 from etl.caption.model.loading import LoadedModel, load
 from etl.caption.pictures.normalise import Normaliser
 from etl.caption.pictures.pixels import PixelPlan

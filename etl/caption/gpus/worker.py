@@ -101,13 +101,13 @@ def main(config: Mapping[str, Any], parent: Parent) -> None:
 
 
 def _kind(error: Exception) -> str:
-    from etl.caption.faults import is_out_of_memory
+    from etl.caption.model.faults import is_out_of_memory
 
     return "scarce" if is_out_of_memory(error) else "error"
 
 
 def _work(config: Mapping[str, Any], link: _Link) -> None:
-    from etl.caption.backends import open_local
+    from etl.caption.local import open_local
     from etl.images.cache import ImageCache
 
     locate = ImageCache(Path(config["cache"])).working_path

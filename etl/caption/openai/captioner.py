@@ -21,6 +21,7 @@ from etl.caption.recipe import Recipe
 from etl.domain.items import CaptionItem
 from etl.domain.views import EngineSample
 from etl.errors import EtlError, ModelError
+from etl.images.cache import ImageCache
 from etl.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -164,7 +165,12 @@ class EndpointCaptioner:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
-def check_endpoints(settings: Settings) -> None:
+def open_backend(settings: Settings, cache: ImageCache, longest_edge: int) -> EndpointCaptioner:
+    """Ask the endpoints what they serve; see `etl.caption.backends.Backend`."""
+    return EndpointCaptioner(settings, cache.working_path, longest_edge)
+
+
+def check(settings: Settings) -> None:
     """Raise `ModelError` or `ConfigError` at once when no endpoint answers, or they name different models."""
 
     async def ask() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from etl.caption.openai.endpoint import Endpoint, Identity
 from etl.caption.openai.endpoint_state import Job, Member, State
 from etl.caption.openai.responses import EndpointBusyError, EndpointTroubleError, OtherModelError
+from etl.caption.pictures.pixels import working_copy_bytes
 from etl.caption.quality import quality_flags
-from etl.caption.tokens import working_copy_bytes
 from etl.clock import now_ms
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.errors import (

@@ -11,17 +11,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from etl.caption.captioner import never
-from etl.caption.faults import failure
+from etl.caption.captioner import failure, never
+from etl.caption.pictures.pixels import working_copy_bytes
 from etl.caption.ray.actors import Actor, Cluster
 from etl.caption.recipe import Recipe
-from etl.caption.tokens import working_copy_bytes
 from etl.clock import now_ms
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.statuses import FinishReason
 from etl.domain.views import EngineSample
 from etl.errors import CrashedError, ModelError, WorkerTimeoutError, WorkingCopyError
 from etl.images.cache import ImageCache
+from etl.ray_cluster import connection
 from etl.settings import Settings
 from etl.version import __version__
 
@@ -215,3 +215,13 @@ def _outcome(kind: str, fields: dict[str, Any]) -> Outcome:
         return ItemFailure(**fields | {"stops": False})
     plain = fields | {"finish_reason": FinishReason(fields["finish_reason"]), "flags": tuple(fields["flags"])}
     return CaptionResult(**plain)
+
+
+def check(settings: Settings) -> None:
+    """Raise at once when the cluster cannot be reached; its nodes have the model or have not, and are asked later."""
+    connection.check(settings, "--backend ray")
+
+
+def open_backend(settings: Settings, cache: ImageCache, longest_edge: int) -> RayCaptioner:
+    """Join the cluster; see `etl.caption.backends.Backend`."""
+    return RayCaptioner(settings, cache, longest_edge)

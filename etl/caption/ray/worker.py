@@ -56,7 +56,7 @@ class RayWorker:
             name = self._cache.put_working(data)
             with self._changed:
                 if name != item.working_sha256:
-                    from etl.caption.faults import failure
+                    from etl.caption.captioner import failure
 
                     broken = WorkingCopyError(f"the working copy {item.working_sha256} was damaged on its way")
                     self._outcomes.append(failure(item, broken, now_ms()))
@@ -94,7 +94,7 @@ class RayWorker:
             if settings.device != "cpu":
                 # Before torch is loaded, so nothing above may import it.
                 os.environ.update(allocator_environment(os.environ))
-            from etl.caption.backends import open_local
+            from etl.caption.local import open_local
 
             captioner = open_local(settings, self._cache.working_path, self._config["longest_edge"])
             self._sample(captioner.samples())

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 
-from etl.caption.captioner import never
-from etl.caption.detokenize import Detokenizer
-from etl.caption.faults import BATCH_FAULTS, failure, short_of_memory
+from etl.caption.captioner import failure, never
 from etl.caption.generate.captioner import GenerateCaptioner
 from etl.caption.model import cuda
 from etl.caption.model.checkpoint import one_line
+from etl.caption.model.faults import BATCH_FAULTS, short_of_memory
 from etl.caption.model.loading import LoadedModel
 from etl.caption.pictures.normalise import Normaliser
 from etl.caption.pictures.pixels import PixelPlan
@@ -23,7 +22,7 @@ from etl.caption.slots.engine import Finished, SlotEngine
 from etl.caption.slots.request_queue import Intake
 from etl.caption.slots.state import Request
 from etl.caption.slots.timing import PhaseClock
-from etl.caption.tokens import PromptEncoder
+from etl.caption.tokens import Detokenizer, PromptEncoder
 from etl.clock import now_ms
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.views import EngineSample

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 
 import torch
 
-from etl.caption.faults import BATCH_FAULTS, is_out_of_memory
 from etl.caption.model import cuda
 from etl.caption.model.checkpoint import one_line
+from etl.caption.model.faults import BATCH_FAULTS, is_out_of_memory
 from etl.caption.model.loading import LoadedModel
 from etl.caption.pictures.normalise import Normaliser
 from etl.caption.slots.candidates import Candidates

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from etl.caption.faults import failure
+from etl.caption.captioner import failure
 from etl.caption.pictures.loader import Fed, Feeder
 from etl.caption.pictures.pixels import PixelPlan
 from etl.caption.slots.state import Request

@@ -27,25 +27,25 @@ _NOT_ASKED = (RobotsError, HostDownError, InvalidUrlError, BlockedAddressError, 
 """The host was not asked, so they say nothing about it."""
 
 
-class Sign(Enum):
-    """Alive: the host answered.  Trouble: it failed as a dead host does.  None: nothing is known from this."""
+class Health(Enum):
+    """Alive: the host answered.  Failing: it failed as a dead host does.  Unknown: this says nothing about it."""
 
     ALIVE = auto()
-    TROUBLE = auto()
-    NONE = auto()
+    FAILING = auto()
+    UNKNOWN = auto()
 
 
-def sign_of(error: ItemError) -> Sign:
+def health_of(error: ItemError) -> Health:
     """Return what the error says about whether the host lives.
 
     An answer below 500 is a sign of life even when its body never came: who breaks off every long body still serves.
     """
     status = error.http_status if isinstance(error, FetchError) else None
     if isinstance(error, TooManyRequestsError | ImageError) or (status is not None and status < 500):
-        return Sign.ALIVE
+        return Health.ALIVE
     if isinstance(error, TransientFetchError):
-        return Sign.TROUBLE
-    return Sign.ALIVE if isinstance(error, FetchError) and not isinstance(error, _NOT_ASKED) else Sign.NONE
+        return Health.FAILING
+    return Health.ALIVE if isinstance(error, FetchError) and not isinstance(error, _NOT_ASKED) else Health.UNKNOWN
 
 
 def is_overload(error: ItemError) -> bool:

@@ -15,10 +15,10 @@ from etl.fetch.hosts.breaker import Request
 from etl.fetch.hosts.host import Host, Terms
 
 AHEAD_S = 0.5
-"""`HostGate.free` looks so far ahead, or a host with a delay between starts would get one request per look at it."""
+"""`HostLimiter.free` looks so far ahead, or a host with a delay between starts would get one request per look at it."""
 
 
-class NotNowError(Exception):
+class HostNotReadyError(Exception):
     """The host may not be asked now; ``until_ms`` is when it may, Unix milliseconds."""
 
     def __init__(self, until_ms: int) -> None:
@@ -34,7 +34,7 @@ class _Waiter:
     granted: asyncio.Future[Request]
 
 
-class HostGate:
+class HostLimiter:
     """Limits requests per host and in total, and learns from how they end.
 
     A request takes its host's slot and its share of the total in one step or waits without either, so a busy or
@@ -43,8 +43,8 @@ class HostGate:
 
     A host may have ``per_host`` requests at once.  Overload (429, 503, time-outs, broken and refused connections)
     halves that, once for all requests of one bad moment, then puts growing delays between them; successes undo it
-    step by step.  After a row of failures without a sign of life the host is parked: nothing starts until one trial
-    has succeeded.  The empty host, local files, is limited by the total only, and its reports are ignored.
+    step by step.  After a row of failures without a sign of life the host's circuit breaker opens: nothing starts
+    until one probe has succeeded.  The empty host, local files, is limited by the total only; its reports are ignored.
 
     Args:
         total: requests at once, over all hosts.
@@ -53,7 +53,7 @@ class HostGate:
         patience_s: seconds for which a host may fail without a sign of life before it is given up.
         pause_s: pause of a host after a 429 that names none.
         longest_pause_s: the most that a host's Retry-After is obeyed for.
-        longest_wait_s: the most that a host is parked for, or kept slow by a delay, of our own accord.
+        longest_wait_s: the most that a host's breaker stays open, or a delay keeps it slow, of our own accord.
         clock: seconds that only grow; `time.monotonic` outside tests.
     """
 
@@ -117,8 +117,8 @@ class HostGate:
         that leaves the block counts as reported with `failed`.  A task that holds a slot must not ask for another:
         the host may have no second one.
 
-        Raises `HostDownError` when the host is given up while this waits, and, unless ``patient``, `NotNowError` when
-        it is paused or parked, or the gate closed.
+        Raises `HostDownError` when the host is given up while this waits, and, unless ``patient``,
+        `HostNotReadyError` when it is paused or does not answer, or the limiter closed.
         """
         request = await self._acquire(host, source, patient)
         try:
@@ -153,11 +153,11 @@ class HostGate:
             self._turn_away_impatient()
 
     def restore(self, host: str, state: HostState, seconds: float, reason: str | None) -> None:
-        """Pause or park ``host`` for the seconds that an earlier run left over; other states leave nothing behind."""
+        """Pause ``host``, or hold its breaker open, for what an earlier run left; other states leave nothing."""
         if state is HostState.PAUSED:
             self.pause(host, seconds, reason or "asked to wait")
-        elif state is HostState.PARKED and host:
-            self._host(host).park(seconds, reason or "failed in an earlier run", self._clock())
+        elif state is HostState.NOT_ANSWERING and host:
+            self._host(host).restore_breaker(seconds, reason or "failed in an earlier run", self._clock())
 
     def set_interval(self, host: str, seconds: float) -> None:
         """Let at least so many seconds lie between two starts to ``host``, as its robots.txt may ask; 0 ends that."""
@@ -172,7 +172,7 @@ class HostGate:
             self._start_waiting()
 
     def free(self, host: str) -> int:
-        """How many further requests to ``host`` could start now or in a moment; 0 while it is paused or parked."""
+        """How many further requests to ``host`` could start now or in a moment; 0 while it is blocked."""
         total = max(0, self._total - self._active)
         if host == "":
             return total
@@ -186,24 +186,15 @@ class HostGate:
         known = self._hosts.get(host) or self._new(host)
         return 0 if known.blocked_until(self._clock()) is not None else max(0, known.allowed - known.waiting)
 
-    def paused_until(self, host: str) -> float | None:
-        """The instant, on the gate's clock, at which the host's pause ends; ``None`` when it is not paused."""
-        known = self._hosts.get(host)
-        return known.paused_until(self._clock()) if known else None
-
     def blocked_until_ms(self, host: str) -> int | None:
-        """When a paused or parked host may be asked again, Unix milliseconds; ``None`` when it may be now."""
+        """When a host that is paused or does not answer may be asked again, Unix milliseconds; ``None`` for now."""
         now = self._clock()
         known = self._hosts.get(host)
         until = known.blocked_until(now) if known else None
         return None if until is None else now_ms() + round(1000 * (until - now))
 
-    def parked(self, host: str) -> bool:
-        """Whether the host counts as dead: until a trial succeeds, also while that runs."""
-        return host in self._hosts and self._hosts[host].parked
-
     def given_up(self, host: str) -> bool:
-        """Whether the host is parked and failed once more after ``patience_s`` without a sign of life."""
+        """Whether the host failed once more after ``patience_s`` without a sign of life."""
         return host in self._hosts and self._hosts[host].given_up
 
     def hosts(self) -> list[HostInfo]:
@@ -267,11 +258,11 @@ class HostGate:
             host = self._hosts.get(waiter.host)
             if host is None:
                 self._grant(waiter, Request("", next(self._numbers), waiter.source))
-            elif host.room and host.ready_at() <= now:
+            elif host.free and host.ready_at() <= now:
                 self._grant(waiter, host.start(next(self._numbers), waiter.source, now))
             else:
                 full.add(waiter.host)
-                if host.room:
+                if host.free:
                     self._wake_at(waiter.host, host.ready_at(), now)
 
     def _grant(self, waiter: _Waiter, request: Request) -> None:
@@ -285,13 +276,13 @@ class HostGate:
             until = now_ms() if self._closed else self.blocked_until_ms(waiter.host)
             if until is not None:
                 self._leave(waiter)
-                waiter.granted.set_exception(NotNowError(until))
+                waiter.granted.set_exception(HostNotReadyError(until))
 
     def _turn_away(self, host: Host) -> None:
         """End the waiting for a host that is given up."""
         for waiter in [each for each in self._waiting if each.host == host.name and not each.granted.done()]:
             self._leave(waiter)
-            waiter.granted.set_exception(HostDownError(f"{host.name} gives no sign of life: {host.why_parked}"))
+            waiter.granted.set_exception(HostDownError(f"{host.name} gives no sign of life: {host.why_open}"))
 
     def _wake_at(self, host: str, until: float, now: float) -> None:
         """Look again at ``until``, or a clock tick earlier, as the loop's timers may; then this is called again."""

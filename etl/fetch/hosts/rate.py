@@ -1,4 +1,4 @@
-"""How fast a host may be asked, found by trying: additive increase, multiplicative decrease."""
+"""How many requests a host bears at once, found by trying: additive increase, multiplicative decrease (AIMD)."""
 
 SHORTEST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
@@ -7,14 +7,14 @@ LONGEST_DELAY_S = 30.0
 
 TOLERATED = 2.0
 RECOVERY = 0.1
-"""Strain that a host shows before it is slowed down: 1 for each trouble, less `RECOVERY` for each success between.
+"""Strain that a host shows before it is slowed down: 1 for each failure, less `RECOVERY` for each success between.
 
 Two failures in a row are a sign; one in fifty is how old servers are, and halving for it would halve the speed for
 good.
 """
 
 
-class Speed:
+class ConcurrencyLimit:
     """How many requests at once, and how far apart: halved by overload, raised step by step by successes.
 
     Attributes:
@@ -55,7 +55,7 @@ class Speed:
         return True
 
     def success(self, number: int) -> None:
-        """Speed up after a request that started at the present speed."""
+        """ConcurrencyLimit up after a request that started at the present speed."""
         if number <= self._cut_after:
             return
         self._strain = max(0.0, self._strain - RECOVERY)
@@ -67,7 +67,7 @@ class Speed:
             self._successes = 0
             self.allowed = min(self.allowed + 1, self._most)
 
-    def begin_anew(self, latest: int) -> None:
+    def restart(self, latest: int) -> None:
         """Allow one request at a time; it grows from there."""
         self.allowed = 1
         self._successes = 0

@@ -41,12 +41,12 @@ class Downloads(Protocol):
     async def download(self, url: str, part: Path, *, validators: "Validators | None" = None) -> Download:
         """Download one URL, as `etl.net.client.Downloader.download` does.
 
-        Raises `LostError`, and `NotNowError` where nobody can do it at the moment.
+        Raises `LostError`, and `HostNotReadyError` where nobody can do it at the moment.
         """
         ...
 
     def is_known(self, host: str) -> bool:
-        """Tell whether a download from the host would not have to wait for its name."""
+        """Return whether a download from the host would not have to wait for its name."""
         ...
 
     def rest_of(self, part: Path) -> Rest | None:
@@ -66,15 +66,15 @@ class Decoders(Protocol):
     """Make working copies."""
 
     async def decode(self, path: Path) -> DecodedImage:
-        """Decode a finished download, or a file of this machine, into the cache, as `DecoderPool.decode` does.
+        """Decode a finished download into the cache, as `DecoderPool.decode` does with a file of this machine.
 
         Raises `LostError`.
         """
         ...
 
 
-class Hands(Protocol):
-    """Those who download and decode for one fetch stage."""
+class FetchBackend(Protocol):
+    """Downloads and decodes for one fetch stage."""
 
     @property
     def machines(self) -> int:
@@ -86,8 +86,13 @@ class Hands(Protocol):
         """How many pictures can be decoded at once."""
         ...
 
+    @property
+    def local_decoders(self) -> Decoders:
+        """Decode files of this machine."""
+        ...
+
     def are_ready(self) -> bool:
-        """Tell whether anybody can take work now.  Raises `ClusterError` when nobody could for too long."""
+        """Return whether anybody can take work now.  Raises `ClusterError` when nobody could for too long."""
         ...
 
     def begin(self, due: int) -> None:
@@ -103,31 +108,31 @@ class Hands(Protocol):
         ...
 
 
-class LocalHands:
+class LocalBackend:
     """This machine's downloader and decoder processes."""
 
     machines = 1
 
     def __init__(self, settings: Settings, cache: ImageCache) -> None:
         self.processes = settings.decoders or os.cpu_count() or 1
-        self._pool = decoder_pool(settings, cache, self.processes)
+        self.local_decoders = decoder_pool(settings, cache, self.processes)
 
     def are_ready(self) -> bool:
-        """Tell that this machine is here."""
+        """Return that this machine is here."""
         return True
 
     def begin(self, due: int) -> None:
         """Start as many decoders as will be needed."""
-        self._pool.start(min(self.processes, due))
+        self.local_decoders.start(min(self.processes, due))
 
     @asynccontextmanager
     async def at_work(self, downloader: "Downloader") -> AsyncIterator[tuple[Downloads, Decoders]]:
         """Yield the downloader and the decoders."""
-        yield _LocalDownloads(downloader), self._pool
+        yield _LocalDownloads(downloader), self.local_decoders
 
     def close(self) -> None:
         """End the decoders."""
-        self._pool.close()
+        self.local_decoders.close()
 
 
 class _LocalDownloads:

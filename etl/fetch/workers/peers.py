@@ -1,4 +1,4 @@
-"""The nodes of a cluster that take part in a fetch: how they come, how they are asked, and how they are lost.
+"""The worker pool of a fetch on a cluster: how nodes are registered, monitored, asked and lost.
 
 Knows nothing of Ray: a `Cluster` starts peers, a `Peer` is asked.  For one event loop.
 """
@@ -25,7 +25,7 @@ DEATHS = 3
 """Deaths of a process alone with the same source in hand from which on each charges the source an attempt."""
 
 GRACE_S = 1.0
-"""Seconds beyond `Team`'s ``silence_s``, in which answers that lie ready are heard."""
+"""Seconds beyond `WorkerPool`'s ``silence_s``, in which answers that lie ready are heard."""
 
 CLOSE_S = 5.0
 """Longest wait for peers to remove what they hold before they are killed."""
@@ -64,7 +64,7 @@ class Peer(Protocol):
         ...
 
     async def node_is_gone(self) -> bool:
-        """Tell of a dead one whether its whole node is gone; that may take a while to be known."""
+        """Return of a dead one whether its whole node is gone; that may take a while to be known."""
         ...
 
     def kill(self) -> None:
@@ -92,13 +92,13 @@ class Cluster(Protocol):
         ...
 
 
-class Member:
-    """A peer that takes part.
+class Worker:
+    """A registered peer.
 
     Attributes:
         processes: pictures that it decodes at once.
         in_hand: how much it is asked for at the moment.
-        lost: done when it is no member any more.
+        lost: done when it is no worker any more.
         with_node: done when it is known too whether its whole node is gone.
     """
 
@@ -115,12 +115,12 @@ class Member:
         return self.lost.done()
 
 
-class Team:
-    """The members, as they come and go.
+class WorkerPool:
+    """The workers, as they come and go.
 
     Args:
-        patience_s: seconds for which there may be no member before `are_ready` raises.
-        silence_s: seconds for which a member may give no sign of life.
+        patience_s: seconds for which there may be no worker before `are_ready` raises.
+        silence_s: seconds for which a worker may give no sign of life.
         look_s: seconds between two looks.
     """
 
@@ -129,42 +129,42 @@ class Team:
         self._patience_s = patience_s
         self._silence_s = silence_s
         self._look_s = look_s
-        self._deaths: dict[object, list[Member]] = {}
+        self._deaths: dict[object, list[Worker]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._alone_since = time.monotonic()
         self._error: Exception | None = None
-        self.members: list[Member] = []
+        self.workers: list[Worker] = []
 
     async def open(self) -> None:
-        """Begin to look for members."""
+        """Begin to look for workers."""
         self._alone_since = time.monotonic()
-        self.do(self._tend())
+        self.do(self._monitor())
 
     async def close(self) -> None:
-        """Let the members remove what they hold, and end them."""
+        """Let the workers remove what they hold, and end them."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        farewells = [asyncio.ensure_future(member.peer.ask("close")) for member in self.members]
-        if farewells:
-            await asyncio.wait(farewells, timeout=CLOSE_S)
-        for farewell in farewells:
-            farewell.cancel()
-        await asyncio.gather(*farewells, return_exceptions=True)
-        self.members.clear()
+        shutdowns = [asyncio.ensure_future(worker.peer.ask("close")) for worker in self.workers]
+        if shutdowns:
+            await asyncio.wait(shutdowns, timeout=CLOSE_S)
+        for shutdown in shutdowns:
+            shutdown.cancel()
+        await asyncio.gather(*shutdowns, return_exceptions=True)
+        self.workers.clear()
         await asyncio.to_thread(self._cluster.close)
 
     def do(self, work: Coroutine[Any, Any, None]) -> None:
-        """Let something go on beside the caller until the team is closed."""
+        """Let something go on beside the caller until the pool is closed."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def are_ready(self) -> bool:
-        """Tell whether there is a member.  Raises `ClusterError` when there was none for too long, or never will be."""
+        """Return whether there is a worker.  Raises `ClusterError` when there was none for too long or never can be."""
         if self._error is not None:
             raise self._error
-        if self.members:
+        if self.workers:
             return True
         if why := self._cluster.why_nobody():
             raise ClusterError(why)
@@ -174,47 +174,47 @@ class Team:
             )
         return False
 
-    def emptiest(self) -> Member | None:
-        """Return the member that has least in hand; ``None`` where there is none."""
-        return min(self.members, key=lambda member: member.in_hand, default=None)
+    def emptiest(self) -> Worker | None:
+        """Return the worker that has least in hand; ``None`` where there is none."""
+        return min(self.workers, key=lambda worker: worker.in_hand, default=None)
 
-    async def ask(self, member: Member, source: object, method: str, *arguments: Any) -> Any:
-        """Ask a member about a source.
+    async def ask(self, worker: Worker, source: object, method: str, *arguments: Any) -> Any:
+        """Ask a worker about a source.
 
-        Raises `LostError` when the member is lost meanwhile, or does not answer as it should.
+        Raises `LostError` when the worker is lost meanwhile, or does not answer as it should.
         """
-        call = asyncio.ensure_future(member.peer.ask(method, *arguments))
-        member.in_hand += 1
+        call = asyncio.ensure_future(worker.peer.ask(method, *arguments))
+        worker.in_hand += 1
         try:
-            await asyncio.wait({call, member.lost}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({call, worker.lost}, return_when=asyncio.FIRST_COMPLETED)
             if call.done():
                 return call.result()
-            raise PeerLostError(member.lost.result())
+            raise PeerLostError(worker.lost.result())
         except PeerLostError as error:
-            self._lose(member, error.loss)
-            raise await self._lost(member, source, member.lost.result()) from error
+            self._lose(worker, error.loss)
+            raise await self._lost(worker, source, worker.lost.result()) from error
         except Exception as error:
-            why = f"node {member.peer.node.name} failed: {type(error).__name__}: {error}"[:300]
+            why = f"node {worker.peer.node.name} failed: {type(error).__name__}: {error}"[:300]
             raise LostError(why, NodeFailedError(why)) from error
         finally:
             call.cancel()
-            member.in_hand -= 1
+            worker.in_hand -= 1
 
-    def fault(self, member: Member, why: str) -> None:
-        """Do without a member whose machine cannot do the work; its node is left alone."""
-        if not member.is_lost:
-            member.peer.node.leave_alone(why)
-            self._lose(member, Loss(why, with_node=True))
+    def fault(self, worker: Worker, why: str) -> None:
+        """Do without a worker whose machine cannot do the work; its node is left alone."""
+        if not worker.is_lost:
+            worker.peer.node.leave_alone(why)
+            self._lose(worker, Loss(why, with_node=True))
 
-    async def _lost(self, member: Member, source: object, loss: Loss) -> LostError:
-        """Return what the loss of a member means for a source that it had in hand."""
-        why = f"node {member.peer.node.name} was lost: {loss.why}"
+    async def _lost(self, worker: Worker, source: object, loss: Loss) -> LostError:
+        """Return what the loss of a worker means for a source that it had in hand."""
+        why = f"node {worker.peer.node.name} was lost: {loss.why}"
         if loss.with_node:
             return LostError(why)
         if loss.is_silent:
             return LostError(why, NodeFailedError(why))
         deaths = self._deaths.setdefault(source, [])
-        deaths.append(member)
+        deaths.append(worker)
         if len(deaths) < DEATHS:
             return LostError(why)
         with_node = [await asyncio.shield(each.with_node) for each in deaths]
@@ -222,46 +222,46 @@ class Team:
         if with_node[-1] or alone < DEATHS:
             return LostError(why)
         times = f"the fetching process died {alone} times with this source in hand"
-        return LostError(why, NodeFailedError(f"{times}, the last one on node {member.peer.node.name}: {loss.why}"))
+        return LostError(why, NodeFailedError(f"{times}, the last one on node {worker.peer.node.name}: {loss.why}"))
 
-    def _lose(self, member: Member, loss: Loss) -> None:
-        if member.is_lost:
+    def _lose(self, worker: Worker, loss: Loss) -> None:
+        if worker.is_lost:
             return
-        member.lost.set_result(loss)
-        self.members.remove(member)
-        if not self.members:
+        worker.lost.set_result(loss)
+        self.workers.remove(worker)
+        if not self.workers:
             self._alone_since = time.monotonic()
-        log.warning("node %s was lost: %s; %d sources go back", member.peer.node.name, loss.why, member.in_hand)
+        log.warning("node %s was lost: %s; %d sources go back", worker.peer.node.name, loss.why, worker.in_hand)
         if loss.with_node is None:
             # Its sources, and the slots of hosts that they hold, do not wait for that; but one that is only out of
             # reach must ask no host for anything beside those that take over.
-            member.peer.kill()
-            self.do(self._bury(member, loss))
+            worker.peer.kill()
+            self.do(self._reap(worker, loss))
         else:
-            self._end(member, loss, with_node=loss.with_node)
+            self._end(worker, loss, with_node=loss.with_node)
 
-    async def _bury(self, member: Member, loss: Loss) -> None:
+    async def _reap(self, worker: Worker, loss: Loss) -> None:
         try:
-            with_node = await member.peer.node_is_gone()
+            with_node = await worker.peer.node_is_gone()
         except Exception as error:
             # Who could tell is gone too; whoever looks for new peers finds that out, and ends the run.
-            log.warning("what became of node %s cannot be told: %s", member.peer.node.name, error)
+            log.warning("what became of node %s cannot be told: %s", worker.peer.node.name, error)
             with_node = True
-        self._end(member, loss, with_node=with_node)
+        self._end(worker, loss, with_node=with_node)
 
-    def _end(self, member: Member, loss: Loss, *, with_node: bool) -> None:
-        member.with_node.set_result(with_node)
+    def _end(self, worker: Worker, loss: Loss, *, with_node: bool) -> None:
+        worker.with_node.set_result(with_node)
         if not with_node:
-            member.peer.node.actor_died(loss.why)
+            worker.peer.node.actor_died(loss.why)
         # Only now another may take its place: a node that is gone would look alive for a while.
-        self._cluster.remove(member.peer)
+        self._cluster.remove(worker.peer)
 
-    async def _tend(self) -> None:
-        """Look for new peers, and whether the members are alive."""
+    async def _monitor(self) -> None:
+        """Look for new peers again and again."""
         try:
             while True:
                 for peer in await asyncio.to_thread(self._cluster.grow):
-                    self.do(self._welcome(peer))
+                    self.do(self._register(peer))
                 await asyncio.sleep(self._look_s)
         except EtlError as error:
             self._error = error
@@ -269,8 +269,8 @@ class Team:
             log.exception("unexpected error while looking at the cluster")
             self._error = ClusterError(f"the cluster cannot be looked at: {type(error).__name__}: {error}"[:300])
 
-    async def _welcome(self, peer: Peer) -> None:
-        """Let a new peer take part, once it is ready."""
+    async def _register(self, peer: Peer) -> None:
+        """Let a new peer take part once it is ready."""
         try:
             answer: Fields = await peer.ask("ready")
         except PeerLostError as error:
@@ -288,32 +288,32 @@ class Team:
             peer.node.leave_alone(answer["error"])
             self._cluster.remove(peer)
             return
-        member = Member(peer, answer["processes"])
-        self.members.append(member)
-        log.info("node %s fetches too, with %d decoders", peer.node.name, member.processes)
+        worker = Worker(peer, answer["processes"])
+        self.workers.append(worker)
+        log.info("node %s fetches too, with %d decoders", peer.node.name, worker.processes)
         if answer["proxied"]:
             log.info("node %s has a proxy: it resolves names, so private addresses are not refused", peer.node.name)
-        self.do(self._listen(member))
+        self.do(self._watch_heartbeat(worker))
 
-    async def _listen(self, member: Member) -> None:
+    async def _watch_heartbeat(self, worker: Worker) -> None:
         """Wait for signs of life until there is none."""
-        while not member.is_lost:
-            beat = asyncio.ensure_future(member.peer.ask("beat"))
+        while not worker.is_lost:
+            beat = asyncio.ensure_future(worker.peer.ask("beat"))
             try:
-                await asyncio.wait({beat, member.lost}, timeout=self._silence_s, return_when=asyncio.FIRST_COMPLETED)
-                if not (beat.done() or member.is_lost):
+                await asyncio.wait({beat, worker.lost}, timeout=self._silence_s, return_when=asyncio.FIRST_COMPLETED)
+                if not (beat.done() or worker.is_lost):
                     # This process may have been stopped for as long; what has come meanwhile is heard now.
-                    await asyncio.wait({beat, member.lost}, timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({beat, worker.lost}, timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
                 if beat.done():
                     beat.result()
-                elif not member.is_lost:
+                elif not worker.is_lost:
                     why = f"no sign of life for {self._silence_s:g} s"
-                    self._lose(member, Loss(why, with_node=False, is_silent=True))
+                    self._lose(worker, Loss(why, with_node=False, is_silent=True))
             except PeerLostError as error:
-                self._lose(member, error.loss)
+                self._lose(worker, error.loss)
             except Exception as error:
-                self._lose(member, Loss(f"{type(error).__name__}: {error}"[:300], with_node=False))
+                self._lose(worker, Loss(f"{type(error).__name__}: {error}"[:300], with_node=False))
             finally:
                 beat.cancel()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(member.lost), self._look_s)
+                await asyncio.wait_for(asyncio.shield(worker.lost), self._look_s)

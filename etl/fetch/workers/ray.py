@@ -41,7 +41,7 @@ class RayPeer:
             raise PeerLostError(Loss(self._death.why, with_node=None)) from error
 
     async def node_is_gone(self) -> bool:
-        """Wait until it is known whether its node is gone, and tell."""
+        """Return whether its node is gone, once that is known."""
         assert self._death is not None
         while True:
             await asyncio.to_thread(self._nodes.look, VERDICT_S)

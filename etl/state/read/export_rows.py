@@ -1,8 +1,10 @@
-"""What an export says of each record: the SQL behind `Reader.export_rows`."""
+"""What an export says of each record."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from etl.state.database import ENGINE_VERSION, HOSTS_VERSION
+from etl.state.read.reader import PAGE, Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,21 @@ class ExportRow:
     working_sha256: str | None
 
 
-def export_sql(version: int) -> str:
+def export_rows(
+    reader: Reader, manifest: int, recipe: int | None, after: tuple[int, int] = (0, 0)
+) -> Iterator[ExportRow]:
+    """Yield the records of one manifest in its order, removed ones left out, joined with one recipe's captions.
+
+    Begins behind the record with the position and number ``after``.
+    """
+    sql = _export_sql(reader.version)
+    while rows := reader.page(sql, (recipe, manifest, *after, PAGE), line=5):
+        for row in rows:
+            yield ExportRow(*row)
+        after = rows[-1][:2]
+
+
+def _export_sql(version: int) -> str:
     """Return the query for one page, in `ExportRow`'s order, for a database of this version.
 
     Its arguments are the recipe, the manifest, position and record behind which to begin, and the number of rows.

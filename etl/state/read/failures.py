@@ -1,7 +1,13 @@
-"""How the failed items of each stage are found: the SQL behind ``etl failures`` and the dashboard."""
+"""What failed: the items that were given up, those that will be tried again, and which of them somebody means."""
+
+from collections.abc import Iterator
 
 from etl.domain.statuses import Stage
-from etl.domain.views import FailureFilter
+from etl.domain.views import Failure, FailureFilter
+from etl.state.read.reader import PAGE, Reader
+
+SHOWN = 200
+"""Items on a page of `failure_page`."""
 
 CURRENT = "recipe = (SELECT id FROM recipes WHERE current = 1)"
 """Condition over ``captions``: those of the current recipe."""
@@ -12,23 +18,25 @@ _OF_CAPTION = (
     "WHERE s.image = t.image AND r.prompt = t.prompt AND r.state = 'active'"
 )
 
-FAILURES = {
+_ITEMS = {
     Stage.INGEST: (
         "SELECT t.id, t.error_class, t.error, t.key, coalesce((SELECT url FROM sources WHERE id = t.source), ''), 0, 1 "
-        "FROM records t WHERE t.state = 'invalid'"
+        "FROM records t"
     ),
     Stage.FETCH: (
         f"SELECT t.id, t.error_class, t.error, coalesce((SELECT r.key {_OF_SOURCE} ORDER BY r.id LIMIT 1), ''), "
-        f"t.url, t.attempts, (SELECT count(*) {_OF_SOURCE}) FROM sources t WHERE t.status = 'dead'"
+        f"t.url, t.attempts, (SELECT count(*) {_OF_SOURCE}) FROM sources t"
     ),
     Stage.CAPTION: (
         f"SELECT t.id, t.error_class, t.error, coalesce((SELECT r.key {_OF_CAPTION} ORDER BY r.id LIMIT 1), ''), "
         f"coalesce((SELECT s.url {_OF_CAPTION} ORDER BY r.id LIMIT 1), ''), t.attempts, "
-        f"(SELECT count(*) {_OF_CAPTION}) FROM captions t WHERE t.status = 'dead' AND t.{CURRENT}"
+        f"(SELECT count(*) {_OF_CAPTION}) FROM captions t"
     ),
 }
 """Per stage: item, error_class, message, key, url, attempts, records; in `Failure`'s order."""
 
+_FAILED = {Stage.INGEST: "t.state = 'invalid'", Stage.FETCH: "t.status = 'dead'", Stage.CAPTION: "t.status = 'dead'"}
+_WILL_RETRY = "t.status IN ('ready', 'retry') AND t.error_class IS NOT NULL"
 
 _FILTERS = {
     Stage.INGEST: {
@@ -47,10 +55,81 @@ _FILTERS = {
 }
 
 
-def failure_condition(stage: Stage, chosen: FailureFilter) -> tuple[str, list[str]]:
-    """Return ``AND ...`` conditions over the item ``t`` for what was chosen, and their arguments."""
+def filter_condition(stage: Stage, chosen: FailureFilter) -> tuple[str, list[str]]:
+    """Return ``AND ...`` conditions over the stage's items ``t`` that a filter means, and their arguments.
+
+    Captions of an earlier recipe are never meant: nobody would work on them.
+    """
     conditions = {"t.error_class = ?": chosen.error_class} | {
         sql: getattr(chosen, name) for name, sql in _FILTERS[stage].items()
     }
     given = {sql: value for sql, value in conditions.items() if value is not None}
-    return "".join(f" AND {sql}" for sql in given), list(given.values())
+    recipe = f" AND t.{CURRENT}" if stage is Stage.CAPTION else ""
+    return recipe + "".join(f" AND {sql}" for sql in given), list(given.values())
+
+
+def failed_items(reader: Reader, chosen: FailureFilter | None = None, limit: int | None = None) -> Iterator[Failure]:
+    """Yield failed items and invalid records, by stage and error class."""
+    chosen = chosen or FailureFilter()
+    if chosen.flag is not None:
+        return
+    for stage, sql in _ITEMS.items():
+        if chosen.stage not in (None, stage):
+            continue
+        # In the order of the partial indexes over failed items: by number, a page would look at every item.
+        after = ("", 0)
+        while limit is None or limit > 0:
+            size = PAGE if limit is None else min(PAGE, limit)
+            condition, arguments = filter_condition(stage, chosen)
+            rows = reader.rows(
+                f"{sql} WHERE {_FAILED[stage]}{condition} AND (t.error_class, t.id) > (?, ?) "
+                "ORDER BY t.error_class, t.id LIMIT ?",
+                (*arguments, *after, size),
+            )
+            for row in rows:
+                yield Failure(stage, *row)
+            limit = None if limit is None else limit - len(rows)
+            if len(rows) < size:
+                break
+            after = (rows[-1][1], rows[-1][0])
+
+
+def failure_page(
+    reader: Reader, stage: str, error_class: str, *, failed: bool = True, after: int = 0
+) -> tuple[Failure, ...]:
+    """Return the next items of a stage that failed with this class, in the order of their rows.
+
+    The ``failed`` ones are given up, the others will be tried again.  ``after`` is the item that ended the page before.
+    """
+    stage = Stage(stage)
+    where = _FAILED[stage] if failed else _WILL_RETRY
+    condition, arguments = filter_condition(stage, FailureFilter(error_class=error_class))
+    rows = reader.rows(
+        f"{_ITEMS[stage]} WHERE {where}{condition} AND t.id > ? ORDER BY t.id LIMIT {SHOWN}", (*arguments, after)
+    )
+    return tuple(Failure(stage, item, slug, message or "", *rest) for item, slug, message, *rest in rows)
+
+
+def failure_classes(reader: Reader) -> list[tuple[str, str, int]]:
+    """Return ``(stage, error_class, count)`` of everything that has failed or is invalid."""
+    return [
+        (stage, slug or "", n)
+        for stage, table, where in (
+            (Stage.INGEST, "records", "state = 'invalid'"),
+            (Stage.FETCH, "sources", "status = 'dead'"),
+            (Stage.CAPTION, "captions", f"status = 'dead' AND {CURRENT}"),
+        )
+        for slug, n in reader.rows(f"SELECT error_class, count(*) FROM {table} WHERE {where} GROUP BY error_class")
+    ]
+
+
+def retry_classes(reader: Reader) -> list[tuple[str, str, int]]:
+    """Return ``(stage, error_class, count)`` of everything that failed and will be tried again."""
+    return [
+        (stage, slug or "", n)
+        for stage, table, where in ((Stage.FETCH, "sources", "true"), (Stage.CAPTION, "captions", CURRENT))
+        for slug, n in reader.rows(
+            f"SELECT error_class, count(*) FROM {table} WHERE status IN ('ready', 'retry') "
+            f"AND {where} AND error_class IS NOT NULL GROUP BY error_class"
+        )
+    ]

@@ -1,16 +1,18 @@
-"""How fetch fares host by host, what is still to come, and which captions are suspicious."""
+"""What a run is doing: counts and rates, hosts, GPUs, caption engines, manifests, exports."""
 
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 from etl.clock import now_ms
 from etl.domain.statuses import HostState, Stage
-from etl.domain.views import HostInfo, HostProgress, Progress
-from etl.state.database import HOSTS_VERSION, known
-from etl.state.read.failures import CURRENT
-from etl.state.read.reader import PAGE, RATE_WINDOW_MS, Reader
+from etl.domain.views import EngineSample, GpuSample, HostInfo, HostProgress, Progress
+from etl.state.database import ENGINE_VERSION
+from etl.state.read.failures import CURRENT, failure_classes, retry_classes
+from etl.state.read.hosts import all_hosts, host_rates, pending_by_host
+from etl.state.read.reader import RATE_WINDOW_MS, Reader
+from etl.state.read.runs import latest_runs
 
 SHOWN_HOSTS = 8
 """Hosts in a `Progress`: the busiest ones, and those in trouble."""
@@ -18,8 +20,50 @@ SHOWN_HOSTS = 8
 COUNT_S = 10.0
 """Seconds between two counts of what is to come, which takes longer the more there is."""
 
+FRESH_MS = 30_000
+"""A sample that is older says nothing of this moment: they come every 5 s."""
 
-class Outlook:
+_LATEST = 64
+"""Rows read for the latest sample of each GPU or worker: no machine has more of either."""
+
+
+def read_progress(reader: Reader) -> Progress:
+    """Return all counts and rates at one instant; constant time whatever the size of the state."""
+    with reader.snapshot():
+        counts: dict[str, dict[str, int]] = {
+            "records": {}, "outcomes": {}, "sources": {}, "captions": {}, "images": {},
+        }  # fmt: skip
+        for stage, status, n in reader.rows(
+            "SELECT stage, status, n FROM counters WHERE recipe = 0 "
+            "OR recipe = (SELECT id FROM recipes WHERE current = 1)"
+        ):
+            counts[stage][status] = n
+        runs = latest_runs(reader, 1)
+        now = now_ms()
+        fetched, size = _window(reader, "sources", now)
+        captioned, _ = _window(reader, "captions", now)
+    span = RATE_WINDOW_MS / 1000
+    if runs and now - runs[0].started_at < RATE_WINDOW_MS:
+        span = max(1.0, (now - runs[0].started_at) / 1000)
+    return Progress(
+        records=counts["records"], outcomes=counts["outcomes"], sources=counts["sources"],
+        captions=counts["captions"], bytes_fetched=counts["images"].get("bytes", 0), fetched_per_s=fetched / span,
+        captioned_per_s=captioned / span, bytes_per_s=size / span, run=runs[0] if runs else None, at=now,
+    )  # fmt: skip
+
+
+def _window(reader: Reader, table: str, now: int) -> tuple[int, int]:
+    """Return items done and bytes fetched within the last `RATE_WINDOW_MS`."""
+    size = "coalesce(sum(i.bytes), 0)" if table == "sources" else "0"
+    join = "JOIN images i ON i.id = t.image" if table == "sources" else ""
+    row = reader.rows(
+        f"SELECT count(*), {size} FROM {table} t {join} WHERE t.status = 'done' AND t.done_at > ? AND t.done_at <= ?",
+        (now - RATE_WINDOW_MS, now),
+    )[0]
+    return int(row[0]), int(row[1])
+
+
+class ProgressReader:
     """`Progress` with its hosts, for whoever shows it again and again."""
 
     def __init__(self, reader: Reader) -> None:
@@ -30,22 +74,22 @@ class Outlook:
 
     def progress(self) -> Progress:
         """Return all counts and rates at one instant, by host too."""
-        progress = self._reader.progress()
+        progress = read_progress(self._reader)
         if time.monotonic() - self._counted_at >= COUNT_S:
             self._pending = pending_by_host(self._reader)
             self._flags = flag_counts(self._reader)
             self._counted_at = time.monotonic()
         rates = host_rates(self._reader, progress)
-        known = {info.host: info for info in hosts(self._reader)}
+        known = {info.host: info for info in all_hosts(self._reader)}
         shown = [
             HostProgress(known.get(name, HostInfo(name)), self._pending.get(name, 0), *rates.get(name, (0.0, 0.0)))
             for name in dict.fromkeys((*rates, *self._pending, *known))
             if name
         ]
-        shown.sort(key=lambda host: (host.info.state is HostState.OPEN, -host.items_per_s, -host.pending))
+        shown.sort(key=lambda host: (host.info.state is HostState.HEALTHY, -host.items_per_s, -host.pending))
         errors = {
             slug: n
-            for stage, slug, n in (*self._reader.failure_classes(), *self._reader.waiting_classes())
+            for stage, slug, n in (*failure_classes(self._reader), *retry_classes(self._reader))
             if stage == Stage.FETCH
         }
         return dataclasses.replace(
@@ -54,36 +98,11 @@ class Outlook:
         )  # fmt: skip
 
 
-def hosts(reader: Reader) -> list[HostInfo]:
-    """Return how each host fares, in alphabetical order; nothing for a state that no newer version has written.
-
-    A pause that is over shows as open: whoever wrote it may be gone.
-    """
-    if reader.version < HOSTS_VERSION:
-        return []
-    rows = reader.rows(
-        "SELECT host, CASE WHEN state IN ('paused', 'parked') AND until <= ? THEN 'open' ELSE state END, reason, "
-        "until, allowed, in_flight, done, failed, bytes, busy_ms, updated_at FROM hosts ORDER BY host",
-        (now_ms(),),
-    )
-    return [HostInfo(row[0], known(HostState, row[1]), *row[2:]) for row in rows]
-
-
-def host_rates(reader: Reader, progress: Progress) -> dict[str, tuple[float, float]]:
-    """Return ``(pictures per second, bytes per second)`` of each host over the last `RATE_WINDOW_MS`."""
-    rows = reader.rows(
-        "SELECT s.host, count(*), coalesce(sum(i.bytes), 0) FROM sources s JOIN images i ON i.id = s.image "
-        "WHERE s.status = 'done' AND s.done_at > ? AND s.done_at <= ? GROUP BY s.host",
-        (progress.at - RATE_WINDOW_MS, progress.at),
-    )
-    since = progress.run.started_at if progress.run else 0
-    span_s = max(1.0, min(RATE_WINDOW_MS, progress.at - since) / 1000)
-    return {host: (n / span_s, size / span_s) for host, n, size in rows}
-
-
-def pending_by_host(reader: Reader) -> dict[str, int]:
-    """Return how many sources of each host are still to be fetched."""
-    return dict(reader.rows("SELECT host, count(*) FROM sources WHERE status IN ('ready', 'retry') GROUP BY host"))
+def _seconds(shown: list[HostProgress]) -> float | None:
+    """Return the seconds until the slowest host is done; ``None`` while a host with work has no rate."""
+    times = [host.pending / host.items_per_s if host.items_per_s else None for host in shown if host.pending]
+    known = [each for each in times if each is not None]
+    return max(known, default=0.0) if len(known) == len(times) else None
 
 
 def flag_counts(reader: Reader) -> dict[str, int]:
@@ -94,31 +113,82 @@ def flag_counts(reader: Reader) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def open_sources(reader: Reader, *, fetched_too: bool = False) -> Iterator[tuple[int, str, str, bool, bytes]]:
-    """Yield ``(source, url, host, was tried before, line)`` for each line of an active record whose source is due.
+@dataclass(frozen=True, slots=True)
+class ManifestProgress:
+    """How much of the manifests has been read.
 
-    Lines of one source follow each other.  With ``fetched_too``, sources that are done count as due.
+    Attributes:
+        records: rows made of them so far.
+        complete: whether each was read to its end.
     """
-    wanted = "'ready', 'retry', 'done'" if fetched_too else "'ready', 'retry'"
-    after = (0, 0)
-    while rows := reader.rows(
-        "SELECT s.id, r.id, s.url, s.host, s.attempts > 0 AND s.status <> 'done', l.line FROM sources s "
-        "JOIN records r ON r.source = s.id AND r.state = 'active' JOIN record_lines l ON l.record = r.id "
-        f"WHERE s.status IN ({wanted}) AND s.id >= ? AND (s.id, r.id) > (?, ?) ORDER BY s.id, r.id LIMIT ?",
-        (after[0], *after, PAGE),
-    ):
-        yield from ((source, url, host, bool(tried), line) for source, _, url, host, tried, line in rows)
-        after = rows[-1][:2]
+
+    records: int = 0
+    complete: bool = True
 
 
-def image_sizes(reader: Reader) -> tuple[float, float]:
-    """Return the mean bytes of a working copy and of an original, over all images so far; zeros for none."""
-    row = reader.rows("SELECT coalesce(avg(working_bytes), 0), coalesce(avg(bytes), 0) FROM images")[0]
-    return float(row[0]), float(row[1])
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """The latest export: the run that wrote it, its rows, and when, Unix milliseconds."""
+
+    run: int
+    rows: int
+    at: int
 
 
-def _seconds(shown: list[HostProgress]) -> float | None:
-    """Return the seconds until the slowest host is done; ``None`` while a host with work has no rate."""
-    times = [host.pending / host.items_per_s if host.items_per_s else None for host in shown if host.pending]
-    known = [each for each in times if each is not None]
-    return max(known, default=0.0) if len(known) == len(times) else None
+def gpus(reader: Reader, run: int, now: int) -> tuple[GpuSample, ...]:
+    """Return the latest sample of each GPU of a run, if it is fresh; in the driver's order."""
+    rows = reader.rows(
+        "SELECT gpu, load_percent, memory_used, memory_total, power_w FROM "
+        f"(SELECT * FROM gpu_samples ORDER BY id DESC LIMIT {_LATEST}) WHERE run = ? AND at > ? ORDER BY id",
+        (run, now - FRESH_MS),
+    )
+    latest = {row[0]: GpuSample(*row) for row in rows}
+    return tuple(latest[gpu] for gpu in sorted(latest))
+
+
+def engines(reader: Reader, run: int, now: int) -> tuple[EngineSample, ...]:
+    """Return the latest sample of each worker's caption engine, if it is fresh; nothing from an older schema."""
+    if reader.version < ENGINE_VERSION:
+        return ()
+    rows = reader.rows(
+        "SELECT worker, slots, in_use, waiting, captions, tokens FROM "
+        f"(SELECT * FROM engine_samples ORDER BY id DESC LIMIT {_LATEST}) WHERE run = ? AND at > ? ORDER BY id",
+        (run, now - FRESH_MS),
+    )
+    latest = {row[0]: EngineSample(*row) for row in rows}
+    return tuple(latest[worker] for worker in sorted(latest))
+
+
+def tokens_per_s(reader: Reader, progress: Progress) -> float:
+    """Return the tokens of finished captions per second, over the last `RATE_WINDOW_MS`."""
+    tokens = reader.rows(
+        "SELECT coalesce(sum(tokens), 0) FROM captions WHERE status = 'done' AND done_at > ? AND done_at <= ?",
+        (progress.at - RATE_WINDOW_MS, progress.at),
+    )[0][0]
+    since = progress.run.started_at if progress.run else 0
+    return float(tokens) / max(1.0, min(RATE_WINDOW_MS, progress.at - since) / 1000)
+
+
+def done_per_span(reader: Reader, table: str, since: int, span_ms: int) -> dict[int, int]:
+    """Return how many items of a queue (``sources``, ``captions``) were done in each span of time since an instant.
+
+    A span is numbered by its begin, Unix milliseconds, divided by its length.
+    """
+    return dict(
+        reader.rows(
+            f"SELECT done_at / ?, count(*) FROM {table} WHERE status = 'done' AND done_at >= ? GROUP BY 1",
+            (span_ms, since),
+        )
+    )
+
+
+def manifest_progress(reader: Reader) -> ManifestProgress:
+    """Return how much of the manifests has been read."""
+    rows, complete = reader.rows("SELECT coalesce(sum(rows), 0), coalesce(min(complete), 1) FROM manifests")[0]
+    return ManifestProgress(int(rows), bool(complete))
+
+
+def last_export(reader: Reader) -> Exported | None:
+    """Return the latest export."""
+    rows = reader.rows("SELECT run, rows, at FROM exports ORDER BY id DESC LIMIT 1")
+    return Exported(*rows[0]) if rows else None

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from etl.domain.statuses import RecordState, Stage
-from etl.state.read.export_rows import ExportRow
+from etl.state.read.export_rows import ExportRow, export_rows
+from etl.state.read.manifests import all_manifests
 from etl.state.read.reader import Reader
 from etl.state.read.titles import title_and_date
 
@@ -45,8 +46,8 @@ class ReportRow:
 
 def report_rows(reader: Reader, recipe: int | None) -> Iterator[ReportRow]:
     """Yield the records of all manifests in their order; those that were not selected are left out."""
-    for manifest, *_ in reader.manifests():
-        rows = (_cut(row) for row in reader.export_rows(manifest, recipe) if row.state != RecordState.UNSELECTED)
+    for manifest, *_ in all_manifests(reader):
+        rows = (_cut(row) for row in export_rows(reader, manifest, recipe) if row.state != RecordState.UNSELECTED)
         while page := list(itertools.islice(rows, PAGE)):
             more = _details(reader, recipe, [row.record for row, *_ in page])
             for row, title, date in page:

@@ -25,8 +25,7 @@ class Place(NamedTuple):
 
 
 NEWEST = Place(2**62, 2**62)
-OLDEST = Place(-1, -1)
-"""Places behind the last caption and before the first."""
+"""The place behind the last caption."""
 
 
 @dataclass(frozen=True, slots=True)

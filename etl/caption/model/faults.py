@@ -1,11 +1,10 @@
-"""What a model or its processor may raise for one picture or prompt, and what that means."""
+"""What a model or its processor may raise for one picture or prompt, and whether memory was short."""
 
 import torch
 
 from etl.caption.model import cuda
 from etl.caption.model.checkpoint import one_line
-from etl.domain.items import CaptionItem, ItemFailure
-from etl.errors import CacheUnreadableError, CaptionError, FeederCrashedError, ModelError
+from etl.errors import ModelError
 
 BATCH_FAULTS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
 """What one picture or prompt can raise inside the processor or the model."""
@@ -18,7 +17,7 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory was short, of the device or of the host."""
+    """Return whether memory was short, of the device or of the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
@@ -26,7 +25,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def short_of_memory(error: BaseException, device: torch.device) -> bool:
-    """Tell whether less at a time may help: memory was short, or CUDA failed in a way that it has survived.
+    """Return whether less at a time may help: memory was short, or CUDA failed in a way that it has survived.
 
     Raises `ModelError` when the device is lost: only another process can use it again.
     """
@@ -34,11 +33,3 @@ def short_of_memory(error: BaseException, device: torch.device) -> bool:
         raise ModelError(f"the GPU failed and must be started afresh: {one_line(error)}; run again") from error
     # Out of memory comes as one of these, too, above all from recording and instantiating graphs.
     return is_out_of_memory(error) or isinstance(error, torch.AcceleratorError)
-
-
-def failure(item: CaptionItem, error: CaptionError, started_at: int) -> ItemFailure:
-    """Return the failure of an item that was begun at ``started_at``, Unix milliseconds."""
-    return ItemFailure(
-        item.id, error.slug, str(error), error.retryable, started_at, crashed=isinstance(error, FeederCrashedError),
-        stops=isinstance(error, CacheUnreadableError),
-    )  # fmt: skip

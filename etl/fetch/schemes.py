@@ -1,0 +1,121 @@
+"""How a source is opened, by the scheme of its URL.  A new one is an opener here and a line of `etl.net.urls.SCHEMES`.
+
+An opener asks its host only within a slot of the limiter, and writes what it brings to the cache's part for the URL.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from etl.errors import TransientFetchError
+from etl.fetch.hosts.limiter import HostLimiter
+from etl.fetch.local_files import Roots, read_local
+from etl.fetch.mirrors import Address
+from etl.fetch.workers.base import Downloads
+from etl.images.cache import ImageCache
+from etl.net.attempt import Validators
+from etl.net.part import Download
+
+log = logging.getLogger(__name__)
+
+PROGRESS = 256 * 1024
+"""Bytes that a connection must have brought before it broke for its file to be resumed at once, free of charge."""
+
+RESUME_PAUSE_S = 0.5
+"""Seconds before a broken connection is made anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """What openers work with.
+
+    Attributes:
+        limiter: lets requests to a host begin.
+        downloads: download over HTTP, here or elsewhere.
+        cache: gives each URL its part.
+        roots: where local files may lie.
+        robots: awaited with the URL before it is asked for; raises a `FetchError` where that is not allowed.
+        max_bytes: that a file may have.
+        is_stopping: whether broken downloads are no longer to be resumed.
+    """
+
+    limiter: HostLimiter
+    downloads: Downloads
+    cache: ImageCache
+    roots: Roots
+    robots: Callable[[str], Awaitable[None]] | None
+    max_bytes: int
+    is_stopping: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The bytes of a source, whole.
+
+    Attributes:
+        download: their hash and size, and what the server said of them.
+        path: where they lie.
+        by_backend: whether `Downloads` brought them, and so has them; else they lie on this machine.
+        is_part: whether they lie in a part of the cache, which is removed or kept as an original; else they stay.
+    """
+
+    download: Download
+    path: Path
+    by_backend: bool = False
+    is_part: bool = True
+
+
+Opener = Callable[[Access, Address, Validators | None], Awaitable[Opened]]
+"""Opens an address; where there are validators, what they stand for is in the cache and may be told unchanged.
+
+Raises an `ItemError`, and `HostNotReadyError` when the host may not be asked now.
+"""
+
+
+async def open_http(access: Access, address: Address, validators: Validators | None) -> Opened:
+    """Download one URL; a connection that breaks after bringing something costs no attempt.
+
+    What a failed attempt leaves is kept, so the next one goes on from there.  Each request waits for a slot of its own,
+    as the host may have asked for a pause meanwhile.
+    """
+    part = access.cache.part_of(address.url)
+    await _ask_leave(access, address)
+    while True:
+        begun = access.downloads.rest_of(part)
+        async with access.limiter.slot(address.host, address.url, patient=False) as request:
+            try:
+                download = await access.downloads.download(address.url, part, validators=validators)
+                access.limiter.succeeded(request, download.size)
+                return Opened(download, part, by_backend=True)
+            except TransientFetchError as error:
+                rest = access.downloads.rest_of(part)
+                before = begun.received if begun else 0
+                if rest is None or rest.received < before + PROGRESS or access.is_stopping():
+                    raise
+                log.info("resuming at byte %d of %d: %s", rest.received, rest.total, error)
+        await asyncio.sleep(RESUME_PAUSE_S)
+
+
+async def _ask_leave(access: Access, address: Address) -> None:
+    """Raise `RobotsError` for what may not be asked for, before it takes a slot and its interval."""
+    if access.robots is None:
+        return
+    try:
+        await access.robots(address.url)
+    except TransientFetchError:
+        # A host that does not give its robots.txt is in the same trouble as one that gives no pictures.
+        async with access.limiter.slot(address.host, address.url):
+            raise
+
+
+async def open_file(access: Access, address: Address, _: Validators | None) -> Opened:
+    """Read a local file where it lies."""
+    async with access.limiter.slot("", patient=False):
+        path = await asyncio.to_thread(access.roots.checked, address.url)
+        download = await asyncio.to_thread(read_local, path, max_bytes=access.max_bytes)
+    return Opened(download, path, is_part=False)
+
+
+OPENERS: dict[str, Opener] = {"http": open_http, "https": open_http, "file": open_file}

@@ -1,0 +1,42 @@
+"""The first page of a PDF.  Imported only where one is met, because most decoder processes never meet any."""
+
+import contextlib
+from pathlib import Path
+
+import pypdfium2
+from PIL import Image
+
+from etl.errors import CorruptImageError
+
+_TAIL_BYTES = 1024
+"""Where Acrobat looks for the end marker (ISO 32000-1, note 18 of annex H)."""
+
+
+def first_page(path: Path, longest_edge: int) -> Image.Image:
+    """Return the first page in RGB, its longer side ``longest_edge`` pixels or, rounded up, one more.
+
+    Raises `CorruptImageError` for a file that was cut short or has no page, and whatever PDFium raises.
+    """
+    document = pypdfium2.PdfDocument(path)
+    with contextlib.closing(document):
+        # PDFium mends the table that is the end of each file: a page cut short would come out white.
+        if not pypdfium2.raw.FPDF_DocumentHasValidCrossReferenceTable(document) and not _has_end(path):
+            raise CorruptImageError("the PDF is cut short")
+        if len(document) == 0:
+            raise CorruptImageError("the PDF has no pages")
+        page = document[0]
+        with contextlib.closing(page):
+            longest = max(page.get_size())
+            if not 0 < longest < float("inf"):
+                raise CorruptImageError(f"the PDF's first page has the size {page.get_size()}")
+            bitmap = page.render(scale=longest_edge / longest)
+            with contextlib.closing(bitmap):
+                image: Image.Image = bitmap.to_pil().convert("RGB")
+                return image
+
+
+def _has_end(path: Path) -> bool:
+    """Return whether the file ends with a PDF's last line, give or take what viewers put up with."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        return b"%%EOF" in file.read()

@@ -1,0 +1,48 @@
+"""Parquet, for which pyarrow must be installed: each row becomes an object with the columns' names."""
+
+import datetime
+import decimal
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from etl.errors import ManifestError
+from etl.extras import pyarrow
+from etl.ingest.manifest_formats.file import ManifestFile
+
+ROWS = 2_000
+"""Rows that are taken at once."""
+
+
+def lines(file: ManifestFile) -> Iterator[bytes]:
+    """Yield a line for each row, a row group at a time."""
+    arrow = pyarrow()
+    try:
+        with arrow.parquet.ParquetFile(file.path) as parquet:
+            for batch in parquet.iter_batches(ROWS):
+                for row in batch.to_pylist():
+                    line = json.dumps(_plain(row, file.name), ensure_ascii=False)
+                    yield line.encode("utf-8", "surrogatepass") + b"\n"
+    except arrow.ArrowException as error:
+        raise ManifestError(f"{file.path} is cut short, damaged or no Parquet file: {error}") from error
+    except OSError as error:
+        raise ManifestError(f"cannot read {file.path}: {error.strerror or error}") from error
+
+
+def _plain(value: Any, name: str) -> Any:
+    """Return a value of Parquet as JSON has it: times as ISO 8601, decimals as text, what is no number as null."""
+    match value:
+        case dict():
+            return {str(key): _plain(inner, name) for key, inner in value.items()}
+        case list() | tuple():
+            return [_plain(inner, name) for inner in value]
+        case float():
+            return value if math.isfinite(value) else None
+        case bytes():
+            raise ManifestError(f"{name} holds bytes in a column; JSON has none: leave out pictures and binary columns")
+        case datetime.datetime() | datetime.date() | datetime.time():
+            return value.isoformat()
+        case decimal.Decimal() | datetime.timedelta():
+            return str(value)
+    return value

@@ -1,0 +1,39 @@
+"""How fetch fares host by host."""
+
+from etl.clock import now_ms
+from etl.domain.statuses import HostState
+from etl.domain.views import HostInfo, Progress
+from etl.state.database import HOSTS_VERSION, known
+from etl.state.read.reader import RATE_WINDOW_MS, Reader
+
+
+def all_hosts(reader: Reader) -> list[HostInfo]:
+    """Return how each host fares, in alphabetical order; nothing for a state that no newer version has written.
+
+    A pause that is over shows as open: whoever wrote it may be gone.
+    """
+    if reader.version < HOSTS_VERSION:
+        return []
+    rows = reader.rows(
+        "SELECT host, CASE WHEN state IN ('paused', 'parked') AND until <= ? THEN 'open' ELSE state END, reason, "
+        "until, allowed, in_flight, done, failed, bytes, busy_ms, updated_at FROM hosts ORDER BY host",
+        (now_ms(),),
+    )
+    return [HostInfo(row[0], known(HostState, row[1]), *row[2:]) for row in rows]
+
+
+def host_rates(reader: Reader, progress: Progress) -> dict[str, tuple[float, float]]:
+    """Return ``(pictures per second, bytes per second)`` of each host over the last `RATE_WINDOW_MS`."""
+    rows = reader.rows(
+        "SELECT s.host, count(*), coalesce(sum(i.bytes), 0) FROM sources s JOIN images i ON i.id = s.image "
+        "WHERE s.status = 'done' AND s.done_at > ? AND s.done_at <= ? GROUP BY s.host",
+        (progress.at - RATE_WINDOW_MS, progress.at),
+    )
+    since = progress.run.started_at if progress.run else 0
+    span_s = max(1.0, min(RATE_WINDOW_MS, progress.at - since) / 1000)
+    return {host: (n / span_s, size / span_s) for host, n, size in rows}
+
+
+def pending_by_host(reader: Reader) -> dict[str, int]:
+    """Return how many sources of each host are still to be fetched."""
+    return dict(reader.rows("SELECT host, count(*) FROM sources WHERE status IN ('ready', 'retry') GROUP BY host"))

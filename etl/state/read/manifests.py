@@ -1,0 +1,27 @@
+"""Which manifests there are, and their lines as they were ingested."""
+
+from collections.abc import Iterator
+
+from etl.state.read.reader import PAGE, Reader
+
+
+def all_manifests(reader: Reader) -> list[tuple[int, str, str, bool]]:
+    """Return ``(id, path, spec, complete)`` of every manifest, in the order they were first ingested."""
+    return [
+        (number, path, spec, bool(complete))
+        for number, path, spec, complete in reader.rows("SELECT id, path, spec, complete FROM manifests ORDER BY id")
+    ]
+
+
+def manifest_lines(reader: Reader, manifest: int) -> Iterator[tuple[int, str, bytes]]:
+    """Yield ``(record, state, line)`` for the records of one manifest, in order, removed ones left out."""
+    after = (0, 0)
+    while rows := reader.page(
+        "SELECT r.position, r.id, r.state, l.line FROM records r JOIN record_lines l ON l.record = r.id "
+        "WHERE r.manifest = ? AND (r.position, r.id) > (?, ?) AND r.state <> 'removed' "
+        "ORDER BY r.position, r.id LIMIT ?",
+        (manifest, *after, PAGE),
+        line=3,
+    ):
+        yield from (row[1:] for row in rows)
+        after = rows[-1][:2]

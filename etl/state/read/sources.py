@@ -1,0 +1,33 @@
+"""What is still to be fetched, and how large what was fetched is."""
+
+from collections.abc import Iterator
+
+from etl.state.read.reader import PAGE, Reader
+
+
+def open_sources(reader: Reader, *, fetched_too: bool = False) -> Iterator[tuple[int, str, str, bool, bytes]]:
+    """Yield ``(source, url, host, was tried before, line)`` for each line of an active record whose source is due.
+
+    Lines of one source follow each other.  With ``fetched_too``, sources that are done count as due.
+    """
+    wanted = "'ready', 'retry', 'done'" if fetched_too else "'ready', 'retry'"
+    after = (0, 0)
+    while rows := reader.rows(
+        "SELECT s.id, r.id, s.url, s.host, s.attempts > 0 AND s.status <> 'done', l.line FROM sources s "
+        "JOIN records r ON r.source = s.id AND r.state = 'active' JOIN record_lines l ON l.record = r.id "
+        f"WHERE s.status IN ({wanted}) AND s.id >= ? AND (s.id, r.id) > (?, ?) ORDER BY s.id, r.id LIMIT ?",
+        (after[0], *after, PAGE),
+    ):
+        yield from ((source, url, host, bool(tried), line) for source, _, url, host, tried, line in rows)
+        after = rows[-1][:2]
+
+
+def image_sizes(reader: Reader) -> tuple[float, float]:
+    """Return the mean bytes of a working copy and of an original, over all images so far; zeros for none."""
+    row = reader.rows("SELECT coalesce(avg(working_bytes), 0), coalesce(avg(bytes), 0) FROM images")[0]
+    return float(row[0]), float(row[1])
+
+
+def longest_edges(reader: Reader) -> list[int]:
+    """Return the different limits that the present working copies were made with."""
+    return [row[0] for row in reader.rows("SELECT DISTINCT longest_edge FROM images WHERE state = 'present'")]

@@ -1,0 +1,63 @@
+"""Everything known of one record: what ``etl why`` and the dashboard tell."""
+
+from typing import Any
+
+from etl.domain.statuses import Stage
+from etl.state.database import ENGINE_VERSION
+from etl.state.read.reader import Reader
+
+
+def record_story(reader: Reader, key: str) -> dict[str, Any] | None:
+    """Return everything known of one record: its line, source, image, captions and attempts."""
+    record = _one(
+        reader,
+        "SELECT r.id, r.key, m.path AS manifest, r.position AS line, r.state, r.outcome, r.error_class, r.error, "
+        "r.source, r.prompt AS prompt_id, p.text AS prompt FROM records r "
+        "JOIN manifests m ON m.id = r.manifest LEFT JOIN prompts p ON p.id = r.prompt WHERE r.key = ?",
+        key,
+    )
+    if record is None:
+        return None
+    source = _one(reader, "SELECT * FROM sources WHERE id = ?", record.pop("source"))
+    prompt = record.pop("prompt_id")
+    image = _one(reader, "SELECT * FROM images WHERE id = ?", source["image"]) if source else None
+    captions = reader.dicts(
+        "SELECT c.*, p.model, p.revision, p.current FROM captions c JOIN recipes p ON p.id = c.recipe "
+        "WHERE c.image = ? AND c.prompt = ? ORDER BY c.id",
+        image["id"] if image else None,
+        prompt,
+    )
+    attempts = _attempts(reader, Stage.FETCH, source["id"]) if source else []
+    for caption in captions:
+        caption["earlier"] = _earlier(reader, caption["id"])
+        attempts += _attempts(reader, Stage.CAPTION, caption["id"])
+    line = reader.rows("SELECT line FROM record_lines WHERE record = ?", (record.pop("id"),))[0][0]
+    return {
+        "record": record, "source": source, "image": image, "captions": captions, "attempts": attempts,
+        "line": bytes(line).decode("utf-8", "replace"),
+    }  # fmt: skip
+
+
+def _earlier(reader: Reader, caption: int) -> list[dict[str, Any]]:
+    """Return what a caption was before it was made again, oldest first."""
+    if reader.version < ENGINE_VERSION:
+        return []
+    return reader.dicts(
+        "SELECT text, finish_reason, tokens, flags, repetition_penalty, run, done_at FROM earlier_captions "
+        "WHERE caption = ? ORDER BY id",
+        caption,
+    )
+
+
+def _attempts(reader: Reader, stage: Stage, item: int) -> list[dict[str, Any]]:
+    return reader.dicts(
+        "SELECT stage, n, run, started_at, ended_at, error_class, message FROM attempts "
+        "WHERE stage = ? AND item = ? ORDER BY id",
+        stage,
+        item,
+    )
+
+
+def _one(reader: Reader, sql: str, *arguments: object) -> dict[str, Any] | None:
+    found = reader.dicts(sql, *arguments)
+    return found[0] if found else None
