@@ -16,6 +16,7 @@ import etl
 from etl.demo.scenes import random_scene
 from etl.errors import ConfigError, StateMissingError
 from etl.state.read.reader import Reader
+from etl.state.read.story import record_story
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -50,7 +51,9 @@ def test_the_examples_caption_what_was_drawn(played: dict[str, Any]) -> None:
     lines = (played["folder"] / "captions.jsonl").read_text("utf-8").splitlines()
     exported = {row["id"]: row["vlm_caption"] for row in map(json.loads, lines)}
     with Reader(played["folder"] / "other") as reader:
-        assert (reader.story("scene-1") or {})["record"]["prompt"] == "Which shapes are in the picture Rue Drolet?"
+        assert (record_story(reader, "scene-1") or {})["record"][
+            "prompt"
+        ] == "Which shapes are in the picture Rue Drolet?"
     assert exported == {"scene-0": played["drawn"][0], "scene-1": played["drawn"][1], "scene-2": None}
 
 

@@ -130,7 +130,7 @@ def test_the_layers_are_few() -> None:
     there = {path.parent.name for path in inside.glob("*/__init__.py")} | {path.stem for path in inside.glob("*.py")}
     assert {f"etl.{name}" for name in there} - placed == {"etl.__init__"}
     (apart,) = (contract["modules"] for contract in found if contract["type"] == "independence")
-    assert {f"etl.{stage}" for stage in ("ingest", "fetch", "caption", "export", "report", "telemetry")} <= set(apart)  # type: ignore[arg-type, call-overload]
+    assert {f"etl.{stage}" for stage in ("ingest", "fetch", "caption", "export", "report", "telemetry")} <= set(apart)  # type: ignore[call-overload]
 
 
 def test_the_backport_has_one_importer() -> None:

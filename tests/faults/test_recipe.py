@@ -35,7 +35,7 @@ class Model(PlainCaptioner):
 
 
 def export(bench: Workbench, output: Path, recipe: str | None = None) -> None:
-    export_manifest(bench.settings, str(output), ExportOptions(recipe, only_captioned=False))
+    export_manifest(bench.settings, str(output), ExportOptions(recipe=recipe, only_captioned=False))
 
 
 def made_by(bench: Workbench) -> dict[str, int]:

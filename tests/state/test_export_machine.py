@@ -277,7 +277,7 @@ class ExportMachine(RuleBasedStateMachine):
         """Also by the recipe of another moment."""
         known = {model: sha256 for sha256, model in self._store._connection.rows("SELECT sha256, model FROM recipes")}
         if recipe in known:
-            written = self._export(ExportOptions(known[recipe], only_captioned=True))
+            written = self._export(ExportOptions(recipe=known[recipe], only_captioned=True))
             assert written == self._model.export(recipe, only_captioned=True)
 
     def _export(self, options: ExportOptions) -> bytes:

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.driving import LARGE, SMALL, drive, text_of, until
@@ -28,7 +29,7 @@ TAKEN_BY_TERMINALS = {f"ctrl+{letter}" for letter in "abhijms"}
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_the_overview_is_whole(make_state, size: tuple[int, int]) -> None:
+def test_the_overview_is_whole(make_state: Any, size: tuple[int, int]) -> None:
     """Every item of the overview is on the screen, and every figure is the database's."""
     state = make_state(20, price=3.0)
     state.fetch(done=8, dead=3, retry=2)
@@ -60,7 +61,7 @@ def test_the_overview_is_whole(make_state, size: tuple[int, int]) -> None:
     drive(state.path, steps, size)
 
 
-def test_from_100_to_40_lines_nothing_is_lost(make_state) -> None:
+def test_from_100_to_40_lines_nothing_is_lost(make_state: Any) -> None:
     """After a resize the overview fills the new size, wide or narrow, and smaller ones neither crash nor overlap."""
     state = make_state(20)
     state.fetch(done=8, dead=3, retry=2)
@@ -85,7 +86,7 @@ def test_from_100_to_40_lines_nothing_is_lost(make_state) -> None:
         (None, ("✗ crashed", "the process is gone", "last heartbeat")),
     ],
 )
-def test_the_run_line_says_how_a_run_ended(make_state, end: RunState | None, words: tuple[str, ...]) -> None:
+def test_the_run_line_says_how_a_run_ended(make_state: Any, end: RunState | None, words: tuple[str, ...]) -> None:
     """Done, partial, failed with its message, and crashed are told apart in words."""
     state = make_state(3)
     if end is not None:
@@ -98,7 +99,7 @@ def test_the_run_line_says_how_a_run_ended(make_state, end: RunState | None, wor
     drive(state.path, steps)
 
 
-def test_the_run_line_says_when_a_run_stops(make_state) -> None:
+def test_the_run_line_says_when_a_run_stops(make_state: Any) -> None:
     """A deadline stands there while the run lives, and what was left once it has ended."""
     state = make_state(3)
     at = datetime.now().astimezone() + timedelta(minutes=72, seconds=30)
@@ -113,7 +114,7 @@ def test_the_run_line_says_when_a_run_stops(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_the_view_follows_the_run(make_state) -> None:
+def test_the_view_follows_the_run(make_state: Any) -> None:
     """What another process commits is on the screen within about a second."""
     state = make_state(10)
 
@@ -126,7 +127,7 @@ def test_the_view_follows_the_run(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_a_missing_database_is_told_and_found_when_it_appears(make_state, tmp_path: Path) -> None:
+def test_a_missing_database_is_told_and_found_when_it_appears(make_state: Any, tmp_path: Path) -> None:
     """Without a database the screen says so in words on both screens, and recovers by itself."""
 
     async def steps(pilot: Pilot[None]) -> None:
@@ -140,7 +141,7 @@ def test_a_missing_database_is_told_and_found_when_it_appears(make_state, tmp_pa
     drive(tmp_path / "state", steps)
 
 
-def test_a_newer_database_is_told(make_state) -> None:
+def test_a_newer_database_is_told(make_state: Any) -> None:
     """A database of a newer version gives the reader's own words instead of wrong figures."""
     state = make_state(1)
     state.close()
@@ -154,7 +155,7 @@ def test_a_newer_database_is_told(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_a_locked_database_is_told_while_it_is_locked(make_state) -> None:
+def test_a_locked_database_is_told_while_it_is_locked(make_state: Any) -> None:
     """A database that does not answer is said to, the screen stays alive, and quitting does not wait for it."""
     state = make_state(4)
     state.close()
@@ -197,7 +198,7 @@ async def obeyed(pilot: Pilot[None], obey: Callable[[], list[str]]) -> list[str]
     raise AssertionError("no command came")
 
 
-def test_commands_reach_the_run_and_are_acknowledged(make_state) -> None:
+def test_commands_reach_the_run_and_are_acknowledged(make_state: Any) -> None:
     """p pauses and resumes, s and r ask first, r with the number; each answer is shown."""
     state = make_state(6)
     state.fetch(dead=2)
@@ -227,7 +228,7 @@ def test_commands_reach_the_run_and_are_acknowledged(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_without_a_live_run_no_command_is_sent(make_state) -> None:
+def test_without_a_live_run_no_command_is_sent(make_state: Any) -> None:
     """r says what to run instead, p and s say that there is no run; the database is not written."""
     state = make_state(3)
     state.fetch(dead=1)
@@ -248,7 +249,7 @@ def test_without_a_live_run_no_command_is_sent(make_state) -> None:
 
 
 @pytest.mark.parametrize("key", [action.keys for action in ACTIONS if action.name in COMMANDS])
-def test_readonly_refuses_every_command(make_state, key: str) -> None:
+def test_readonly_refuses_every_command(make_state: Any, key: str) -> None:
     """With --readonly the keys that write are answered with a refusal, beside a live run too."""
     state = make_state(3)
     state.fetch(dead=1)
@@ -263,7 +264,7 @@ def test_readonly_refuses_every_command(make_state, key: str) -> None:
     assert state.store.open_commands() == []
 
 
-def test_ascii_draws_nothing_else(hostile) -> None:
+def test_ascii_draws_nothing_else(hostile: Any) -> None:
     """With --ascii every character of every screen, dialog and message is ASCII, but for what others wrote."""
     ours = set(HOSTILE)
 
@@ -279,7 +280,7 @@ def test_ascii_draws_nothing_else(hostile) -> None:
 
 
 @pytest.mark.soak
-def test_every_key_does_something_harmless(hostile) -> None:
+def test_every_key_does_something_harmless(hostile: Any) -> None:
     """Every key of the registry, pressed on every screen and in every list, leaves the dashboard alive."""
     places = {
         "o": (),
@@ -304,7 +305,7 @@ def test_every_key_does_something_harmless(hostile) -> None:
     drive(hostile.path, steps, SMALL, readonly=True)
 
 
-def test_help_shows_the_whole_registry(make_state) -> None:
+def test_help_shows_the_whole_registry(make_state: Any) -> None:
     """Every action has a method, a key that terminals leave alone, and a line in help and palette."""
     state = make_state(1)
 
@@ -325,7 +326,7 @@ def test_help_shows_the_whole_registry(make_state) -> None:
     drive(state.path, steps, (100, 60))
 
 
-def test_the_palette_runs_an_action(make_state) -> None:
+def test_the_palette_runs_an_action(make_state: Any) -> None:
     """What is chosen in the palette happens: everywhere, and on the screen it was opened on."""
     state = make_state(3, pictures=True)
     state.fetch(done=3)
@@ -341,7 +342,7 @@ def test_the_palette_runs_an_action(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_dark_and_light(make_state) -> None:
+def test_dark_and_light(make_state: Any) -> None:
     """t changes the ground between dark and light, and back."""
     state = make_state(1)
 
@@ -367,7 +368,7 @@ def watch_refresh(panel: Panel, note: Callable[..., None]) -> None:
     panel.refresh = noted  # type: ignore[method-assign]
 
 
-def test_a_live_line_alone_is_drawn_again(make_state) -> None:
+def test_a_live_line_alone_is_drawn_again(make_state: Any) -> None:
     """Nothing but the line that changed is sent to the terminal: over a slow connection the rest would cost most."""
     state = make_state(5)
     state.store.heartbeat(state.run, RunState.RUNNING)
@@ -387,7 +388,7 @@ def test_a_live_line_alone_is_drawn_again(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_a_broken_reader_ends_the_dashboard_with_its_error(make_state, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_reader_ends_the_dashboard_with_its_error(make_state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that nobody foresaw is not swallowed by a thread."""
     state = make_state(1)
     monkeypatch.setattr("tui.snapshot_reader.records_view", lambda _: 1 / 0)
