@@ -18,11 +18,12 @@ from pathlib import Path
 from PIL import Image, ImageChops
 
 from etl.caption.pictures.loader import Feeder
-from etl.caption.pictures.pixels import PixelPlan, crop_aspect, open_working_copy, pixels
+from etl.caption.pictures.pixels import PixelPlan, crop_aspect, pixels
 from etl.demo.scenes import random_scene
 from etl.domain.items import CaptionItem
 from etl.images.cache import ImageCache
 from etl.images.decode import encode_working_copy
+from etl.images.working_copies import open_working_copy
 
 PLAN = PixelPlan(336, 336, 336, Image.Resampling.BICUBIC, 4.0)
 """LLaVA-1.5's."""

@@ -43,7 +43,7 @@ def run_ours(urls: list[str], work: Path) -> Result:
         environment = _environment() | {
             "ETL_STATE": str(work / "state"), "ETL_ALLOW_HOST": "127.0.0.1", "ETL_CONCURRENCY": str(CONNECTIONS),
             "ETL_PER_HOST": str(CONNECTIONS), "ETL_DECODERS": str(CORES), "ETL_LONGEST_EDGE": str(LONGEST_EDGE),
-            "ETL_BACKOFF_S": str(BACKOFF_S),
+            "ETL_BACKOFF": str(BACKOFF_S),
         }  # fmt: skip
         etl = [sys.executable, "-m", "etl.cli.app"]
         subprocess.run([*etl, "ingest", "-q", str(manifest)], env=environment, check=True)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from etl.errors import EtlError
     from etl.run.call import run
     from etl.run.plan import Report
-    from etl.settings import Settings, load_settings
+    from etl.setting_sources import load_settings
+    from etl.settings import Settings
 
 __all__ = [
     "Caption", "EtlError", "Failure", "Progress", "Record", "Report", "Settings", "State", "__version__", "errors",
@@ -34,7 +35,8 @@ _HOMES = {
     "Failure": "etl.domain.views", "Progress": "etl.domain.views",
     "EtlError": "etl.errors",
     "Report": "etl.run.plan",
-    "Settings": "etl.settings", "load_settings": "etl.settings",
+    "Settings": "etl.settings",
+    "load_settings": "etl.setting_sources",
 }  # fmt: skip
 """The module that each name is loaded from."""
 

@@ -283,7 +283,7 @@ class RobotsError(FetchError):
 
 
 class HostDownError(FetchError):
-    """The host failed every request for longer than ``host_patience_s``; this source was not tried any more."""
+    """The host failed every request for longer than ``host_patience``; this source was not tried any more."""
 
     slug = "host_down"
 
@@ -432,14 +432,14 @@ class EndpointAnswerError(CaptionError):
 
 
 class EndpointTimeoutError(CaptionError):
-    """The endpoint gave no caption within ``endpoint_timeout_s``."""
+    """The endpoint gave no caption within ``endpoint_timeout``."""
 
     slug = "endpoint_timeout"
     retryable = True
 
 
 class WorkerTimeoutError(CaptionError):
-    """A node of the cluster gave no caption within ``ray_timeout_s``."""
+    """A node of the cluster gave no caption within ``ray_timeout``."""
 
     slug = "worker_timeout"
     retryable = True

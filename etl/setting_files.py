@@ -1,7 +1,7 @@
-"""The files that settings come from, and which settings each of them may give.
+"""The files that settings come from, and what speaks against them.
 
 Two are looked for: the user's own, and ``etl.toml`` in the working directory.  The second may have come there with a
-stranger's manifest, so it counts only for what does no harm in a stranger's hands.
+stranger's manifest, so it counts only for what does no harm in a stranger's hands (`Trust`).
 """
 
 import os
@@ -18,31 +18,6 @@ from etl.user_files import CONFIG, user_file
 FOUND = Path("etl.toml")
 """What is looked for in the working directory."""
 
-OWN = frozenset(
-    {
-        # Pictures, keys or money go there.
-        "endpoint", "endpoint_model", "backend", "fetch_backend", "ray_address", "insecure", "webhook",
-        # It is loaded, read or written.
-        "model", "revision", "state", "allow_path", "rewrite_url", "mirror_template", "prefer_mirror",
-        # It opens a door.
-        "allow_host", "metrics_port", "metrics_address",
-        # It guards this machine from what came with the file.
-        "max_bytes", "max_pixels", "decoder_memory", "min_free",
-    }
-)  # fmt: skip
-"""Settings that the user alone may give: by a flag, the environment, a file of the user's own or one that is named."""
-
-HARMLESS = frozenset(
-    {
-        "concurrency", "per_host", "host_rate", "host_patience_s", "respect_robots", "connect_timeout_s",
-        "read_timeout_s", "min_rate", "max_attempts", "backoff_s", "backoff_cap_s", "contact", "longest_edge",
-        "keep_originals", "decoders", "max_cache_size", "dtype", "device", "endpoint_concurrency", "endpoint_timeout_s",
-        "endpoint_patience_s", "ray_cpus", "ray_timeout_s", "engine", "slots", "gpu_memory_fraction", "gpus", "feeders",
-        "batch_size", "max_new_tokens", "pad_to_square", "max_aspect", "deadline", "interval_s", "gpu_price",
-    }
-)  # fmt: skip
-"""Settings that any folder's ``etl.toml`` may give: how hard, how long and how large, within what the user asks for."""
-
 _MAX_BYTES = 1024 * 1024
 
 
@@ -53,7 +28,7 @@ class SettingFile:
     Attributes:
         path: as it is shown.
         table: what it says.
-        doubt: why it counts for `HARMLESS` settings alone; empty where it is the user's word.
+        doubt: why it counts for harmless settings alone; empty where it is the user's word.
     """
 
     path: Path

@@ -1,11 +1,17 @@
-"""What each setting may hold, and how text from a file, the environment or a flag becomes its value."""
+"""What is known of a setting but its value, and how text from a file, the environment or a flag becomes that."""
 
+import dataclasses
 import difflib
+import enum
+import functools
 import re
 import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from etl.deadline import moment
@@ -22,64 +28,150 @@ FETCH_BACKENDS = ("local", "ray")
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
-_CHOICES = {"dtype": DTYPES, "backend": BACKENDS, "engine": ENGINES, "fetch_backend": FETCH_BACKENDS}
-
-_LIMITS: dict[str, tuple[float, float]] = {
-    "concurrency": (1, 32),
-    "per_host": (1, 32),
-    "host_rate": (0, 1000),
-    "host_patience_s": (1, 7 * 86400),
-    "connect_timeout_s": (0.05, 3600),
-    "read_timeout_s": (0.05, 3600),
-    "min_rate": (0, 1e12),
-    "max_bytes": (1, 1e12),
-    "max_pixels": (1, 1e10),
-    "max_attempts": (1, 100),
-    "backoff_s": (0, 86400),
-    "backoff_cap_s": (0, 7 * 86400),
-    "longest_edge": (32, 16384),
-    "decoders": (0, 256),
-    "decoder_memory": (256 * 1024**2, 1e12),
-    "min_free": (0, 1e15),
-    "max_cache_size": (0, 1e15),
-    "endpoint_concurrency": (1, 1024),
-    "endpoint_timeout_s": (0.05, 86400),
-    "endpoint_patience_s": (0.05, 7 * 86400),
-    "ray_cpus": (0, 1024),
-    "ray_timeout_s": (0.05, 86400),
-    "slots": (0, 4096),
-    "gpu_memory_fraction": (0.05, 1),
-    "feeders": (0, 64),
-    "batch_size": (1, 4096),
-    "max_new_tokens": (1, 4096),
-    "max_aspect": (1, 1000),
-    "interval_s": (0.1, 3600),
-    "metrics_port": (0, 65535),
-    "gpu_price": (0, 1e6),
-}
-
 MAX_SHOWN = 100
 """Characters of a wrong value in an error message."""
 
+T = TypeVar("T")
 
-def convert(name: str, value: Any, kind: Any, where: str) -> Any:
-    """Return a value from file, environment or JSON as the setting's type.  Raises `ConfigError` naming ``where``."""
-    if name == "deadline" and isinstance(value, datetime | time):
-        # TOML has times of its own.
-        value = value.isoformat()
-    try:
-        converted = _converted(value, kind)
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        wanted = "list of texts" if isinstance(kind, types.GenericAlias) else kind.__name__
-        raise ConfigError(f"{where}: {name} = {shown(value)} is not a valid {wanted}") from error
-    try:
-        check(name, converted)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    return converted
+
+class Trust(enum.Enum):
+    """Whose word counts for a setting."""
+
+    OWN = "the user alone: a flag, the environment, a file of the user's own or one that is named"
+    """It sends pictures, keys or money somewhere, says what is loaded, read or written, opens a door, or guards us."""
+
+    HARMLESS = "any folder's etl.toml: how hard, how long and how large, within what the user asks for"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One setting: its flag, variable and key, its checks and its line in the documentation follow from this.
+
+    Attributes:
+        name: in files; see `flag` and `variable`.
+        kind: its type: ``bool``, ``int``, ``float``, ``str``, ``Path`` or ``tuple[str, ...]``.
+        default: the value where nobody gives one.
+        commands: those that go by it and take it as an option; all where there is none.
+        trust: whose word counts.
+        help: what it means, as a sentence; backticks around what can be typed.
+        unit: of a number, such as ``s``.
+        limits: the least and the largest number.
+        choices: the texts that it may be.
+        clean: returns a value in the one form that it is kept in, and raises `ConfigError` for what is none.
+        former: a name it had before, still understood in files and variables.
+        also: another flag for it, by command.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    commands: tuple[str, ...]
+    trust: Trust
+    help: str
+    unit: str = ""
+    limits: tuple[float, float] | None = None
+    choices: tuple[str, ...] = ()
+    clean: Callable[[Any], Any] | None = None
+    former: str = ""
+    also: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def flag(self) -> str:
+        """Return the flag, such as ``--per-host``."""
+        return "--" + self.name.replace("_", "-")
+
+    def accepted(self, value: Any) -> Any:
+        """Return a value of the right type as it is kept.  Raises `ConfigError` where the setting may not have it."""
+        if self.limits and not self.limits[0] <= value <= self.limits[1]:
+            span = f"{self.limits[0]:g} and {self.limits[1]:g} {self.unit}".rstrip()
+            raise ConfigError(f"{self.name} = {shown(value)}: must be between {span}")
+        if self.choices and value not in self.choices:
+            raise ConfigError(f"{self.name} = {shown(value)}: must be one of {', '.join(self.choices)}")
+        if self.clean is not None:
+            value = self.clean(value)
+        texts = value if isinstance(value, tuple) else (str(value),) if isinstance(value, str | Path) else ()
+        if any("\0" in text for text in texts):
+            raise ConfigError(f"{self.name} holds a NUL character, which no path or name may")
+        return value
+
+    def convert(self, value: Any, where: str) -> Any:
+        """Return a value as the setting's type.  Raises `ConfigError` naming ``where`` it is from."""
+        try:
+            converted = _converted(value, self.kind)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            wanted = "list of texts" if isinstance(self.kind, types.GenericAlias) else self.kind.__name__
+            raise ConfigError(f"{where}: {self.name} = {shown(value)} is not a valid {wanted}") from error
+        try:
+            return self.accepted(converted)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+
+
+def setting(
+    default: T,
+    commands: tuple[str, ...],
+    trust: Trust,
+    *,
+    help: str,  # noqa: A002 - as everywhere in this trade
+    unit: str = "",
+    limits: tuple[float, float] | None = None,
+    choices: tuple[str, ...] = (),
+    clean: Callable[[Any], Any] | None = None,
+    former: str = "",
+    also: Mapping[str, str] | None = None,
+) -> T:
+    """Return the dataclass field of a setting; the arguments are those of `Setting`."""
+    facts: dict[str, Any] = {
+        "default": default, "commands": commands, "trust": trust, "help": help, "unit": unit, "limits": limits,
+        "choices": choices, "clean": clean, "former": former, "also": also or {},
+    }  # fmt: skip
+    return field(default=default, metadata=facts)
+
+
+def known(settings: type[Any]) -> Mapping[str, Setting]:
+    """Return what is known of each field of a dataclass whose fields were made by `setting`, by name."""
+    return _known(settings)  # type: ignore[arg-type]  # a class has a hash, whatever its instances have
+
+
+@functools.cache
+def _known(settings: type[Any]) -> Mapping[str, Setting]:
+    kinds = typing.get_type_hints(settings)
+    fields = dataclasses.fields(settings)
+    return {one.name: Setting(name=one.name, kind=kinds[one.name], **one.metadata) for one in fields}
+
+
+def read(
+    values: Mapping[str, Any], settings: Mapping[str, Setting], where: str, spelt: Callable[[str], str] = str
+) -> dict[str, Any]:
+    """Return what one place gives, by names of settings; ``spelt`` tells how a name is written there.
+
+    Raises `ConfigError` naming ``where`` (if it is empty, the name as it is written there) for a value that the setting
+    may not have, a name that there is not, and a setting under its old name and its new one.
+    """
+    written = {spelt(name): one for one in settings.values() for name in (one.name, one.former) if name}
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        one = written.get(name)
+        if one is None:
+            raise ConfigError(f"{where or 'environment'}: {_unknown(name, [spelt(known) for known in settings])}")
+        if one.name in found:
+            names = f"{spelt(one.former)} is the old name of {spelt(one.name)}"
+            raise ConfigError(f"{where or 'environment'}: {names}, and both are given; take one of them out")
+        found[one.name] = one.convert(value, where or name)
+    return found
+
+
+def _unknown(name: str, names: list[str]) -> str:
+    lower = {one.lower(): one for one in names}
+    near = difflib.get_close_matches(name[:MAX_SHOWN].lower(), lower, n=1, cutoff=0.7)
+    hint = f"did you mean {lower[near[0]]}? If not, take it out" if near else "take it out"
+    return f"unknown setting {shown(name)}; {hint} (`etl run --help` lists most settings)"
 
 
 def _converted(value: Any, kind: Any) -> Any:
+    if kind is str and isinstance(value, datetime | time):
+        # TOML has times of its own, and nobody puts quotes around a deadline.
+        return value.isoformat()
     if isinstance(kind, types.GenericAlias):
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
@@ -96,30 +188,41 @@ def _converted(value: Any, kind: Any) -> Any:
     return kind(value)
 
 
-def check(name: str, value: Any) -> None:
-    """Raise `ConfigError` where a value of the right type is none that the setting may have."""
-    if name in _LIMITS and not _LIMITS[name][0] <= value <= _LIMITS[name][1]:
-        low, high = _LIMITS[name]
-        raise ConfigError(f"{name} = {shown(value)}: must be between {low:g} and {high:g}")
-    if name == "model" and not value:
+def model_name(value: str) -> str:
+    """Return the model if there is one.  Raises `ConfigError`."""
+    if not value:
         raise ConfigError("model is empty: give a Hugging Face id, a directory, or 'demo'")
-    if name == "webhook" and value and not (value.startswith(("http://", "https://")) and host_of(value)):
-        raise ConfigError("webhook is no http or https URL; it must look like https://chat.example/hook")
-    if name in _CHOICES and value not in _CHOICES[name]:
-        raise ConfigError(f"{name} = {shown(value)}: must be one of {', '.join(_CHOICES[name])}")
-    if name == "gpus" and value != "all" and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", value, re.ASCII):
-        raise ConfigError(f"gpus = {shown(value)}: must be 'all' or numbers such as 0,1")
-    if name == "device" and not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value, re.ASCII):
+    return value
+
+
+def device_name(value: str) -> str:
+    """Return the device if it is one.  Raises `ConfigError`."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value, re.ASCII):
         near = difflib.get_close_matches(value.lower().replace("gpu", "cuda"), DEVICES, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"device = {shown(value)}: {hint}it must be one of {', '.join(DEVICES)} or cuda:N")
-    if name == "endpoint":
-        endpoints(value)
-    if name == "deadline" and value:
+    return value
+
+
+def gpu_numbers(value: str) -> str:
+    """Return the GPUs if they are numbers or all.  Raises `ConfigError`."""
+    if value != "all" and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", value, re.ASCII):
+        raise ConfigError(f"gpus = {shown(value)}: must be 'all' or numbers such as 0,1")
+    return value
+
+
+def webhook_url(value: str) -> str:
+    """Return the webhook if it can be posted to.  Raises `ConfigError`, which never shows the secret in it."""
+    if value and not (value.startswith(("http://", "https://")) and host_of(value)):
+        raise ConfigError("webhook is no http or https URL; it must look like https://chat.example/hook")
+    return value
+
+
+def deadline_text(value: str) -> str:
+    """Return the deadline if it is a time to come.  Raises `ConfigError`."""
+    if value:
         moment(value, datetime.now().astimezone())
-    texts = value if isinstance(value, tuple) else (str(value),) if isinstance(value, str | Path) else ()
-    if any("\0" in text for text in texts):
-        raise ConfigError(f"{name} holds a NUL character, which no path or name may")
+    return value
 
 
 def endpoints(values: tuple[str, ...]) -> tuple[str, ...]:

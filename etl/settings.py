@@ -1,166 +1,279 @@
-"""Settings: defaults < the user's file < ``etl.toml`` < ``ETL_*`` environment < command-line flags.
+"""The settings of a run, one field each.
 
-One flat, frozen `Settings`.  Every field can be given in file, environment and flags under the same name:
-``per_host = 2`` in the file, ``ETL_PER_HOST=2`` in the environment, ``--per-host 2`` as a flag.
+What a field says of itself (`setting`) is all there is to write for a new one: its flag, its ``ETL_*`` variable, its
+key in ``etl.toml``, its checks and its line in docs/cli.md follow from that.
 """
 
 import dataclasses
-import json
-import os
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etl.errors import ConfigError
 from etl.redaction import host_of, redact
-from etl.setting_files import FOUND, HARMLESS, SettingFile, setting_files
-from etl.setting_values import check, convert, endpoints, shown
+from etl.setting_values import (
+    BACKENDS,
+    DTYPES,
+    ENGINES,
+    FETCH_BACKENDS,
+    Trust,
+    deadline_text,
+    device_name,
+    endpoints,
+    gpu_numbers,
+    known,
+    model_name,
+    read,
+    setting,
+    webhook_url,
+)
 
 DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
 DEMO_MODEL = "demo"
 """Names the tiny LLaVA that ships with the project wherever a model is asked for."""
 
+OWN, HARMLESS = Trust.OWN, Trust.HARMLESS
 
-@dataclass(frozen=True)
+# The commands that go by a setting.
+EVERY: tuple[str, ...] = ()
+FETCH = ("fetch", "run")
+CAPTION = ("caption", "run")
+WORK = ("fetch", "caption", "run")
+MODEL = ("caption", "run", "doctor")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The resolved settings of one run.
+    """The resolved settings of one run; `setting_values.known` tells of each field what it means."""
 
-    Attributes:
-        state: the state directory: database, image cache, logs.
-        concurrency: downloads at once, over all hosts (at most 32: httpx slows down beyond that).
-        per_host: downloads at once from one host.
-        host_rate: requests per second to one host at most; 0 means no limit but what the host itself makes necessary.
-        host_patience_s: seconds for which a host may fail every request before what is left of it is given up.
-        respect_robots: obey each host's robots.txt.
-        connect_timeout_s: seconds to connect.
-        read_timeout_s: seconds without a byte before a download is given up.
-        min_rate: bytes per second that a download must reach on average; with the size it gives the deadline.
-        max_bytes: largest accepted original, in bytes.
-        max_pixels: largest accepted picture, in pixels.
-        max_attempts: attempts before a retryable failure is final.
-        backoff_s: wait before the second attempt, in seconds; doubles with each further one, with jitter.
-        backoff_cap_s: longest wait between attempts that we choose ourselves, in seconds.
-        contact: address put into the User-Agent, so that a host's operator can reach you.
-        allow_host: hosts that may be dialled although their address is private or loopback.
-        allow_path: directories whose pictures a manifest may name, beside the one that the manifest lies in.
-        rewrite_url: REGEX=REPLACEMENT, where else a picture may lie, made from its URL; can be given more than once.
-        mirror_template: where else a picture may lie, made from its record: https://store.example/{field}.
-        prefer_mirror: ask the mirrors before the URL of the record.
-        longest_edge: longest edge of the working copies, in pixels.
-        keep_originals: keep the original bytes in the cache beside the working copy.
-        fetch_backend: what fetches: ``local``, this machine, or ``ray``, the nodes of a Ray cluster.
-        decoders: decoder processes, on each node of a cluster; 0 means one for each core.
-        decoder_memory: address space of one decoder process, in bytes.
-        min_free: bytes of disk that fetch leaves free.
-        max_cache_size: bytes that the image cache may take; 0 means no limit.
-        model: Hugging Face id, local directory, or ``demo``.
-        revision: branch, tag or commit of the model; the resolved commit goes into the recipe.
-        dtype: ``auto`` (on a GPU bfloat16 for weights stored so, else float16; float32 on a CPU), ``float32``,
-            ``float16`` or ``bfloat16``.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ... or ``mps``; ``auto`` is a GPU if there is one.
-        backend: what captions: ``local``, the model on this machine, ``openai``, OpenAI-compatible endpoints, or
-            ``ray``, a Ray cluster.
-        endpoint: where the endpoints are, such as http://gpu:8000/v1, with commas between them; all serve one model.
-        endpoint_model: the model's name at the endpoints, where it is neither ``model`` nor the only one served.
-        endpoint_concurrency: requests at once to one endpoint at most; how many it bears is found out.
-        endpoint_timeout_s: seconds for an endpoint to give one caption.
-        endpoint_patience_s: seconds for which all endpoints may fail, or no Ray node be there, before the run ends.
-        ray_address: where the Ray cluster is: host:port, or ``auto`` on one of its nodes.
-        ray_cpus: CPUs of each actor where the cluster captions without GPUs; 0 for one actor on each GPU.
-        ray_timeout_s: seconds for which a captioning actor may finish nothing, a fetching one fall silent, before it is
-            ended.
-        insecure: send the endpoints' key over plain http to public hosts too; join a Ray cluster that takes anybody.
-        engine: ``slots`` (continuous batching), ``generate`` (transformers' own), or ``auto``: slots where the model
-            allows it.
-        slots: captions written at once by the slot engine; 0 means as many as the memory holds.
-        gpu_memory_fraction: share of a GPU's memory that may be used.
-        gpus: which GPUs to use: ``all``, or numbers such as 0,1; each has a process of its own.
-        feeders: processes that open pictures for each GPU; 0 means as many as it takes.
-        batch_size: pictures captioned together by ``generate``, and captions committed together; halved when memory
-            runs out.
-        max_new_tokens: longest caption, in tokens.
-        pad_to_square: pad pictures to a square, as the original LLaVA did, where its Hugging Face version cuts the
-            sides off.
-        max_aspect: pictures longer than this ratio are cropped around their centre before the model sees them.
-        deadline: when the run is to have ended, with what is left for a later one: a time (17:30), a date and time
-            (2026-11-25T17:30, also with a zone) or a duration (90m, 2h30m, +2h).
-        interval_s: seconds between plain progress lines when there is no terminal.
-        metrics_port: serve metrics for Prometheus at this port while a run lasts; 0 for none.
-        metrics_address: address to serve them at; 0.0.0.0 lets other machines ask.
-        webhook: URL that gets one JSON message when a run has ended.
-        gpu_price: what the machine costs per hour, in any money, to tell what the work has cost; 0 means not known.
-    """
-
-    state: Path = Path("state")
-    concurrency: int = 16
-    per_host: int = 4
-    host_rate: float = 0.0
-    host_patience_s: float = 900.0
-    respect_robots: bool = False
-    connect_timeout_s: float = 15.0
-    read_timeout_s: float = 60.0
-    min_rate: int = 4096
-    max_bytes: int = 512 * 1024 * 1024
-    max_pixels: int = 400_000_000
-    max_attempts: int = 5
-    backoff_s: float = 5.0
-    backoff_cap_s: float = 600.0
-    contact: str = ""
-    allow_host: tuple[str, ...] = ()
-    allow_path: tuple[str, ...] = ()
-    rewrite_url: tuple[str, ...] = ()
-    mirror_template: str = ""
-    prefer_mirror: bool = False
-    longest_edge: int = 1024
-    keep_originals: bool = False
-    fetch_backend: str = "local"
-    decoders: int = 0
-    decoder_memory: int = 4 * 1024**3
-    min_free: int = 256 * 1024 * 1024
-    max_cache_size: int = 0
-    model: str = DEFAULT_MODEL
-    revision: str = "main"
-    dtype: str = "auto"
-    device: str = "auto"
-    backend: str = "local"
-    endpoint: tuple[str, ...] = ()
-    endpoint_model: str = ""
-    endpoint_concurrency: int = 64
-    endpoint_timeout_s: float = 300.0
-    endpoint_patience_s: float = 600.0
-    ray_address: str = ""
-    ray_cpus: int = 0
-    ray_timeout_s: float = 900.0
-    insecure: bool = False
-    engine: str = "auto"
-    slots: int = 0
-    gpu_memory_fraction: float = 0.92
-    gpus: str = "all"
-    feeders: int = 0
-    batch_size: int = 16
-    max_new_tokens: int = 200
-    pad_to_square: bool = False
-    max_aspect: float = 4.0
-    deadline: str = ""
-    interval_s: float = 30.0
-    metrics_port: int = 0
-    metrics_address: str = "127.0.0.1"
-    webhook: str = ""
-    gpu_price: float = 0.0
+    # A table: a field is one entry.
+    # fmt: off
+    state: Path = setting(Path("state"), EVERY, OWN, help="The state directory: database, image cache, logs.")
+    concurrency: int = setting(
+        16, FETCH, HARMLESS, limits=(1, 32),
+        help="Downloads at once, over all hosts (at most 32: httpx slows down beyond that).",
+    )
+    per_host: int = setting(4, FETCH, HARMLESS, limits=(1, 32), help="Downloads at once from one host.")
+    host_rate: float = setting(
+        0.0, FETCH, HARMLESS, limits=(0, 1000),
+        help="Requests per second to one host at most; 0 means no limit but what the host itself makes necessary.",
+    )
+    host_patience: float = setting(
+        900.0, FETCH, HARMLESS, unit="s", limits=(1, 7 * 86400), former="host_patience_s",
+        help="Seconds for which a host may fail every request before what is left of it is given up.",
+    )
+    respect_robots: bool = setting(False, FETCH, HARMLESS, help="Obey each host's robots.txt.")
+    connect_timeout: float = setting(
+        15.0, FETCH, HARMLESS, unit="s", limits=(0.05, 3600), former="connect_timeout_s",
+        help="Seconds to connect.",
+    )
+    read_timeout: float = setting(
+        60.0, FETCH, HARMLESS, unit="s", limits=(0.05, 3600), former="read_timeout_s",
+        help="Seconds without a byte before a download is given up.",
+    )
+    min_rate: int = setting(
+        4096, FETCH, HARMLESS, unit="bytes/s", limits=(0, 1e12),
+        help="Bytes per second that a download must reach on average; with the size it gives the deadline.",
+    )
+    max_bytes: int = setting(
+        512 * 1024 * 1024, FETCH, OWN, unit="bytes", limits=(1, 1e12),
+        help="Largest accepted original, in bytes.",
+    )
+    max_pixels: int = setting(
+        400_000_000, FETCH, OWN, unit="pixels", limits=(1, 1e10),
+        help="Largest accepted picture, in pixels.",
+    )
+    max_attempts: int = setting(
+        5, WORK, HARMLESS, limits=(1, 100),
+        help="Attempts before a retryable failure is final.",
+    )
+    backoff: float = setting(
+        5.0, FETCH, HARMLESS, unit="s", limits=(0, 86400), former="backoff_s",
+        help="Wait before the second attempt, in seconds; doubles with each further one, with jitter.",
+    )
+    backoff_cap: float = setting(
+        600.0, FETCH, HARMLESS, unit="s", limits=(0, 7 * 86400), former="backoff_cap_s",
+        help="Longest wait between attempts that we choose ourselves, in seconds.",
+    )
+    contact: str = setting(
+        "", FETCH, HARMLESS,
+        help="Address put into the User-Agent, so that a host's operator can reach you.",
+    )
+    allow_host: tuple[str, ...] = setting(
+        (), FETCH, OWN,
+        help="Hosts that may be dialled although their address is private or loopback.",
+    )
+    allow_path: tuple[str, ...] = setting(
+        (), FETCH, OWN,
+        help="Directories whose pictures a manifest may name, beside the one that the manifest lies in.",
+    )
+    rewrite_url: tuple[str, ...] = setting(
+        (), FETCH, OWN,
+        help="REGEX=REPLACEMENT, where else a picture may lie, made from its URL; can be given more than once.",
+    )
+    mirror_template: str = setting(
+        "", FETCH, OWN,
+        help="Where else a picture may lie, made from its record: https://store.example/{field}.",
+    )
+    prefer_mirror: bool = setting(False, FETCH, OWN, help="Ask the mirrors before the URL of the record.")
+    longest_edge: int = setting(
+        1024, FETCH, HARMLESS, unit="pixels", limits=(32, 16384),
+        help="Longest edge of the working copies, in pixels.",
+    )
+    keep_originals: bool = setting(
+        False, FETCH, HARMLESS,
+        help="Keep the original bytes in the cache beside the working copy.",
+    )
+    fetch_backend: str = setting(
+        "local", FETCH, OWN, choices=FETCH_BACKENDS, also={"fetch": "--backend"},
+        help="What fetches: `local`, this machine, or `ray`, the nodes of a Ray cluster.",
+    )
+    decoders: int = setting(
+        0, FETCH, HARMLESS, limits=(0, 256),
+        help="Decoder processes, on each node of a cluster; 0 means one for each core.",
+    )
+    decoder_memory: int = setting(
+        4 * 1024**3, FETCH, OWN, unit="bytes", limits=(256 * 1024**2, 1e12),
+        help="Address space of one decoder process, in bytes.",
+    )
+    min_free: int = setting(
+        256 * 1024 * 1024, FETCH, OWN, unit="bytes", limits=(0, 1e15),
+        help="Bytes of disk that fetch leaves free.",
+    )
+    max_cache_size: int = setting(
+        0, (*FETCH, "gc"), HARMLESS, unit="bytes", limits=(0, 1e15),
+        help="Bytes that the image cache may take; 0 means no limit.",
+    )
+    model: str = setting(
+        DEFAULT_MODEL, MODEL, OWN, clean=model_name,
+        help="Hugging Face id, local directory, or `demo`.",
+    )
+    revision: str = setting(
+        "main", MODEL, OWN,
+        help="Branch, tag or commit of the model; the resolved commit goes into the recipe.",
+    )
+    dtype: str = setting(
+        "auto", MODEL, HARMLESS, choices=DTYPES,
+        help="`auto` (on a GPU bfloat16 for weights stored so, else float16; float32 on a CPU), `float32`, `float16` or"
+        " `bfloat16`.",
+    )
+    device: str = setting(
+        "auto", MODEL, HARMLESS, clean=device_name,
+        help="`auto`, `cpu`, `cuda`, `cuda:1`, ... or `mps`; `auto` is a GPU if there is one.",
+    )
+    backend: str = setting(
+        "local", CAPTION, OWN, choices=BACKENDS,
+        help="What captions: `local`, the model on this machine, `openai`, OpenAI-compatible endpoints, or `ray`, a Ray"
+        " cluster.",
+    )
+    endpoint: tuple[str, ...] = setting(
+        (), CAPTION, OWN, clean=endpoints,
+        help="Where the endpoints are, such as http://gpu:8000/v1, with commas between them; all serve one model.",
+    )
+    endpoint_model: str = setting(
+        "", CAPTION, OWN,
+        help="The model's name at the endpoints, where it is neither `model` nor the only one served.",
+    )
+    endpoint_concurrency: int = setting(
+        64, CAPTION, HARMLESS, limits=(1, 1024),
+        help="Requests at once to one endpoint at most; how many it bears is found out.",
+    )
+    endpoint_timeout: float = setting(
+        300.0, CAPTION, HARMLESS, unit="s", limits=(0.05, 86400), former="endpoint_timeout_s",
+        help="Seconds for an endpoint to give one caption.",
+    )
+    endpoint_patience: float = setting(
+        600.0, WORK, HARMLESS, unit="s", limits=(0.05, 7 * 86400), former="endpoint_patience_s",
+        help="Seconds for which all endpoints may fail, or no Ray node be there, before the run ends.",
+    )
+    ray_address: str = setting(
+        "", WORK, OWN,
+        help="Where the Ray cluster is: host:port, or `auto` on one of its nodes.",
+    )
+    ray_cpus: int = setting(
+        0, CAPTION, HARMLESS, limits=(0, 1024),
+        help="CPUs of each actor where the cluster captions without GPUs; 0 for one actor on each GPU.",
+    )
+    ray_timeout: float = setting(
+        900.0, WORK, HARMLESS, unit="s", limits=(0.05, 86400), former="ray_timeout_s",
+        help="Seconds for which a captioning actor may finish nothing, a fetching one fall silent, before it is ended.",
+    )
+    insecure: bool = setting(
+        False, WORK, OWN,
+        help="Send the endpoints' key over plain http to public hosts too; join a Ray cluster that takes anybody.",
+    )
+    engine: str = setting(
+        "auto", CAPTION, HARMLESS, choices=ENGINES,
+        help="`slots` (continuous batching), `generate` (transformers' own), or `auto`: slots where the model allows "
+        "it.",
+    )
+    slots: int = setting(
+        0, MODEL, HARMLESS, limits=(0, 4096),
+        help="Captions written at once by the slot engine; 0 means as many as the memory holds.",
+    )
+    gpu_memory_fraction: float = setting(
+        0.92, MODEL, HARMLESS, limits=(0.05, 1),
+        help="Share of a GPU's memory that may be used.",
+    )
+    gpus: str = setting(
+        "all", MODEL, HARMLESS, clean=gpu_numbers,
+        help="Which GPUs to use: `all`, or numbers such as 0,1; each has a process of its own.",
+    )
+    feeders: int = setting(
+        0, CAPTION, HARMLESS, limits=(0, 64),
+        help="Processes that open pictures for each GPU; 0 means as many as it takes.",
+    )
+    batch_size: int = setting(
+        16, CAPTION, HARMLESS, limits=(1, 4096),
+        help="Pictures captioned together by `generate`, and captions committed together; halved when memory runs out.",
+    )
+    max_new_tokens: int = setting(
+        200, MODEL, HARMLESS, unit="tokens", limits=(1, 4096),
+        help="Longest caption, in tokens.",
+    )
+    pad_to_square: bool = setting(
+        False, CAPTION, HARMLESS,
+        help="Pad pictures to a square, as the original LLaVA did, where its Hugging Face version cuts the sides off.",
+    )
+    max_aspect: float = setting(
+        4.0, CAPTION, HARMLESS, limits=(1, 1000),
+        help="Pictures longer than this ratio are cropped around their centre before the model sees them.",
+    )
+    deadline: str = setting(
+        "", WORK, HARMLESS, clean=deadline_text,
+        help="When the run is to have ended, with what is left for a later one: a time (17:30), a date and time "
+        "(2026-11-25T17:30, also with a zone) or a duration (90m, 2h30m, +2h).",
+    )
+    interval: float = setting(
+        30.0, ("ingest", *WORK), HARMLESS, unit="s", limits=(0.1, 3600), former="interval_s",
+        help="Seconds between plain progress lines when there is no terminal.",
+    )
+    metrics_port: int = setting(
+        0, WORK, OWN, limits=(0, 65535),
+        help="Serve metrics for Prometheus at this port while a run lasts; 0 for none.",
+    )
+    metrics_address: str = setting(
+        "127.0.0.1", WORK, OWN,
+        help="Address to serve them at; 0.0.0.0 lets other machines ask.",
+    )
+    webhook: str = setting(
+        "", WORK, OWN, clean=webhook_url,
+        help="URL that gets one JSON message when a run has ended.",
+    )
+    gpu_price: float = setting(
+        0.0, (*CAPTION, "dashboard"), HARMLESS, limits=(0, 1e6),
+        help="What the machine costs per hour, in any money, to tell what the work has cost; 0 means not known.",
+    )
+    # fmt: on
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            check(field.name, getattr(self, field.name))
-        # A flag gives each value as it was typed.
-        object.__setattr__(self, "endpoint", endpoints(self.endpoint))
+        for name, one in known(type(self)).items():
+            object.__setattr__(self, name, one.accepted(getattr(self, name)))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Settings":
         """Return the settings that `to_json` gave, for another process.  Raises `ConfigError`."""
-        kinds = typing.get_type_hints(cls)
-        return cls(**{name: convert(name, value, kinds[name], "settings") for name, value in values.items()})
+        return cls(**read(values, known(cls), "settings"))
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain values for another process of this run, whole but for the webhook."""
@@ -171,110 +284,6 @@ class Settings:
     def redacted(self) -> dict[str, Any]:
         """Return the settings as `to_json` does, for the run's row: addresses without what opens doors in them."""
         return {name: redact(value) for name, value in self.to_json().items()}
-
-
-DASHBOARD = "dashboard"
-"""The table of a settings file that belongs to the dashboard alone (`load_dashboard`)."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """The settings, and a line on each file that was read: what it has set."""
-
-    settings: Settings
-    lines: tuple[str, ...]
-
-
-def load_settings(
-    flags: Mapping[str, Any] | None = None,
-    *,
-    file: Path | None = None,
-    environment: Mapping[str, str] | None = None,
-    used: Iterable[str] | None = None,
-) -> Settings:
-    """Resolve the settings; see `load`."""
-    return load(flags, file=file, environment=environment, used=used).settings
-
-
-def load(
-    flags: Mapping[str, Any] | None = None,
-    *,
-    file: Path | None = None,
-    environment: Mapping[str, str] | None = None,
-    used: Iterable[str] | None = None,
-) -> Loaded:
-    """Resolve the settings; flags that are ``None`` count as not given.
-
-    ``file`` must exist when named; without it ``etl.toml`` in the working directory is read if there is one.
-    ``used`` are the settings that the command goes by; all, unless given.
-
-    Raises `ConfigError` naming file or variable, key and what is accepted; also where a setting that the command goes
-    by would be another, if a file that may be a stranger's had its way.
-    """
-    environment = os.environ if environment is None else environment
-    given = _from_environment(environment) | {name: value for name, value in (flags or {}).items() if value is not None}
-    obeyed: dict[str, tuple[SettingFile, Any]] = {}
-    refused: dict[str, tuple[SettingFile, Any]] = {}
-    files = setting_files(file, environment)
-    for each in files:
-        for name, value in _from_file(each).items():
-            (refused if each.doubt and name not in HARMLESS else obeyed)[name] = (each, value)
-            if not each.doubt:
-                refused.pop(name, None)
-    settings = Settings(**{name: value for name, (_, value) in obeyed.items()} | given)
-    lost = [
-        name for name, (_, value) in refused.items()
-        if name not in given and (used is None or name in used) and value != getattr(settings, name)
-    ]  # fmt: skip
-    if lost:
-        raise ConfigError(_refusal(refused[lost[0]][0], lost))
-    told = settings.redacted()
-    return Loaded(settings, tuple(
-        _line(each.path, {name: told[name] for name in obeyed if obeyed[name][0] is each and name not in given})
-        for each in files
-    ))  # fmt: skip
-
-
-def _refusal(file: SettingFile, names: list[str]) -> str:
-    flags = ", ".join(f"--{name.replace('_', '-')}" for name in names)
-    return (
-        f"{file.path} {file.doubt}, so its {', '.join(names)} cannot count: if it is yours, add --config {file.path}; "
-        f"else take that out of it, or give {flags} yourself"
-    )
-
-
-def _line(path: Path, told: Mapping[str, Any]) -> str:
-    changed = ", ".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in told.items())
-    return f"settings  {path}: {changed or 'nothing that counts'}"
-
-
-def load_dashboard(file: Path | None = None) -> tuple[Path, dict[str, Any]]:
-    """Return the dashboard's table of the configuration as it stands there, and the file that it is in.
-
-    Raises `ConfigError` as `load_settings` does, and when it is no table.
-    """
-    files = setting_files(file, os.environ)
-    tables = [(each.path, each.table[DASHBOARD]) for each in files if DASHBOARD in each.table]
-    path, own = tables[-1] if tables else (FOUND, {})
-    if not isinstance(own, dict):
-        raise ConfigError(f"{path}: {DASHBOARD} is not a table; write [{DASHBOARD}] and its settings below")
-    return path, own
-
-
-def _from_file(file: SettingFile) -> dict[str, Any]:
-    kinds = typing.get_type_hints(Settings)
-    table = {name: value for name, value in file.table.items() if name != DASHBOARD}
-    for name in table:
-        if name not in kinds:
-            raise ConfigError(f"{file.path}: unknown setting {shown(name)}; known: {', '.join(sorted(kinds))}")
-    return {name: convert(name, value, kinds[name], str(file.path)) for name, value in table.items()}
-
-
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the environment sets; an empty variable counts as not given, as `ETL_STATE=` is no directory."""
-    kinds = typing.get_type_hints(Settings)
-    found = {name: environment.get(f"ETL_{name.upper()}") for name in kinds}
-    return {name: convert(name, value, kinds[name], f"ETL_{name.upper()}") for name, value in found.items() if value}
 
 
 def _plain(value: Any) -> Any:

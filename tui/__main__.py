@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from etl.errors import EtlError
-from etl.settings import load_settings
+from etl.setting_sources import load_settings
 from etl.text import clean
 from etl.version import __version__
 from tui import settings

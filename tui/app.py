@@ -1,4 +1,4 @@
-"""The app: one source of snapshots, one asker, five screens, and the commands to a live run."""
+"""The app: one poller, one thread for queries, five screens, and the commands to a live run."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -14,12 +14,12 @@ from etl.domain.statuses import RunState
 from etl.domain.views import FailureFilter
 from etl.state import commands as control
 from etl.text import clean
-from tui.background import Asker
+from tui.background_queries import BackgroundQueries
 from tui.format import ASCII, UNICODE, plural
 from tui.keys import ACTIONS, EVERYWHERE, bindings, written
-from tui.messages import CommandAnswered, SnapshotTaken, SourceBroke
-from tui.poller import Source, send_command
-from tui.retry_filter import Choice
+from tui.messages import CommandAnswered, ReadingBroke, SnapshotTaken
+from tui.poller import Poller, send_command
+from tui.retry_selection import RetrySelection
 from tui.screens.base import StateScreen
 from tui.screens.dialogs import ConfirmScreen, HelpScreen
 from tui.screens.overview import OverviewScreen
@@ -45,7 +45,7 @@ class Dashboard(App[None]):
         readonly: whether commands are refused.
         ascii_only, glyphs: what is drawn with.
         keys: keys of actions as the user has changed them.
-        asker: answers the questions of screens.
+        queries: answers the questions of screens.
     """
 
     CSS_PATH = "app.tcss"
@@ -70,8 +70,8 @@ class Dashboard(App[None]):
         self.ascii_only = ascii_only
         self.glyphs = ASCII if ascii_only else UNICODE
         self.keys = settings.keys
-        self.asker = Asker(state)
-        self._source = Source(state, self.post_message, price=price)
+        self.queries = BackgroundQueries(state)
+        self._poller = Poller(state, self.post_message, price=price)
         self._asked: str | None = None
         # The palette draws an emoji.
         self.use_command_palette = not ascii_only
@@ -95,25 +95,25 @@ class Dashboard(App[None]):
                 yield SystemCommand(action.label, action.help, run)
 
     def on_mount(self) -> None:
-        self._source.start()
-        self.asker.start()
+        self._poller.start()
+        self.queries.start()
         self.set_interval(INTERVAL_S, self._tick)
 
     def on_unmount(self) -> None:
-        self._source.stop()
-        self.asker.stop()
+        self._poller.stop()
+        self.queries.stop()
 
     def _tick(self) -> None:
-        blocked = int(self._source.blocked_s())
+        blocked = int(self._poller.blocked_s())
         for screen in self.screen_stack:
             if isinstance(screen, StateScreen):
                 screen.show_blocked(blocked if blocked >= BLOCKED_S else 0)
-        self._source.wake()
+        self._poller.wake()
 
     def on_snapshot_taken(self, message: SnapshotTaken) -> None:
         self.snapshot = message.snapshot
 
-    def on_source_broke(self, message: SourceBroke) -> None:
+    def on_reading_broke(self, message: ReadingBroke) -> None:
         raise message.error
 
     def get_key_display(self, binding: Binding) -> str:
@@ -204,19 +204,19 @@ class Dashboard(App[None]):
             self._ask(control.STOP, "Stop the run?", "What is in flight is finished first; a later run goes on there.")
 
     def action_retry(self) -> None:
-        """Put what is marked back into its queue, once confirmed; where nothing can be marked, everything dead."""
-        chosen = self.screen.chosen() if isinstance(self.screen, StateScreen) else None
+        """Put what is marked back into its queue, once confirmed; where nothing can be marked, everything failed."""
+        chosen = self.screen.retry_selection() if isinstance(self.screen, StateScreen) else None
         self._retry(chosen or self._everything())
 
     def action_retry_all(self) -> None:
-        """Put everything dead back into its queue, once confirmed."""
+        """Put everything failed back into its queue, once confirmed."""
         self._retry(self._everything())
 
-    def _everything(self) -> Choice:
-        dead = self.snapshot.dead if self.snapshot is not None else 0
-        return Choice(items=dead, problem="" if dead else "Nothing is dead; there is nothing to retry.")
+    def _everything(self) -> RetrySelection:
+        failed = self.snapshot.failed if self.snapshot is not None else 0
+        return RetrySelection(items=failed, problem="" if failed else "Nothing has failed; there is nothing to retry.")
 
-    def _retry(self, chosen: Choice) -> None:
+    def _retry(self, chosen: RetrySelection) -> None:
         if chosen.problem and not self.readonly:
             self.say(chosen.problem)
             return
@@ -246,7 +246,7 @@ class Dashboard(App[None]):
 
     def on_command_answered(self, message: CommandAnswered) -> None:
         self._asked = None
-        self._source.wake()
+        self._poller.wake()
         if message.problem is not None:
             self.say(message.problem, alert=True)
         elif message.answer is None:

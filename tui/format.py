@@ -23,7 +23,7 @@ class Glyphs:
         run: per `RunState`.
         stage: per `StageState`, by its value.
         host: per `HostState`, by its value.
-        dead, waiting: marks of the rows of failures.
+        failed, will_retry: marks of the rows of failures.
         dot: separates parts of a line.
         spark: heights of a plot, lowest first.
         more: stands where a text was cut.
@@ -37,8 +37,8 @@ class Glyphs:
     run: Mapping[str, str]
     stage: Mapping[str, str]
     host: Mapping[str, str]
-    dead: str
-    waiting: str
+    failed: str
+    will_retry: str
     dot: str
     spark: str
     more: str
@@ -46,7 +46,7 @@ class Glyphs:
 
 
 UNICODE = Glyphs(
-    full="━", half="╸", empty="─", rule="─", dead="✗", waiting="↻", dot="·", spark="▁▂▃▄▅▆▇█", more="…", mark="▌",
+    full="━", half="╸", empty="─", rule="─", failed="✗", will_retry="↻", dot="·", spark="▁▂▃▄▅▆▇█", more="…", mark="▌",
     host={"open": "●", "slowed": "◐", "paused": "‖", "parked": "✗"},
     run={
         RunState.NONE: "○", RunState.RUNNING: "▶", RunState.PAUSED: "‖", RunState.STOPPING: "■",
@@ -57,7 +57,7 @@ UNICODE = Glyphs(
 )  # fmt: skip
 
 ASCII = Glyphs(
-    full="#", half="-", empty=".", rule="-", dead="x", waiting="~", dot="|", spark="_.-:=+*#", more="~", mark=">",
+    full="#", half="-", empty=".", rule="-", failed="x", will_retry="~", dot="|", spark="_.-:=+*#", more="~", mark=">",
     host={"open": "o", "slowed": "~", "paused": "=", "parked": "x"},
     run={
         RunState.NONE: "o", RunState.RUNNING: ">", RunState.PAUSED: "=", RunState.STOPPING: "#",

@@ -17,7 +17,7 @@ class SnapshotTaken(Message):
         return isinstance(message, SnapshotTaken)
 
 
-class SourceBroke(Message):
+class ReadingBroke(Message):
     """A reading thread met an error that nobody foresaw; the app ends with its traceback."""
 
     def __init__(self, error: Exception) -> None:

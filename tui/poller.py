@@ -12,14 +12,14 @@ from etl.domain.views import FailureFilter
 from etl.errors import EtlError
 from etl.state import commands as control
 from etl.state.read.reader import Reader
-from tui.messages import CommandAnswered, SnapshotTaken, SourceBroke
+from tui.messages import CommandAnswered, ReadingBroke, SnapshotTaken
 from tui.snapshot import Snapshot
-from tui.snapshot_reader import Look
+from tui.snapshot_reader import SnapshotReader
 
 Post = Callable[[Message], object]
 
 
-class Source:
+class Poller:
     """Takes a snapshot each time it is woken and posts it when it differs from the one before.
 
     The database is opened anew each time: so a missing, replaced or locked one is found again by itself, and
@@ -33,9 +33,9 @@ class Source:
         self._stopped = False
         self._busy_since: float | None = None
         self._last: Snapshot | None = None
-        self._look = Look(price)
+        self._snapshots = SnapshotReader(price)
         # A daemon: SQLite may wait ten seconds for a locked database, and quitting must not.
-        self._thread = threading.Thread(target=self._work, name="source", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="poller", daemon=True)
 
     def start(self) -> None:
         """Begin with a first snapshot at once."""
@@ -67,7 +67,7 @@ class Source:
             try:
                 message = self._news()
             except Exception as error:
-                message = SourceBroke(error)
+                message = ReadingBroke(error)
             self._busy_since = None
             if message is not None and not self._stopped:
                 self._post(message)
@@ -83,7 +83,7 @@ class Source:
         """Read the state once; a state that cannot be read becomes a snapshot that says why."""
         try:
             with Reader(self._state) as reader:
-                return self._look.at(reader)
+                return self._snapshots.read(reader)
         except (EtlError, sqlite3.Error, OSError) as error:
             return Snapshot(problem=in_words(error))
 

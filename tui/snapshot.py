@@ -26,7 +26,7 @@ class StageView:
     """One row of the stages.
 
     Attributes:
-        done, total: items; cancelled ones are left out.
+        done, total: items; those not needed are left out.
         growing: the total will rise, because an earlier stage still has work.
         queued: items that wait for this stage: those between it and the stage before.
         retrying: items that wait for another attempt.
@@ -39,7 +39,7 @@ class StageView:
     done: int
     total: int
     growing: bool
-    dead: int
+    failed: int
     retrying: int
     queued: int = 0
     per_minute: float | None = None
@@ -59,12 +59,12 @@ class RecordsView:
 
 @dataclass(frozen=True, slots=True)
 class ClassView:
-    """Items of one stage that failed in one way; ``dead`` ones are given up, the others will be tried again."""
+    """Items of one stage that failed in one way; ``failed`` ones are given up, the others will retry."""
 
     stage: str
     error_class: str
     items: int
-    dead: bool
+    failed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +131,9 @@ class Snapshot:
         return self.run is not None and self.run.state in LIVE
 
     @property
-    def dead(self) -> int:
+    def failed(self) -> int:
         """Items that a retry would put back."""
-        return sum(stage.dead for stage in self.stages)
+        return sum(stage.failed for stage in self.stages)
 
 
 def records_view(progress: Progress) -> RecordsView:
@@ -166,7 +166,7 @@ def _ingest_view(progress: Progress, manifests: ManifestProgress) -> StageView:
     if not manifests.records and not at_work:
         state = StageState.EMPTY
     return StageView(
-        Stage.INGEST, state, manifests.records, manifests.records, growing=not manifests.complete, dead=invalid,
+        Stage.INGEST, state, manifests.records, manifests.records, growing=not manifests.complete, failed=invalid,
         retrying=0,
     )  # fmt: skip
 
@@ -196,12 +196,12 @@ def _stage_view(
     stage: Stage, counts: dict[str, int], per_s: float, coming: int, progress: Progress, settled: frozenset[Stage]
 ) -> StageView:
     remaining = open_items(counts)
-    done, dead = counts.get(QueueStatus.DONE, 0), counts.get(QueueStatus.DEAD, 0)
+    done, failed = counts.get(QueueStatus.DONE, 0), counts.get(QueueStatus.DEAD, 0)
     state = _stage_state(stage, counts, remaining, coming, progress.run)
     at_work = state in (StageState.RUNNING, StageState.WAITING)
     eta = (remaining + coming) / per_s if at_work and stage in settled and per_s > 0 else None
     return StageView(
-        stage=stage, state=state, done=done, total=remaining + done + dead, growing=coming > 0, dead=dead,
+        stage=stage, state=state, done=done, total=remaining + done + failed, growing=coming > 0, failed=failed,
         retrying=counts.get(QueueStatus.RETRY, 0), queued=counts.get(QueueStatus.READY, 0),
         per_minute=60 * per_s if at_work else None, eta_s=eta,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """One look at a state: everything that a `Snapshot` holds, read in a few milliseconds however large the state is.
 
 Counts come from ``counters``.  What must be counted over many rows is read again only when the counters say that it
-has changed, and paced (`tui.pace`).
+has changed, and throttled (`tui.throttle`).
 """
 
 from etl.domain.statuses import LIVE, HostState, QueueStatus, RecordState, Stage
@@ -21,9 +21,9 @@ from etl.state.read.progress import (
     tokens_per_s,
 )
 from etl.state.read.reader import Reader
-from tui.pace import Paced
 from tui.rates import Steadiness
 from tui.snapshot import CaptionView, ClassView, FetchView, Snapshot, records_view, stage_views
+from tui.throttle import Throttled
 
 SHOWN_HOSTS = 20
 LOG_LINES = 500
@@ -32,19 +32,19 @@ SPAN_MS, SPANS = 10_000, 60
 """The plots: items done in each ten seconds of the last ten minutes."""
 
 
-class Look:
-    """Looks again and again; knows what it saw before."""
+class SnapshotReader:
+    """Reads again and again; knows what it saw before."""
 
     def __init__(self, price: float = 0.0) -> None:
         self._price = price
         self._steady = {Stage.FETCH: Steadiness(), Stage.CAPTION: Steadiness()}
-        self._classes: Paced[tuple[ClassView, ...]] = Paced()
-        self._pending: Paced[dict[str, int]] = Paced()
-        self._cost: Paced[tuple[Cost | None]] = Paced()
-        self._log: Paced[tuple[LogLine, ...]] = Paced()
+        self._classes: Throttled[tuple[ClassView, ...]] = Throttled()
+        self._pending: Throttled[dict[str, int]] = Throttled()
+        self._cost: Throttled[tuple[Cost | None]] = Throttled()
+        self._log: Throttled[tuple[LogLine, ...]] = Throttled()
         self._plots = {"sources": _Plot("sources"), "captions": _Plot("captions")}
 
-    def at(self, reader: Reader) -> Snapshot:
+    def read(self, reader: Reader) -> Snapshot:
         """Return what the state shows now."""
         progress = read_progress(reader)
         stages = stage_views(progress, self._settled(progress), manifest_progress(reader), last_export(reader))
@@ -69,7 +69,7 @@ class Look:
         pending = self._pending.get(tuple(progress.sources.items()), lambda: pending_by_host(reader))
         return FetchView(
             progress.fetched_per_s, progress.bytes_per_s, progress.bytes_fetched,
-            _hosts(reader, progress, pending), self._plots["sources"].look(reader, progress.at),
+            _hosts(reader, progress, pending), self._plots["sources"].read(reader, progress.at),
         )  # fmt: skip
 
     def _caption(self, reader: Reader, progress: Progress) -> CaptionView:
@@ -77,7 +77,7 @@ class Look:
         return CaptionView(
             progress.captioned_per_s, tokens_per_s(reader, progress),
             engines(reader, run.id, progress.at) if run else (), gpus(reader, run.id, progress.at) if run else (),
-            self._plots["captions"].look(reader, progress.at),
+            self._plots["captions"].read(reader, progress.at),
         )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ class _Plot:
         self._counted_to = 0
         self._first_look = True
 
-    def look(self, reader: Reader, now: int) -> tuple[int, ...]:
+    def read(self, reader: Reader, now: int) -> tuple[int, ...]:
         """Return the spans that are over, from the first on in which anything was done.
 
         The first look returns none: counting ten minutes of a fast run takes a moment, and the figures must not wait.
@@ -118,9 +118,9 @@ def _failed(progress: Progress) -> tuple[int, ...]:
 
 
 def _classes(reader: Reader) -> tuple[ClassView, ...]:
-    views = [ClassView(stage, slug, n, dead=True) for stage, slug, n in failure_classes(reader)]
-    views += [ClassView(stage, slug, n, dead=False) for stage, slug, n in retry_classes(reader)]
-    return tuple(sorted(views, key=lambda view: (-view.items, view.stage, view.error_class, view.dead)))
+    views = [ClassView(stage, slug, n, failed=True) for stage, slug, n in failure_classes(reader)]
+    views += [ClassView(stage, slug, n, failed=False) for stage, slug, n in retry_classes(reader)]
+    return tuple(sorted(views, key=lambda view: (-view.items, view.stage, view.error_class, view.failed)))
 
 
 def _hosts(reader: Reader, progress: Progress, pending: dict[str, int]) -> tuple[HostProgress, ...]:

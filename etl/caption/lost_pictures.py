@@ -7,7 +7,7 @@ from pathlib import Path
 
 from etl.domain.items import ItemFailure
 from etl.images.cache import ImageCache
-from etl.images.look import holds
+from etl.images.working_copies import holds
 from etl.state.captions import CaptionQueue
 from etl.state.presence import require_cache
 from etl.state.read.reader import Reader

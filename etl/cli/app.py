@@ -25,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _module in (work, parts, inspection, control, maintenance):
-    _module.register(app)
+    app.add_typer(_module.group)
 
 
 def _print_version(wanted: bool) -> None:

@@ -17,6 +17,8 @@ from etl.state.requeue import HIGHEST_PENALTY, LOWEST_PENALTY, PENALTY, UNLIKELY
 if TYPE_CHECKING:
     from etl.state.store import Store
 
+group = typer.Typer()
+
 FlagOption = Annotated[
     QualityFlag | None,
     typer.Option(
@@ -33,47 +35,51 @@ PenaltyOption = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
+@command(group, name="retry-failed", works=True)
+def retry_failed(
+    context: Context,
+    stage: StageOption = None,
+    error_class: ClassOption = None,
+    host: HostOption = None,
+    key: KeyOption = None,
+    flag: FlagOption = None,
+    repetition_penalty: PenaltyOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+) -> None:
+    """Put failed items, or captions with a quality flag, back to ready; their history is kept."""
+    from etl.state.store import Store
 
-    @command(app, name="retry-failed", works=True)
-    def retry_failed(
-        context: Context,
-        stage: StageOption = None,
-        error_class: ClassOption = None,
-        host: HostOption = None,
-        key: KeyOption = None,
-        flag: FlagOption = None,
-        repetition_penalty: PenaltyOption = None,
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
-    ) -> None:
-        """Put failed items, or captions with a quality flag, back to ready; their history is kept."""
-        from etl.state.store import Store
+    chosen = FailureFilter(stage, error_class, host, key, flag, repetition_penalty)
+    _check(chosen)
+    if flag in UNLIKELY and not context.json:
+        render.note(context, f"a repetition penalty is unlikely to help: {UNLIKELY[flag]}")
+    try:
+        with Store.open(context.settings, create=False) as store:
+            retry = _retry_failed if flag is None else _caption_again
+            retry(context, store, chosen, dry_run=dry_run)
+    except StateLockedError:
+        if dry_run:
+            raise
+        # The run that holds the state does it for us.
+        _tell(context, control.send(context.settings.state, control.RETRY, chosen))
 
-        chosen = FailureFilter(stage, error_class, host, key, flag, repetition_penalty)
-        _check(chosen)
-        if flag in UNLIKELY and not context.json:
-            render.note(context, f"a repetition penalty is unlikely to help: {UNLIKELY[flag]}")
-        try:
-            with Store.open(context.settings, create=False) as store:
-                retry = _retry_failed if flag is None else _caption_again
-                retry(context, store, chosen, dry_run=dry_run)
-        except StateLockedError:
-            if dry_run:
-                raise
-            # The run that holds the state does it for us.
-            _tell(context, control.send(context.settings.state, control.RETRY, chosen))
 
-    def _register(name: str, text: str) -> None:
-        def send(context: Context) -> None:
-            _tell(context, control.send(context.settings.state, name))
+@command(group, name=control.PAUSE)
+def pause(context: Context) -> None:
+    """Let the run at work claim nothing more until it is resumed."""
+    _tell(context, control.send(context.settings.state, control.PAUSE))
 
-        send.__doc__ = text
-        command(app, name=name)(send)
 
-    _register(control.PAUSE, "Let the run at work claim nothing more until it is resumed.")
-    _register(control.RESUME, "Let a paused run go on.")
-    _register(control.STOP, "Let the run at work finish what is in flight, and end.")
+@command(group, name=control.RESUME)
+def resume(context: Context) -> None:
+    """Let a paused run go on."""
+    _tell(context, control.send(context.settings.state, control.RESUME))
+
+
+@command(group, name=control.STOP)
+def stop(context: Context) -> None:
+    """Let the run at work finish what is in flight, and end."""
+    _tell(context, control.send(context.settings.state, control.STOP))
 
 
 def _check(chosen: FailureFilter) -> None:

@@ -19,151 +19,150 @@ if TYPE_CHECKING:
     from etl.maintenance.gc import GcSummary
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
+group = typer.Typer()
 
-    @command(app, works=True)
-    def verify(
-        context: Context,
-        delete_orphans: Annotated[
-            bool, typer.Option("--delete-orphans", help="Delete cached files that no image owns.")
-        ] = False,
-        quick: Annotated[bool, typer.Option("--quick", help="Compare sizes alone, without reading the files.")] = False,
-        deep: Annotated[
-            bool,
-            typer.Option("--deep", help="Look at every row and line, decode every picture, reread the last export."),
-        ] = False,
-        accept_missing: Annotated[
-            bool,
-            typer.Option(
-                "--accept-missing", help="The image cache is gone for good: have all that it held fetched again."
-            ),
-        ] = False,
-    ) -> None:
-        """Check database and image cache against each other; put lost pictures back into the fetch queue."""
-        if quick and deep:
-            raise ConfigError("--quick reads no file and --deep reads them all; choose one of them")
-        from etl.maintenance.verify import verify as check
-        from etl.run.signals import watch_signals
-        from etl.state.store import Store
 
-        with (
-            ends_when_interrupted(),
-            watch_signals(interrupt=True),
-            Store.open(context.settings, create=False) as store,
-        ):
-            result = check(store, delete_orphans=delete_orphans, quick=quick, deep=deep, accept_missing=accept_missing)
+@command(group, works=True)
+def verify(
+    context: Context,
+    delete_orphans: Annotated[
+        bool, typer.Option("--delete-orphans", help="Delete cached files that no image owns.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Compare sizes alone, without reading the files.")] = False,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Look at every row and line, decode every picture, reread the last export."),
+    ] = False,
+    accept_missing: Annotated[
+        bool,
+        typer.Option("--accept-missing", help="The image cache is gone for good: have all that it held fetched again."),
+    ] = False,
+) -> None:
+    """Check database and image cache against each other; put lost pictures back into the fetch queue."""
+    if quick and deep:
+        raise ConfigError("--quick reads no file and --deep reads them all; choose one of them")
+    from etl.maintenance.verify import verify as check
+    from etl.run.signals import watch_signals
+    from etl.state.store import Store
+
+    with (
+        ends_when_interrupted(),
+        watch_signals(interrupt=True),
+        Store.open(context.settings, create=False) as store,
+    ):
+        result = check(store, delete_orphans=delete_orphans, quick=quick, deep=deep, accept_missing=accept_missing)
+    if context.json:
+        render.answer(render.summary_json(result))
+    else:
+        for line in result.lines():
+            render.note(context, clean(line))
+    if result.problems:
+        raise typer.Exit(1)
+
+
+@command(group, name="gc", works=True)
+def collect(
+    context: Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count, remove nothing.")] = False,
+    captioned: Annotated[bool, typer.Option("--captioned", help="Also all pictures that have their captions.")] = False,
+    originals: Annotated[bool, typer.Option("--originals", help="Also all originals that were kept.")] = False,
+) -> None:
+    """Remove from the image cache what nothing needs; what is needed again is fetched again."""
+    from etl.maintenance.gc import gc
+    from etl.run.signals import watch_signals
+    from etl.state.reserve import lent
+    from etl.state.store import Store
+
+    with (
+        lent(context.settings.state),
+        ends_when_interrupted(),
+        watch_signals(interrupt=True),
+        Store.open(context.settings, create=False) as store,
+    ):
+        result = gc(store, captioned=captioned, originals=originals, dry_run=dry_run)
+    if context.json:
+        render.answer(render.summary_json(result))
+    else:
+        for line in _collected(result):
+            render.note(context, line)
+
+
+@command(group, works=True)
+def report(
+    context: Context,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("report.html"),
+    limit: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Most records; of more, every second, third, ... is shown.")
+    ] = 20_000,
+    thumbnail: Annotated[
+        int, typer.Option(min=0, max=512, help="Longest edge of the pictures in pixels; 0 for none.")
+    ] = 160,
+) -> None:
+    """Write one HTML page with pictures, captions, failures and plots; it opens without a network."""
+    from etl.report.page import ReportOptions, write_report
+    from etl.run.signals import watch_signals
+
+    with ends_when_interrupted(), watch_signals(interrupt=True), Reader(context.settings.state) as reader:
+        summary = write_report(reader, output, ReportOptions(limit, thumbnail))
+    if context.json:
+        render.answer(render.summary_json(summary))
+    else:
+        render.note(
+            context,
+            f"report    {summary.records:,} records with {summary.pictures:,} pictures, {size(summary.size)}: "
+            f"{clean(str(summary.path))}",
+        )
+
+
+@command(group)
+def doctor(
+    context: Context,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Try each GPU, and say how fast it is expected to be.")] = False,
+) -> None:
+    """Say what this machine offers and what may go wrong on it."""
+    from etl.cli.doctor import checks
+
+    failed = False
+    for check in checks(context.settings, gpu=gpu):
+        failed |= check.verdict == "fail"
         if context.json:
-            render.answer(render.summary_json(result))
+            render.answer(render.summary_json(check))
         else:
-            for line in result.lines():
-                render.note(context, clean(line))
-        if result.problems:
-            raise typer.Exit(1)
+            render.say(f"{check.verdict:<5} {check.name:<16} {clean(check.detail)}")
+    if failed:
+        raise typer.Exit(1)
 
-    @command(app, "max_cache_size", name="gc", works=True)
-    def collect(
-        context: Context,
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count, remove nothing.")] = False,
-        captioned: Annotated[
-            bool, typer.Option("--captioned", help="Also all pictures that have their captions.")
-        ] = False,
-        originals: Annotated[bool, typer.Option("--originals", help="Also all originals that were kept.")] = False,
-    ) -> None:
-        """Remove from the image cache what nothing needs; what is needed again is fetched again."""
-        from etl.maintenance.gc import gc
-        from etl.run.signals import watch_signals
-        from etl.state.reserve import lent
-        from etl.state.store import Store
 
-        with (
-            lent(context.settings.state),
-            ends_when_interrupted(),
-            watch_signals(interrupt=True),
-            Store.open(context.settings, create=False) as store,
-        ):
-            result = gc(store, captioned=captioned, originals=originals, dry_run=dry_run)
-        if context.json:
-            render.answer(render.summary_json(result))
-        else:
-            for line in _collected(result):
-                render.note(context, line)
+@command(group)
+def dashboard(
+    context: Context,
+    readonly: Annotated[bool, typer.Option("--readonly", help="Refuse keys that change the run.")] = False,
+    ascii_only: Annotated[bool, typer.Option("--ascii", help="Draw with ASCII characters alone.")] = False,
+    web: Annotated[bool, typer.Option("--web", help="Serve it to a browser on this machine instead.")] = False,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="With --web: the port.")] = 8000,
+) -> None:
+    """Watch a run live; it is another process and may come and go."""
+    flags = ["--readonly"] * readonly + ["--ascii"] * ascii_only + (["--web", "--port", str(port)] if web else [])
+    flags += ["--config", str(context.config.resolve())] if context.config else []
+    # -P: a module of that name in the working directory is a stranger's.
+    price = str(context.settings.gpu_price)
+    arguments = ["--state", str(context.settings.state), "--gpu-price", price, *flags]
+    sys.exit(subprocess.call([sys.executable, "-P", "-m", "tui", *arguments]))
 
-    @command(app, works=True)
-    def report(
-        context: Context,
-        output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("report.html"),
-        limit: Annotated[
-            int, typer.Option(min=1, max=1_000_000, help="Most records; of more, every second, third, ... is shown.")
-        ] = 20_000,
-        thumbnail: Annotated[
-            int, typer.Option(min=0, max=512, help="Longest edge of the pictures in pixels; 0 for none.")
-        ] = 160,
-    ) -> None:
-        """Write one HTML page with pictures, captions, failures and plots; it opens without a network."""
-        from etl.report.page import ReportOptions, write_report
-        from etl.run.signals import watch_signals
 
-        with ends_when_interrupted(), watch_signals(interrupt=True), Reader(context.settings.state) as reader:
-            summary = write_report(reader, output, ReportOptions(limit, thumbnail))
-        if context.json:
-            render.answer(render.summary_json(summary))
-        else:
-            render.note(
-                context,
-                f"report    {summary.records:,} records with {summary.pictures:,} pictures, {size(summary.size)}: "
-                f"{clean(str(summary.path))}",
-            )
+@command(group)
+def demo(
+    context: Context,
+    directory: Annotated[
+        Path | None, typer.Argument(help="State directory to keep. [default: a throw-away one]")
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=4, max=2000, help="How many pictures to draw.")] = 24,
+) -> None:
+    """Caption drawn pictures end to end with the tiny model that ships with the program."""
+    from etl.demo.run import run_demo
 
-    @command(app, "model", "revision", "dtype", "device", "slots", "gpu_memory_fraction", "gpus", "max_new_tokens")
-    def doctor(
-        context: Context,
-        gpu: Annotated[
-            bool, typer.Option("--gpu", help="Try each GPU, and say how fast it is expected to be.")
-        ] = False,
-    ) -> None:
-        """Say what this machine offers and what may go wrong on it."""
-        from etl.cli.doctor import checks
-
-        failed = False
-        for check in checks(context.settings, gpu=gpu):
-            failed |= check.verdict == "fail"
-            if context.json:
-                render.answer(render.summary_json(check))
-            else:
-                render.say(f"{check.verdict:<5} {check.name:<16} {clean(check.detail)}")
-        if failed:
-            raise typer.Exit(1)
-
-    @command(app, "gpu_price")
-    def dashboard(
-        context: Context,
-        readonly: Annotated[bool, typer.Option("--readonly", help="Refuse keys that change the run.")] = False,
-        ascii_only: Annotated[bool, typer.Option("--ascii", help="Draw with ASCII characters alone.")] = False,
-        web: Annotated[bool, typer.Option("--web", help="Serve it to a browser on this machine instead.")] = False,
-        port: Annotated[int, typer.Option(min=1, max=65535, help="With --web: the port.")] = 8000,
-    ) -> None:
-        """Watch a run live; it is another process and may come and go."""
-        flags = ["--readonly"] * readonly + ["--ascii"] * ascii_only + (["--web", "--port", str(port)] if web else [])
-        flags += ["--config", str(context.config.resolve())] if context.config else []
-        # -P: a module of that name in the working directory is a stranger's.
-        price = str(context.settings.gpu_price)
-        arguments = ["--state", str(context.settings.state), "--gpu-price", price, *flags]
-        sys.exit(subprocess.call([sys.executable, "-P", "-m", "tui", *arguments]))
-
-    @command(app)
-    def demo(
-        context: Context,
-        directory: Annotated[
-            Path | None, typer.Argument(help="State directory to keep. [default: a throw-away one]")
-        ] = None,
-        pictures: Annotated[int, typer.Option(min=4, max=2000, help="How many pictures to draw.")] = 24,
-    ) -> None:
-        """Caption drawn pictures end to end with the tiny model that ships with the program."""
-        from etl.demo.run import run_demo
-
-        if not run_demo(context.settings, directory, pictures, write=lambda line: render.note(context, line)):
-            raise EtlError("the demo did not end as it should; see above")
+    if not run_demo(context.settings, directory, pictures, write=lambda line: render.note(context, line)):
+        raise EtlError("the demo did not end as it should; see above")
 
 
 def _collected(summary: "GcSummary") -> Iterator[str]:

@@ -24,7 +24,7 @@ def ingest_progress(context: Context) -> Iterator[Callable[[int], None]]:
 
     def show(rows: int) -> None:
         nonlocal last
-        if time.monotonic() - last >= min(context.settings.interval_s, 5.0):
+        if time.monotonic() - last >= min(context.settings.interval, 5.0):
             last = time.monotonic()
             note(context, f"ingest: {rows:,} records")
 
@@ -48,7 +48,7 @@ def _plain_lines(context: Context) -> Callable[[Progress], None]:
 
     def show(now: Progress) -> None:
         nonlocal last
-        if time.monotonic() - last >= context.settings.interval_s:
+        if time.monotonic() - last >= context.settings.interval:
             last = time.monotonic()
             note(context, progress_line(now))
 
@@ -65,7 +65,7 @@ def progress_line(now: Progress) -> str:
         done, total = counts.get(QueueStatus.DONE, 0), wanted(counts)
         parts.append(
             f"{stage} {done:,}/{total:,} ({counts.get(QueueStatus.DEAD, 0):,} failed, "
-            f"{counts.get(QueueStatus.RETRY, 0):,} waiting) {rate:.1f}/s"
+            f"{counts.get(QueueStatus.RETRY, 0):,} will retry) {rate:.1f}/s"
         )
     if now.bytes_per_s:
         parts[0] += f" {size(now.bytes_per_s)}/s"
@@ -128,8 +128,8 @@ def _bars() -> Iterator[Callable[[Progress], None]]:
                 (Stage.FETCH, now.sources, now.fetched_per_s),
                 (Stage.CAPTION, now.captions, now.captioned_per_s),
             ):
-                failed, waiting = counts.get(QueueStatus.DEAD, 0), counts.get(QueueStatus.RETRY, 0)
-                rest = f"{rate:5.1f}/s  {failed:,} failed  {waiting:,} waiting"
+                failed, retrying = counts.get(QueueStatus.DEAD, 0), counts.get(QueueStatus.RETRY, 0)
+                rest = f"{rate:5.1f}/s  {failed:,} failed  {retrying:,} will retry"
                 total = wanted(counts) or (selected if stage is Stage.CAPTION else None)
                 bars.update(tasks[stage], total=total, completed=counts.get(QueueStatus.DONE, 0), rest=rest)
             for host in now.hosts:

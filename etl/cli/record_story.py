@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etl.clock import iso_utc, now_ms
-from etl.domain.statuses import QueueStatus, RecordState
+from etl.domain.statuses import QueueStatus, RecordState, status_in_words
 from etl.redaction import redact, redact_line, redact_url
 from etl.text import clean
 from etl.units import duration, size
@@ -24,7 +24,7 @@ def story_lines(story: dict[str, Any]) -> Iterator[str]:
     if record["prompt"]:
         yield f"prompt    {clean(record['prompt'])}"
     if source:
-        yield f"source    {clean(redact_url(source['url']))}: {source['status']}" + _why_failed(source)
+        yield f"source    {clean(redact_url(source['url']))}: {status_in_words(source['status'])}" + _why_failed(source)
         if source.get("mirror"):
             yield f"mirror    {clean(redact_url(source['mirror']))}: the picture came from here"
     if image:
@@ -35,7 +35,8 @@ def story_lines(story: dict[str, Any]) -> Iterator[str]:
     for caption in story["captions"]:
         mark = "" if caption["current"] else " (earlier recipe)"
         yield (
-            f"caption   {clean(caption['model'])}@{clean(caption['revision'])}{mark}: {caption['status']}"
+            f"caption   {clean(caption['model'])}@{clean(caption['revision'])}{mark}: "
+            + status_in_words(caption["status"])
             + _why_failed(caption)
         )
         if caption["text"] is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from etl.cli.hosts import errors_text, host_json, host_line, is_news
 from etl.cli.options import Context
 from etl.clock import ago, now_ms, stops_at
-from etl.domain.statuses import LIVE, QueueStatus, RecordOutcome, RecordState, RunState, Stage
+from etl.domain.statuses import LIVE, QueueStatus, RecordOutcome, RecordState, RunState, Stage, status_in_words
 from etl.domain.views import ExportSummary, IngestSummary, Progress, RunInfo
 from etl.state.requeue import UNLIKELY
 from etl.text import clean, clean_json
@@ -113,7 +113,7 @@ def status_lines(progress: Progress) -> Iterator[str]:
         + (f"; {records['invalid']:,} invalid" if records["invalid"] else "")
     )
     for stage in ("sources", "captions"):
-        counts = ", ".join(f"{n:,} {status}" for status, n in value[stage].items() if n)
+        counts = ", ".join(f"{n:,} {status_in_words(status)}" for status, n in value[stage].items() if n)
         yield f"{stage:<9} {counts or 'none yet'}"
     if progress.flags:
         yield f"flags     {', '.join(f'{n:,} {flag}' for flag, n in progress.flags.items())}"

@@ -67,7 +67,7 @@ def _demo_settings(settings: Settings, state: Path) -> Settings:
     """Return the defaults, whatever the user's model and limits are, with attempts that do not take long."""
     return Settings(
         state=state, model=DEMO_MODEL, device=settings.device, dtype="float32", decoders=settings.decoders,
-        allow_host=(HOST,), max_attempts=2, backoff_s=0.2, min_free=16 * 1024**2,
+        allow_host=(HOST,), max_attempts=2, backoff=0.2, min_free=16 * 1024**2,
     )  # fmt: skip
 
 

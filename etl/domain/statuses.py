@@ -23,6 +23,18 @@ class QueueStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+_WORDS: dict[str, str] = {
+    QueueStatus.RETRY: "will retry",
+    QueueStatus.DEAD: "failed",
+    QueueStatus.CANCELLED: "not needed",
+}
+
+
+def status_in_words(status: str) -> str:
+    """Return what people read for a stored status of an item; most are the word itself."""
+    return _WORDS.get(status, status)
+
+
 class RecordState(StrEnum):
     """What the manifest and the selection say of a record."""
 

@@ -13,7 +13,7 @@ from etl.domain.statuses import (
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One line of ``etl failures``: a dead item and one record that needs it.
+    """One line of ``etl failures``: a failed item and one record that needs it.
 
     Attributes:
         stage: where it failed (`Stage`).
@@ -34,10 +34,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class FailureFilter:
-    """Which dead items `retry-failed` means; a ``None`` field does not restrict.
+    """Which failed items `retry-failed` means; a ``None`` field does not restrict.
 
     Attributes:
-        flag: not dead items are meant, but the finished captions with this quality flag (`etl.state.requeue`).
+        flag: not failed items are meant, but the finished captions with this quality flag (`etl.state.requeue`).
         repetition_penalty: how those are made again; ``None`` for the usual one.
     """
 

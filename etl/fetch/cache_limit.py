@@ -8,7 +8,7 @@ before its file is removed, so a crash between the two leaves an orphan, which t
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from etl import files
 from etl.domain.items import FetchedImage, KnownImage
 from etl.images.cache import CachedFile, ImageCache
 from etl.net.resume import is_resumable
-from etl.state.images import Grounds, Images, originals_of, working_copies_of
+from etl.state.images import EvictionReason, Images, originals_of, working_copies_of
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 
@@ -28,7 +28,7 @@ PAGE = 256
 """Images looked at and evicted at once; other writers wait meanwhile, for some hundredths of a second."""
 
 PAGES = 16
-"""Pages looked at in one call for each of the grounds: a call stays cheap where most must stay."""
+"""Pages looked at in one call for each reason: a call stays cheap where most must stay."""
 
 EVICT_S = 0.05
 """Seconds after which a call that evicts leaves the rest to the next: it may be the network's loop that calls."""
@@ -70,19 +70,19 @@ def survey(cache: ImageCache, reader: Reader) -> Survey:
     return Survey(size, orphans, cache.parts())
 
 
-def path_of(cache: ImageCache, grounds: Grounds, sha256: str) -> Path:
-    """Return the file that such grounds speak of."""
-    return cache.original_path(sha256) if grounds is Grounds.ORIGINAL else cache.working_path(sha256)
+def path_of(cache: ImageCache, reason: EvictionReason, sha256: str) -> Path:
+    """Return the file that such a reason speaks of."""
+    return cache.original_path(sha256) if reason is EvictionReason.ORIGINAL else cache.working_path(sha256)
 
 
-def size_of(cache: ImageCache, grounds: Grounds, sha256: str) -> int:
-    """Return the bytes of the file that such grounds speak of; 0 where there is none."""
-    return files.plain_size(path_of(cache, grounds, sha256)) or 0
+def size_of(cache: ImageCache, reason: EvictionReason, sha256: str) -> int:
+    """Return the bytes of the file that such a reason speaks of; 0 where there is none."""
+    return files.plain_size(path_of(cache, reason, sha256)) or 0
 
 
-def evict(images: Images, cache: ImageCache, grounds: Grounds, chosen: Sequence[int]) -> list[int]:
-    """Evict as far as the grounds still hold: first the rows, then the files; return the bytes of each file removed."""
-    removed = [cache.remove(path_of(cache, grounds, sha256)) for sha256 in images.evict(grounds, chosen)]
+def evict(images: Images, cache: ImageCache, reason: EvictionReason, chosen: Sequence[int]) -> list[int]:
+    """Evict as far as the reason still holds: first the rows, then the files; return the bytes of each file removed."""
+    removed = [cache.remove(path_of(cache, reason, sha256)) for sha256 in images.evict(reason, chosen)]
     return [size for size in removed if size is not None]
 
 
@@ -91,19 +91,23 @@ class CacheLimit:
 
     Make it before the first decoder starts: what is there is counted once, and from then on what is `added` and what
     is evicted.  `make_room` may run in another thread than the one that commits what was fetched, if that one does it
-    within `hold`.  With ``limit_bytes`` 0 nothing is counted and nothing evicted.
+    within `hold`.  With ``limit_bytes`` 0 nothing is counted and nothing evicted.  ``clock`` gives seconds that only
+    grow.
     """
 
-    def __init__(self, store: Store, cache: ImageCache, limit_bytes: int) -> None:
+    def __init__(
+        self, store: Store, cache: ImageCache, limit_bytes: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
         self._images = store.images()
         self._cache = cache
         self._limit = limit_bytes
         self._lock = threading.Lock()
-        self._after = dict.fromkeys(Grounds, 0)
+        self._after = dict.fromkeys(EvictionReason, 0)
         # Two, because each is written by one thread: where pictures are fetched, and where room is made.
         self._added, self._kept = 0, 0
-        self._parts, self._measured_at = 0, -MEASURE_S
-        self._making, self._wait_until = False, 0.0
+        self._parts, self._measured_at = 0, float("-inf")
+        self._making, self._wait_until = False, float("-inf")
         self._leftovers: list[CachedFile] = []
         if limit_bytes:
             with Reader(store.directory) as reader:
@@ -116,9 +120,9 @@ class CacheLimit:
         """The bytes that the cache takes; 0 without a limit."""
         if not self._limit:
             return 0
-        if time.monotonic() - self._measured_at >= MEASURE_S:
+        if self._clock() - self._measured_at >= MEASURE_S:
             self._parts = sum(part.size for part in self._cache.parts())
-            self._measured_at = time.monotonic()
+            self._measured_at = self._clock()
         return self._kept + self._added + self._parts
 
     @property
@@ -157,17 +161,17 @@ class CacheLimit:
         working copy that has its captions is touched, for as long as the recipe by which they count is not known.
         """
         if thorough:
-            self._measured_at = self._wait_until = -MEASURE_S
+            self._measured_at = self._wait_until = float("-inf")
         self._making = self.is_full or (self._making and self._surplus > 0)
-        if self._making and time.monotonic() >= self._wait_until:
-            until, freed = time.monotonic() + EVICT_S, 0
+        if self._making and self._clock() >= self._wait_until:
+            until, freed = self._clock() + EVICT_S, 0
             for step in self._steps(captioned=captioned, pages=sys.maxsize if thorough else PAGES):
                 freed += step
-                if self._surplus <= 0 or (freed and not thorough and time.monotonic() > until):
+                if self._surplus <= 0 or (freed and not thorough and self._clock() > until):
                     break
             else:
                 if not freed:
-                    self._wait_until = time.monotonic() + PATIENCE_S
+                    self._wait_until = self._clock() + PATIENCE_S
         return not self.is_full
 
     @property
@@ -178,9 +182,9 @@ class CacheLimit:
         """Do one page of work after the other, what is worth least first; yield the bytes that each has freed."""
         while self._leftovers:
             yield self._remove_leftovers()
-        for grounds in Grounds:
-            if captioned or grounds is not Grounds.CAPTIONED:
-                yield from self._evict(grounds, pages)
+        for reason in EvictionReason:
+            if captioned or reason is not EvictionReason.CAPTIONED:
+                yield from self._evict(reason, pages)
 
     def _remove_leftovers(self) -> int:
         """Remove what was worth nothing at the start, unless somebody has found a use for it since."""
@@ -200,25 +204,25 @@ class CacheLimit:
         self._kept -= freed - parts
         return freed
 
-    def _evict(self, grounds: Grounds, pages: int) -> Iterator[int]:
+    def _evict(self, reason: EvictionReason, pages: int) -> Iterator[int]:
         """Go on behind the image where the last call stopped, and once around, by so many pages at most."""
-        wrapped = self._after[grounds] == 0
+        wrapped = self._after[reason] == 0
         for _ in range(pages):
-            page = self._images.candidates(grounds, self._after[grounds], PAGE)
+            page = self._images.candidates(reason, self._after[reason], PAGE)
             chosen, surplus = list[int](), self._surplus
             for candidate in page:
                 if surplus <= 0:
                     break
-                self._after[grounds] = candidate.image
+                self._after[reason] = candidate.image
                 if candidate.may_go:
                     chosen.append(candidate.image)
-                    surplus -= size_of(self._cache, grounds, candidate.sha256)
+                    surplus -= size_of(self._cache, reason, candidate.sha256)
             with self._lock:
-                freed = sum(evict(self._images, self._cache, grounds, chosen)) if chosen else 0
+                freed = sum(evict(self._images, self._cache, reason, chosen)) if chosen else 0
             self._kept -= freed
-            at_end = len(page) < PAGE and (not page or self._after[grounds] == page[-1].image)
+            at_end = len(page) < PAGE and (not page or self._after[reason] == page[-1].image)
             if at_end:
-                self._after[grounds] = 0
+                self._after[reason] = 0
             yield freed
             if at_end and wrapped:
                 return

@@ -88,9 +88,9 @@ class FetchLoop:
         self._roots = roots
         self._budget = budget
         self._limiter = HostLimiter(
-            settings.concurrency, settings.per_host, rate=settings.host_rate, patience_s=settings.host_patience_s,
-            pause_s=min(settings.backoff_s, settings.backoff_cap_s), longest_pause_s=LONGEST_ASKED_WAIT_S,
-            longest_wait_s=settings.backoff_cap_s,
+            settings.concurrency, settings.per_host, rate=settings.host_rate, patience_s=settings.host_patience,
+            pause_s=min(settings.backoff, settings.backoff_cap), longest_pause_s=LONGEST_ASKED_WAIT_S,
+            longest_wait_s=settings.backoff_cap,
         )  # fmt: skip
         self._in_flight: dict[asyncio.Task[None], SourceItem] = {}
         self._changed = asyncio.Event()

@@ -37,7 +37,7 @@ def fetch(store: Store, run: int, settings: Settings, control: RunControl, *, re
     well given, and `DiskFullError` when the disk has less than ``min_free`` bytes or the cache no room below
     ``max_cache_size``; what was committed stays.  Raises `CacheMissingError` where the cache that the database counts
     on is not there, or goes: none is made in its place.  Raises `ClusterError` when no node of the cluster could fetch
-    for ``endpoint_patience_s``.
+    for ``endpoint_patience``.
     """
     with Reader(store.directory) as reader:
         edges = longest_edges(reader)

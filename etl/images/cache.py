@@ -24,8 +24,10 @@ from etl.errors import NotAHashError, StateError
 from etl.failpoints import failpoint
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-MOST_WORKING = 512 * 1024 * 1024
-"""Bytes of a working copy: the longest edge that can be asked for, squared, at two bytes a pixel."""
+MAX_WORKING_PIXELS = 16384 * 16384
+"""Of a working copy: the longest edge that can be asked for, squared."""
+
+MAX_WORKING_BYTES = 2 * MAX_WORKING_PIXELS
 
 _SHARDS = tuple(f"{number:02x}" for number in range(256))
 
@@ -180,7 +182,7 @@ class ImageCache:
         return self._parts / f"{hashlib.sha256(url.encode()).hexdigest()}.part"
 
     def is_part(self, path: Path) -> bool:
-        """Tell whether a file is an unfinished one."""
+        """Return whether a file is an unfinished one."""
         return path.parent == self._parts
 
     def sweep_parts(self, keep: Callable[[Path], bool] = lambda _: False) -> int:
@@ -259,7 +261,7 @@ def read_working(path: Path) -> bytes:
     """
     with files.reading(path) as file:
         # A stranger's file may have terabytes.
-        data = file.read() if os.fstat(file.fileno()).st_size <= MOST_WORKING else b""
+        data = file.read() if os.fstat(file.fileno()).st_size <= MAX_WORKING_BYTES else b""
     if hashlib.sha256(data).hexdigest() != path.stem:
         raise ValueError("its content is not what its name says")
     return data

@@ -127,14 +127,14 @@ class DecoderPool:
         self._idle.clear()
 
     def _decode(self, path: Path) -> DecodedImage:
-        decoder = self._hand_over(path)
+        decoder = self._dispatch(path)
         with self._dropped_on_error(decoder):
             answer = decoder.answer(self._timeout_s)
         with self._lock:
             self._idle.append(decoder)
         return decoded_or_raise(answer)
 
-    def _hand_over(self, path: Path) -> "_Decoder":
+    def _dispatch(self, path: Path) -> "_Decoder":
         """Return a decoder that has taken the picture: the last one used, so that no more start than are needed.
 
         A process may have died before it took the picture; that is not the picture's fault, and the next one gets it.
@@ -147,7 +147,7 @@ class DecoderPool:
                 idle = self._idle.pop() if self._idle else None
             decoder = idle or self._new_decoder()
             with self._dropped_on_error(decoder):
-                if decoder.takes(path, self._timeout_s):
+                if decoder.accepts(path, self._timeout_s):
                     return decoder
                 starts_left -= idle is None
                 if not starts_left:
@@ -186,7 +186,7 @@ class _Decoder(ChildProcess):
             confined=True,
         )
 
-    def takes(self, path: Path, timeout_s: float) -> bool:
+    def accepts(self, path: Path, timeout_s: float) -> bool:
         """Offer one picture and return whether the process lived to take it; raises as `answer` for the time."""
         try:
             self.send(json.dumps(str(path)).encode())

@@ -33,9 +33,9 @@ from etl.processes import Parent
 from etl.text import clean_lines
 
 READY = b"ready"
-"""Sent once: pictures are welcome."""
+"""Sent once: the process accepts pictures."""
 
-TAKEN = b"taken"
+ACCEPTED = b"accepted"
 """Sent before each answer: from here on a death is the picture's."""
 
 NICENESS = 5
@@ -81,7 +81,7 @@ def main(config_fields: dict[str, Any], pool: Parent) -> None:
         path = Path(json.loads(pool.recv()))
         # The pool's own time is shorter, but a decoder that holds the interpreter does not notice when it is gone.
         limit_time_of_next(config.cpu_s)
-        pool.send(TAKEN)
+        pool.send(ACCEPTED)
         pool.send(_answer(path, cache, config))
         if time_left() <= config.cpu_s:
             # The next picture gets a process that has all the time for it.

@@ -31,8 +31,8 @@ def first_page(path: Path, longest_edge: int) -> Image.Image:
                 raise CorruptImageError(f"the PDF's first page has the size {page.get_size()}")
             bitmap = page.render(scale=longest_edge / longest)
             with contextlib.closing(bitmap):
-                image: Image.Image = bitmap.to_pil().convert("RGB")
-                return image
+                image: Image.Image = bitmap.to_pil()
+                return image.convert("RGB")
 
 
 def _has_end(path: Path) -> bool:

@@ -94,7 +94,7 @@ def memory(image: TiffImageFile) -> int:
 
 
 def is_misread(image: TiffImageFile) -> bool:
-    """Tell whether Pillow takes the picture for another: samples in planes, or YCbCr, without compression.
+    """Return whether Pillow takes the picture for another: samples in planes, or YCbCr, without compression.
 
     Of the former it takes the low bytes of 16 bits for pixels, of the latter it does not know subsampling.
     """

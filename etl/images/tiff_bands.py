@@ -19,7 +19,7 @@ _TURNED = (5, 6, 7, 8)
 
 
 def wants_pieces(image: TiffImageFile) -> bool:
-    """Tell whether the picture should be decoded by `reduced`, because it is large or Pillow misreads it whole."""
+    """Return whether the picture should be decoded by `reduced`, because it is large or Pillow misreads it whole."""
     return tiff.memory(image) > LARGE_BYTES or tiff.is_misread(image)
 
 

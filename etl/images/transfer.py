@@ -16,7 +16,7 @@ _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, err
 
 
 @dataclass
-class Adoption:
+class CacheTransfer:
     """Takes files out of ``origin`` into ``target``; nothing in ``origin`` is changed.
 
     Attributes:
@@ -34,14 +34,14 @@ class Adoption:
     _directories: set[Path] = field(default_factory=set)
 
     def working(self, sha256: str, size: int) -> bool:
-        """Bring a working copy; tell whether a file of this size, or with ``check`` this hash, is there now."""
+        """Bring a working copy; return whether a file of this size, or with ``check`` this hash, is there now."""
         return self._bring(self.origin.working_path(sha256), self.target.working_path(sha256), sha256, size)
 
     def original(self, sha256: str, size: int) -> bool:
         """Bring an original, as `working` does."""
         return self._bring(self.origin.original_path(sha256), self.target.original_path(sha256), sha256, size)
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Make the names of all that was brought durable; only then may a row promise them."""
         for directory in sorted(self._directories):
             with disk_errors(directory):

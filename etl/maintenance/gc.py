@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from etl.fetch.cache_limit import PAGE, ROOM, evict, size_of, survey
 from etl.images.cache import CachedFile, ImageCache
 from etl.net.resume import is_resumable
-from etl.state.images import Candidate, Grounds
+from etl.state.images import Candidate, EvictionReason
 from etl.state.presence import require_cache
 from etl.state.read.reader import Reader
 from etl.state.store import Store
@@ -67,9 +67,9 @@ def gc(store: Store, *, captioned: bool = False, originals: bool = False, dry_ru
     return GcSummary(
         orphans=collection.remove(found.orphans),
         parts=collection.remove(_dead_parts(found.parts)),
-        unneeded=collection.evict(Grounds.UNNEEDED, all_of_them=True),
-        originals=collection.evict(Grounds.ORIGINAL, all_of_them=originals),
-        captioned=collection.evict(Grounds.CAPTIONED, all_of_them=captioned),
+        unneeded=collection.evict(EvictionReason.UNNEEDED, all_of_them=True),
+        originals=collection.evict(EvictionReason.ORIGINAL, all_of_them=originals),
+        captioned=collection.evict(EvictionReason.CAPTIONED, all_of_them=captioned),
         cache_bytes=collection.used,
         limit=store.settings.max_cache_size,
         dry_run=dry_run,
@@ -101,7 +101,7 @@ class _Collection:
         """Remove files that belong to nobody."""
         return self._removed([file.size if self._dry_run else self._cache.remove(file.path) for file in files])
 
-    def evict(self, grounds: Grounds, *, all_of_them: bool) -> Removed:
+    def evict(self, reason: EvictionReason, *, all_of_them: bool) -> Removed:
         """Evict whatever may go, or no more than what the limit demands, oldest first."""
         target = int(self._limit * ROOM)
         if all_of_them:
@@ -109,30 +109,28 @@ class _Collection:
         elif not self._limit or self.used <= self._limit:
             return Removed()
         files, size, after = 0, 0, 0
-        while self.used > target and (page := self._images.candidates(grounds, after, PAGE)):
+        while self.used > target and (page := self._images.candidates(reason, after, PAGE)):
             chosen, surplus = list[Candidate](), self.used - target
             for candidate in page:
                 if surplus <= 0:
                     break
-                if candidate.may_go and (grounds is Grounds.ORIGINAL or candidate.image not in self._evicted):
+                if candidate.may_go and (reason is EvictionReason.ORIGINAL or candidate.image not in self._evicted):
                     chosen.append(candidate)
-                    surplus -= size_of(self._cache, grounds, candidate.sha256)
-            removed = self._evict(grounds, chosen)
+                    surplus -= size_of(self._cache, reason, candidate.sha256)
+            removed = self._evict(reason, chosen)
             files, size, after = files + removed.files, size + removed.bytes, page[-1].image
         return Removed(files, size)
 
-    def _evict(self, grounds: Grounds, chosen: list[Candidate]) -> Removed:
+    def _evict(self, reason: EvictionReason, chosen: list[Candidate]) -> Removed:
         if not self._dry_run:
-            return self._removed(evict(self._images, self._cache, grounds, [one.image for one in chosen]))
-        if grounds is not Grounds.ORIGINAL:
+            return self._removed(evict(self._images, self._cache, reason, [one.image for one in chosen]))
+        if reason is not EvictionReason.ORIGINAL:
             self._evicted.update(one.image for one in chosen)
-        return self._removed(
-            [size_of(self._cache, grounds, sha) for _, sha, _ in chosen if self._is_last(grounds, sha)]
-        )
+        return self._removed([size_of(self._cache, reason, sha) for _, sha, _ in chosen if self._is_last(reason, sha)])
 
-    def _is_last(self, grounds: Grounds, sha256: str) -> bool:
+    def _is_last(self, reason: EvictionReason, sha256: str) -> bool:
         """Tell for a dry run whether no other image would need the file any more."""
-        if grounds is Grounds.ORIGINAL or sha256 not in self._sharers:
+        if reason is EvictionReason.ORIGINAL or sha256 not in self._sharers:
             return True
         self._sharers[sha256] -= 1
         return self._sharers[sha256] == 0

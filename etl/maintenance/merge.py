@@ -11,7 +11,7 @@ from pathlib import Path
 
 from etl.errors import ConfigError, StateError, StateLockedError
 from etl.images.cache import ImageCache
-from etl.images.transfer import Adoption
+from etl.images.transfer import CacheTransfer
 from etl.state.checks import problems
 from etl.state.database import DATABASE_NAME
 from etl.state.log import RunLog, journal
@@ -122,9 +122,9 @@ def _merge_one(store: Store, path: Path, *, check: bool, final: bool) -> MergeSu
                 raise ConfigError(f"{path} cannot be merged: {error}") from error
             except StateError as error:
                 raise StateError(f"{path} cannot be merged: {error}") from error
-            adoption, lost, lost_originals = _bring_files(store.directory, path, found, check=check)
+            transfer, lost, lost_originals = _bring_files(store.directory, path, found, check=check)
             rows = found.take(final=final)
-    return MergeSummary(path, rows, adoption.linked, adoption.copied, adoption.bytes, lost, lost_originals)
+    return MergeSummary(path, rows, transfer.linked, transfer.copied, transfer.bytes, lost, lost_originals)
 
 
 @contextmanager
@@ -146,20 +146,20 @@ def _check(path: Path) -> None:
             raise StateError(f"{path} is not sound: {problem}; run `etl verify` on it")
 
 
-def _bring_files(state: Path, part: Path, found: Merge, *, check: bool) -> tuple[Adoption, int, int]:
+def _bring_files(state: Path, part: Path, found: Merge, *, check: bool) -> tuple[CacheTransfer, int, int]:
     """Bring the files that the state lacks; note and count the working copies and originals that the part lacks."""
     if found.wanted_files(0, 1):
         for directory in (state, part):
             with Reader(directory) as reader:
                 require_cache(reader)
-    adoption = Adoption(ImageCache.of_state(part), ImageCache.of_state(state), check=check)
+    transfer = CacheTransfer(ImageCache.of_state(part), ImageCache.of_state(state), check=check)
     lost, lost_originals, after = 0, 0, 0
     while images := found.wanted_files(after, PAGE):
         if not after:
-            adoption.target.prepare()
-        working = [i.image for i in images if i.working and not adoption.working(i.working_sha256, i.working_size)]
-        originals = [i.image for i in images if i.original and not adoption.original(i.sha256, i.size)]
+            transfer.target.prepare()
+        working = [i.image for i in images if i.working and not transfer.working(i.working_sha256, i.working_size)]
+        originals = [i.image for i in images if i.original and not transfer.original(i.sha256, i.size)]
         found.note_lost(working, originals)
         lost, lost_originals, after = lost + len(working), lost_originals + len(originals), images[-1].image
-    adoption.settle()
-    return adoption, lost, lost_originals
+    transfer.sync()
+    return transfer, lost, lost_originals

@@ -15,7 +15,7 @@ from pathlib import Path
 from etl.errors import ConfigError, EtlError, StateSplitError
 from etl.files import sync_chosen
 from etl.images.cache import ImageCache, disk_errors
-from etl.images.transfer import Adoption
+from etl.images.transfer import CacheTransfer
 from etl.state.log import RunLog
 from etl.state.parts.split import Split, latest_split
 from etl.state.presence import require_cache
@@ -150,7 +150,7 @@ def _make(store: Store, found: Split, part: MadePart) -> MadePart:
     settings = dataclasses.replace(store.settings, state=new)
     with Store.open(settings) as made:
         made.fill_part(store.directory, found, part.number)
-        adoption, lost = _bring_files(store.directory, made)
+        transfer, lost = _bring_files(store.directory, made)
         with Reader(new) as reader:
             progress = read_progress(reader)
     with disk_errors(part.path):
@@ -159,7 +159,7 @@ def _make(store: Store, found: Split, part: MadePart) -> MadePart:
         sync_chosen(part.path.parent)
     return dataclasses.replace(
         part, records=sum(progress.records.values()), pending=progress.outcomes.get("pending", 0),
-        linked=adoption.linked, copied=adoption.copied, lost=lost, made=True,
+        linked=transfer.linked, copied=transfer.copied, lost=lost, made=True,
     )  # fmt: skip
 
 
@@ -168,16 +168,16 @@ def _is_part(path: Path, found: Split, number: int) -> bool:
         return bool(reader.rows("SELECT 1 FROM splits WHERE (role, uid, number) = ('part', ?, ?)", (found.uid, number)))
 
 
-def _bring_files(whole: Path, part: Store) -> tuple[Adoption, int]:
+def _bring_files(whole: Path, part: Store) -> tuple[CacheTransfer, int]:
     """Bring the files of the part's images; return what was brought and how many the state itself has lost."""
-    adoption = Adoption(ImageCache.of_state(whole), ImageCache.of_state(part.directory))
+    transfer = CacheTransfer(ImageCache.of_state(whole), ImageCache.of_state(part.directory))
     lost, after = 0, 0
     while rows := part.cached_images(after, PAGE):
         if not after:
-            adoption.target.prepare()
+            transfer.target.prepare()
         for _, sha256, size, kept, working, working_size, present in rows:
-            lost += bool(present) and not adoption.working(working, working_size)
-            lost += bool(kept) and not adoption.original(sha256, size)
+            lost += bool(present) and not transfer.working(working, working_size)
+            lost += bool(kept) and not transfer.original(sha256, size)
         after = rows[-1][0]
-    adoption.settle()
-    return adoption, lost
+    transfer.sync()
+    return transfer, lost

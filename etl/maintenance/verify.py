@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from etl.export.check import ExportFound, compare_export
 from etl.images.cache import CachedFile, ImageCache, Shard
-from etl.images.look import fault_of, holds
+from etl.images.working_copies import fault_of, holds
 from etl.state.checks import EXAMPLES, deep_problems, problems, summed_up
 from etl.state.images import Expected, evicted, originals_of, working_copies_of
 from etl.state.presence import require_cache

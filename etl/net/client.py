@@ -74,7 +74,7 @@ class Downloader:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.names = Names(settings.connect_timeout_s)
+        self.names = Names(settings.connect_timeout)
         self.may_follow: Callable[[str], Awaitable[None]] | None = None
         self._settings = settings
         self._context = httpx.create_ssl_context()
@@ -93,7 +93,7 @@ class Downloader:
             ),
             trust_env=False,
             follow_redirects=False,
-            timeout=httpx.Timeout(settings.read_timeout_s, connect=settings.connect_timeout_s, pool=POOL_TIMEOUT_S),
+            timeout=httpx.Timeout(settings.read_timeout, connect=settings.connect_timeout, pool=POOL_TIMEOUT_S),
             headers={
                 "User-Agent": self._user_agent,
                 # Compressed, neither the length nor a range nor the hash would be the file's.
@@ -175,7 +175,7 @@ class Downloader:
 
     @property
     def _answer_s(self) -> float:
-        return self._settings.connect_timeout_s + self._settings.read_timeout_s
+        return self._settings.connect_timeout + self._settings.read_timeout
 
     @asynccontextmanager
     async def _watchdog(self, attempt: Attempt) -> AsyncIterator[asyncio.Timeout]:
@@ -275,11 +275,11 @@ def _chunks(response: httpx.Response) -> aclosing[AsyncGenerator[bytes, None]]:
 def _deadline(settings: Settings, begun: float, received: int) -> float | None:
     """When a body that has come so far must have got further, on the loop's clock; it moves with every byte.
 
-    At the end of a file this is ``begun + read_timeout_s + size / min_rate``, so no body can take longer.
+    At the end of a file this is ``begun + read_timeout + size / min_rate``, so no body can take longer.
     """
     if not settings.min_rate:
         return None
-    return begun + settings.read_timeout_s + received / settings.min_rate
+    return begun + settings.read_timeout + received / settings.min_rate
 
 
 def _result(response: httpx.Response, writer: PartWriter | None) -> Download:

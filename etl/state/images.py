@@ -17,7 +17,7 @@ from etl.state.read.reader import Reader
 from etl.state.sqlite import Database
 
 
-class Grounds(StrEnum):
+class EvictionReason(StrEnum):
     """Why a finished file of the cache may go, in the order in which room is made."""
 
     ORIGINAL = "original"
@@ -54,9 +54,9 @@ _UNCAPTIONED = (
 )
 _UNHELD = "NOT EXISTS (SELECT 1 FROM captions c WHERE c.image = images.id AND +c.status = 'running')"
 _MAY_GO = {
-    Grounds.ORIGINAL: "true",
-    Grounds.UNNEEDED: f"NOT EXISTS ({_NEEDED}) AND {_UNHELD}",
-    Grounds.CAPTIONED: f"NOT EXISTS ({_NEEDED} AND {_UNCAPTIONED}) AND {_UNHELD}",
+    EvictionReason.ORIGINAL: "true",
+    EvictionReason.UNNEEDED: f"NOT EXISTS ({_NEEDED}) AND {_UNHELD}",
+    EvictionReason.CAPTIONED: f"NOT EXISTS ({_NEEDED} AND {_UNCAPTIONED}) AND {_UNHELD}",
 }
 
 
@@ -70,13 +70,13 @@ class Images:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def candidates(self, grounds: Grounds, after: int, limit: int) -> list[Candidate]:
-        """Return the next ``limit`` files that the grounds may concern, behind image ``after``, oldest first."""
+    def candidates(self, reason: EvictionReason, after: int, limit: int) -> list[Candidate]:
+        """Return the next ``limit`` files that the reason may concern, behind image ``after``, oldest first."""
         name, there = "working_sha256", "state = 'present'"
-        if grounds is Grounds.ORIGINAL:
+        if reason is EvictionReason.ORIGINAL:
             name, there = "sha256", "original_kept = 1"
         rows = self._connection.rows(
-            f"SELECT id, {name}, {_MAY_GO[grounds]} FROM images WHERE {there} AND id > ? ORDER BY id LIMIT ?",
+            f"SELECT id, {name}, {_MAY_GO[reason]} FROM images WHERE {there} AND id > ? ORDER BY id LIMIT ?",
             (after, limit),
         )
         return [Candidate(image, sha256, bool(may_go)) for image, sha256, may_go in rows]
@@ -89,18 +89,18 @@ class Images:
         )
         return dict(rows)
 
-    def evict(self, grounds: Grounds, images: Sequence[int]) -> list[str]:
-        """Note that files are gone, where the grounds still hold; return the names of those to be removed now.
+    def evict(self, reason: EvictionReason, images: Sequence[int]) -> list[str]:
+        """Note that files are gone, where the reason still holds; return the names of those to be removed now.
 
         A working copy that another present image shares is not among them.  Captions that wait for the picture are
         cancelled until it is back, so that none is claimed without it.
         """
         with self._connection.transaction("images.evict") as db:
-            if grounds is Grounds.ORIGINAL:
+            if reason is EvictionReason.ORIGINAL:
                 return self._drop_originals(db, images)
             evicted = db.conn.execute(
                 f"UPDATE images SET state = 'evicted' WHERE id {_AMONG} AND state = 'present' "
-                f"AND {_MAY_GO[grounds]} RETURNING id, working_sha256",
+                f"AND {_MAY_GO[reason]} RETURNING id, working_sha256",
                 (json.dumps(images),),
             ).fetchall()
             _cancel_captions(db, [image for image, _ in evicted])

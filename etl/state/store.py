@@ -75,7 +75,7 @@ class Store:
             resources.callback(connection.close)
             with connection.guard():
                 schema.migrate(connection.db)
-            recover(connection, backoff_cap_s=settings.backoff_cap_s)
+            recover(connection, backoff_cap_s=settings.backoff_cap)
             return cls(settings, lock, connection, resources.pop_all())
 
     def __enter__(self) -> "Store":
@@ -156,8 +156,8 @@ class Store:
         settings = self.settings
         return {
             "max_attempts": settings.max_attempts,
-            "backoff_s": settings.backoff_s,
-            "cap_s": settings.backoff_cap_s,
+            "backoff_s": settings.backoff,
+            "cap_s": settings.backoff_cap,
         }
 
     def use_recipe(self, *, sha256: str, model: str, revision: str, spec: str) -> int:
@@ -165,7 +165,7 @@ class Store:
         return caption_queue.use_recipe(self._connection, sha256=sha256, model=model, revision=revision, spec=spec)
 
     def retry_failed(self, chosen: FailureFilter, *, dry_run: bool = False) -> dict[str, int]:
-        """Put the chosen dead items back to ready; return how many per stage."""
+        """Put the chosen failed items back to ready; return how many per stage."""
         return requeue.retry_failed(self._connection, chosen, dry_run=dry_run)
 
     def recaption(self, chosen: FailureFilter, *, dry_run: bool = False) -> Recaption:

@@ -84,7 +84,7 @@ def pictures(tmp_path: Path) -> Pictures:
 def settings_for(*servers: ChatServer | str, **changes: Any) -> Settings:
     """Return settings for these endpoints."""
     urls = tuple(one if isinstance(one, str) else one.url for one in servers)
-    values: dict[str, Any] = {"backend": "openai", "endpoint": urls, "max_new_tokens": 40, "endpoint_timeout_s": 20.0}
+    values: dict[str, Any] = {"backend": "openai", "endpoint": urls, "max_new_tokens": 40, "endpoint_timeout": 20.0}
     return Settings(**(values | changes))
 
 
@@ -487,7 +487,7 @@ ANSWERS = [
 def test_answers_that_are_no_captions_are_charged_and_retried(server: ChatServer, pictures: Pictures) -> None:
     """Half an answer, broken JSON, no choices, no text, far too much and none in time: each fails its own item."""
     items = pictures.items(12)
-    with opened(pictures, server, endpoint_concurrency=2, endpoint_timeout_s=0.5) as captioner:
+    with opened(pictures, server, endpoint_concurrency=2, endpoint_timeout=0.5) as captioner:
         for number, (behaviour, _) in enumerate(ANSWERS):
             prompt = items[2 * number].prompt
             server.fail(behaviour, 1, lambda asked, prompt=prompt: asked.prompt == prompt)  # type: ignore[misc]
@@ -560,7 +560,7 @@ def test_what_no_retry_can_cure_ends_the_run(
 
 def test_patience_ends(server: ChatServer, pictures: Pictures) -> None:
     """When no endpoint captions for longer than the patience, the run ends and says why of each."""
-    with ChatServer() as other, opened(pictures, server, other, endpoint_patience_s=0.5) as captioner:
+    with ChatServer() as other, opened(pictures, server, other, endpoint_patience=0.5) as captioner:
         for one in (server, other):
             one.fail(status(500, "boom"), None, lambda _: True)
         with pytest.raises(ModelError, match=rf"0\.5 s: {server.url}/v1: HTTP 500: boom; {other.url}"):
@@ -570,7 +570,7 @@ def test_patience_ends(server: ChatServer, pictures: Pictures) -> None:
 def test_idle_time_is_no_failure(server: ChatServer, pictures: Pictures) -> None:
     """A failure before a long time with nothing to do does not end the patience with an endpoint that is well."""
     first, *items = pictures.items(30)
-    with opened(pictures, server, endpoint_patience_s=0.3) as captioner:
+    with opened(pictures, server, endpoint_patience=0.3) as captioner:
         server.fail(status(200, "no json"))
         assert slugs(caption_all(captioner, [first])) == {"endpoint_answer": 1}
         time.sleep(0.5)

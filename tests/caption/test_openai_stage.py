@@ -97,7 +97,7 @@ def test_captions_over_endpoints_are_committed_and_exported(tmp_path: Path) -> N
     [
         (status(401, {"error": {"message": f"Incorrect API key provided: {KEY}"}}), {}, "does not accept the key"),
         (status(429, {"error": {"message": "x", "code": "insufficient_quota"}}), {}, "no quota left"),
-        (status(500, f"boom {KEY}"), {"endpoint_patience_s": 0.5}, "no endpoint has captioned anything"),
+        (status(500, f"boom {KEY}"), {"endpoint_patience": 0.5}, "no endpoint has captioned anything"),
     ],
 )
 def test_what_ends_the_run_gives_everything_back(

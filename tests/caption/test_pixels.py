@@ -13,8 +13,9 @@ from PIL import Image
 
 from etl.caption.model.loading import LoadedModel
 from etl.caption.pictures.normalise import Normaliser
-from etl.caption.pictures.pixels import PixelPlan, crop_aspect, open_working_copy, pixels
+from etl.caption.pictures.pixels import PixelPlan, crop_aspect, pixels
 from etl.errors import UnsupportedProcessorError, WorkingCopyError
+from etl.images.working_copies import open_working_copy
 
 SIZES = (
     (1, 1), (2, 9), (9, 2), (5, 3), (55, 57), (56, 56), (57, 56), (113, 150), (64, 256), (257, 64),

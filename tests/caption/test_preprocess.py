@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from etl.caption.model.loading import LLAVA_CHAT_TEMPLATE, LoadedModel
-from etl.caption.pictures.pixels import crop_aspect, open_working_copy, working_copy_bytes
+from etl.caption.pictures.pixels import crop_aspect
 from etl.caption.tokens import PromptEncoder
 from etl.demo.scenes import Scene, Shape
 from etl.errors import CacheUnreadableError, CaptionError, ModelError, PromptTooLongError, WorkingCopyError
+from etl.images.working_copies import open_working_copy, working_copy_bytes
 
 SCENE = Scene("blue", (Shape("large", "red", "circle", "top left"),), 1)
 

@@ -330,8 +330,8 @@ def test_a_working_copy_of_another_kind_is_not_opened(tmp_path: Path) -> None:
     """What lies in a copied cache under a JPEG's name is given to none of Pillow's other parsers."""
     from PIL import Image
 
-    from etl.caption.pictures.pixels import open_working_copy
     from etl.errors import WorkingCopyError
+    from etl.images.working_copies import open_working_copy
 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", "PNG")
     (tmp_path / "b.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")

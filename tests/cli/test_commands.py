@@ -19,8 +19,8 @@ from support.made_state import MadeState
 from etl import __version__
 from etl.caption.model.checkpoint import DEMO_CHECKPOINT
 from etl.cli.app import app
-from etl.cli.options import FETCH_SETTINGS
 from etl.domain.statuses import QueueStatus, Stage
+from etl.setting_values import known
 from etl.settings import Settings
 from etl.state.lock import StateLock
 from etl.state.store import Store
@@ -55,7 +55,8 @@ def test_help_and_version(process: Etl) -> None:
 def test_every_setting_of_fetch_explains_itself(etl: Etl) -> None:
     """Each setting has a text of its own in the help, from the one place where settings are described."""
     text = " ".join(etl("fetch", "--help").out.split())
-    assert len(FETCH_SETTINGS) == len(set(FETCH_SETTINGS))
+    helps = [one.help for one in known(Settings).values()]
+    assert len(helps) == len(set(helps))
     assert "Waits" not in text
     assert "Wait before the second attempt, in seconds; doubles with each further one, with jitter." in text
     assert "Address space of one decoder process, in bytes." in text

@@ -1,6 +1,5 @@
 """The documentation names every command, option, setting, exit code and error class, and its examples are real."""
 
-import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -8,12 +7,13 @@ from typing import Any
 
 import pytest
 import typer
+from support.settings_table import lines
 
 from etl import errors
 from etl.cli.app import app
-from etl.cli.options import CAPTION_SETTINGS, FETCH_SETTINGS
 from etl.errors import CrashedError, DecoderCrashedError, EtlError, FeederCrashedError, item_error_classes
 from etl.export.formats import FORMATS
+from etl.setting_values import Trust, known
 from etl.settings import Settings
 from etl.state.captions import CaptionQueue
 from etl.state.sources import SourceQueue
@@ -61,7 +61,7 @@ def test_every_command_and_option(command: str) -> None:
     for name, flags in flags_of(command).items():
         if set(flags) <= GLOBALS:
             place = section("Global options")
-        elif name in {*FETCH_SETTINGS, *CAPTION_SETTINGS}:
+        elif name in known(Settings):
             place = settings
         else:
             place = text
@@ -86,21 +86,25 @@ def test_examples_are_accepted(example: str) -> None:
 
 
 def test_every_setting() -> None:
-    """Each setting's row has its flag, its default, and the commands that take it."""
+    """The table is what the settings say of themselves, and the flags and commands in it are those of the program."""
+    shown = [line for line in section("Settings").splitlines() if line.startswith("| ")]
+    written = [line for line in lines() if line.startswith("| ")]
+    assert shown == written, "write it anew: python tests/support/settings_table.py"
     rows = {row[0].strip("`"): row for row in table(section("Settings"))}
-    assert list(rows) == [field.name for field in dataclasses.fields(Settings)]
-    for field in dataclasses.fields(Settings):
-        _, flags, default, commands, meaning = rows[field.name]
-        taking = [name for name in COMMANDS if field.name in flags_of(name)]
-        assert commands == ("all" if field.name == "state" else ", ".join(taking)), field.name
-        common = [flag for flag in flags_of(taking[0])[field.name] if flag in flags_of(taking[-1])[field.name]]
+    for name, (_, flags, _, _, _, commands, meaning) in rows.items():
+        taking = [command for command in COMMANDS if name in flags_of(command)]
+        assert set(taking) == (set(COMMANDS) if name == "state" else set(commands.split(", "))), name
+        common = [flag for flag in flags_of(taking[0])[name] if flag in flags_of(taking[-1])[name]]
         assert re.findall(r"`([^`]+)`", flags) == common
-        others = {flag for name in taking for flag in flags_of(name)[field.name]} - set(common)
-        assert all(f"`{flag}`" in meaning for flag in others), f"{others} of {field.name}"
-        value = str(field.default).lower() if isinstance(field.default, bool) else str(field.default or "")
-        shown = "none" if field.default in ("", ()) else f"`{field.default if field.default == 0 else value}`"
-        assert default == (shown if not isinstance(field.default, bool) else f"`{value}`"), field.name
-        assert len(meaning) > 10
+        others = {flag for command in taking for flag in flags_of(command)[name]} - set(common)
+        assert all(f"`{flag}`" in meaning for flag in others), f"{others} of {name}"
+
+
+def test_what_the_user_alone_may_give_is_named() -> None:
+    """The paragraph on a found `etl.toml` names each setting that does not count there."""
+    paragraph = next(text for text in section("Settings").split("\n\n") if "that is only found" in text)
+    own = {name for name, one in known(Settings).items() if one.trust is Trust.OWN}
+    assert own == set(re.findall(r"`([a-z_]+)`", paragraph))
 
 
 def test_every_format_of_exports() -> None:

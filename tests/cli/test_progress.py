@@ -8,6 +8,7 @@ import pytest
 
 from etl.cli.hosts import estimate_lines
 from etl.cli.progress import _log_above_bars, progress_line
+from etl.cli.render import progress_json, status_lines
 from etl.clock import now_ms
 from etl.domain.statuses import HostState
 from etl.domain.views import HostInfo, HostProgress, Progress
@@ -29,11 +30,18 @@ def test_the_plain_line_tells_hosts_errors_and_time() -> None:
     )  # fmt: skip
     line = progress_line(now)
     assert line.count("\n") == 0
-    assert "fetch 1,200/2,000 (12 failed, 3 waiting) 4.2/s 12.5 MiB/s, 34 min left" in line
+    assert "fetch 1,200/2,000 (12 failed, 3 will retry) 4.2/s 12.5 MiB/s, 34 min left" in line
     assert "errors: 9 timeout, 3 http_404, 1 dns, 1 reset, 1 others" in line
     assert "host slow.test 300 to come, not answering, asked again in 25 s: 8 sources failed in a row: timeout" in line
     assert "host good.test 4.2/s 12.5 MiB/s, 4 at once, 485 to come" in line
     assert "done.test" not in line
+
+
+def test_people_read_words_and_programs_read_codes() -> None:
+    """`etl status` says failed, will retry and not needed; its JSON keeps the codes of the database."""
+    now = Progress({}, {}, {"dead": 2, "retry": 1, "cancelled": 4}, {"done": 3})
+    assert "sources   1 will retry, 2 failed, 4 not needed" in list(status_lines(now))
+    assert progress_json(now)["sources"]["cancelled"] == 4
 
 
 def test_names_of_hosts_cannot_act_on_the_terminal() -> None:

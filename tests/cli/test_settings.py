@@ -1,5 +1,6 @@
 """Settings: defaults, then ``etl.toml``, then ``ETL_*``, then flags; what is wrong is named with its place."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -7,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from support.made_state import MadeState
+from support.settings_table import lines
 
-from etl.cli.options import CAPTION_SETTINGS, FETCH_SETTINGS, _help
+from etl import setting_sources
+from etl.cli import options
 from etl.errors import ConfigError
-from etl.settings import Settings, load_settings
+from etl.setting_sources import load_settings
+from etl.setting_values import Trust, known, setting
+from etl.settings import Settings
 from etl.state.read.reader import Reader
 from etl.state.read.runs import latest_runs
 
@@ -50,17 +56,76 @@ def test_a_named_file(etl: Etl, made: MadeState) -> None:
 
 def test_every_setting_is_a_flag() -> None:
     """Every field of the settings can be given as an option of fetch, caption or run, or is a global option."""
-    fields = {field.name for field in dataclasses.fields(Settings)}
-    assert fields == {"state", *FETCH_SETTINGS, *CAPTION_SETTINGS}
+    taken = {name for name, one in known(Settings).items() if {"fetch", "caption", "run"} & {*one.commands}}
+    assert {field.name for field in dataclasses.fields(Settings)} == {"state"} | taken
 
 
 def test_every_setting_has_a_help_text() -> None:
-    """The text of each option is that of the settings' own description, begun with a capital, without markup."""
-    texts = _help()
+    """The text of each option is a sentence of its own, with nothing but pairs of backticks for markup."""
+    texts = {name: one.help for name, one in known(Settings).items()}
     assert set(texts) == {field.name for field in dataclasses.fields(Settings)}
-    assert texts["model"] == "Hugging Face id, local directory, or demo."
+    assert texts["model"] == "Hugging Face id, local directory, or `demo`."
     assert texts["min_rate"].startswith("Bytes per second that") and texts["min_rate"].endswith("gives the deadline.")
-    assert all(text[0] == text[0].upper() and "``" not in text and "  " not in text for text in texts.values())
+    assert all(text[0] == text[0].upper() and text.endswith(".") and "  " not in text for text in texts.values())
+    assert all("``" not in text and text.count("`") % 2 == 0 for text in texts.values())
+
+
+def test_a_new_setting_is_one_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Option, help, variable, key, limits, trust, old name and line of documentation follow from what it says."""
+
+    @dataclasses.dataclass(frozen=True)
+    class More(Settings):
+        depth: int = setting(
+            3, ("look",), Trust.OWN, help="How `deep` to look.", limits=(1, 9), unit="m", former="depth_m"
+        )
+
+    for module in (options, setting_sources):
+        monkeypatch.setattr(module, "Settings", More)
+    app, seen = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False), []
+
+    @options.command(app)
+    def look(context: options.Context) -> None:
+        """Look."""
+        seen.append(context.settings.to_json()["depth"])
+
+    def run(*arguments: str) -> str:
+        with contextlib.suppress(SystemExit):
+            app(arguments)
+        return " ".join("".join(capsys.readouterr()).split())
+
+    assert "--depth <int> How deep to look. [default: 3 m]" in run("--help")
+    run("--depth", "4")
+    monkeypatch.setenv("ETL_DEPTH", "5")
+    run()
+    monkeypatch.delenv("ETL_DEPTH")
+    (tmp_path / "named.toml").write_text("depth_m = 6\n")
+    run("--config", str(tmp_path / "named.toml"))
+    assert seen == [4, 5, 6]
+    with pytest.raises(ConfigError, match="depth = 10: must be between 1 and 9 m"):
+        run("--depth", "10")
+    Path("etl.toml").write_text("depth = 7\n")
+    with pytest.raises(ConfigError, match=r"was only found .* depth cannot count: .* or give --depth yourself"):
+        run()
+    assert "| `depth` | `--depth` | `3` m | 1 to 9 | you alone | look | How `deep` to look. |" in lines(More)
+
+
+def test_old_names(etl: Etl, made: MadeState, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files, variables and stored settings of before may name a unit that the names have lost."""
+    made.ingest(MANIFEST)
+    Path("etl.toml").write_text("connect_timeout_s = 2\n")
+    monkeypatch.setenv("ETL_READ_TIMEOUT_S", "3")
+    monkeypatch.setenv("ETL_API_KEY_2", "a key is no setting")
+    assert etl("fetch").code == 3
+    config = used(made, 2)
+    assert (config["connect_timeout"], config["read_timeout"]) == (2, 3)
+    assert not [name for name in config if name.endswith("_s")]
+    former = {one.former or name: config[name] for name, one in known(Settings).items()}
+    assert "host_patience_s" in former and "interval_s" in former
+    assert Settings.from_json(former) == Settings.from_json(config)
+    with pytest.raises(ConfigError, match="settings: unknown setting 'per_hots'"):
+        Settings.from_json({"per_hots": 1})
 
 
 def test_an_empty_variable_is_not_given(etl: Etl, made: MadeState, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,11 +133,20 @@ def test_an_empty_variable_is_not_given(etl: Etl, made: MadeState, monkeypatch: 
     made.ingest(MANIFEST)
     monkeypatch.setenv("ETL_STATE", "")
     monkeypatch.setenv("ETL_MAX_ATTEMPTS", "")
+    monkeypatch.setenv("ETL_NO_SUCH", "")
     assert etl("status", "--json").json()["records"]["total"] == 1
 
 
 BAD = [
-    ("per_hots = 2\n", {}, [], ["etl.toml", "unknown setting 'per_hots'", "per_host"]),
+    ("per_hots = 2\n", {}, [], ["etl.toml", "unknown setting 'per_hots'", "did you mean per_host?"]),
+    ("nothing_such = 2\n", {}, [], ["etl.toml", "unknown setting 'nothing_such'; take it out (`etl run --help`"]),
+    ("backoff = 1\nbackoff_s = 1\n", {}, [], ["etl.toml", "backoff_s is the old name of backoff, and both are given"]),
+    ("connect_timeout_s = 0\n", {}, [], ["etl.toml: connect_timeout = 0.0", "between 0.05 and 3600 s"]),
+    ("", {"ETL_PER_HOTS": "2"}, [], ["unknown setting 'ETL_PER_HOTS'; did you mean ETL_PER_HOST?"]),
+    ("", {"ETL_per_host": "2"}, [], ["unknown setting 'ETL_per_host'; did you mean ETL_PER_HOST?"]),
+    ("", {"ETL_API_KEYS": "secret"}, [], ["unknown setting 'ETL_API_KEYS'; take it out"]),
+    ("", {"ETL_BACKOFF": "1", "ETL_BACKOFF_S": "1"}, [], ["ETL_BACKOFF_S is the old name of ETL_BACKOFF"]),
+    ("", {}, ["--per-hots", "2"], ["No such option: --per-hots", "--per-host"]),
     ("per_host = 2\nper_host = 3\n", {}, [], ["etl.toml is not valid TOML", "line 2"]),
     ("per_host = 'two'\n", {}, [], ["etl.toml", "per_host", "'two'", "int"]),
     ("per_host = 2.5\n", {}, [], ["etl.toml", "per_host", "2.5", "int"]),
@@ -84,7 +158,7 @@ BAD = [
     ("model = ''\n", {}, [], ["model is empty", "'demo'"]),
     ("", {"ETL_PER_HOST": "x"}, [], ["ETL_PER_HOST", "'x'", "int"]),
     ("", {"ETL_KEEP_ORIGINALS": "maybe"}, [], ["ETL_KEEP_ORIGINALS", "'maybe'", "bool"]),
-    ("", {"ETL_BACKOFF_S": "nan"}, [], ["backoff_s = nan", "between 0"]),
+    ("", {"ETL_BACKOFF": "nan"}, [], ["backoff = nan", "between 0"]),
     ("", {}, ["--per-host", "0"], ["per_host = 0", "between 1 and 32"]),
     ("", {}, ["--per-host", "x"], ["--per-host"]),
     ("", {}, ["--config", "missing.toml"], ["cannot read the configuration missing.toml"]),

@@ -1,6 +1,5 @@
 """A folder that somebody else has packed: what its `etl.toml`, and what else lies in it, can have the program do."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -14,10 +13,13 @@ from support.made_state import MadeState
 from support.workbench import scenes
 
 from etl.errors import ConfigError
-from etl.setting_files import HARMLESS, OWN
-from etl.settings import Settings, load, load_settings
+from etl.setting_sources import load, load_settings
+from etl.setting_values import Trust, known
+from etl.settings import Settings
 from etl.state.read.reader import Reader
 from etl.state.read.runs import latest_runs
+
+OWN = [name for name, one in known(Settings).items() if one.trust is Trust.OWN]
 
 Etl = Callable[..., Any]
 MANIFEST = b'{"id":"a","path":"a.jpg"}\n'
@@ -39,9 +41,8 @@ def written(name: str, value: Any) -> str:
 
 def test_every_setting_is_classified() -> None:
     """Whoever adds a setting says whether a stranger's folder may give it."""
-    fields = {field.name for field in dataclasses.fields(Settings)}
-    assert fields == OWN | HARMLESS and not OWN & HARMLESS, "name it in etl/setting_files.py"
-    assert set(STRANGE) == OWN
+    assert all(isinstance(one.trust, Trust) for one in known(Settings).values())
+    assert set(STRANGE) == set(OWN), "what a stranger's folder would have it be"
 
 
 @pytest.mark.parametrize("name", sorted(OWN))

@@ -106,7 +106,7 @@ def test_a_clock_that_is_set_during_a_run(
     busy = status(503, retry_after="1")
     answers = iter([clock.set_by(first_s, busy), clock.set_by(-first_s, busy)])
     server.fail("/0.jpg", lambda exchange: next(answers)(exchange), times=2)
-    bench = Workbench(tmp_path, backoff_s=0.05)
+    bench = Workbench(tmp_path, backoff=0.05)
     bench.ingest(*(server.url(f"/{n}.jpg") for n in range(3)))
     with stopped_after(60):
         report = run_pipeline(bench.settings, Plan(fetch=True), lambda _: None)
@@ -137,7 +137,7 @@ def test_a_clock_that_was_wrong_in_an_earlier_run(server: FaultServer, tmp_path:
     """What lies a day ahead begins anew: our own waits are cut to their cap, a host's is as long as it asked for."""
     server.fail("/0.jpg", status(429, retry_after="3600"), times=1)
     server.fail("/1.jpg", status(500), times=1)
-    bench = Workbench(tmp_path, backoff_s=300.0, backoff_cap_s=300.0, concurrency=1)
+    bench = Workbench(tmp_path, backoff=300.0, backoff_cap=300.0, concurrency=1)
     other = "localhost"
     bench.ingest(server.url("/1.jpg").replace("127.0.0.1", other), server.url("/0.jpg"))
     waits = "SELECT error_class, not_before FROM sources WHERE status = 'retry' ORDER BY error_class"

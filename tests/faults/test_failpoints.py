@@ -175,7 +175,7 @@ SPOILT = b"no picture"
 DEAD = tuple(f"dead{number}" for number in range(20))
 """Keys of pictures on a host that gives no sign of life: enough of them for it to be parked."""
 
-GIVE_UP = (("host_patience_s", 1), ("max_attempts", 100))
+GIVE_UP = (("host_patience", 1), ("max_attempts", 100))
 
 ROUTES: dict[str, Route] = {
     "schema.before_migrations": Route("new", INGEST),

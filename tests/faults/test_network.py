@@ -98,7 +98,7 @@ def test_no_behaviour_causes_a_storm_of_requests(
         server.add(f"http://{host}/fault", PICTURE + host.encode())
         server.fail(f"http://{host}/fault", behaviour)
     bench = Workbench(
-        tmp_path, concurrency=32, max_attempts=ATTEMPTS, backoff_s=0.05, connect_timeout_s=0.6, read_timeout_s=0.9,
+        tmp_path, concurrency=32, max_attempts=ATTEMPTS, backoff=0.05, connect_timeout=0.6, read_timeout=0.9,
         min_rate=2000, max_bytes=MAX_BYTES,
     )  # fmt: skip
     bench.ingest(*(f"http://{host}/fault" for host in hosts))
@@ -150,8 +150,8 @@ def test_an_archive_of_two_bad_hosts_is_fetched_politely_and_once(tmp_path: Path
     """Real runs over 300 sources, a tenth of them faulty, keep every promise; once healed, all of it is done."""
     per_host = 6
     program = Program(
-        tmp_path, allow_host="127.0.0.1,localhost", per_host=per_host, max_attempts=4, connect_timeout_s=5,
-        read_timeout_s=2,
+        tmp_path, allow_host="127.0.0.1,localhost", per_host=per_host, max_attempts=4, connect_timeout=5,
+        read_timeout=2,
     )  # fmt: skip
     with SmallArchive() as archive:
         urls = archive_urls(archive.port)
@@ -232,7 +232,7 @@ def test_a_run_that_meets_every_fault_at_once(server: FaultServer, tmp_path: Pat
         tmp_path / "manifest.jsonl", [{"id": name, "url": server.url(f"/{name}.jpg")} for name in FAULTS_AT_ONCE]
     )
     program = Program(
-        tmp_path, zygote=zygote, max_attempts=ATTEMPTS, read_timeout_s=5, min_rate=1000, max_new_tokens=8
+        tmp_path, zygote=zygote, max_attempts=ATTEMPTS, read_timeout=5, min_rate=1000, max_new_tokens=8
     )  # fmt: skip
     output = tmp_path / "out.jsonl"
     with program.start("run", "-q", "--input", manifest, "--output", output) as run:

@@ -116,7 +116,7 @@ def test_nodes_and_the_driver_may_die(nodes: RayNodes, tmp_path: Path, capsys: p
 
 def test_a_process_that_dies_or_hangs_is_replaced(nodes: RayNodes, tmp_path: Path) -> None:
     """A killed actor's pictures are tried again with a crash to their name; a stopped one's are charged an attempt."""
-    program = prepare(tmp_path / "ray", 400, nodes, ray_timeout_s=8, max_attempts=5)
+    program = prepare(tmp_path / "ray", 400, nodes, ray_timeout=8, max_attempts=5)
     for number in (signal.SIGKILL, signal.SIGSTOP):
         with program.start("caption", "-v") as run:
             # So many that the actor, which is new with each driver, has made some of them.

@@ -30,7 +30,7 @@ FREELY_S = 15.0
 
 @pytest.fixture
 def program(tmp_path: Path, zygote: Zygote) -> Program:
-    return Program(tmp_path, zygote=zygote, interval_s=0.1)
+    return Program(tmp_path, zygote=zygote, interval=0.1)
 
 
 def ingest(program: Program, server: FaultServer, count: int) -> Path:

@@ -1,5 +1,6 @@
 """The limit of the image cache: what is evicted, in which order, and what never is."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -31,7 +32,8 @@ def state(tmp_path: Path) -> Iterator[CachedState]:
 
 
 def limit_of(state: CachedState, limit: int) -> CacheLimit:
-    return CacheLimit(state.store, state.cache, limit)
+    """Return a limit for which no time passes: no call leaves work to the next because the machine is slow."""
+    return CacheLimit(state.store, state.cache, limit, clock=lambda: 0.0)
 
 
 def kept(state: CachedState, kind: str) -> list[str]:
@@ -242,3 +244,14 @@ def test_a_kill_between_commit_and_removal_leaves_an_orphan(tmp_path: Path) -> N
         assert (found.missing, found.orphans, found.evicted) == (0, len(KEYS), len(KEYS))
         assert limit_of(state, 100).make_room()
         assert state.files() == set()
+
+
+def test_a_call_that_takes_long_leaves_the_rest_to_the_next(
+    state: CachedState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network's loop is given back after a page that took too long; the next call goes on there."""
+    monkeypatch.setattr("etl.fetch.cache_limit.PAGE", 1)
+    moments = itertools.count(1)
+    limit = CacheLimit(state.store, state.cache, 14_000, clock=lambda: next(moments))
+    answers = [(limit.make_room(), len(kept(state, "original"))) for _ in range(3)]
+    assert answers == [(False, 9), (True, 8), (True, 7)]

@@ -50,7 +50,7 @@ def test_a_host_that_stays_dead_is_given_up(server: FaultServer, make_bench: Mak
     urls = [f"http://dead.test/{n}.jpg" for n in range(60)]
     for url in urls:
         server.fail(url, reset_at_once)
-    bench = make_bench(per_host=8, max_attempts=50, host_patience_s=1.0)
+    bench = make_bench(per_host=8, max_attempts=50, host_patience=1.0)
     bench.ingest(*urls)
     summary = bench.fetch()
     assert summary.dead == 60
@@ -79,7 +79,7 @@ def test_an_hour_of_patience_is_kept_by_the_next_run(server: FaultServer, make_b
 
 def test_a_host_that_was_dead_is_tried_at_once_by_the_next_run(server: FaultServer, make_bench: MakeBench) -> None:
     """Whoever starts a run after repairing the network waits for no open breaker; one probe closes it."""
-    bench = make_bench(per_host=4, backoff_cap_s=600.0)
+    bench = make_bench(per_host=4, backoff_cap=600.0)
     bench.ingest(*add(server, "back.test", 6))
     with Store.open(bench.settings) as store, store.run((Stage.FETCH,)) as run:
         silent = HostInfo("back.test", HostState.NOT_ANSWERING, "8 sources failed in a row", now_ms() + 600_000)

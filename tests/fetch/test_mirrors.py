@@ -125,7 +125,7 @@ def test_a_parked_primary_is_passed_over(server: FaultServer, make_bench: MakeBe
     for name in names:
         server.fail(f"http://slow.test/{name}", reset_at_once)
     add(server, *(f"http://store.test/{name}" for name in names))
-    bench = make_bench(rewrite_url=(TO_STORE,), per_host=8, backoff_s=60.0, backoff_cap_s=600.0)
+    bench = make_bench(rewrite_url=(TO_STORE,), per_host=8, backoff=60.0, backoff_cap=600.0)
     bench.ingest(*(f"http://slow.test/{name}" for name in names))
     assert bench.fetch() == StageSummary(done=30)
     assert sum("slow.test" in url for url in asked(server)) < 16
@@ -137,7 +137,7 @@ def test_a_source_without_a_mirror_waits_for_its_parked_host(server: FaultServer
     for n in range(8):
         server.fail(f"http://slow.test/{n}.jpg", reset_at_once, times=1)
     add(server, *(f"http://slow.test/{n}.jpg" for n in range(20)))
-    bench = make_bench(mirror_template="http://store.test/{file}", per_host=4, max_attempts=2, backoff_s=0.05)
+    bench = make_bench(mirror_template="http://store.test/{file}", per_host=4, max_attempts=2, backoff=0.05)
     bench.ingest(*({"id": str(n), "url": f"http://slow.test/{n}.jpg"} for n in range(20)))
     assert bench.fetch().done == 20
     assert not any("store.test" in url for url in asked(server))

@@ -26,7 +26,7 @@ def test_names_that_never_answer_cost_only_themselves(
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     good = [server.add(f"/{n}.jpg", body).replace("127.0.0.1", "good.example") for n, (_, body) in enumerate(scenes(8))]
     bench.ingest(*(f"http://{n}.silent.example/a.jpg" for n in range(100)), *good)
-    work = lambda control: bench.fetch(control, connect_timeout_s=30, max_attempts=1)  # noqa: E731
+    work = lambda control: bench.fetch(control, connect_timeout=30, max_attempts=1)  # noqa: E731
     with bench.beside(work) as (_, running):
         try:
             wait_for(lambda: bench.rows(GOOD) == [(8,)], timeout_s=20)

@@ -131,7 +131,7 @@ def test_retryable_faults_are_tried_to_the_limit_and_no_more(server: FaultServer
         "http://127.0.0.1:1/refused.jpg": "connect",
     }
     bench.ingest(*wanted)
-    summary = bench.fetch(read_timeout_s=0.3)
+    summary = bench.fetch(read_timeout=0.3)
     assert (summary.done, summary.retried, summary.dead) == (0, 2 * len(wanted), len(wanted))
     assert dict(bench.rows("SELECT url, error_class FROM sources WHERE status = 'dead'")) == wanted
     assert set(server.requests.values()) == {3}
@@ -152,7 +152,7 @@ def test_a_passing_fault_is_forgotten_but_for_its_history(server: FaultServer, b
 def test_waits_between_attempts_grow(server: FaultServer, bench: Workbench) -> None:
     """The wait doubles from attempt to attempt, with jitter of at most one half."""
     bench.ingest(server.fail("/a.jpg", status(500)))
-    bench.fetch(backoff_s=0.2, backoff_cap_s=5.0)
+    bench.fetch(backoff=0.2, backoff_cap=5.0)
     first, second, third = (request.at for request in server.log)
     assert 0.1 <= second - first < 0.6
     assert 0.2 <= third - second < 0.9
@@ -352,7 +352,7 @@ def test_after_the_grace_period_everything_is_given_back(
     for n in range(3):
         server.fail(f"/slow{n}.jpg", drip(100))
     bench.ingest(good, *slow)
-    with bench.beside(lambda control: bench.fetch(control, read_timeout_s=60)) as (control, running):
+    with bench.beside(lambda control: bench.fetch(control, read_timeout=60)) as (control, running):
         wait_for(lambda: bench.counts("sources").get("done") == 1 and server.requests.total() == 4)
         wait_for(lambda: len(bench.files("parts")) == 3)
         begun = time.monotonic()

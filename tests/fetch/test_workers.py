@@ -117,7 +117,7 @@ def test_the_rows_are_those_of_one_machine(
         "http://127.0.0.1:1/refused.jpg",
         str(tmp_path / "nowhere.jpg"),
     ]
-    limits: dict[str, Any] = {"max_pixels": 50_000_000, "max_bytes": 10**8, "read_timeout_s": 0.5, "max_attempts": 2}
+    limits: dict[str, Any] = {"max_pixels": 50_000_000, "max_bytes": 10**8, "read_timeout": 0.5, "max_attempts": 2}
     found, requests = [], []
     for bench in benches:
         bench.ingest(*urls)
@@ -285,7 +285,7 @@ def test_what_a_lost_node_had_in_hand_costs_nothing(server: FaultServer, far: Wo
     far.ingest(*urls)
     with near_cluster(far.settings) as cluster:
         thread = lose_when_asked(cluster, server, "/0.jpg", Loss("the power went", with_node=True))
-        summary = far.fetch(read_timeout_s=1, per_host=2)
+        summary = far.fetch(read_timeout=1, per_host=2)
         thread.join()
     assert summary.done == 4
     lost = next(peer for peer in cluster.every if peer.loss)
@@ -301,7 +301,7 @@ def test_nobody_waits_until_it_is_known_how_a_node_was_lost(server: FaultServer,
     far.ingest(*urls)
     with near_cluster(far.settings) as cluster:
         thread = lose_when_asked(cluster, server, "/0.jpg", Loss("out of reach", with_node=None))
-        with far.beside(lambda control: far.fetch(control, read_timeout_s=60, per_host=1)) as (_, ended):
+        with far.beside(lambda control: far.fetch(control, read_timeout=60, per_host=1)) as (_, ended):
             assert ended.result(60) == StageSummary(done=6)
         thread.join()
     assert [peer.is_killed for peer in cluster.every if peer.loss] == [True]
@@ -410,13 +410,13 @@ def test_nodes_that_are_lost_one_after_the_other_are_no_fault_of_a_source(server
 
 
 def test_a_node_that_falls_silent_is_given_up(server: FaultServer, far: Workbench) -> None:
-    """No sign of life for `ray_timeout_s` charges an attempt, and another node takes over."""
+    """No sign of life for `ray_timeout` charges an attempt, and another node takes over."""
     urls = add_pictures(server, 1)
     server.fail("/0.jpg", hang, times=1)
     far.ingest(*urls)
     with near_cluster(far.settings) as cluster:
         thread = lose_when_asked(cluster, server, "/0.jpg", None)
-        assert far.fetch(ray_timeout_s=0.3, read_timeout_s=60).done == 1
+        assert far.fetch(ray_timeout=0.3, read_timeout=60).done == 1
         thread.join()
     assert far.rows("SELECT error_class FROM attempts ORDER BY id") == [("node_failed",), (None,)]
 
@@ -450,7 +450,7 @@ def test_without_a_node_that_can_fetch_the_run_says_why(
     with near_cluster(far.settings, nodes) as cluster:
         cluster.version = version or cluster.version
         with pytest.raises(ClusterError, match=why):
-            far.fetch(endpoint_patience_s=0.2 if nodes == 0 else 60)
+            far.fetch(endpoint_patience=0.2 if nodes == 0 else 60)
     assert not server.requests
     assert far.rows("SELECT DISTINCT status, attempts FROM sources") == [("ready", 0)]
 

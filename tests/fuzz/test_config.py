@@ -12,7 +12,8 @@ from support.fuzzing import SOAK_FACTOR, Tally, harmed, inputs
 
 from etl.cli.app import main
 from etl.errors import ConfigError
-from etl.settings import Settings, load_dashboard, load_settings
+from etl.setting_sources import load_dashboard, load_settings
+from etl.settings import Settings
 
 CONFIGS, COMMANDS = 250, 15
 FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
@@ -123,7 +124,7 @@ def feed_options(count: int, tally: Tally, capsys: pytest.CaptureFixture[str]) -
         command = (
             "caption" if field in ("model", "dtype", "gpus", "engine", "slots", "max_aspect", "feeders") else "fetch"
         )
-        flag = "--" + field.removesuffix("_s").replace("_", "-")
+        flag = "--" + field.replace("_", "-")
         with tally.trying("option", number) as outcome, pytest.MonkeyPatch.context() as patch:
             # There is no state here: what passes the options ends with that.
             patch.setattr(sys, "argv", ["etl", command, "--state", "none", f"{flag}={text}"])

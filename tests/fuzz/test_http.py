@@ -35,8 +35,8 @@ HAD = 70_000
 """Bytes of `BODY` that are there already where an answer is to a request for the rest."""
 
 SETTINGS = Settings(
-    connect_timeout_s=30,
-    read_timeout_s=30,
+    connect_timeout=30,
+    read_timeout=30,
     min_rate=100,
     max_bytes=MAX_BYTES,
     allow_host=("127.0.0.1",),
@@ -417,7 +417,7 @@ async def confirmed(downloader: Downloader, server: RawServer, path: str, downlo
 
 async def feed_stalls(directory: Path, count: int, tally: Tally) -> None:
     settings = Settings(
-        connect_timeout_s=0.2, read_timeout_s=0.2, min_rate=10_000_000, max_bytes=MAX_BYTES, allow_host=("127.0.0.1",)
+        connect_timeout=0.2, read_timeout=0.2, min_rate=10_000_000, max_bytes=MAX_BYTES, allow_host=("127.0.0.1",)
     )
     with RawServer(GOOD) as server:
         async with Downloader(settings) as downloader, asyncio.timeout(60 + count), asyncio.TaskGroup() as group:

@@ -7,7 +7,7 @@ import pytest
 from support.cached import CachedState
 
 from etl.maintenance.verify import VerifySummary, verify
-from etl.state.images import Grounds
+from etl.state.images import EvictionReason
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_lost_originals_are_noted_and_nothing_is_fetched(state: CachedState) -> 
 def test_evicted_pictures_are_not_missing(state: CachedState) -> None:
     """An evicted image has no file to be missed; a file that is still there is an orphan."""
     kept = state.working_path("0").read_bytes()
-    for sha256 in state.store.images().evict(Grounds.CAPTIONED, [1, 2]):
+    for sha256 in state.store.images().evict(EvictionReason.CAPTIONED, [1, 2]):
         state.cache.remove(state.cache.working_path(sha256))
     state.working_path("0").write_bytes(kept)
     found = verify(state.store)

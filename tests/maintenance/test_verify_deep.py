@@ -21,7 +21,7 @@ from etl.export.check import ExportFound
 from etl.export.stage import ExportOptions, export
 from etl.maintenance.verify import VerifySummary, verify
 from etl.state.checks import EXAMPLES
-from etl.state.images import Grounds
+from etl.state.images import EvictionReason
 from etl.state.read.reader import Reader
 
 KEYS = "0123"
@@ -82,8 +82,8 @@ SQL = {
     "a finished source is leased": ("UPDATE sources SET lease_run = 1 WHERE id = 3", "running, or", "of record 2"),
     "a finished caption is leased": ("UPDATE captions SET lease_run = 1 WHERE id = 4", "running, or", "of record 3"),
     "a run never ended": ("UPDATE runs SET ended_at = NULL WHERE id = 1", "without an end", "run "),
-    "a source is dead of nothing": ("UPDATE sources SET status = 'dead' WHERE id = 1", "dead without", "of record 0"),
-    "a caption is dead of nothing": ("UPDATE captions SET status = 'dead' WHERE id = 1", "dead without", "of record 0"),
+    "a source is dead of nothing": ("UPDATE sources SET status = 'dead' WHERE id = 1", "failed with", "of record 0"),
+    "a caption is dead of nothing": ("UPDATE captions SET status = 'dead' WHERE id = 1", "failed with", "of record 0"),
     "a record is invalid for nothing": ("UPDATE records SET state = 'invalid' WHERE id = 1", "invalid", "record 0"),
     "a caption has no text": ("UPDATE captions SET text = NULL WHERE id = 1", "done without text", "of record 0"),
     "a caption is empty": ("UPDATE captions SET text = '' WHERE id = 1", "done without text", "of record 0"),
@@ -297,7 +297,7 @@ def test_what_is_done_on_purpose_is_no_damage(state: CachedState) -> None:
     assert_sound()
     state.retry()
     state.caption()
-    for sha256 in state.store.images().evict(Grounds.CAPTIONED, [1, 2]):
+    for sha256 in state.store.images().evict(EvictionReason.CAPTIONED, [1, 2]):
         state.cache.remove(state.cache.working_path(sha256))
     assert_sound()
     state.use_recipe("three")

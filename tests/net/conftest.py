@@ -15,9 +15,7 @@ from etl.settings import Settings
 @pytest.fixture
 def settings() -> Settings:
     """Short limits, and loopback allowed."""
-    return Settings(
-        connect_timeout_s=0.3, read_timeout_s=0.4, min_rate=2000, max_bytes=500_000, allow_host=("127.0.0.1",)
-    )
+    return Settings(connect_timeout=0.3, read_timeout=0.4, min_rate=2000, max_bytes=500_000, allow_host=("127.0.0.1",))
 
 
 @pytest.fixture

@@ -223,7 +223,7 @@ def test_retry_after_is_read_in_both_forms(
 def test_a_slow_but_steady_server_is_waited_for(server: FaultServer, fetch: Fetch) -> None:
     """A body above the minimum rate may take longer than the read time-out."""
     server.add("/a.jpg", BODY[:4000])
-    assert fetch(server.fail("/a.jpg", faults.drip(4000)), min_rate=1000, read_timeout_s=0.4).size == 4000
+    assert fetch(server.fail("/a.jpg", faults.drip(4000)), min_rate=1000, read_timeout=0.4).size == 4000
 
 
 def test_a_broken_download_leaves_its_part_for_a_resume(server: FaultServer, fetch: Fetch, tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_downloads_go_on_after_hundreds_of_cancellations(
     server.fail("/slow", faults.drip(20_000))
 
     async def go() -> Download:
-        async with Downloader(dataclasses.replace(settings, concurrency=4, read_timeout_s=20)) as downloader:
+        async with Downloader(dataclasses.replace(settings, concurrency=4, read_timeout=20)) as downloader:
             for turn in range(25):
                 urls = [server.url(("/hang", "/slow", "/a.jpg")[n % 3]) for n in range(20)]
                 jobs = [

@@ -23,7 +23,7 @@ from etl.domain.statuses import QualityFlag, Stage
 from etl.domain.views import FailureFilter
 from etl.state.captions import CaptionQueue
 from etl.state.database import DATABASE_NAME
-from etl.state.images import Grounds
+from etl.state.images import EvictionReason
 from etl.state.read.export_rows import ExportRow, export_rows
 from etl.state.read.failures import failed_items
 from etl.state.read.progress import ProgressReader, flag_counts, read_progress
@@ -219,7 +219,7 @@ def test_a_picture_that_is_not_here_is_fetched_first(captions: Captions, state: 
     store = captions.store
     images = [1, 2, 3, 4]
     if how == "evicted":
-        store.images().evict(Grounds.CAPTIONED, images)
+        store.images().evict(EvictionReason.CAPTIONED, images)
     else:
         store.requeue_missing_images(images)
     assert store.recaption(LOOPS) == Recaption(2, 2, 0, {1.2: 2})

@@ -45,7 +45,7 @@ class ExportMachine(RuleBasedStateMachine):
         self._directory = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
         self._root = Path(self._directory.name)
         self._settings = settings_for(
-            self._root / "state", backoff_s=BACKOFF_S, backoff_cap_s=CAP_S, max_attempts=MAX_ATTEMPTS
+            self._root / "state", backoff=BACKOFF_S, backoff_cap=CAP_S, max_attempts=MAX_ATTEMPTS
         )
         self._now = 1_800_000_000
         self._patches = [(clock, "time", clock.time), (ingest_module, "BATCH", ingest_module.BATCH)]

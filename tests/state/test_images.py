@@ -10,7 +10,7 @@ from support.states import assert_sound, failed
 from etl.domain.statuses import Stage
 from etl.ingest.options import Selection
 from etl.ingest.stage import reselect
-from etl.state.images import Grounds
+from etl.state.images import EvictionReason
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def state(tmp_path: Path) -> Iterator[CachedState]:
         assert_sound(made.store.directory)
 
 
-def evict(state: CachedState, grounds: Grounds = Grounds.CAPTIONED) -> list[str]:
+def evict(state: CachedState, grounds: EvictionReason = EvictionReason.CAPTIONED) -> list[str]:
     """Evict all that may go on these grounds; return the keys."""
     images = state.store.images()
     chosen = [one.image for one in images.candidates(grounds, 0, 100) if one.may_go]
@@ -70,7 +70,7 @@ def test_a_picture_that_is_being_captioned_stays(state: CachedState) -> None:
         state.use_recipe("one")
         assert evict(state) == ["2"]
         state.ingest("2", "3")
-        assert evict(state, Grounds.UNNEEDED) == ["2"]
+        assert evict(state, EvictionReason.UNNEEDED) == ["2"]
 
 
 def test_every_record_of_a_picture_counts(tmp_path: Path) -> None:
@@ -95,16 +95,16 @@ def test_a_caption_of_another_recipe_does_not_count(state: CachedState) -> None:
 def test_a_picture_that_no_record_needs_may_go(state: CachedState) -> None:
     """When its records have left the manifest, a picture is evicted, captioned or not."""
     state.ingest("2")
-    assert evict(state, Grounds.UNNEEDED) == ["1", "3"]
+    assert evict(state, EvictionReason.UNNEEDED) == ["1", "3"]
 
 
 def test_the_grounds_are_asked_again_at_the_eviction(state: CachedState) -> None:
     """Between choosing and evicting another recipe may have become the current one; then nothing is evicted."""
     images = state.store.images()
-    chosen = [one.image for one in images.candidates(Grounds.CAPTIONED, 0, 100) if one.may_go]
+    chosen = [one.image for one in images.candidates(EvictionReason.CAPTIONED, 0, 100) if one.may_go]
     state.use_recipe("two")
     assert len(chosen) == 2
-    assert images.evict(Grounds.CAPTIONED, chosen) == []
+    assert images.evict(EvictionReason.CAPTIONED, chosen) == []
     assert "evicted" not in state.states().values()
 
 
@@ -117,10 +117,10 @@ def test_a_shared_working_copy_stays_until_its_last_image_goes(tmp_path: Path) -
         images = state.store.images()
         assert state.working_path("1") == state.working_path("2")
         assert images.shared() == {state.working_path("1").stem: 2}
-        assert images.evict(Grounds.CAPTIONED, [1, 2]) == []
+        assert images.evict(EvictionReason.CAPTIONED, [1, 2]) == []
         assert state.states() == {"1": "evicted", "2": "present"}
         state.caption("2")
-        assert images.evict(Grounds.CAPTIONED, [1, 2]) == [state.working_path("1").stem]
+        assert images.evict(EvictionReason.CAPTIONED, [1, 2]) == [state.working_path("1").stem]
 
 
 def test_originals_are_forgotten_alone(tmp_path: Path) -> None:
@@ -129,8 +129,8 @@ def test_originals_are_forgotten_alone(tmp_path: Path) -> None:
         state.ingest("1")
         state.fetch(originals=True)
         images = state.store.images()
-        assert images.evict(Grounds.ORIGINAL, [1]) == [state.original_path("1").name]
-        assert images.evict(Grounds.ORIGINAL, [1]) == []
+        assert images.evict(EvictionReason.ORIGINAL, [1]) == [state.original_path("1").name]
+        assert images.evict(EvictionReason.ORIGINAL, [1]) == []
         assert state.states() == {"1": "present"}
 
 
@@ -201,7 +201,7 @@ def test_waiting_captions_of_an_older_recipe_are_not_claimed_without_their_pictu
 def test_selecting_records_again_brings_their_pictures_back(state: CachedState) -> None:
     """A picture that was evicted while its record was not selected comes back with the selection."""
     reselect(state.store, Selection(limit=2))
-    assert evict(state, Grounds.UNNEEDED) == ["3"]
+    assert evict(state, EvictionReason.UNNEEDED) == ["3"]
     reselect(state.store, Selection())
     assert state.ready() == {"3"}
 

@@ -22,7 +22,7 @@ from etl.ingest.options import IngestOptions, Selection
 from etl.ingest.prompts import PromptTemplate
 from etl.ingest.stage import reselect
 from etl.state.checks import deep_problems
-from etl.state.images import Grounds
+from etl.state.images import EvictionReason
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 
@@ -180,8 +180,8 @@ class StateMachine(RuleBasedStateMachine):
         present = self._rows("SELECT id FROM images WHERE state = 'present' ORDER BY id LIMIT 1")
         self._store.requeue_missing_images([image for (image,) in present])
 
-    @rule(grounds=st.sampled_from([Grounds.UNNEEDED, Grounds.CAPTIONED]))
-    def evict(self, grounds: Grounds) -> None:
+    @rule(grounds=st.sampled_from([EvictionReason.UNNEEDED, EvictionReason.CAPTIONED]))
+    def evict(self, grounds: EvictionReason) -> None:
         """Make room beside whatever is held; what may go goes, and what else is asked for does not."""
         images = self._store.images()
         candidates = images.candidates(grounds, 0, 100)

@@ -17,13 +17,13 @@ from etl.clock import now_ms
 from etl.domain.statuses import QualityFlag, Stage
 from etl.domain.views import FailureFilter
 from etl.state.captions import CaptionQueue
-from etl.state.images import Grounds, originals_of, working_copies_of
+from etl.state.images import EvictionReason, originals_of, working_copies_of
 from etl.state.read.export_rows import export_rows
 from etl.state.read.failures import failed_items, failure_classes, retry_classes
 from etl.state.read.manifests import manifest_lines
 from etl.state.read.progress import done_per_span, flag_counts, read_progress, tokens_per_s
 from etl.state.read.reader import Reader
-from etl.state.read.samples import NEWEST, Place, Sought, at_random, sample, step
+from etl.state.read.samples import NEWEST, CaptionFilter, Cursor, at_random, sample, step
 from etl.state.read.search import records_by_key
 from etl.state.read.story import record_story
 from etl.state.sources import SourceQueue
@@ -91,10 +91,10 @@ def full(store: Store) -> Iterator[_State]:
     store._connection.db.conn = state.recorder._connection
 
 
-FLAGGED = Sought(flagged=True)
+FLAGGED = CaptionFilter(flagged=True)
 
 
-def _evict(state: _State, grounds: Grounds) -> None:
+def _evict(state: _State, grounds: EvictionReason) -> None:
     images = state.store.images()
     images.evict(grounds, [one.image for one in images.candidates(grounds, 0, 5)])
     images.owned(["ab"])
@@ -137,14 +137,20 @@ WORK: dict[str, tuple[Callable[[_State], object], str]] = {
     "failure classes": (lambda s: failure_classes(s.reader), "captions_dead"),
     "waiting classes": (lambda s: retry_classes(s.reader), "sources_waiting"),
     "waiting classes of captions": (lambda s: retry_classes(s.reader), "captions_waiting"),
-    "next older caption": (lambda s: step(s.reader, NEWEST, Sought(), older=True), "captions_done_at"),
-    "next newer caption": (lambda s: step(s.reader, Place(-1, -1), Sought(), older=False), "captions_done_at"),
+    "next older caption": (lambda s: step(s.reader, NEWEST, CaptionFilter(), older=True), "captions_done_at"),
+    "next newer caption": (
+        lambda s: step(s.reader, Cursor(-1, -1), CaptionFilter(), older=False),
+        "captions_done_at",
+    ),
     "next flagged caption": (
         lambda s: step(s.reader, NEWEST, FLAGGED, older=True),
         "captions_flagged_in_order",
     ),
-    "next caption with a word": (lambda s: step(s.reader, NEWEST, Sought(text="x"), older=True), "records_by_source"),
-    "caption at random": (lambda s: at_random(s.reader, Sought()), "INTEGER PRIMARY KEY"),
+    "next caption with a word": (
+        lambda s: step(s.reader, NEWEST, CaptionFilter(text="x"), older=True),
+        "records_by_source",
+    ),
+    "caption at random": (lambda s: at_random(s.reader, CaptionFilter()), "INTEGER PRIMARY KEY"),
     "a caption to look at": (lambda s: sample(s.reader, 1), "records_by_source"),
     "records by key": (lambda s: records_by_key(s.reader, "1"), "sqlite_autoindex_records_1"),
     "captions over time": (lambda s: done_per_span(s.reader, "captions", 0, 1000), "captions_done_at"),
@@ -154,7 +160,7 @@ WORK: dict[str, tuple[Callable[[_State], object], str]] = {
     "pages of an export": (lambda s: list(export_rows(s.reader, 1, s.recipe)), "records_in_order"),
     "story": (lambda s: record_story(s.reader, "3"), "attempts_by_item"),
     "commit of a picture": (lambda s: s.sources.commit([fetched(s.item)], s.recipe), "records_by_source"),
-    "making room": (lambda s: [_evict(s, grounds) for grounds in Grounds], "sources_by_image"),
+    "making room": (lambda s: [_evict(s, grounds) for grounds in EvictionReason], "sources_by_image"),
     "working copies of a shard": (lambda s: working_copies_of(s.reader, "ab"), "images_by_working_copy"),
     "originals of a shard": (lambda s: originals_of(s.reader, "ab"), "sqlite_autoindex_images_1"),
     "failed attempt": (lambda s: s.sources.fail([failed(s.item.id)]), "attempts_by_item"),

@@ -19,7 +19,7 @@ from support.workbench import query
 from support.zygote import ForkedProcess, Zygote
 
 SETTINGS: dict[str, Any] = {
-    "allow_host": "127.0.0.1", "decoders": 1, "min_free": 0, "max_attempts": 3, "backoff_s": 0.1, "backoff_cap_s": 1,
+    "allow_host": "127.0.0.1", "decoders": 1, "min_free": 0, "max_attempts": 3, "backoff": 0.1, "backoff_cap": 1,
     "longest_edge": 224, "model": "demo", "device": "cpu", "max_new_tokens": 48,
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ from etl.state.store import Store
 
 def settings_for(directory: Path, **changes: Any) -> Settings:
     """Return settings with no waits between attempts, for the state directory ``directory``."""
-    usual: dict[str, Any] = {"state": directory, "backoff_s": 0.0, "max_attempts": 3}
+    usual: dict[str, Any] = {"state": directory, "backoff": 0.0, "max_attempts": 3}
     return Settings(**(usual | changes))
 
 

@@ -16,7 +16,6 @@ from typing import Any
 from PIL import Image
 
 from etl.caption.captioner import Captioner, never
-from etl.caption.pictures.pixels import open_working_copy
 from etl.caption.recipe import Recipe
 from etl.caption.stage import caption
 from etl.demo.scenes import Scene, random_scene
@@ -26,6 +25,7 @@ from etl.domain.views import EngineSample, FailureFilter, StageSummary
 from etl.errors import CaptionError
 from etl.fetch.stage import fetch
 from etl.images.cache import ImageCache
+from etl.images.working_copies import open_working_copy
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest
@@ -84,8 +84,8 @@ class Workbench:
         self._directory = directory
         values: dict[str, Any] = {
             "state": directory / "state", "allow_host": ("127.0.0.1",), "decoders": 1, "min_free": 0,
-            "max_attempts": 3, "backoff_s": 0.02, "backoff_cap_s": 0.1, "connect_timeout_s": 1.0,
-            "read_timeout_s": 5.0, "longest_edge": 256, "batch_size": 4, "model": "demo", "device": "cpu",
+            "max_attempts": 3, "backoff": 0.02, "backoff_cap": 0.1, "connect_timeout": 1.0,
+            "read_timeout": 5.0, "longest_edge": 256, "batch_size": 4, "model": "demo", "device": "cpu",
             "max_new_tokens": 64,
         }  # fmt: skip
         self.settings = Settings(**(values | changes))

@@ -56,7 +56,7 @@ def test_the_overview_is_whole(make_state: Any, size: tuple[int, int]) -> None:
         assert "archive.example" in shown and "◐ slowed" in shown and "3 of 4" in shown and "9 left" in shown
         assert "12 of 16 in use   5 prepared and waiting" in shown and "images/s" in shown and "tokens/s" in shown
         assert "97% busy   14.0 GiB of 24.0 GiB   310 W" in shown
-        assert "✗ dead" in shown and "Log ─" in shown
+        assert "✗ failed" in shown and "Log ─" in shown
 
     drive(state.path, steps, size)
 
@@ -72,7 +72,7 @@ def test_from_100_to_40_lines_nothing_is_lost(make_state: Any) -> None:
             await pilot.pause(0.2)
             lines = text_of(pilot.app).splitlines()
             assert (len(lines), len(lines[0])) == (height, width)
-        await until(pilot, "✗ dead", "Log ─")
+        await until(pilot, "✗ failed", "Log ─")
 
     drive(state.path, steps)
 
@@ -81,7 +81,7 @@ def test_from_100_to_40_lines_nothing_is_lost(make_state: Any) -> None:
     ("end", "words"),
     [
         (RunState.DONE, ("✓ done", "ended")),
-        (RunState.PARTIAL, ("▲ partial", "some items are dead")),
+        (RunState.PARTIAL, ("▲ partial", "some items have failed")),
         (RunState.FAILED, ("✗ failed", "out of cheese")),
         (None, ("✗ crashed", "the process is gone", "last heartbeat")),
     ],

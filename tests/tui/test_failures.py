@@ -20,15 +20,15 @@ def test_from_a_kind_to_a_story_and_back(make_state: Any, size: tuple[int, int])
 
     async def steps(pilot: Pilot[None]) -> None:
         await pilot.press("f")
-        shown = await until(pilot, "4 failed items", "2 more will be tried again", "404 or 410: the picture")
+        shown = await until(pilot, "4 failed items", "2 more will retry", "404 or 410: the picture")
         rows = [line.replace("▌", " ").split()[:3] for line in shown.splitlines()[3:6]]
         assert rows == [["3", "fetch", "http_404"], ["2", "fetch", "timeout"], ["1", "caption", "generation"]]
         await pilot.press("enter")
-        await until(pilot, "fetch: http_404   3 items   given up", "r000", "r002", "the host said 404")
+        await until(pilot, "fetch: http_404   3 items   failed", "r000", "r002", "the host said 404")
         await pilot.press("down")
         await until(pilot, "key      r001", "url      http://archive.example/1.jpg")
         await pilot.press("enter")
-        await until(pilot, "line 2 of", "dead, 1 attempt", "http_404: the host said 404")
+        await until(pilot, "line 2 of", "failed, 1 attempt", "http_404: the host said 404")
         await pilot.press("end")
         await until(pilot, "Attempts", "fetch 1  0.0 s  http_404")
         await pilot.press("escape", "escape")
@@ -39,18 +39,18 @@ def test_from_a_kind_to_a_story_and_back(make_state: Any, size: tuple[int, int])
     drive(state.path, steps, size)
 
 
-def test_what_waits_tells_when_it_is_tried_again(make_state: Any) -> None:
-    """An item that will be tried again is listed too, and its story says when."""
+def test_what_will_retry_tells_when(make_state: Any) -> None:
+    """An item that will retry is listed too, and its story says when."""
     state = make_state(5)
     state.fetch(retry=1)
 
     async def steps(pilot: Pilot[None]) -> None:
         await pilot.press("f")
-        await until(pilot, "1 more will be tried again", "timeout")
+        await until(pilot, "1 more will retry", "timeout")
         await pilot.press("enter")
-        await until(pilot, "fetch: timeout   1 item   will be tried again")
+        await until(pilot, "fetch: timeout   1 item   will retry")
         await pilot.press("r")
-        await until(pilot, "These will be tried")
+        await until(pilot, "These will retry")
         await pilot.press("enter")
         await until(pilot, "next attempt in")
 
@@ -194,7 +194,7 @@ def test_nothing_failed(make_state: Any) -> None:
         await pilot.press("f")
         await until(pilot, "Nothing has failed.")
         await pilot.press("enter", "r", "y", "down", "end")
-        await until(pilot, "Nothing is dead")
+        await until(pilot, "Nothing has failed")
 
     drive(state.path, steps)
 

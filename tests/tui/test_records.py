@@ -75,9 +75,9 @@ def test_a_story_follows_its_record(make_state: Any) -> None:
         await until(pilot, "pending", "ready, 0 attempts")
         state.fetch(dead=1)
         state.store.heartbeat(state.run, RunState.RUNNING)
-        await until(pilot, "failed", "dead, 1 attempt")
+        await until(pilot, "failed", "failed, 1 attempt")
         await pilot.press("down", "up", "y")
-        assert "dead, 1 attempt" in text_of(pilot.app)
+        assert "failed, 1 attempt" in text_of(pilot.app)
 
     drive(state.path, steps)
 

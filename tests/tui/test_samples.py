@@ -8,7 +8,7 @@ from support.driving import LARGE, SMALL, drive, text_of, typed, until
 from textual.pilot import Pilot
 
 from etl.state.read.reader import Reader
-from etl.state.read.samples import NEWEST, Place, Sought, at_random, sample, step
+from etl.state.read.samples import NEWEST, CaptionFilter, Cursor, at_random, sample, step
 from tui.picture import HALF, read
 
 
@@ -187,23 +187,24 @@ def test_every_step_is_found_however_few_are_read_at_once(make_state: Any, monke
     state.caption(*(f"caption {n} {'odd' if n % 7 == 1 else 'even'}" for n in range(20)))
 
     def walk(older: bool) -> list[int]:
-        found, place = [], NEWEST if older else Place(-1, -1)
+        found, cursor = [], NEWEST if older else Cursor(-1, -1)
         with Reader(state.path) as reader:
             while True:
-                one = step(reader, place, Sought(text="ODD"), older=older)
+                one = step(reader, cursor, CaptionFilter(text="ODD"), older=older)
                 assert one.looked_at <= 3
                 if one.found:
                     found.append(one.found.caption)
                 if one.reached is None:
                     return found
-                place = one.reached
+                cursor = one.reached
 
     assert walk(older=True) == [16, 9, 2]
     assert walk(older=False) == [2, 9, 16]
     with Reader(state.path) as reader:
-        assert {step(reader, at_random(reader, Sought()), Sought(), older=True).found is None for _ in range(20)} == {
-            False
-        }
+        assert {
+            step(reader, at_random(reader, CaptionFilter()), CaptionFilter(), older=True).found is None
+            for _ in range(20)
+        } == {False}
 
 
 def test_a_picture_keeps_its_shape(tmp_path) -> None:

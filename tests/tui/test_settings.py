@@ -10,7 +10,7 @@ from support.driving import SMALL, drive, text_of, until
 from textual.pilot import Pilot
 
 from etl.errors import ConfigError
-from etl.settings import load_settings
+from etl.setting_sources import load_settings
 from tui.settings import DashboardSettings, load
 
 

@@ -13,10 +13,10 @@ from textual.widgets import Footer, Static
 
 from etl.state.read.reader import Reader
 from etl.text import clean
-from tui.background import Answered, Asker
+from tui.background_queries import Answered, BackgroundQueries
 from tui.format import Glyphs
 from tui.poller import in_words
-from tui.retry_filter import Choice
+from tui.retry_selection import RetrySelection
 from tui.snapshot import Snapshot
 from tui.theme import ALERT, QUIET
 from tui.widgets.title import Title
@@ -34,7 +34,7 @@ class ShowsScreens(Protocol):
     ascii_only: bool
     glyphs: Glyphs
     keys: Mapping[str, str]
-    asker: Asker
+    queries: BackgroundQueries
     snapshot: Snapshot | None
 
     def say(self, words: str, *, alert: bool = False) -> None:
@@ -79,7 +79,7 @@ class StateScreen(Screen[None]):
         """Return what the copy key copies; empty for nothing."""
         return ""
 
-    def chosen(self) -> Choice | None:
+    def retry_selection(self) -> RetrySelection | None:
         """Return which failures a retry on this screen means; ``None`` where it means all."""
         return None
 
@@ -126,7 +126,7 @@ class StateScreen(Screen[None]):
 
     def ask(self, slot: str, question: Callable[[Reader], T], show: Callable[[T], None]) -> None:
         """Ask the state; ``show`` gets the answer, unless the same slot was asked anew meanwhile."""
-        self._tickets[slot] = self.dashboard.asker.ask(self, slot, question), show
+        self._tickets[slot] = self.dashboard.queries.ask(self, slot, question), show
 
     def forget(self, slot: str) -> None:
         """Ignore the answer that may still come."""

@@ -9,7 +9,7 @@ from textual.widgets import Static
 from etl.errors import EtlError, item_error_classes
 from etl.text import clean
 from tui.format import count, plural
-from tui.retry_filter import Choice, choice_of
+from tui.retry_selection import RetrySelection, selection_of
 from tui.screens.base import StateScreen
 from tui.screens.items import ItemsScreen
 from tui.snapshot import ClassView, Snapshot
@@ -33,12 +33,12 @@ class FailuresScreen(StateScreen):
         self._rows.focus()
 
     def draw(self, snapshot: Snapshot) -> None:
-        dead = sum(view.items for view in snapshot.classes if view.dead)
-        waiting = sum(view.items for view in snapshot.classes if not view.dead)
-        words = "Nothing has failed." if not dead and not waiting else plural(dead, "failed item")
+        failed = sum(view.items for view in snapshot.classes if view.failed)
+        retrying = sum(view.items for view in snapshot.classes if not view.failed)
+        words = "Nothing has failed." if not failed and not retrying else plural(failed, "failed item")
         summary = Content.styled(words, STRONG)
-        if waiting:
-            summary += Content.styled(f"   {count(waiting)} more will be tried again", QUIET)
+        if retrying:
+            summary += Content.styled(f"   {count(retrying)} more will retry", QUIET)
         self.query_one("#summary", Static).update(summary)
         self._rows.fill([_row(view) for view in snapshot.classes])
 
@@ -51,11 +51,11 @@ class FailuresScreen(StateScreen):
         if view := self._marked():
             self.app.push_screen(ItemsScreen(view))
 
-    def chosen(self) -> Choice | None:
+    def retry_selection(self) -> RetrySelection | None:
         view = self._marked()
         if view is None:
             return None
-        return choice_of(view)
+        return selection_of(view)
 
     def copied(self) -> str:
         view = self._marked()
@@ -63,13 +63,13 @@ class FailuresScreen(StateScreen):
 
 
 def _key(view: ClassView) -> object:
-    return view.stage, view.error_class, view.dead
+    return view.stage, view.error_class, view.failed
 
 
 def _row(view: ClassView) -> Row:
-    fate = "" if view.dead else "tried again: "
+    fate = "" if view.failed else "will retry: "
     cells = (count(view.items), view.stage, view.error_class, fate + MEANINGS.get(view.error_class, ""))
-    return Row(_key(view), cells, (STRONG, "", ALERT if view.dead else "", QUIET))
+    return Row(_key(view), cells, (STRONG, "", ALERT if view.failed else "", QUIET))
 
 
 def _meaning(error: type[EtlError]) -> str:

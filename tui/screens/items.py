@@ -16,7 +16,7 @@ from etl.state.read.failures import SHOWN, failure_page
 from etl.text import clean
 from tui.format import count, folded, plural
 from tui.keys import bindings
-from tui.retry_filter import Choice, choice_of
+from tui.retry_selection import RetrySelection, selection_of
 from tui.screens.base import StateScreen
 from tui.screens.story import StoryScreen
 from tui.snapshot import ClassView, Snapshot
@@ -55,8 +55,8 @@ class ItemsScreen(StateScreen):
         self._read(keep=False)
 
     def draw(self, snapshot: Snapshot) -> None:
-        wanted = (self._view.stage, self._view.error_class, self._view.dead)
-        views = (view for view in snapshot.classes if (view.stage, view.error_class, view.dead) == wanted)
+        wanted = (self._view.stage, self._view.error_class, self._view.failed)
+        views = (view for view in snapshot.classes if (view.stage, view.error_class, view.failed) == wanted)
         self._view = next(views, ClassView(*wanted[:2], 0, wanted[2]))
         if self._view != self._seen:
             self._seen = self._view
@@ -66,7 +66,7 @@ class ItemsScreen(StateScreen):
         view, after = self._view, self._after[-1]
         self.ask(
             "page",
-            lambda reader: failure_page(reader, view.stage, view.error_class, failed=view.dead, after=after),
+            lambda reader: failure_page(reader, view.stage, view.error_class, failed=view.failed, after=after),
             lambda failures: self._fill(failures, keep=keep),
         )
 
@@ -85,7 +85,7 @@ class ItemsScreen(StateScreen):
             place = f"   {count(first + 1)} to {count(first + len(failures))} of {count(view.items)}"
         elif failures:
             place = f"   {plural(len(failures), 'item')}"
-        fate = "given up" if view.dead else "will be tried again"
+        fate = "failed" if view.failed else "will retry"
         return Content.assemble((words, STRONG), (f"{place or '   nothing any more'}   {fate}", QUIET))
 
     def action_next_page(self) -> None:
@@ -123,16 +123,16 @@ class ItemsScreen(StateScreen):
         detail = self.query_one("#detail", Static)
         detail.update(Content("") if failure is None else _detail(failure, detail.content_size.width))
 
-    def chosen(self) -> Choice | None:
+    def retry_selection(self) -> RetrySelection | None:
         failure, view = self._marked(), self._view
         if failure is None:
-            return Choice(problem="Nothing is marked.")
-        if view.stage == Stage.INGEST or not view.dead:
-            return choice_of(view)
+            return RetrySelection(problem="Nothing is marked.")
+        if view.stage == Stage.INGEST or not view.failed:
+            return selection_of(view)
         if not failure.key:
-            return Choice(problem="No active record needs this item any more.")
+            return RetrySelection(problem="No active record needs this item any more.")
         what = f"{view.stage} item of {clean(failure.key, 40)}"
-        return Choice(FailureFilter(Stage(view.stage), key=failure.key), 1, what)
+        return RetrySelection(FailureFilter(Stage(view.stage), key=failure.key), 1, what)
 
     def copied(self) -> str:
         failure = self._marked()

@@ -16,7 +16,7 @@ from etl.clock import ago, now_ms
 from etl.domain.statuses import Stage
 from etl.redaction import redact_url
 from etl.state.read.reader import Reader
-from etl.state.read.samples import NEWEST, Place, Sample, Sought, Step, at_random, sample, step
+from etl.state.read.samples import NEWEST, CaptionFilter, Cursor, Sample, Step, at_random, sample, step
 from etl.text import clean
 from tui import picture
 from tui.format import count, duration, plural
@@ -48,7 +48,7 @@ class SamplesScreen(StateScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self._sought = Sought()
+        self._filter = CaptionFilter()
         self._sample: Sample | None = None
         self._words = ""
         self._looked_at = 0
@@ -85,12 +85,12 @@ class SamplesScreen(StateScreen):
 
     def action_older(self) -> None:
         """Show the next older caption."""
-        self._go(self._sample.place if self._sample else NEWEST, older=True)
+        self._go(self._sample.cursor if self._sample else NEWEST, older=True)
 
     def action_newer(self) -> None:
         """Show the next newer caption."""
         if self._sample:
-            self._go(self._sample.place, older=False)
+            self._go(self._sample.cursor, older=False)
 
     def action_newest(self) -> None:
         """Show the latest caption."""
@@ -98,11 +98,11 @@ class SamplesScreen(StateScreen):
 
     def action_random(self) -> None:
         """Show any caption."""
-        self.ask("step", lambda reader: at_random(reader, self._sought), lambda place: self._go(place, older=True))
+        self.ask("step", lambda reader: at_random(reader, self._filter), lambda cursor: self._go(cursor, older=True))
 
     def action_flagged(self) -> None:
         """Show only captions with quality flags, or all again."""
-        self._seek(replace(self._sought, flagged=not self._sought.flagged))
+        self._seek(replace(self._filter, flagged=not self._filter.flagged))
 
     def action_search(self) -> None:
         """Ask for words."""
@@ -118,7 +118,7 @@ class SamplesScreen(StateScreen):
 
     def on_entry_given(self, message: Entry.Given) -> None:
         self.set_focus(None)
-        self._seek(replace(self._sought, text=message.words))
+        self._seek(replace(self._filter, text=message.words))
 
     def go_back(self) -> bool:
         """End a search, or show all captions again; tell whether there was something to go back from."""
@@ -128,25 +128,25 @@ class SamplesScreen(StateScreen):
             self._summarize()
             return True
         if self._filtered():
-            self._seek(Sought())
+            self._seek(CaptionFilter())
             return True
         return False
 
     def _filtered(self) -> bool:
-        return self._sought != Sought()
+        return self._filter != CaptionFilter()
 
-    def _seek(self, sought: Sought) -> None:
-        self._sought = sought
+    def _seek(self, chosen: CaptionFilter) -> None:
+        self._filter = chosen
         self._go(NEWEST, older=True)
 
-    def _go(self, place: Place, *, older: bool) -> None:
+    def _go(self, cursor: Cursor, *, older: bool) -> None:
         self._looked_at, self._words = 0, ""
-        self._step(place, older=older)
+        self._step(cursor, older=older)
 
-    def _step(self, place: Place, *, older: bool) -> None:
-        sought = self._sought
+    def _step(self, cursor: Cursor, *, older: bool) -> None:
+        chosen = self._filter
         self.ask(
-            "step", lambda reader: _steps(reader, place, sought, older=older), lambda found: self._found(found, older)
+            "step", lambda reader: _steps(reader, cursor, chosen, older=older), lambda found: self._found(found, older)
         )
 
     def _found(self, found: Step, older: bool) -> None:
@@ -198,10 +198,10 @@ class SamplesScreen(StateScreen):
         self._picture.show(cells, "" if cells else "The picture cannot be shown.")
 
     def _summarize(self) -> None:
-        title = "Captions with quality flags" if self._sought.flagged else "Captions"
+        title = "Captions with quality flags" if self._filter.flagged else "Captions"
         text = Content.styled(title, STRONG)
-        if self._sought.text:
-            text += Content.assemble((" with ", STRONG), (clean(self._sought.text, 40), GOOD))
+        if self._filter.text:
+            text += Content.assemble((" with ", STRONG), (clean(self._filter.text, 40), GOOD))
         if self._searching:
             text += Content.styled(f"   looked at {count(self._looked_at)}; escape ends it", QUIET)
         elif self._words:
@@ -212,21 +212,21 @@ class SamplesScreen(StateScreen):
         return clean(self._sample.text) if self._sample else ""
 
 
-def _steps(reader: Reader, place: Place, sought: Sought, *, older: bool) -> Step:
+def _steps(reader: Reader, cursor: Cursor, chosen: CaptionFilter, *, older: bool) -> Step:
     """Step on for a moment."""
     begun, looked_at = time.monotonic(), 0
     while True:
-        found = step(reader, place, sought, older=older)
+        found = step(reader, cursor, chosen, older=older)
         looked_at += found.looked_at
         if found.found or found.reached is None or time.monotonic() - begun > AT_ONCE_S:
             return replace(found, looked_at=looked_at)
-        place = found.reached
+        cursor = found.reached
 
 
 def _words_of(found: Sample) -> Content:
     """Return what stands beside the picture."""
     facts = f"{plural(found.tokens or 0, 'token')}, ended by {clean(found.finish_reason or '-', 20)}"
-    made = f"made {ago(found.place.done_at, now_ms(), duration)} by {clean(found.model, 80)}"
+    made = f"made {ago(found.cursor.done_at, now_ms(), duration)} by {clean(found.model, 80)}"
     shared = f", shared by {plural(found.records, 'record')}" if found.records > 1 else ""
     parts = [
         Content.styled(clean(found.title or "without a title", 200), STRONG),

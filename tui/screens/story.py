@@ -10,13 +10,13 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from etl.clock import iso_utc, now_ms
-from etl.domain.statuses import QueueStatus, RecordState
+from etl.domain.statuses import QueueStatus, RecordState, status_in_words
 from etl.domain.views import FailureFilter
 from etl.redaction import redact_line, redact_url
 from etl.state.read.story import record_story
 from etl.text import clean
 from tui.format import breaks, duration, plural, size
-from tui.retry_filter import Choice
+from tui.retry_selection import RetrySelection
 from tui.screens.base import StateScreen
 from tui.snapshot import Snapshot
 from tui.theme import ALERT, GOOD, QUIET, STRONG
@@ -69,13 +69,13 @@ class StoryScreen(StateScreen):
         if story:
             self._tell_story(story)
 
-    def chosen(self) -> Choice | None:
+    def retry_selection(self) -> RetrySelection | None:
         story = self._story or {}
         items = [story.get("source") or {}, *(each for each in story.get("captions", ()) if each["current"])]
-        dead = sum(item.get("status") == QueueStatus.DEAD for item in items)
-        if not dead:
-            return Choice(problem="Nothing of this record has failed for good.")
-        return Choice(FailureFilter(key=self._key), dead, f"failed items of {clean(self._key, 40)}")
+        failed = sum(item.get("status") == QueueStatus.DEAD for item in items)
+        if not failed:
+            return RetrySelection(problem="Nothing of this record has failed for good.")
+        return RetrySelection(FailureFilter(key=self._key), failed, f"failed items of {clean(self._key, 40)}")
 
     def copied(self) -> str:
         return "\n".join(line.rstrip() for line in self._text.plain.splitlines())
@@ -129,7 +129,8 @@ def _line(label: str, words: Content | str) -> Content:
 
 
 def _status(word: str) -> Content:
-    return Content.styled(clean(word, 40), GOOD if word in _GOOD else f"bold {ALERT}" if word in _BAD else "")
+    style = GOOD if word in _GOOD else f"bold {ALERT}" if word in _BAD else ""
+    return Content.styled(clean(status_in_words(word), 40), style)
 
 
 def _record_line(record: dict[str, Any]) -> Content:

@@ -31,10 +31,10 @@ class ClassesPanel(Panel):
         return [head, *rows]
 
     def _row(self, view: ClassView) -> Content:
-        glyph, words = (self.glyphs.dead, "dead") if view.dead else (self.glyphs.waiting, "will be tried again")
+        glyph, words = (self.glyphs.failed, "failed") if view.failed else (self.glyphs.will_retry, "will retry")
         return Content.assemble(
             (f"{count(view.items):>9}", STRONG), f"  {view.stage:<9}", f"{clean(view.error_class, 20):<21}",
-            (f"{glyph} {words}", ALERT if view.dead else QUIET),
+            (f"{glyph} {words}", ALERT if view.failed else QUIET),
         )  # fmt: skip
 
 

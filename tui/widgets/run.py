@@ -20,7 +20,7 @@ SENTENCES = {
     RunState.STOPPING: "what is in flight is still finished",
     RunState.CRASHED: "the process is gone; `etl run` resumes",
     RunState.DONE: "all its stages are done",
-    RunState.PARTIAL: "finished, but some items are dead",
+    RunState.PARTIAL: "finished, but some items have failed",
     RunState.INTERRUPTED: "ended before everything was done; `etl run` resumes",
     RunState.FAILED: "ended with an error",
 }

@@ -8,24 +8,25 @@ from tui.snapshot import StageState, StageView
 from tui.theme import ALERT, GOOD, QUIET, STRONG
 from tui.widgets.panel import Panel
 
-NAME, STATE, DONE, QUEUED, DEAD, RETRY, RATE, ETA = 9, 9, 17, 7, 7, 7, 7, 8
+NAME, STATE, DONE, QUEUED, FAILED, RETRY, RATE, ETA = 9, 9, 17, 7, 7, 11, 7, 8
 """Widths of the columns in cells, the gap at their left included; the bar takes the rest."""
 
-WIDEST_BAR = 80
+NARROWEST_BAR, WIDEST_BAR = 4, 80
+"""Cells; where there is room for fewer, done and total say as much."""
 
 _COLOURS = {StageState.RUNNING: GOOD, StageState.WAITING: GOOD, StageState.DONE: GOOD, StageState.PAUSED: ALERT}
 
 
 class StagesPanel(Panel):
-    """Name, state, bar, done and total, waiting for it, dead, to be tried again, items a minute, time left."""
+    """Name, state, bar, done and total, waiting for it, failed, those that will retry, items a minute, time left."""
 
     def wanted(self) -> tuple[int, int]:
         return 5, 5
 
     def lines(self, width: int) -> list[Content]:
-        cells = max(0, min(WIDEST_BAR, width - NAME - STATE - DONE - QUEUED - DEAD - RETRY - RATE - ETA - 2))
+        cells = max(0, min(WIDEST_BAR, width - NAME - STATE - DONE - QUEUED - FAILED - RETRY - RATE - ETA - 2))
         titles = Content.styled(
-            f"{'done/total ':>{DONE}}{'queued':>{QUEUED}}{'dead':>{DEAD}}{'retry':>{RETRY}}{'/min':>{RATE}}"
+            f"{'done/total ':>{DONE}}{'queued':>{QUEUED}}{'failed':>{FAILED}}{'will retry':>{RETRY}}{'/min':>{RATE}}"
             f"{'ETA':>{ETA}}", QUIET,
         )  # fmt: skip
         head = self.heading("Stages", NAME + STATE + 2 + cells)
@@ -36,6 +37,8 @@ class StagesPanel(Panel):
         if stage.stage == Stage.INGEST and stage.growing:
             # Nobody knows how long a manifest is before its end.
             reached, left = "", self.glyphs.empty * cells
+        if cells < NARROWEST_BAR:
+            reached, left = "", " " * cells
         total = count(stage.total) + ("+" if stage.growing else " ")
         colour = _COLOURS.get(stage.state, QUIET)
         return Content.assemble(
@@ -44,7 +47,7 @@ class StagesPanel(Panel):
             (reached, GOOD), (left, "$line"),
             (f"{count(stage.done):>{DONE - 1 - len(total)}}", STRONG), (f"/{total}", QUIET),
             (_number(stage.queued, QUEUED), QUIET),
-            (_number(stage.dead, DEAD), ALERT if stage.dead else QUIET),
+            (_number(stage.failed, FAILED), ALERT if stage.failed else QUIET),
             (_number(stage.retrying, RETRY), ALERT if stage.retrying else QUIET),
             f"{rate(stage.per_minute):>{RATE}}",
             (f"{duration(stage.eta_s):>{ETA}}", STRONG if stage.eta_s is not None else QUIET),

@@ -20,7 +20,7 @@ from etl.caption.model import cuda
 from etl.caption.model.checkpoint import one_line
 from etl.caption.model.faults import BATCH_FAULTS, short_of_memory
 from etl.caption.model.loading import LoadedModel
-from etl.caption.pictures.pixels import crop_aspect, open_working_copy
+from etl.caption.pictures.pixels import crop_aspect
 from etl.caption.quality import RECOMPUTED
 from etl.caption.recipe import Recipe
 from etl.caption.tokens import Detokenizer, PromptEncoder
@@ -28,6 +28,7 @@ from etl.clock import now_ms
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.views import EngineSample
 from etl.errors import CaptionError, GenerationError
+from etl.images.working_copies import open_working_copy
 from etl.settings import Settings
 
 log = logging.getLogger(__name__)

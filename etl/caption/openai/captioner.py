@@ -59,7 +59,7 @@ class EndpointCaptioner:
         self._thread.start()
         self._pool: Pool | None = None
         try:
-            identity = self._run(_introduce_all(self._endpoints, settings.endpoint_patience_s))
+            identity = self._run(_introduce_all(self._endpoints, settings.endpoint_patience))
             self._recipe = _recipe(identity, settings, longest_edge)
             self._pool = Pool(self._endpoints, identity, settings, locate, self._outcomes.put)
             self._loop.call_soon_threadsafe(self._pool.start)
@@ -176,7 +176,7 @@ def check(settings: Settings) -> None:
     async def ask() -> None:
         endpoints = [Endpoint(address, settings) for address in addresses(settings)]
         try:
-            found = await _all(endpoints, Endpoint.choose_model, settings.endpoint_patience_s)
+            found = await _all(endpoints, Endpoint.choose_model, settings.endpoint_patience)
             _agree({one: model for one, (model, _) in found.items()})
         finally:
             for one in endpoints:

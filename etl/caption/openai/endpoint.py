@@ -206,7 +206,7 @@ class Endpoint:
         raise EndpointAnswerError("the endpoint refuses every form of the request")
 
     async def _post(self, body: dict[str, Any]) -> Answer:
-        limit = self._settings.endpoint_timeout_s
+        limit = self._settings.endpoint_timeout
         try:
             with self._errors():
                 async with asyncio.timeout(limit):

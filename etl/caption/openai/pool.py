@@ -10,7 +10,6 @@ from pathlib import Path
 from etl.caption.openai.endpoint import Endpoint, Identity
 from etl.caption.openai.endpoint_state import Job, Member, State
 from etl.caption.openai.responses import EndpointBusyError, EndpointTroubleError, OtherModelError
-from etl.caption.pictures.pixels import working_copy_bytes
 from etl.caption.quality import quality_flags
 from etl.clock import now_ms
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
@@ -27,6 +26,7 @@ from etl.errors import (
     OpenFilesError,
     WorkingCopyError,
 )
+from etl.images.working_copies import working_copy_bytes
 from etl.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Pool:
     ) -> None:
         self._members = [Member(endpoint) for endpoint in endpoints]
         self._identity = identity
-        self._patience_s = settings.endpoint_patience_s
+        self._patience_s = settings.endpoint_patience
         self._locate = locate
         self._emit = emit
         self._pending: deque[Job] = deque()

@@ -6,69 +6,15 @@ tenth of a second, and bit for bit as the processor does them: both call Pillow.
 """
 
 import dataclasses
-import errno
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from etl import files
-from etl.errors import (
-    CacheUnreadableError,
-    NotPlainError,
-    UnsupportedProcessorError,
-    WorkingCopyError,
-)
-from etl.images.cache import read_working
-
-MAX_WORKING_PIXELS = 16384 * 16384
-"""Of a working copy: the longest edge that can be asked for, squared."""
-
-_BROKEN_PICTURE = (NotPlainError, OSError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for damaged files, a header with absurd dimensions among them."""
-
-_ITS_OWN_FAULT = frozenset({None, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EIO})
-"""``errno`` of what is wrong with one file: Pillow's own complaints have none, and EIO is a disk that has lost it."""
-
-
-def open_working_copy(path: Path) -> Image.Image:
-    """Return the picture as RGB, wholly decoded; raises as `reading` does."""
-    # Working copies are JPEG files; a state that came from elsewhere may hold anything under their names.
-    with reading(path), files.reading(path) as file, Image.open(file, formats=("JPEG",)) as picture:
-        if picture.width * picture.height > MAX_WORKING_PIXELS:
-            raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
-        picture.load()
-        # Nearly all are RGB; to convert them would copy them.
-        return picture if picture.mode == "RGB" else picture.convert("RGB")
-
-
-def working_copy_bytes(path: Path) -> bytes:
-    """Return a working copy whose content is what its name says; raises as `reading` does."""
-    with reading(path):
-        return read_working(path)
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Say in our own errors what goes wrong with a working copy in the block.
-
-    Raises `WorkingCopyError` for one that is missing or damaged, and `CacheUnreadableError` when it is not the file's
-    own fault that it cannot be read.
-    """
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise WorkingCopyError(f"the working copy {path.name} is not in the cache") from error
-    except _BROKEN_PICTURE as error:
-        if isinstance(error, OSError) and error.errno not in _ITS_OWN_FAULT:
-            raise CacheUnreadableError(
-                f"cannot read {path}: {error.strerror}; nothing was charged for it: see to permissions, open files "
-                "(ulimit -n) and the disk, then run the same command again"
-            ) from error
-        raise WorkingCopyError(f"the working copy {path.name} cannot be read: {error}") from error
+from etl.errors import UnsupportedProcessorError
+from etl.images.working_copies import open_working_copy
 
 
 def crop_aspect(image: Image.Image, max_aspect: float) -> Image.Image:

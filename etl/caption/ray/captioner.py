@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from etl.caption.captioner import failure, never
-from etl.caption.pictures.pixels import working_copy_bytes
 from etl.caption.ray.actors import Actor, Cluster
 from etl.caption.recipe import Recipe
 from etl.clock import now_ms
@@ -21,6 +20,7 @@ from etl.domain.statuses import FinishReason
 from etl.domain.views import EngineSample
 from etl.errors import CrashedError, ModelError, WorkerTimeoutError, WorkingCopyError
 from etl.images.cache import ImageCache
+from etl.images.working_copies import working_copy_bytes
 from etl.ray_cluster import connection
 from etl.settings import Settings
 from etl.version import __version__
@@ -116,9 +116,9 @@ class RayCaptioner:
         if self._idle_since > now:
             log.warning("no node of the Ray cluster has room for an actor; waiting for one")
             self._idle_since = now
-        if now - self._idle_since > self._settings.endpoint_patience_s:
+        if now - self._idle_since > self._settings.endpoint_patience:
             raise ModelError(
-                f"no node of the Ray cluster had room for an actor for {self._settings.endpoint_patience_s:g} s; "
+                f"no node of the Ray cluster had room for an actor for {self._settings.endpoint_patience:g} s; "
                 "start a node, or look at --ray-cpus"
             )
 
@@ -195,7 +195,7 @@ class RayCaptioner:
 
     def _give_up_slow_ones(self) -> Iterator[ItemFailure]:
         """End actors that have had work for too long without finishing any; an attempt is charged for it."""
-        patience = self._settings.ray_timeout_s
+        patience = self._settings.ray_timeout
         for actor in list(self._cluster.actors):
             if actor.in_hand and actor.is_ready and time.monotonic() - actor.heard_at > patience:
                 log.warning("an actor on node %s finished nothing for %g s; it is ended", actor.node.name, patience)

@@ -55,7 +55,7 @@ class ClusterBackend:
         self._cache = cache
         self._cluster = cluster
         self._workers = WorkerPool(
-            cluster, patience_s=settings.endpoint_patience_s, silence_s=settings.ray_timeout_s, look_s=look_s
+            cluster, patience_s=settings.endpoint_patience, silence_s=settings.ray_timeout, look_s=look_s
         )
         self.local_decoders = decoder_pool(settings, cache, settings.decoders or os.cpu_count() or 1)
         self._held: dict[Path, _Held] = {}
@@ -71,7 +71,7 @@ class ClusterBackend:
         return max(1, sum(worker.processes for worker in self._workers.workers))
 
     def are_ready(self) -> bool:
-        """Return whether a node takes part.  Raises `ClusterError` when none did for ``endpoint_patience_s``."""
+        """Return whether a node takes part.  Raises `ClusterError` when none did for ``endpoint_patience``."""
         return self._workers.are_ready()
 
     def begin(self, due: int) -> None:

@@ -1,6 +1,6 @@
 """Captions to look at, one after the other: the latest, those with quality flags, those that hold a word.
 
-A `Place` orders all captions by the time at which they were made.  `step` goes from a place to the next caption that
+A `Cursor` orders all captions by the time at which they were made.  `step` goes from a cursor to the next caption that
 is wanted; it looks at so many at a time, so that no read lasts, and is called again where it stopped.
 """
 
@@ -17,19 +17,19 @@ LOOKED_AT_ONCE = 2000
 """Captions that one step of a search reads: about 20 ms."""
 
 
-class Place(NamedTuple):
+class Cursor(NamedTuple):
     """Where a caption stands: when it was made, Unix milliseconds, and its row."""
 
     done_at: int
     caption: int
 
 
-NEWEST = Place(2**62, 2**62)
-"""The place behind the last caption."""
+NEWEST = Cursor(2**62, 2**62)
+"""The cursor behind the last caption."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sought:
+class CaptionFilter:
     """Which captions are wanted.
 
     Attributes:
@@ -47,12 +47,12 @@ class Step:
 
     Attributes:
         found: the caption; ``None`` when none of those looked at was wanted.
-        reached: the place to go on from; ``None`` when there are no more.
+        reached: the cursor to go on from; ``None`` when there are no more.
         looked_at: captions that were read.
     """
 
-    found: Place | None
-    reached: Place | None
+    found: Cursor | None
+    reached: Cursor | None
     looked_at: int = 0
 
 
@@ -61,7 +61,7 @@ class Sample:
     """One caption with what a person wants to know beside it.
 
     Attributes:
-        place: where it stands.
+        cursor: where it stands.
         key, url: of the first record that shares it; both empty where no record needs it any more.
         records: active records that share it.
         title, date: of that record's line.
@@ -72,7 +72,7 @@ class Sample:
         width, height: pixels of the original.
     """
 
-    place: Place
+    cursor: Cursor
     key: str
     url: str
     records: int
@@ -96,29 +96,29 @@ _OF_CAPTION = (
 )
 
 
-def step(reader: Reader, place: Place, sought: Sought, *, older: bool) -> Step:
-    """Go from a place to the next older or newer caption that is wanted, as far as one read goes."""
-    if sought.text:
-        return _search(reader, place, sought, older=older)
-    if sought.flagged and reader.version >= LOOKING_VERSION:
-        return _next_flagged(reader, place, older=older)
-    flagged = "AND c.flags <> ''" if sought.flagged else ""
+def step(reader: Reader, cursor: Cursor, chosen: CaptionFilter, *, older: bool) -> Step:
+    """Go from a cursor to the next older or newer caption that is wanted, as far as one read goes."""
+    if chosen.text:
+        return _search(reader, cursor, chosen, older=older)
+    if chosen.flagged and reader.version >= LOOKING_VERSION:
+        return _next_flagged(reader, cursor, older=older)
+    flagged = "AND c.flags <> ''" if chosen.flagged else ""
     rows = reader.rows(
-        f"SELECT c.done_at, c.id FROM captions c WHERE c.status = 'done' {flagged} {_beyond(older)} LIMIT 1", place
+        f"SELECT c.done_at, c.id FROM captions c WHERE c.status = 'done' {flagged} {_beyond(older)} LIMIT 1", cursor
     )
-    found = Place(*rows[0]) if rows else None
+    found = Cursor(*rows[0]) if rows else None
     return Step(found, found, len(rows))
 
 
-def at_random(reader: Reader, sought: Sought) -> Place:
-    """Return a random place to step from; the captions after a gap in the numbers are a little likelier."""
-    flagged = " AND flags <> ''" if sought.flagged and not sought.text else ""
+def at_random(reader: Reader, chosen: CaptionFilter) -> Cursor:
+    """Return a random cursor to step from; the captions after a gap in the numbers are a little likelier."""
+    flagged = " AND flags <> ''" if chosen.flagged and not chosen.text else ""
     highest = reader.rows("SELECT coalesce(max(id), 0) FROM captions")[0][0]
     rows = reader.rows(
         f"SELECT done_at, id FROM captions WHERE status = 'done'{flagged} AND id >= ? ORDER BY id LIMIT 1",
         (random.randint(0, highest),),
     )
-    return Place(rows[0][0], rows[0][1] + 1) if rows else NEWEST
+    return Cursor(rows[0][0], rows[0][1] + 1) if rows else NEWEST
 
 
 def sample(reader: Reader, caption: int) -> Sample | None:
@@ -136,7 +136,7 @@ def sample(reader: Reader, caption: int) -> Sample | None:
     key, url, line = _record(reader, record)
     title, date = title_and_date(line)
     return Sample(
-        place=Place(done_at, caption), key=key, url=url, records=n, title=title, date=date, text=text, tokens=tokens,
+        cursor=Cursor(done_at, caption), key=key, url=url, records=n, title=title, date=date, text=text, tokens=tokens,
         finish_reason=reason, flags=tuple(filter(None, flags.split(","))), model=model, revision=revision,
         current=bool(current), picture=_working_copy(reader, sha256) if state == "present" else None, width=width,
         height=height,
@@ -162,31 +162,31 @@ def _beyond(older: bool) -> str:
     return f"AND (c.done_at, c.id) {sign} (?, ?) ORDER BY c.done_at {order}, c.id {order}"
 
 
-def _next_flagged(reader: Reader, place: Place, *, older: bool) -> Step:
+def _next_flagged(reader: Reader, cursor: Cursor, *, older: bool) -> Step:
     """Step through the index over flagged captions, which is in the order of their rows."""
     sign, order = ("<", "DESC") if older else (">", "ASC")
     rows = reader.rows(
         f"SELECT done_at, id FROM captions WHERE flags <> '' AND status = 'done' AND id {sign} ? "
         f"ORDER BY id {order} LIMIT 1",
-        (place.caption,),
+        (cursor.caption,),
     )
-    found = Place(*rows[0]) if rows else None
+    found = Cursor(*rows[0]) if rows else None
     return Step(found, found, len(rows))
 
 
-def _search(reader: Reader, place: Place, sought: Sought, *, older: bool) -> Step:
-    flagged = "AND c.flags <> ''" if sought.flagged else ""
+def _search(reader: Reader, cursor: Cursor, chosen: CaptionFilter, *, older: bool) -> Step:
+    flagged = "AND c.flags <> ''" if chosen.flagged else ""
     rows = reader.rows(
         f"SELECT c.done_at, c.id, c.text, (SELECT l.line {_OF_LINE} LIMIT 1) FROM captions c "
         f"WHERE c.status = 'done' {flagged} {_beyond(older)} LIMIT {LOOKED_AT_ONCE}",
-        place,
+        cursor,
     )
-    wanted = sought.text.casefold()
+    wanted = chosen.text.casefold()
     for looked_at, (done_at, caption, text, line) in enumerate(rows, 1):
         if wanted in text.casefold() or (line is not None and _in_title(wanted, line)):
-            return Step(Place(done_at, caption), Place(done_at, caption), looked_at)
+            return Step(Cursor(done_at, caption), Cursor(done_at, caption), looked_at)
     whole = len(rows) == LOOKED_AT_ONCE
-    return Step(None, Place(rows[-1][0], rows[-1][1]) if whole else None, len(rows))
+    return Step(None, Cursor(rows[-1][0], rows[-1][1]) if whole else None, len(rows))
 
 
 _OF_LINE = _OF_CAPTION.replace(" WHERE ", " JOIN record_lines l ON l.record = r.id WHERE ")

@@ -16,7 +16,7 @@ from textual.message_pump import MessagePump
 
 from etl.errors import EtlError
 from etl.state.read.reader import Reader
-from tui.messages import SourceBroke
+from tui.messages import ReadingBroke
 
 Question = Callable[[Reader], Any]
 
@@ -47,7 +47,7 @@ class _Job:
     question: Question
 
 
-class Asker:
+class BackgroundQueries:
     """Answers one question after the other.  One asked again in the same slot replaces the one that still waits."""
 
     def __init__(self, state: Path) -> None:
@@ -57,7 +57,7 @@ class Asker:
         self._stopped = False
         self._ticket = 0
         # A daemon: SQLite may wait ten seconds for a locked database, and quitting must not.
-        self._thread = threading.Thread(target=self._work, name="asker", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="queries", daemon=True)
 
     def start(self) -> None:
         """Begin to answer."""
@@ -96,4 +96,4 @@ class Asker:
         except (EtlError, sqlite3.Error, OSError) as error:
             return Answered(job.slot, job.ticket, problem=error)
         except Exception as error:
-            return SourceBroke(error)
+            return ReadingBroke(error)

@@ -10,7 +10,7 @@ SHARE = 0.01
 """A reading that takes 20 ms is done every two seconds at most: a hundredth of a core for each kind of reading."""
 
 
-class Paced(Generic[T]):
+class Throttled(Generic[T]):
     """One kind of reading; it is repeated when what it hangs on has changed, and never too often."""
 
     def __init__(self) -> None:

@@ -11,11 +11,11 @@ from etl.domain.statuses import RunState, Stage
 from etl.state.database import DATABASE_NAME
 from etl.state.read.cost import cost
 from etl.state.read.reader import Reader
-from etl.state.read.samples import NEWEST, Sought, step
+from etl.state.read.samples import NEWEST, CaptionFilter, step
 from etl.state.schema import migrations
-from tui.pace import Paced
 from tui.snapshot import StageState
-from tui.snapshot_reader import Look
+from tui.snapshot_reader import SnapshotReader
+from tui.throttle import Throttled
 
 BEFORE = {1: "0002_hosts_and_mirrors", 2: "0003_captions_again_and_engine_samples", 3: "0004_looking"}
 
@@ -29,9 +29,9 @@ def test_an_older_database_can_be_looked_at(tmp_path: Path, version: int, before
     old.execute(f"PRAGMA user_version = {version}")
     old.close()
     with Reader(tmp_path) as reader:
-        shown = Look().at(reader)
+        shown = SnapshotReader().read(reader)
         assert [(view.error_class, view.items) for view in shown.classes] == [("http_404", 1)]
-        assert step(reader, NEWEST, Sought(flagged=True), older=True).found is None
+        assert step(reader, NEWEST, CaptionFilter(flagged=True), older=True).found is None
         assert reader.rows("PRAGMA user_version") == [(version,)]
 
 
@@ -42,15 +42,18 @@ def test_the_stages_tell_where_a_state_stands(make_state: Any) -> None:
     state.caption("a", "b")
     state.store.sources(state.run).claim("archive.example", 1)
     with Reader(state.path) as reader:
-        words = {view.stage: (view.state, view.done, view.total, view.queued) for view in Look().at(reader).stages}
+        words = {
+            view.stage: (view.state, view.done, view.total, view.queued)
+            for view in SnapshotReader().read(reader).stages
+        }
     assert words == {
         Stage.INGEST: (StageState.DONE, 6, 6, 0), Stage.FETCH: (StageState.RUNNING, 4, 6, 1),
         Stage.CAPTION: (StageState.WAITING, 2, 4, 2), Stage.EXPORT: (StageState.EMPTY, 0, 0, 0),
     }  # fmt: skip
     state.store.end_run(state.run, RunState.INTERRUPTED)
     with Reader(state.path) as reader:
-        words = {view.stage: view.state for view in Look().at(reader).stages}
-    assert (words[Stage.FETCH], words[Stage.CAPTION]) == (StageState.IDLE, StageState.IDLE)
+        states = {view.stage: view.state for view in SnapshotReader().read(reader).stages}
+    assert (states[Stage.FETCH], states[Stage.CAPTION]) == (StageState.IDLE, StageState.IDLE)
 
 
 def test_a_plot_counts_what_was_done(make_state: Any) -> None:
@@ -61,12 +64,12 @@ def test_a_plot_counts_what_was_done(make_state: Any) -> None:
     with state.store._connection.transaction() as db:
         for source, ago in ((1, 35), (2, 34), (3, 15), (4, 700)):
             db.conn.execute("UPDATE sources SET done_at = ? WHERE id = ?", (at - ago * 1000 + 5000, source))
-    look = Look()
+    look = SnapshotReader()
     with Reader(state.path) as reader:
-        assert look.at(reader).fetch.plot == (), "the first figures do not wait for it"
-        first = look.at(reader).fetch.plot
+        assert look.read(reader).fetch.plot == (), "the first figures do not wait for it"
+        first = look.read(reader).fetch.plot
         assert sum(first) >= 3 and first[0] > 0 and len(first) <= 5
-        assert look.at(reader).fetch.plot == first
+        assert look.read(reader).fetch.plot == first
 
 
 def test_cost_is_hours_times_price(make_state: Any) -> None:
@@ -93,7 +96,7 @@ def test_cost_is_hours_times_price(make_state: Any) -> None:
 
 def test_what_costs_time_is_read_less_often() -> None:
     """A reading is repeated only when its key has changed, and not before it is worth its time."""
-    clock, read = Paced[int](), []
+    clock, read = Throttled[int](), []
 
     def slow() -> int:
         read.append(1)
@@ -102,7 +105,7 @@ def test_what_costs_time_is_read_less_often() -> None:
 
     assert [clock.get("a", slow), clock.get("a", slow)] == [1, 1]
     assert clock.get("b", slow) == 1, "two seconds must pass after 20 ms of reading"
-    quick, n = Paced[int](), iter(range(9))
+    quick, n = Throttled[int](), iter(range(9))
     assert quick.get("a", lambda: next(n)) == 0
     clock_wait(0.05)
     assert quick.get("b", lambda: next(n)) == 1

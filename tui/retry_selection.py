@@ -11,11 +11,11 @@ from tui.snapshot import ClassView
 EVERYTHING = FailureFilter()
 
 MANIFEST = "Its manifest lines are invalid: correct the file and ingest it again."
-BY_ITSELF = "These will be tried again by themselves when their time has come."
+BY_ITSELF = "These will retry by themselves when their time has come."
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class RetrySelection:
     """What would be retried.
 
     Attributes:
@@ -38,11 +38,11 @@ class Choice:
         return shlex.join(["etl", "retry-failed", *(word for pair in given if pair[1] for word in map(str, pair))])
 
 
-def choice_of(view: ClassView) -> Choice:
+def selection_of(view: ClassView) -> RetrySelection:
     """Return what a retry of a whole class means."""
     what = f"{view.stage} items with {clean(view.error_class, 40)}"
     if view.stage == Stage.INGEST:
-        return Choice(problem=MANIFEST)
-    if not view.dead:
-        return Choice(problem=BY_ITSELF)
-    return Choice(FailureFilter(Stage(view.stage), view.error_class), view.items, what)
+        return RetrySelection(problem=MANIFEST)
+    if not view.failed:
+        return RetrySelection(problem=BY_ITSELF)
+    return RetrySelection(FailureFilter(Stage(view.stage), view.error_class), view.items, what)
