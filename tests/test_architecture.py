@@ -1,4 +1,4 @@
-"""docs/architecture.md and CONTRIBUTING.md name only what there is."""
+"""The architecture, the guide for contributors and the threats name only files that there are."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = {name: (ROOT / name).read_text("utf-8") for name in ("docs/architecture.md", "CONTRIBUTING.md")}
+PAGES = {name: (ROOT / name).read_text("utf-8") for name in ("docs/architecture.md", "CONTRIBUTING.md", "SECURITY.md")}
 NAMED = re.compile(r"`([\w./]+(?:\.(?:py|md|yml)|/))`")
 
 
