@@ -19,7 +19,7 @@ from etl.caption.model.checkpoint import one_line
 from etl.caption.model.loading import LoadedModel
 from etl.caption.slots.candidates import Candidates
 from etl.caption.slots.captioner import SlotCaptioner
-from etl.caption.slots.timing import PhaseClock
+from etl.caption.slots.timing import Timings
 from etl.domain.items import CaptionItem, ItemFailure
 from etl.settings import Settings
 
@@ -127,8 +127,8 @@ def _open(
             loaded, settings, workload.locate, limit_of=workload.limit_of, candidates=Candidates.of(way.candidates)
         )  # fmt: skip
         stack.callback(engine.close)
-        return _Run(engine.caption, lambda: dict(engine.phases), lambda: engine.sample().slots)
-    clock = PhaseClock(loaded.device)
+        return _Run(engine.caption, lambda: dict(engine.timings), lambda: engine.sample().slots)
+    clock = Timings(loaded.device)
     if not (way.static and loaded.device.type == "cuda"):
         # Hooks would become part of what is compiled.
         stack.enter_context(phases_of(loaded.model, clock))

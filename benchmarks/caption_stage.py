@@ -30,7 +30,7 @@ from etl.caption.captioner import never
 from etl.caption.model.loading import load
 from etl.caption.recipe import Recipe
 from etl.caption.slots.captioner import SlotCaptioner
-from etl.caption.slots.timing import PhaseClock
+from etl.caption.slots.timing import Timings
 from etl.caption.stage import caption
 from etl.caption.tokens import Detokenizer, PromptEncoder
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
@@ -52,7 +52,7 @@ GPU_RATE = 35.0
 SLOTS = 32
 
 
-class CpuClock(PhaseClock):
+class CpuClock(Timings):
     """Adds up the CPU time of the thread by phase, in place of time that also passes while others work."""
 
     def __init__(self) -> None:

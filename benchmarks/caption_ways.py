@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks.caption_inputs import Workload
 from etl.caption.generate.captioner import GenerateCaptioner
 from etl.caption.model.loading import LoadedModel
-from etl.caption.slots.timing import PhaseClock
+from etl.caption.slots.timing import Timings
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.statuses import FinishReason
 from etl.settings import Settings
@@ -25,7 +25,7 @@ Outcomes = Iterator[CaptionResult | ItemFailure]
 class OneByOne:
     """The first user's script: open, process and caption one picture after the other; nothing overlaps."""
 
-    def __init__(self, loaded: LoadedModel, workload: Workload, clock: PhaseClock) -> None:
+    def __init__(self, loaded: LoadedModel, workload: Workload, clock: Timings) -> None:
         self._loaded = loaded
         self._workload = workload
         self._clock = clock
@@ -61,7 +61,7 @@ class DrawnGenerate(GenerateCaptioner):
     """
 
     def __init__(
-        self, loaded: LoadedModel, settings: Settings, workload: Workload, clock: PhaseClock, *, static: bool = False
+        self, loaded: LoadedModel, settings: Settings, workload: Workload, clock: Timings, *, static: bool = False
     ) -> None:
         super().__init__(loaded, settings, workload.locate)
         self._workload = workload
@@ -99,7 +99,7 @@ class _Timed:
     """A future; waiting for it counts as feeding."""
 
     future: "Future[Any]"
-    clock: PhaseClock
+    clock: Timings
 
     def result(self) -> Any:
         with self.clock("feed", host=True):

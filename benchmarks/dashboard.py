@@ -58,7 +58,15 @@ def fetched(source: SourceItem) -> FetchedImage:
     """Return what a download would give, without one."""
     name = f"{source.id:064x}"
     decoded = DecodedImage("image/jpeg", 1600, 1200, WorkingCopy(name, 90_000, 1024, 768, 1024))
-    return FetchedImage(source, name, 400_000, decoded, False, now_ms(), 200)
+    return FetchedImage(
+        source=source,
+        sha256=name,
+        size=400_000,
+        decoded=decoded,
+        original_kept=False,
+        started_at=now_ms(),
+        http_status=200,
+    )
 
 
 def claimed(store: Store, run: int, count: int) -> list[SourceItem]:
@@ -102,7 +110,7 @@ def make_state(directory: Path, records: int, failures: int) -> Settings:
 
 def _failure(item: SourceItem) -> ItemFailure:
     slug = CLASSES[item.id % len(CLASSES)]
-    return ItemFailure(item.id, slug, f"{slug} of {item.url}", False, now_ms())
+    return ItemFailure(id=item.id, slug=slug, message=f"{slug} of {item.url}", retryable=False, started_at=now_ms())
 
 
 class Terminal:
@@ -176,7 +184,7 @@ def be_steady(settings: Settings, per_s: int) -> None:
             began = time.monotonic()
             store.sources(run).commit([fetched(item) for item in claimed(store, run, per_s)], recipe)
             caption_some(store, run, recipe, per_s)
-            store.hosts(run).record([HostInfo("archive-0.example.org", allowed=4, in_flight=3, done=per_s)])
+            store.hosts(run).record([HostInfo(host="archive-0.example.org", allowed=4, in_flight=3, done=per_s)])
             store.heartbeat(run, RunState.RUNNING)
             time.sleep(max(0.0, 1.0 - (time.monotonic() - began)))
 

@@ -3,7 +3,7 @@
     python -m benchmarks.feeding --pictures 200
 
 Draws pictures with the grain of photographs, puts them into a cache as fetch does (1024 pixels on the long side), and
-turns them into 336 x 336 pixels: in this process, through a `Feeder`, and through CLIP's image processor.
+turns them into 336 x 336 pixels: in this process, through an `ImageLoader`, and through CLIP's image processor.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image, ImageChops
 
-from etl.caption.pictures.loader import Feeder
+from etl.caption.pictures.loader import ImageLoader
 from etl.caption.pictures.pixels import PixelPlan, crop_aspect, pixels
 from etl.demo.scenes import random_scene
 from etl.domain.items import CaptionItem
@@ -93,16 +93,16 @@ def _feed(cache: ImageCache, hashes: Sequence[str], processes: int, runs: int) -
     first_s, rates, cores, memory = [], [], [], []
     for _ in range(runs):
         own, begun = time.process_time(), time.perf_counter()
-        with Feeder(PLAN, cache.working_path, processes=processes) as feeder:
-            feeder.submit(CaptionItem(0, hashes[0], ""))
-            feeder.take(60)
+        with ImageLoader(PLAN, cache.working_path, processes=processes) as loader:
+            loader.submit(CaptionItem(0, hashes[0], ""))
+            loader.take(60)
             first_s.append(time.perf_counter() - begun)
             begun, before = time.perf_counter(), _cpu_s(own)
-            _run(feeder, hashes)
+            _run(loader, hashes)
             rates.append(len(hashes) / (time.perf_counter() - begun))
             cores.append((_cpu_s(own) - before) / len(hashes) * WANTED_PER_S)
             memory += [_pss(pid) / 1e6 for pid in _children()]
-    print(f"feeder with {processes or 'no'} processes")
+    print(f"image loader with {processes or 'no'} processes")
     _show("  pictures/s", rates)
     _show(f"  cores at {WANTED_PER_S} pictures/s, this side's share included", cores)
     _show("  s until the first picture", first_s)
@@ -110,15 +110,15 @@ def _feed(cache: ImageCache, hashes: Sequence[str], processes: int, runs: int) -
         _show("  memory of a process (PSS), MB", memory)
 
 
-def _run(feeder: Feeder, hashes: Sequence[str]) -> None:
+def _run(loader: ImageLoader, hashes: Sequence[str]) -> None:
     """Take one picture of each, as an engine does that looks every few milliseconds."""
     waiting, done = list(enumerate(hashes)), 0
     while done < len(hashes):
-        while waiting and feeder.pending < PENDING:
+        while waiting and loader.pending < PENDING:
             number, sha256 = waiting.pop()
-            feeder.submit(CaptionItem(number, sha256, ""))
-        taken = feeder.take(1)
-        if broken := [fed.error for fed in taken if fed.error]:
+            loader.submit(CaptionItem(number, sha256, ""))
+        taken = loader.take(1)
+        if broken := [loaded.error for loaded in taken if loaded.error]:
             raise SystemExit(str(broken[0]))
         done += len(taken)
 

@@ -75,7 +75,15 @@ def picture(item: SourceItem) -> FetchedImage:
     """Return a fetched picture without a file; its working copy was evicted long ago."""
     sha256 = hashlib.sha256(item.url.encode()).hexdigest()
     copy = WorkingCopy(sha256, 5000, 640, 480, 1024)
-    return FetchedImage(item, sha256, 9000, DecodedImage("image/jpeg", 1280, 960, copy), False, now_ms(), 200)
+    return FetchedImage(
+        source=item,
+        sha256=sha256,
+        size=9000,
+        decoded=DecodedImage("image/jpeg", 1280, 960, copy),
+        original_kept=False,
+        started_at=now_ms(),
+        http_status=200,
+    )
 
 
 def evict(state: Path) -> None:

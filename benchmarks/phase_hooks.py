@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from etl.caption.slots.timing import PhaseClock
+from etl.caption.slots.timing import Timings
 
 
 @contextlib.contextmanager
-def phases_of(model: Any, clock: PhaseClock) -> Iterator[None]:
+def phases_of(model: Any, clock: Timings) -> Iterator[None]:
     """Let hooks add up the seconds of a LLaVA's parts: vision, prefill, decode.
 
     On a GPU a phase includes the gaps in which the GPU waits for the next launch.
@@ -31,7 +31,7 @@ def _pass_of(embeddings: torch.Tensor) -> str:
     return "decode" if embeddings.shape[1] == 1 else "prefill"
 
 
-def _span(first: torch.nn.Module, last: torch.nn.Module, clock: PhaseClock, name: Any) -> list[Any]:
+def _span(first: torch.nn.Module, last: torch.nn.Module, clock: Timings, name: Any) -> list[Any]:
     """Time from the beginning of one module to the end of another; ``name`` is asked with the first one's input."""
     blocks: list[contextlib.AbstractContextManager[None]] = []
 

@@ -393,7 +393,7 @@ class CacheUnreadableError(WorkingCopyError):
     """A cached picture cannot be read for a reason that is not its own: permissions, open files.  It ends the run."""
 
 
-class FeederCrashedError(CaptionError):
+class ImageLoaderCrashedError(CaptionError):
     """The process that prepares pictures for the model died in the middle of this one, twice."""
 
     slug = "feeder_crashed"

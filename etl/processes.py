@@ -1,6 +1,6 @@
 """Child processes that are cheap to start, easy to kill and never outlive their parent.
 
-Decoders, feeders and GPU workers are such children.  Each has a socket of its own, so one that dies takes nothing
+Decoders, image loaders and GPU workers are such children.  Each has a socket of its own, so one that dies takes nothing
 with it but what it was given.  (`concurrent.futures` and pebble lose their whole pool with one idle process;
 `multiprocessing` runs the parent's main module again in every child.)
 

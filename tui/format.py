@@ -13,7 +13,7 @@ NOTHING = "-"
 """Shown where there is no number to show."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Glyphs:
     """One set of drawing characters, each one cell wide.
 

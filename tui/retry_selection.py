@@ -45,4 +45,4 @@ def selection_of(view: ClassView) -> RetrySelection:
         return RetrySelection(problem=MANIFEST)
     if not view.failed:
         return RetrySelection(problem=BY_ITSELF)
-    return RetrySelection(FailureFilter(Stage(view.stage), view.error_class), view.items, what)
+    return RetrySelection(FailureFilter(stage=Stage(view.stage), error_class=view.error_class), view.items, what)

@@ -21,7 +21,7 @@ class StageState(StrEnum):
     DONE = "done"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageView:
     """One row of the stages.
 
@@ -103,7 +103,7 @@ class CaptionView:
     plot: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Everything that the overview and the log show.
 
@@ -166,9 +166,14 @@ def _ingest_view(progress: Progress, manifests: ManifestProgress) -> StageView:
     if not manifests.records and not at_work:
         state = StageState.EMPTY
     return StageView(
-        Stage.INGEST, state, manifests.records, manifests.records, growing=not manifests.complete, failed=invalid,
+        stage=Stage.INGEST,
+        state=state,
+        done=manifests.records,
+        total=manifests.records,
+        growing=not manifests.complete,
+        failed=invalid,
         retrying=0,
-    )  # fmt: skip
+    )
 
 
 def _export_view(progress: Progress, exported: Exported | None, *, busy: bool) -> StageView:
@@ -178,9 +183,19 @@ def _export_view(progress: Progress, exported: Exported | None, *, busy: bool) -
     total += progress.records.get(RecordState.UNSELECTED, 0) + progress.records.get(RecordState.INVALID, 0)
     wanted = _works_on(run, Stage.EXPORT)
     if exported is not None and (run is None or exported.run == run.id or not wanted):
-        return StageView(Stage.EXPORT, StageState.DONE, exported.rows, exported.rows, False, 0, 0)
+        return StageView(
+            stage=Stage.EXPORT,
+            state=StageState.DONE,
+            done=exported.rows,
+            total=exported.rows,
+            growing=False,
+            failed=0,
+            retrying=0,
+        )
     state = (StageState.WAITING if busy else StageState.RUNNING) if wanted else StageState.EMPTY
-    return StageView(Stage.EXPORT, state, 0, total if wanted else 0, False, 0, 0)
+    return StageView(
+        stage=Stage.EXPORT, state=state, done=0, total=total if wanted else 0, growing=False, failed=0, retrying=0
+    )
 
 
 def _works_on(run: RunInfo | None, stage: Stage) -> bool:

@@ -128,7 +128,7 @@ def _hosts(reader: Reader, progress: Progress, pending: dict[str, int]) -> tuple
     rates = host_rates(reader, progress)
     known = {info.host: info for info in all_hosts(reader)}
     found = [
-        HostProgress(known.get(name, HostInfo(name)), pending.get(name, 0), *rates.get(name, (0.0, 0.0)))
+        HostProgress(known.get(name, HostInfo(host=name)), pending.get(name, 0), *rates.get(name, (0.0, 0.0)))
         for name in dict.fromkeys((*rates, *pending, *known))
         if name
     ]

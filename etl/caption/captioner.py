@@ -6,7 +6,7 @@ from typing import Protocol
 from etl.caption.recipe import Recipe
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.views import EngineSample
-from etl.errors import CacheUnreadableError, FeederCrashedError, ItemError
+from etl.errors import CacheUnreadableError, ImageLoaderCrashedError, ItemError
 
 
 def never() -> bool:
@@ -17,9 +17,14 @@ def never() -> bool:
 def failure(item: CaptionItem, error: ItemError, started_at: int) -> ItemFailure:
     """Return the failure of an item that was begun at ``started_at``, Unix milliseconds."""
     return ItemFailure(
-        item.id, error.slug, str(error), error.retryable, started_at, crashed=isinstance(error, FeederCrashedError),
+        id=item.id,
+        slug=error.slug,
+        message=str(error),
+        retryable=error.retryable,
+        started_at=started_at,
+        crashed=isinstance(error, ImageLoaderCrashedError),
         stops=isinstance(error, CacheUnreadableError),
-    )  # fmt: skip
+    )
 
 
 class Captioner(Protocol):

@@ -99,16 +99,16 @@ class _Caption:
         return StageSummary(self._done, self._retried, self._dead, released, lost=self._lost.count)
 
     def _fetches_again(self) -> bool:
-        """Have pictures that were lost since the last time fetched by this run, if it fetches; tell whether it does."""
+        """Have this run fetch what was lost since the last time, if it fetches at all; return whether it does."""
         before, self._lost_before = self._lost_before, self._lost.count
         return self._lost.count > before and self._control.recall(Stage.FETCH)
 
     def _is_finished(self) -> bool:
-        """Tell whether nothing waits, and fetch committed no picture before it was told the recipe."""
+        """Return whether nothing waits, and fetch committed no picture before it was told the recipe."""
         return self._queue.next_due_ms() is None and not self._queue.enqueue_possible()
 
     def _work(self) -> bool:
-        """Caption what is due now; tell whether there was anything."""
+        """Caption what is due now; return whether there was anything."""
         before = self._ended
         self._caption(self._claims())
         while self._control.accepting_work and (suspect := self._queue.claim_suspect()):

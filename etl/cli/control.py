@@ -49,7 +49,9 @@ def retry_failed(
     """Put failed items, or captions with a quality flag, back to ready; their history is kept."""
     from etl.state.store import Store
 
-    chosen = FailureFilter(stage, error_class, host, key, flag, repetition_penalty)
+    chosen = FailureFilter(
+        stage=stage, error_class=error_class, host=host, key=key, flag=flag, repetition_penalty=repetition_penalty
+    )
     _check(chosen)
     if flag in UNLIKELY and not context.json:
         render.note(context, f"a repetition penalty is unlikely to help: {UNLIKELY[flag]}")

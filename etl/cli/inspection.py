@@ -58,7 +58,9 @@ def failures(
 ) -> None:
     """List what failed and why; with --json one object per line."""
     with Reader(context.settings.state) as reader:
-        for failure in failed_items(reader, FailureFilter(stage, error_class, host, key), limit):
+        for failure in failed_items(
+            reader, FailureFilter(stage=stage, error_class=error_class, host=host, key=key), limit
+        ):
             if context.json:
                 render.answer(_failure_json(failure))
             else:

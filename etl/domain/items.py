@@ -11,7 +11,7 @@ from etl.domain.statuses import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceItem:
     """A claimed source.
 
@@ -63,7 +63,7 @@ class DecodedImage:
     working: WorkingCopy
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FetchedImage:
     """A source that was fetched, decoded and put into the cache; ready to commit.
 
@@ -91,7 +91,7 @@ class FetchedImage:
     mirror: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KnownImage:
     """A source whose bytes are an image that the cache holds already; ready to commit.
 
@@ -152,7 +152,7 @@ class CaptionResult:
     flags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ItemFailure:
     """One failed attempt at one source or caption, ready to commit.
 

@@ -11,7 +11,7 @@ from etl.domain.statuses import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """One line of ``etl failures``: a failed item and one record that needs it.
 
@@ -32,7 +32,7 @@ class Failure:
     records: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FailureFilter:
     """Which failed items `retry-failed` means; a ``None`` field does not restrict.
 
@@ -49,7 +49,7 @@ class FailureFilter:
     repetition_penalty: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IngestSummary:
     """What one ingest did.  ``unchanged`` is ``True`` when the file was already complete in the state."""
 
@@ -87,7 +87,7 @@ class StageSummary:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSummary:
     """What one export holds.
 
@@ -115,7 +115,7 @@ class ExportSummary:
     without_picture: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
     """One row of ``runs``, as readers see it.  Times are Unix milliseconds.
 
@@ -136,7 +136,7 @@ class RunInfo:
     stops_at: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostInfo:
     """One row of ``hosts``: how a host fares.
 
@@ -200,7 +200,7 @@ class GpuSample:
     power_w: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSample:
     """How busy the caption engine of one worker is at one instant.
 
@@ -221,7 +221,7 @@ class EngineSample:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """Counts at one instant, from one short read transaction.
 

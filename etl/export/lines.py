@@ -52,7 +52,7 @@ class ExportOptions:
     format_options: Mapping[str, bool] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
     """One record as it is exported.
 
@@ -76,10 +76,15 @@ class Joined:
 def summary_of(path: str, counts: Counter[str], **more: Any) -> ExportSummary:
     """Return the summary of what was counted."""
     return ExportSummary(
-        path=path, rows=counts["rows"], captioned=counts[RecordOutcome.CAPTIONED],
-        failed=counts[RecordOutcome.FAILED], pending=counts[RecordOutcome.PENDING],
-        unselected=counts[RecordState.UNSELECTED], left_out=counts["left_out"], **more,
-    )  # fmt: skip
+        path=path,
+        rows=counts["rows"],
+        captioned=counts[RecordOutcome.CAPTIONED],
+        failed=counts[RecordOutcome.FAILED],
+        pending=counts[RecordOutcome.PENDING],
+        unselected=counts[RecordState.UNSELECTED],
+        left_out=counts["left_out"],
+        **more,
+    )
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,13 @@ def joined(
             outcome, line = _line(row, recipe, selected.options, counts)
             if line is not None:
                 counts["rows"] += 1
-                yield Joined(row, outcome, line, (manifest, row.position, row.record), source)
+                yield Joined(
+                    row=row,
+                    outcome=outcome,
+                    line=line,
+                    place=(manifest, row.position, row.record),
+                    recipe=source,
+                )
 
 
 def check_counts(reader: Reader, selected: Selected, counts: Counter[str]) -> None:

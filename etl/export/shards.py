@@ -75,10 +75,15 @@ def export_shards(
             writer = _Writer(reader, directory, kind, selected)
             counts = writer.write()
     summary = summary_of(
-        str(directory), counts, size=sum(shard.bytes for shard in writer.shards), sha256=writer.sha256,
-        format=f"{selected.format_of(kind.name)}-shards", shards=len(writer.shards), written=writer.written,
+        str(directory),
+        counts,
+        size=sum(shard.bytes for shard in writer.shards),
+        sha256=writer.sha256,
+        format=f"{selected.format_of(kind.name)}-shards",
+        shards=len(writer.shards),
+        written=writer.written,
         without_picture=counts["without_picture"],
-    )  # fmt: skip
+    )
     return summary, selected.recipe.id if selected.recipe else None
 
 

@@ -119,7 +119,7 @@ def estimate_of(reader: Reader, settings: Settings, *, refresh: bool = False) ->
     for _, lines in groupby(open_sources(reader, fetched_too=refresh), key=itemgetter(0)):
         _add(sums, list(lines), mirrors)
     seen = {info.host: info for info in all_hosts(reader)}
-    hosts = [_host(name, one, seen.get(name, HostInfo(name))) for name, one in sums.items()]
+    hosts = [_host(name, one, seen.get(name, HostInfo(host=name))) for name, one in sums.items()]
     times = [host.seconds for host in hosts]
     return FetchEstimate(
         hosts=tuple(sorted(hosts, key=lambda host: (-host.sources, host.host))),

@@ -309,6 +309,12 @@ class FetchLoop:
 
 def _failure(item: SourceItem, error: ItemError, started: int) -> ItemFailure:
     return ItemFailure(
-        item.id, error.slug, str(error), error.retryable, started, error.retry_after_s,
-        error.http_status if isinstance(error, FetchError) else None, isinstance(error, DecoderCrashedError),
-    )  # fmt: skip
+        id=item.id,
+        slug=error.slug,
+        message=str(error),
+        retryable=error.retryable,
+        started_at=started,
+        retry_after_s=error.retry_after_s,
+        http_status=error.http_status if isinstance(error, FetchError) else None,
+        crashed=isinstance(error, DecoderCrashedError),
+    )

@@ -138,16 +138,31 @@ def _fetched(
     item: SourceItem, address: Address, download: Download, decoded: DecodedImage, started: int, *, kept: bool
 ) -> FetchedImage:
     return FetchedImage(
-        item, download.sha256, download.size, decoded, kept, started, download.http_status, download.etag,
-        download.last_modified, download.final_url, _mirror(address),
-    )  # fmt: skip
+        source=item,
+        sha256=download.sha256,
+        size=download.size,
+        decoded=decoded,
+        original_kept=kept,
+        started_at=started,
+        http_status=download.http_status,
+        etag=download.etag,
+        last_modified=download.last_modified,
+        final_url=download.final_url,
+        mirror=_mirror(address),
+    )
 
 
 def _known(item: SourceItem, address: Address, download: Download, image: int, started: int) -> KnownImage:
     return KnownImage(
-        item, image, started, download.http_status, download.etag, download.last_modified, download.final_url,
-        _mirror(address),
-    )  # fmt: skip
+        source=item,
+        image=image,
+        started_at=started,
+        http_status=download.http_status,
+        etag=download.etag,
+        last_modified=download.last_modified,
+        final_url=download.final_url,
+        mirror=_mirror(address),
+    )
 
 
 def _mirror(address: Address) -> str | None:

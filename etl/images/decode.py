@@ -94,9 +94,16 @@ def encode_working_copy(image: Image.Image) -> bytes:
     """Return the RGB picture as the bytes of a baseline JPEG; the same pixels give the same bytes."""
     buffer = io.BytesIO()
     image.save(
-        buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0", optimize=False, progressive=False, exif=b"",
-        icc_profile=None, comment=b"",
-    )  # fmt: skip
+        buffer,
+        "JPEG",
+        quality=JPEG_QUALITY,
+        subsampling="4:2:0",
+        optimize=False,
+        progressive=False,
+        exif=b"",
+        icc_profile=None,
+        comment=b"",
+    )
     return buffer.getvalue()
 
 

@@ -56,7 +56,12 @@ class DecoderPool:
         cache_made: bool = False,
     ) -> None:
         self._config = WorkerConfig(
-            str(cache_root), cache_made, memory_bytes, longest_edge, max_pixels, math.ceil(timeout_s) + CPU_RESERVE_S
+            cache_root=str(cache_root),
+            cache_made=cache_made,
+            memory_bytes=memory_bytes,
+            longest_edge=longest_edge,
+            max_pixels=max_pixels,
+            cpu_s=math.ceil(timeout_s) + CPU_RESERVE_S,
         )
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decoder")

@@ -48,7 +48,7 @@ HEADROOM_BYTES = 64 * 1024**2
 """What a limit leaves at least above the interpreter's own mapping, so that small pictures always pass."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     """What a decoder process is told once, as JSON.
 

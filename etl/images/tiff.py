@@ -54,7 +54,7 @@ _NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 """Raw modes of big-endian files as libtiff hands them over: in the machine's order, which Pillow overlooks."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """Where a TIFF's pixels are.
 
@@ -158,7 +158,16 @@ def layout_of(image: TiffImageFile) -> Layout | None:
         return None
     memory_per_row = across * strip_width * _PEAK_BYTES.get(image.mode, 4)
     places = list(zip(offsets, sizes, strict=True))
-    return Layout(width, height, rows, across, planes, places, row_bytes if divisible else 0, memory_per_row)
+    return Layout(
+        width=width,
+        height=height,
+        rows=rows,
+        across=across,
+        planes=planes,
+        places=places,
+        row_bytes=row_bytes if divisible else 0,
+        memory_per_row=memory_per_row,
+    )
 
 
 def _numbers(value: Any) -> list[int]:

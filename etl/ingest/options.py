@@ -52,10 +52,15 @@ class IngestOptions:
     def spec(self) -> str:
         """Return what decides the records, as canonical JSON."""
         selection = self.selection
-        return json.dumps({
-            "id_field": self.id_field, "image_field": self.image_field, "synthetic": selection.synthetic,
-            "offset": selection.offset, "limit": selection.limit, "template": self.template.source,
-        }, sort_keys=True)  # fmt: skip
+        values = {
+            "id_field": self.id_field,
+            "image_field": self.image_field,
+            "synthetic": selection.synthetic,
+            "offset": selection.offset,
+            "limit": selection.limit,
+            "template": self.template.source,
+        }
+        return json.dumps(values, sort_keys=True)
 
     @classmethod
     def from_spec(cls, spec: str, selection: Selection | None = None) -> "IngestOptions":

@@ -64,7 +64,7 @@ def clean_field(value: object) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    """Return quickly whether nothing in the text needs to be replaced: most values of most manifests."""
+    """Return, quickly, whether nothing in the text needs to be replaced: most values of most manifests."""
     return text.isascii() and text.isprintable() and not ("  " in text or "<" in text or ">" in text)
 
 

@@ -28,7 +28,7 @@ class Removed:
     bytes: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GcSummary:
     """What was removed, or with ``dry_run`` would be.
 

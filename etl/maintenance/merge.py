@@ -24,7 +24,7 @@ PAGE = 5_000
 """Images whose files are brought at a time."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MergeSummary:
     """What merging one part brought.
 
@@ -124,7 +124,15 @@ def _merge_one(store: Store, path: Path, *, check: bool, final: bool) -> MergeSu
                 raise StateError(f"{path} cannot be merged: {error}") from error
             transfer, lost, lost_originals = _bring_files(store.directory, path, found, check=check)
             rows = found.take(final=final)
-    return MergeSummary(path, rows, transfer.linked, transfer.copied, transfer.bytes, lost, lost_originals)
+    return MergeSummary(
+        path=path,
+        rows=rows,
+        linked=transfer.linked,
+        copied=transfer.copied,
+        copied_bytes=transfer.bytes,
+        lost=lost,
+        lost_originals=lost_originals,
+    )
 
 
 @contextmanager

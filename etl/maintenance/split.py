@@ -28,7 +28,7 @@ PAGE = 5_000
 """Images whose files are brought at a time."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MadePart:
     """One part.
 
@@ -102,7 +102,7 @@ def split(
         assert found is not None
     made = []
     for part in found.parts:
-        result = MadePart(part.number, directory / f"part-{part.number}", part.sources)
+        result = MadePart(number=part.number, path=directory / f"part-{part.number}", sources=part.sources)
         if not part.made:
             result = _make(store, found, result)
             store.note_made(found, part.number)
@@ -158,9 +158,14 @@ def _make(store: Store, found: Split, part: MadePart) -> MadePart:
         new.rename(part.path)
         sync_chosen(part.path.parent)
     return dataclasses.replace(
-        part, records=sum(progress.records.values()), pending=progress.outcomes.get("pending", 0),
-        linked=transfer.linked, copied=transfer.copied, lost=lost, made=True,
-    )  # fmt: skip
+        part,
+        records=sum(progress.records.values()),
+        pending=progress.outcomes.get("pending", 0),
+        linked=transfer.linked,
+        copied=transfer.copied,
+        lost=lost,
+        made=True,
+    )
 
 
 def _is_part(path: Path, found: Split, number: int) -> bool:

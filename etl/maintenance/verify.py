@@ -18,7 +18,7 @@ from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VerifySummary:
     """What was found.
 
@@ -157,10 +157,23 @@ def verify(
         for orphan in orphans:
             cache.remove(orphan.path)
     return VerifySummary(
-        working.expected, len(working.missing), len(working.damaged), gone, requeued, originals.expected,
-        len(originals.missing), len(originals.damaged), len(orphans), delete_orphans, len(cache.parts()), quick,
-        tuple(wrong), deep, found, revived,
-    )  # fmt: skip
+        images=working.expected,
+        missing=len(working.missing),
+        damaged=len(working.damaged),
+        evicted=gone,
+        requeued=requeued,
+        originals=originals.expected,
+        missing_originals=len(originals.missing),
+        damaged_originals=len(originals.damaged),
+        orphans=len(orphans),
+        deleted=delete_orphans,
+        parts=len(cache.parts()),
+        quick=quick,
+        problems=tuple(wrong),
+        deep=deep,
+        export=found,
+        revived=revived,
+    )
 
 
 _Test = Callable[[CachedFile, Expected], str | None]

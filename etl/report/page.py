@@ -94,9 +94,12 @@ def _head(reader: Reader, total: int, every: int) -> str:
         shown = -(-total // every)
         sampled = f"One record in {every:,} is shown: {shown:,} of {total:,}. The figures above are of all."
     return environment.from_string(_part("page.html")).render(
-        style=Markup(_part("page.css")), style_hash=_hash(_part("page.css")), script_hash=_hash(_part("page.js")),
-        sampled=sampled, **summarise(reader),
-    )  # fmt: skip
+        style=Markup(_part("page.css")),
+        style_hash=_hash(_part("page.css")),
+        script_hash=_hash(_part("page.js")),
+        sampled=sampled,
+        **summarise(reader),
+    )
 
 
 def _row(row: ReportRow, pictures: dict[str, int]) -> list[Any]:

@@ -42,4 +42,7 @@ class HostLog:
             "SELECT host, state, reason, until FROM hosts WHERE state IN ('paused', 'parked') AND until > ?",
             (now_ms(),),
         )
-        return {row[0]: HostInfo(row[0], known(HostState, row[1]), *row[2:]) for row in rows}
+        return {
+            host: HostInfo(host=host, state=known(HostState, state), reason=reason, until=until)
+            for host, state, reason, until in rows
+        }

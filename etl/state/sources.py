@@ -59,7 +59,7 @@ class SourceQueue(WorkQueue):
                 (self._run, host, now_ms(), limit),
             ).fetchall()
             # Nearly all are new; only of those that were fetched before must it be known what the cache still holds.
-            return [SourceItem(*row) if _is_present(db, row[4]) else SourceItem(*row[:4]) for row in sorted(rows)]
+            return [_item(db, *row) for row in sorted(rows)]
 
     def postpone(self, items: Iterable[tuple[int, int]]) -> None:
         """Put claimed sources back, each until an instant, Unix milliseconds, without charging an attempt."""
@@ -174,6 +174,19 @@ class SourceQueue(WorkQueue):
                 (failure.http_status, failure.id, self._run),
             )
         return super()._fail_one(db, failure)
+
+
+def _item(
+    db: Database, number: int, url: str, host: str, attempts: int, image: int | None, *validators: str | None
+) -> SourceItem:
+    """Return a claimed source, with what is known of the version that the cache holds, if it holds one."""
+    if not _is_present(db, image):
+        return SourceItem(id=number, url=url, host=host, attempts=attempts)
+    etag, last_modified, mirror = validators
+    return SourceItem(
+        id=number, url=url, host=host, attempts=attempts, image=image, etag=etag, last_modified=last_modified,
+        mirror=mirror,
+    )  # fmt: skip
 
 
 def _is_present(db: Database, image: int | None) -> bool:

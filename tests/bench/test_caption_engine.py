@@ -20,7 +20,7 @@ from benchmarks.caption_rows import measure
 from benchmarks.caption_ways import WAYS, DrawnGenerate, Way
 from etl.caption.model.loading import load
 from etl.caption.slots.candidates import NAMES, Candidates
-from etl.caption.slots.timing import PhaseClock
+from etl.caption.slots.timing import Timings
 from etl.domain.items import CaptionResult
 from etl.images.cache import ImageCache
 from etl.settings import Settings
@@ -135,7 +135,7 @@ def test_a_batch_runs_until_its_longest_caption(tmp_path: Path) -> None:
     workload = dataclasses.replace(workload, lengths=[2, 3])
     steps = []
     loaded.model.lm_head.register_forward_hook(lambda *_: steps.append(1))
-    captioner = DrawnGenerate(loaded, SETTINGS, workload, PhaseClock(loaded.device))
+    captioner = DrawnGenerate(loaded, SETTINGS, workload, Timings(loaded.device))
     outcomes = list(captioner.caption(itertools.islice(workload.items(), 2)))
     assert [outcome.tokens for outcome in outcomes if isinstance(outcome, CaptionResult)] == [2, 3]
     assert len(steps) == 3

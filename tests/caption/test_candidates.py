@@ -15,7 +15,7 @@ from etl.caption.slots import capacity
 from etl.caption.slots.candidates import NAMES, Candidates
 from etl.caption.slots.captioner import SlotCaptioner
 from etl.caption.slots.engine import SlotEngine
-from etl.caption.slots.state import Request, Shape
+from etl.caption.slots.state import EngineConfig, Request
 from etl.domain.items import CaptionItem
 from etl.settings import Settings
 
@@ -36,7 +36,7 @@ def test_no_word_changes_whichever_is_on(
     for name in NAMES:
         on = captioned(loaded, settings, scenes, Candidates.of([name]), right, monkeypatch)
         assert on["first"] == ({True} if name == "decode_first" else {False})
-        assert (on["positions"] < plain["positions"]) == (name == "tight_rows")
+        assert (on["max_seq_len"] < plain["max_seq_len"]) == (name == "tight_rows")
 
 
 def captioned(
@@ -48,7 +48,7 @@ def captioned(
     tokens: dict[int, list[int]] = {}
 
     def watched(engine: SlotEngine, requests: Any, slots: Any) -> Any:
-        seen["positions"] = engine.shape.positions
+        seen["max_seq_len"] = engine.config.max_seq_len
         return prefill(engine, requests, slots)
 
     def recorded(step: Any, device: torch.device, *, first: bool) -> Any:
@@ -83,14 +83,14 @@ def test_prompts_of_like_length_go_together(
     taken: list[list[int]] = []
 
     class Engine:
-        shape = Shape(2, 100, 40)
+        config = EngineConfig(2, 100, 40)
         free, in_use = 2, 1
 
         def admit(self, group: list[Request]) -> None:
             taken.append([len(request.ids) for request in group])
 
     for length in (30, 10, 31, 11):
-        captioner._intake.ready.append(Request(CaptionItem(length, "", ""), (1,) * length, torch.zeros(1), 5))
+        captioner._queue.ready.append(Request(CaptionItem(length, "", ""), (1,) * length, torch.zeros(1), 5))
     captioner.engine = Engine()  # type: ignore[assignment]
     for _ in range(2):
         list(captioner._fill())

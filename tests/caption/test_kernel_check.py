@@ -116,7 +116,7 @@ def test_slots_go_on_without_the_kernel(
 
 
 def is_caption(outcome: Any) -> bool:
-    """Tell whether an outcome is a caption."""
+    """Return whether an outcome is a caption."""
     return isinstance(outcome, CaptionResult)
 
 

@@ -43,7 +43,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name.endswith("API_KEY"):
             monkeypatch.delenv(name)
-    monkeypatch.setattr("etl.caption.openai.endpoint_state.FIRST_ASIDE_S", 0.1)
+    monkeypatch.setattr("etl.caption.openai.endpoint_state.FIRST_WAIT_S", 0.1)
     monkeypatch.setattr("etl.caption.openai.endpoint_state.BUSY_S", 0.02)
 
 
@@ -212,7 +212,7 @@ def test_the_recipe_tells_of_the_model_and_not_of_the_place(pictures: Pictures) 
 NEWER = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
 
 
-def test_dialects_are_learnt_at_the_start(pictures: Pictures) -> None:
+def test_request_formats_are_learnt_at_the_start(pictures: Pictures) -> None:
     """An endpoint that wants another limit, no seed and a bare picture is asked so from the first item on."""
     with ChatServer() as server:
         server.fail(status(400, {"error": {"message": NEWER}}), None, lambda asked: "max_tokens" in asked.body)
@@ -435,7 +435,7 @@ def test_a_hung_endpoint_loses_its_items_to_the_other(
     server: ChatServer, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that is stopped takes connections and says nothing: what it had goes to the other, uncharged."""
-    monkeypatch.setattr("etl.caption.openai.pool.PULSE_S", 0.3)
+    monkeypatch.setattr("etl.caption.openai.pool.HEALTH_CHECK_S", 0.3)
     monkeypatch.setattr("etl.caption.openai.endpoint.ASK_S", 0.5)
     items = pictures.items(40)
     with Process(delay_s=0.02) as hung, opened(pictures, server, hung.url) as captioner:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from etl.caption.openai.concurrency import Pace
+from etl.caption.openai.concurrency import ConcurrencyLimit
 from etl.caption.openai.model_names import is_same
-from etl.caption.openai.request_format import Dialect
+from etl.caption.openai.request_format import RequestFormat
 from etl.caption.openai.responses import (
     EndpointBusyError,
     EndpointTroubleError,
@@ -152,12 +152,12 @@ LESSONS: list[tuple[Any, str, Any]] = [
 
 
 @pytest.mark.parametrize(("body", "field", "value"), LESSONS)
-def test_dialects_are_learnt_once(body: Any, field: str, value: Any) -> None:
+def test_request_formats_are_learnt_once(body: Any, field: str, value: Any) -> None:
     """A refusal that names a field changes that field alone, once; said again, nothing else is changed."""
-    dialect = Dialect()
-    before = dialect.body("m", "p", "data:x", 200, 1.3)
-    assert dialect.learn(complaint_of(as_bytes(body)), before)
-    after = dialect.body("m", "p", "data:x", 200, 1.3)
+    format_ = RequestFormat()
+    before = format_.body("m", "p", "data:x", 200, 1.3)
+    assert format_.learn(complaint_of(as_bytes(body)), before)
+    after = format_.body("m", "p", "data:x", 200, 1.3)
     if field == "image_url":
         assert after.pop("messages")[0]["content"][0] == {"type": "image_url", "image_url": value}
         before.pop("messages")
@@ -166,40 +166,40 @@ def test_dialects_are_learnt_once(body: Any, field: str, value: Any) -> None:
         assert after.get(field) == value
         changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
         assert field in changed and len(changed) <= 2
-    assert not dialect.learn(complaint_of(as_bytes(body)), dialect.body("m", "p", "data:x", 200, 1.3))
+    assert not format_.learn(complaint_of(as_bytes(body)), format_.body("m", "p", "data:x", 200, 1.3))
 
 
 @pytest.mark.parametrize("body", [said("Something is wrong"), said(LONG_VLLM), said("Invalid base64 in image_url"), ""])
 def test_nothing_is_learnt_from_other_words(body: Any) -> None:
     """What names no field leaves the requests as they are."""
-    dialect = Dialect()
-    request = dialect.body("m", "p", "data:x", 200)
-    assert not dialect.learn(complaint_of(as_bytes(body)), request)
-    assert dialect.body("m", "p", "data:x", 200) == request
+    format_ = RequestFormat()
+    request = format_.body("m", "p", "data:x", 200)
+    assert not format_.learn(complaint_of(as_bytes(body)), request)
+    assert format_.body("m", "p", "data:x", 200) == request
 
 
-def test_a_settled_dialect_learns_of_penalties_alone() -> None:
+def test_a_settled_format_learns_of_penalties_alone() -> None:
     """After the trial a picture's refusal cannot change how the others are sent."""
-    dialect = Dialect()
-    request = dialect.body("m", "p", "data:x", 200, 1.2)
+    format_ = RequestFormat()
+    request = format_.body("m", "p", "data:x", 200, 1.2)
     for lesson in (NEWER, ONLY_DEFAULT, GO):
-        assert not dialect.learn(complaint_of(as_bytes(lesson)), request, settled=True)
-    assert dialect.learn(complaint_of(as_bytes(said("Unknown parameter: 'repetition_penalty'"))), request, settled=True)
+        assert not format_.learn(complaint_of(as_bytes(lesson)), request, settled=True)
+    assert format_.learn(complaint_of(as_bytes(said("Unknown parameter: 'repetition_penalty'"))), request, settled=True)
 
 
 class Simulated:
     """A server that gives ``slots`` captions a second at most, each of them taking a second at least."""
 
     def __init__(self, most: int, slots: int) -> None:
-        self.pace, self.slots, self.now, self.number = Pace(most), slots, 0.0, 0
+        self.concurrency, self.slots, self.now, self.number = ConcurrencyLimit(most), slots, 0.0, 0
 
     def run(self, captions: int) -> int:
         """Keep it as busy as is allowed; return what is allowed then."""
         for _ in range(captions):
             self.number += 1
-            self.now += 1 / min(self.pace.allowed, self.slots)
-            self.pace.success(self.number, self.pace.allowed, self.now)
-        return self.pace.allowed
+            self.now += 1 / min(self.concurrency.allowed, self.slots)
+            self.concurrency.success(self.number, self.concurrency.allowed, self.now)
+        return self.concurrency.allowed
 
 
 @pytest.mark.parametrize("slots", [1, 8, 50])
@@ -217,10 +217,10 @@ def test_the_pace_is_halved_once_for_a_bad_moment() -> None:
     allowed = server.run(3000)
     assert allowed == 64
     for number in range(server.number - 30, server.number):
-        server.pace.overload(number, server.number)
-    assert server.pace.allowed == 32
-    server.pace.overload(server.number + 1, server.number + 1)
-    assert server.pace.allowed == 16
+        server.concurrency.overload(number, server.number)
+    assert server.concurrency.allowed == 32
+    server.concurrency.overload(server.number + 1, server.number + 1)
+    assert server.concurrency.allowed == 16
     server.number += 1
     assert server.run(2000) > 32
 

@@ -104,7 +104,7 @@ def test_what_ends_the_run_gives_everything_back(
     tmp_path: Path, behaviour: Any, changes: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No caption is charged, held or lost by the end of the run, and the next run does what is left."""
-    monkeypatch.setattr("etl.caption.openai.endpoint_state.FIRST_ASIDE_S", 0.1)
+    monkeypatch.setattr("etl.caption.openai.endpoint_state.FIRST_WAIT_S", 0.1)
     bench = prepared(tmp_path, 8)
     with ChatServer() as server:
         server.fail(behaviour, None, lambda _: len(server.asked) > 3)

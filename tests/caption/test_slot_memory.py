@@ -13,7 +13,7 @@ from caption.test_generate import hooked
 from etl.caption.model.loading import LoadedModel, load
 from etl.caption.slots import capacity
 from etl.caption.slots.kv_cache import slot_cache
-from etl.caption.slots.state import Request, Shape
+from etl.caption.slots.state import EngineConfig, Request
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.errors import ModelError
 
@@ -40,7 +40,7 @@ def rows_of(kwargs: dict[str, Any]) -> tuple[int, int]:
 
 
 def all_right(engine: Remembering, scenes: Scenes, right: dict[int, list[int]]) -> bool:
-    """Caption everything; tell whether each came out once and as it should."""
+    """Caption everything; return whether each came out once and as it should."""
     outcomes = engine.caption(scenes.items)
     return len(outcomes) == len(scenes.items) and engine.tokens == right
 
@@ -208,20 +208,20 @@ def test_slots_follow_the_memory(loaded: LoadedModel, settings: MakeSettings, mo
 
 def test_slots_have_some_room_and_never_more_than_the_context() -> None:
     """A slot is longer than the longest request so far, so that the next one needs no new engine."""
-    assert capacity.positions_for(886, 4096) == 1024
-    assert capacity.positions_for(886, 900) == 900
-    assert capacity.positions_for(886, None) == 1024
+    assert capacity.max_seq_len_for(886, 4096) == 1024
+    assert capacity.max_seq_len_for(886, 900) == 900
+    assert capacity.max_seq_len_for(886, None) == 1024
 
 
 def test_what_a_shape_holds() -> None:
     """A request needs its length, its limit and, if it asks for a penalty, an engine that knows penalties."""
-    shape = Shape(slots=2, positions=20, limit=8)
+    config = EngineConfig(slots=2, max_seq_len=20, limit=8)
     item, pixels = CaptionItem(1, "", ""), torch.zeros(1)
-    assert shape.holds(Request(item, (1,) * 12, pixels, 8))
-    assert not shape.holds(Request(item, (1,) * 13, pixels, 8))
-    assert not shape.holds(Request(item, (1,), pixels, 9))
-    assert not shape.holds(Request(item, (1,), pixels, 8, penalty=1.2))
-    assert dataclasses.replace(shape, penalised=True).holds(Request(item, (1,), pixels, 8, penalty=1.2))
+    assert config.holds(Request(item, (1,) * 12, pixels, 8))
+    assert not config.holds(Request(item, (1,) * 13, pixels, 8))
+    assert not config.holds(Request(item, (1,), pixels, 9))
+    assert not config.holds(Request(item, (1,), pixels, 8, penalty=1.2))
+    assert dataclasses.replace(config, penalised=True).holds(Request(item, (1,), pixels, 8, penalty=1.2))
 
 
 def test_a_step_that_fails_otherwise_ends_the_run(loaded: LoadedModel, scenes: Scenes, settings: MakeSettings) -> None:

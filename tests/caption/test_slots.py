@@ -293,7 +293,7 @@ def test_the_engine_is_a_matter_of_the_recipe(loaded: LoadedModel, many: Scenes,
         assert dataclasses.replace(generate, engine="slots") == one.captioner.recipe
 
 
-def test_a_picture_that_kills_its_feeder_counts_as_a_crash(
+def test_a_picture_that_kills_its_loader_counts_as_a_crash(
     loaded: LoadedModel, many: Scenes, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is charged a crash, so that the queue tries it again, alone if need be; its neighbours are captioned."""
@@ -316,7 +316,7 @@ def test_a_picture_that_kills_its_feeder_counts_as_a_crash(
 @pytest.mark.parametrize("off", [0.0, 2.0])
 def test_the_trial_is_judged_beside_a_batch(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, off: float) -> None:
     """Where batches change a model's logits as much as slots do, slots serve; where they change nothing, not."""
-    forward, emit = type(loaded.model).forward, SlotState.emit
+    forward, append_tokens = type(loaded.model).forward, SlotState.append_tokens
 
     def batches(model: Any, **named: Any) -> Any:
         out = forward(model, **named)
@@ -327,9 +327,9 @@ def test_the_trial_is_judged_beside_a_batch(loaded: LoadedModel, monkeypatch: py
         # The second-best word is chosen where it is a little worse.
         two = logits.topk(2).values
         close = (two[:, 0] - two[:, 1] < 3.0)[:, None] & (logits == two[:, :1])
-        emit(state, slots, torch.where(close, logits - 3.0, logits))
+        append_tokens(state, slots, torch.where(close, logits - 3.0, logits))
 
     monkeypatch.setattr(type(loaded.model), "forward", batches)
     assert differs(loaded, 4.0) is None
-    monkeypatch.setattr(SlotState, "emit", second_best)
+    monkeypatch.setattr(SlotState, "append_tokens", second_best)
     assert (differs(loaded, 4.0) is None) == (off > 0)

@@ -154,7 +154,11 @@ def test_retryable_failures_are_tried_to_the_limit(bench: Workbench) -> None:
     class Failing(PlainCaptioner):
         def caption(self, *arguments: Any, **more: Any) -> Iterator[Any]:
             for result in super().caption(*arguments, **more):
-                yield ItemFailure(result.id, "generation", "nan", True, 0) if result.id == 2 else result
+                yield (
+                    ItemFailure(id=result.id, slug="generation", message="nan", retryable=True, started_at=0)
+                    if result.id == 2
+                    else result
+                )
 
     captioner = Failing()
     assert bench.caption(captioner) == StageSummary(done=2, retried=2, dead=1)

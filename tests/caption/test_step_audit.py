@@ -17,8 +17,8 @@ from etl.caption.pictures.normalise import Normaliser
 from etl.caption.slots import support as suitability
 from etl.caption.slots.engine import SlotEngine
 from etl.caption.slots.kernel_check import exact_attention
-from etl.caption.slots.state import Request, Shape
-from etl.caption.slots.timing import PhaseClock
+from etl.caption.slots.state import EngineConfig, Request
+from etl.caption.slots.timing import Timings
 from etl.settings import Settings
 
 MakeSettings = Callable[..., Settings]
@@ -68,7 +68,7 @@ class Audit(TorchDispatchMode):
 
 
 def is_host(tensor: torch.Tensor) -> bool:
-    """Tell whether a tensor is the host's."""
+    """Return whether a tensor is the host's."""
     return getattr(tensor, "made_by_host", False)
 
 
@@ -130,9 +130,9 @@ def audited(loaded: LoadedModel, grouped: LoadedModel) -> Iterator[Any]:
                 for each in suitability._trial(chosen, 4.0)
                 for limit in (3, 5)
             ]
-        shape = Shape(3, max(each.positions for each in requests), 5, penalised)
+        config = EngineConfig(3, max(each.max_seq_len for each in requests), 5, penalised)
         normalise = Normaliser.of(chosen.processor.image_processor)
-        engines.append(SlotEngine(chosen, normalise, shape, PhaseClock(chosen.device), poll=1))
+        engines.append(SlotEngine(chosen, normalise, config, Timings(chosen.device), poll=1))
         return engines[-1], requests
 
     yield make

@@ -11,7 +11,7 @@ from support.settings_table import lines
 
 from etl import errors
 from etl.cli.app import app
-from etl.errors import CrashedError, DecoderCrashedError, EtlError, FeederCrashedError, item_error_classes
+from etl.errors import CrashedError, DecoderCrashedError, EtlError, ImageLoaderCrashedError, item_error_classes
 from etl.export.formats import FORMATS
 from etl.setting_values import Trust, known
 from etl.settings import Settings
@@ -134,7 +134,7 @@ def exit_rows() -> list[str]:
 
 DEATHS = {
     DecoderCrashedError.slug: f"up to {SourceQueue.dead_after_crashes} deaths",
-    FeederCrashedError.slug: f"up to {CaptionQueue.dead_after_crashes} deaths",
+    ImageLoaderCrashedError.slug: f"up to {CaptionQueue.dead_after_crashes} deaths",
     CrashedError.slug: f"up to {CaptionQueue.dead_after_crashes} deaths",
 }
 """What is tried again although its class is not retryable: it may have been another picture's fault."""

@@ -47,7 +47,20 @@ def stranger(made: MadeState) -> MadeState:
     made.finish({"k0": "words", "k1": "words"}, dead_sources={"k2": "http_404"}, dead_captions={"k3": "generation"},
                 flags=("repetition",))  # fmt: skip
     with Store.open(made.settings) as store, store.run((Stage.FETCH,)) as run:
-        store.hosts(run).record([HostInfo("127.0.0.1", HostState.SLOWED, "busy", None, 4, 3, 8, 5)])
+        store.hosts(run).record(
+            [
+                HostInfo(
+                    host="127.0.0.1",
+                    state=HostState.SLOWED,
+                    reason="busy",
+                    until=None,
+                    allowed=4,
+                    in_flight=3,
+                    done=8,
+                    failed=5,
+                )
+            ]
+        )
     return made
 
 

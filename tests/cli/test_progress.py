@@ -19,15 +19,27 @@ QUEUE = {"done": 1200, "dead": 12, "retry": 3, "ready": 785}
 
 def test_the_plain_line_tells_hosts_errors_and_time() -> None:
     """One line has counts, rates, bytes, the time left, the most frequent errors, and each host with its trouble."""
-    slow = HostInfo("slow.test", HostState.NOT_ANSWERING, "8 sources failed in a row: timeout", now_ms() + 25_400)
+    slow = HostInfo(
+        host="slow.test",
+        state=HostState.NOT_ANSWERING,
+        reason="8 sources failed in a row: timeout",
+        until=now_ms() + 25_400,
+    )
     now = Progress(
-        {}, {}, QUEUE, {}, fetched_per_s=4.2, bytes_per_s=12.5 * 2**20, fetch_seconds=2040.0,
+        records={},
+        outcomes={},
+        sources=QUEUE,
+        captions={},
+        fetched_per_s=4.2,
+        bytes_per_s=12.5 * 2**20,
+        fetch_seconds=2040.0,
         fetch_errors={"timeout": 9, "http_404": 3, "dns": 1, "reset": 1, "tls": 1},
         hosts=(
-            HostProgress(slow, 300), HostProgress(HostInfo("good.test", in_flight=4), 485, 4.2, 12.5 * 2**20),
-            HostProgress(HostInfo("done.test"), 0),
+            HostProgress(slow, 300),
+            HostProgress(HostInfo(host="good.test", in_flight=4), 485, 4.2, 12.5 * 2**20),
+            HostProgress(HostInfo(host="done.test"), 0),
         ),
-    )  # fmt: skip
+    )
     line = progress_line(now)
     assert line.count("\n") == 0
     assert "fetch 1,200/2,000 (12 failed, 3 will retry) 4.2/s 12.5 MiB/s, 34 min left" in line
@@ -39,15 +51,15 @@ def test_the_plain_line_tells_hosts_errors_and_time() -> None:
 
 def test_people_read_words_and_programs_read_codes() -> None:
     """`etl status` says failed, will retry and not needed; its JSON keeps the codes of the database."""
-    now = Progress({}, {}, {"dead": 2, "retry": 1, "cancelled": 4}, {"done": 3})
+    now = Progress(records={}, outcomes={}, sources={"dead": 2, "retry": 1, "cancelled": 4}, captions={"done": 3})
     assert "sources   1 will retry, 2 failed, 4 not needed" in list(status_lines(now))
     assert progress_json(now)["sources"]["cancelled"] == 4
 
 
 def test_names_of_hosts_cannot_act_on_the_terminal() -> None:
     """Host names and reasons come from outside; their control characters are shown, not sent."""
-    host = HostProgress(HostInfo("a\x1b[2J.test", HostState.SLOWED, "after \x1b]0;x"), 1)
-    assert "\x1b" not in progress_line(Progress({}, {}, QUEUE, {}, hosts=(host,)))
+    host = HostProgress(HostInfo(host="a\x1b[2J.test", state=HostState.SLOWED, reason="after \x1b]0;x"), 1)
+    assert "\x1b" not in progress_line(Progress(records={}, outcomes={}, sources=QUEUE, captions={}, hosts=(host,)))
 
 
 def test_an_estimate_says_what_it_does_not_know() -> None:

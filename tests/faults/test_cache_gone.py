@@ -338,7 +338,9 @@ def test_a_whole_file_that_cannot_be_opened_is_charged(fetched: Workbench) -> No
     class Failing(OpeningCaptioner):
         def caption(self, *arguments: Any, **more: Any) -> Iterator[Any]:
             for result in super().caption(*arguments, **more):
-                wrong = ItemFailure(result.id, "working_copy", "damaged on its way", True, 0)
+                wrong = ItemFailure(
+                    id=result.id, slug="working_copy", message="damaged on its way", retryable=True, started_at=0
+                )
                 yield wrong if result.id == number else result
 
     captioner = Failing(fetched.state)
@@ -355,7 +357,14 @@ def test_a_cache_that_may_not_be_read_stops_the_run(fetched: Workbench) -> None:
     class Refused(OpeningCaptioner):
         def caption(self, *arguments: Any, **more: Any) -> Iterator[Any]:
             for result in super().caption(*arguments, **more):
-                yield ItemFailure(result.id, "working_copy", "cannot read it: Permission denied", True, 0, stops=True)
+                yield ItemFailure(
+                    id=result.id,
+                    slug="working_copy",
+                    message="cannot read it: Permission denied",
+                    retryable=True,
+                    started_at=0,
+                    stops=True,
+                )
 
     files = fetched.files("working")
     with pytest.raises(StateError, match="Permission denied"):

@@ -62,7 +62,9 @@ def test_a_picture_that_kills_the_process_of_a_gpu(tmp_path: Path, monkeypatch: 
         while not over.wait(0.001):
             worker = pool._workers[0]
             pid = worker.child.pid
-            if pid not in killed and any(item.working_sha256 == deadly for item, _ in list(worker.in_hand.values())):
+            if pid not in killed and any(
+                item.working_sha256 == deadly for item, _ in list(worker.ledger.in_hand.values())
+            ):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     killed.add(pid)

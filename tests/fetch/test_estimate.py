@@ -69,9 +69,9 @@ def test_the_slowest_host_decides_the_time(bench: Workbench) -> None:
         record(1, image_size_bytes=30 * MIB), record(2, image_size_bytes=10 * MIB), record(3), record(4, "two.test"),
         {"id": "file", "url": "/pictures/a.jpg"},
     )  # fmt: skip
-    seen(bench, HostInfo("one.test", done=10, bytes=10 * MIB, busy_ms=20_000))
+    seen(bench, HostInfo(host="one.test", done=10, bytes=10 * MIB, busy_ms=20_000))
     assert estimated(bench).seconds is None
-    seen(bench, HostInfo("two.test", done=100, busy_ms=10_000))
+    seen(bench, HostInfo(host="two.test", done=100, busy_ms=10_000))
     found = {host.host: host.seconds for host in estimated(bench).hosts}
     assert found["one.test"] == pytest.approx(3 * 20 * 2)
     assert found["two.test"] == pytest.approx(0.1)
@@ -88,7 +88,7 @@ def test_preferred_mirrors_are_the_hosts_that_are_asked(make_bench: MakeBench) -
 def test_a_glance_at_a_host_gives_no_rate(bench: Workbench) -> None:
     """A host that was at work for less than five seconds has no rate yet."""
     bench.ingest(record(1))
-    seen(bench, HostInfo("one.test", done=10, bytes=MIB, busy_ms=4000))
+    seen(bench, HostInfo(host="one.test", done=10, bytes=MIB, busy_ms=4000))
     assert estimated(bench).seconds is None
 
 

@@ -67,7 +67,9 @@ def test_an_hour_of_patience_is_kept_by_the_next_run(server: FaultServer, make_b
     bench = make_bench()
     bench.ingest(*urls, *other)
     with Store.open(bench.settings) as store, store.run((Stage.FETCH,)) as run:
-        paused = HostInfo("busy.test", HostState.PAUSED, "HTTP 429, asks to wait 3600 s", now_ms() + 3_600_000)
+        paused = HostInfo(
+            host="busy.test", state=HostState.PAUSED, reason="HTTP 429, asks to wait 3600 s", until=now_ms() + 3_600_000
+        )
         store.hosts(run).record([paused])
     with bench.beside(bench.fetch) as (_, _future):
         bench.wait_until("SELECT count(*) = 2 FROM sources WHERE status = 'done'")
@@ -82,7 +84,12 @@ def test_a_host_that_was_dead_is_tried_at_once_by_the_next_run(server: FaultServ
     bench = make_bench(per_host=4, backoff_cap=600.0)
     bench.ingest(*add(server, "back.test", 6))
     with Store.open(bench.settings) as store, store.run((Stage.FETCH,)) as run:
-        silent = HostInfo("back.test", HostState.NOT_ANSWERING, "8 sources failed in a row", now_ms() + 600_000)
+        silent = HostInfo(
+            host="back.test",
+            state=HostState.NOT_ANSWERING,
+            reason="8 sources failed in a row",
+            until=now_ms() + 600_000,
+        )
         store.hosts(run).record([silent])
     with bench.beside(bench.fetch) as (_, future):
         bench.wait_until("SELECT count(*) = 6 FROM sources WHERE status = 'done'")

@@ -17,7 +17,17 @@ from etl.report.timeline import Timeline
 
 def run(start: int, end: int, number: int = 1) -> RunInfo:
     """Return a run over these instants."""
-    return RunInfo(number, f"{number:012x}", ("caption",), RunState.DONE, start, end, end, "here", 1)
+    return RunInfo(
+        id=number,
+        uid=f"{number:012x}",
+        stages=("caption",),
+        state=RunState.DONE,
+        started_at=start,
+        heartbeat_at=end,
+        ended_at=end,
+        host="here",
+        pid=1,
+    )
 
 
 def test_gaps_between_runs_take_no_time() -> None:

@@ -107,10 +107,46 @@ def test_failures_name_the_record_that_needs_them(store: Store, state: Path) -> 
         only = list(failed_items(reader, FailureFilter(key="d")))
     missing = "no image: none of the fields external_url, url, image_url, image, path has a value"
     assert found == [
-        Failure("ingest", 5, "no_image_field", missing, "e", "", 0, 1),
-        Failure("fetch", 1, "http_404", "it was http_404", "a", "http://a.example/1.jpg", 1, 2),
-        Failure("caption", 1, "prompt_too_long", "it was prompt_too_long", "c", "http://b.example/same.jpg", 1, 1),
-        Failure("caption", 2, "prompt_too_long", "it was prompt_too_long", "d", "http://c.example/same.jpg", 1, 1),
+        Failure(
+            stage="ingest",
+            item=5,
+            error_class="no_image_field",
+            message=missing,
+            key="e",
+            url="",
+            attempts=0,
+            records=1,
+        ),
+        Failure(
+            stage="fetch",
+            item=1,
+            error_class="http_404",
+            message="it was http_404",
+            key="a",
+            url="http://a.example/1.jpg",
+            attempts=1,
+            records=2,
+        ),
+        Failure(
+            stage="caption",
+            item=1,
+            error_class="prompt_too_long",
+            message="it was prompt_too_long",
+            key="c",
+            url="http://b.example/same.jpg",
+            attempts=1,
+            records=1,
+        ),
+        Failure(
+            stage="caption",
+            item=2,
+            error_class="prompt_too_long",
+            message="it was prompt_too_long",
+            key="d",
+            url="http://c.example/same.jpg",
+            attempts=1,
+            records=1,
+        ),
     ]
     assert only == [found[3]]
 

@@ -82,8 +82,12 @@ def test_first_released_schema_is_migrated(state: Path) -> None:
         assert all_hosts(reader) == []
         assert read_progress(reader).sources["ready"] == 1
     with Store.open(settings_for(state)) as store, store.run((Stage.FETCH,)) as run:
-        store.hosts(run).record([HostInfo("a.example", HostState.NOT_ANSWERING, "dead", now_ms() + 60_000, done=2)])
-        store.hosts(run).record([HostInfo("a.example", HostState.NOT_ANSWERING, "dead", now_ms() + 60_000, done=3)])
+        store.hosts(run).record(
+            [HostInfo(host="a.example", state=HostState.NOT_ANSWERING, reason="dead", until=now_ms() + 60_000, done=2)]
+        )
+        store.hosts(run).record(
+            [HostInfo(host="a.example", state=HostState.NOT_ANSWERING, reason="dead", until=now_ms() + 60_000, done=3)]
+        )
         assert store.sources(run).claim("a.example", 5)[0].url == "http://a.example/1.jpg"
         assert list(store.hosts(run).pauses()) == ["a.example"]
     with Reader(state) as reader:

@@ -114,7 +114,7 @@ def test_keys_and_filters_are_values(tmp_path: Path, key: str) -> None:
 
     with Store.open(settings_for(tmp_path / "state")) as store:
         put_sources(store, "http://archive.example/a.jpg")
-        chosen = FailureFilter(Stage.FETCH, key, key, key)
+        chosen = FailureFilter(stage=Stage.FETCH, error_class=key, host=key, key=key)
         assert store.retry_failed(chosen) == {"fetch": 0}
         with Reader(tmp_path / "state") as reader:
             assert record_story(reader, key) is None

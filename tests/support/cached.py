@@ -79,7 +79,15 @@ class CachedState:
             self.cache.keep_original(part, sha256)
         copy = WorkingCopy(self.cache.put_working(working), WORKING, 4, 3, 1024)
         decoded = DecodedImage("image/jpeg", 40, 30, copy)
-        return FetchedImage(item, sha256, ORIGINAL, decoded, originals, now_ms(), 200)
+        return FetchedImage(
+            source=item,
+            sha256=sha256,
+            size=ORIGINAL,
+            decoded=decoded,
+            original_kept=originals,
+            started_at=now_ms(),
+            http_status=200,
+        )
 
     def caption(self, *keys: str, dead: Collection[str] = ()) -> list[str]:
         """Caption what can be, or these records alone; let ``dead`` ones fail for good.  Return the keys."""

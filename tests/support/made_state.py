@@ -28,7 +28,15 @@ def fetched(source: SourceItem) -> FetchedImage:
     """Return a fetched picture whose hash is that of its URL."""
     name = hashlib.sha256(source.url.encode()).hexdigest()
     working = WorkingCopy(name, 5000, 640, 480, 1024)
-    return FetchedImage(source, name, 9000, DecodedImage("image/jpeg", 1280, 960, working), False, now_ms(), 200)
+    return FetchedImage(
+        source=source,
+        sha256=name,
+        size=9000,
+        decoded=DecodedImage("image/jpeg", 1280, 960, working),
+        original_kept=False,
+        started_at=now_ms(),
+        http_status=200,
+    )
 
 
 class MadeState:
@@ -112,4 +120,4 @@ class MadeState:
 
     @staticmethod
     def _failure(item: int, slug: str, message: str) -> ItemFailure:
-        return ItemFailure(item, slug, message, False, now_ms())
+        return ItemFailure(id=item, slug=slug, message=message, retryable=False, started_at=now_ms())

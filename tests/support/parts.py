@@ -70,7 +70,15 @@ class Work:
             cache.keep_original(part, sha256)
         copy = WorkingCopy(cache.put_working(working), len(working), 4, 3, self.settings.longest_edge)
         decoded = DecodedImage("image/jpeg", 40, 30, copy)
-        return FetchedImage(item, sha256, len(original), decoded, self.settings.keep_originals, now_ms(), 200)
+        return FetchedImage(
+            source=item,
+            sha256=sha256,
+            size=len(original),
+            decoded=decoded,
+            original_kept=self.settings.keep_originals,
+            started_at=now_ms(),
+            http_status=200,
+        )
 
     def caption(self, limit: int = 10_000, *, recipe: str = "one", words: str = "A view") -> None:
         """Caption up to so many pictures."""

@@ -49,7 +49,14 @@ def fetched(source: SourceItem, content: str | None = None) -> FetchedImage:
     sha256 = hashlib.sha256((content or source.url).encode()).hexdigest()
     working = WorkingCopy(hashlib.sha256(sha256.encode()).hexdigest(), 10, 4, 3, 1024)
     return FetchedImage(
-        source, sha256, 100, DecodedImage("image/jpeg", 40, 30, working), False, now_ms(), 200, etag="tag"
+        source=source,
+        sha256=sha256,
+        size=100,
+        decoded=DecodedImage("image/jpeg", 40, 30, working),
+        original_kept=False,
+        started_at=now_ms(),
+        http_status=200,
+        etag="tag",
     )
 
 
@@ -60,7 +67,7 @@ def captioned(item: CaptionItem, text: str = "A street.") -> CaptionResult:
 
 def failed(item: int, slug: str = "timeout", *, retryable: bool = True, **more: Any) -> ItemFailure:
     """Return a failure of a claimed item."""
-    return ItemFailure(item, slug, f"it was {slug}", retryable, now_ms(), **more)
+    return ItemFailure(id=item, slug=slug, message=f"it was {slug}", retryable=retryable, started_at=now_ms(), **more)
 
 
 def use_recipe(store: Store, name: str = "one") -> int:

@@ -200,7 +200,7 @@ class PlainCaptioner:
 
     def samples(self) -> tuple[EngineSample]:
         """Return a sample of one slot."""
-        return (EngineSample(0, 1, 0, 0, self.captions, 3 * self.captions),)
+        return (EngineSample(worker=0, slots=1, in_use=0, waiting=0, captions=self.captions, tokens=3 * self.captions),)
 
     def close(self) -> None:
         """Note that it was closed."""
@@ -225,7 +225,9 @@ class OpeningCaptioner(PlainCaptioner):
             try:
                 open_working_copy(self._cache.working_path(item.working_sha256))
             except CaptionError as error:
-                yield ItemFailure(item.id, error.slug, str(error), error.retryable, 0)
+                yield ItemFailure(
+                    id=item.id, slug=error.slug, message=str(error), retryable=error.retryable, started_at=0
+                )
                 continue
             yield CaptionResult(item.id, f"{item.prompt} {item.working_sha256[:8]}", 3, FinishReason.STOP)
             self.captions += 1

@@ -64,8 +64,10 @@ def test_a_scrape_is_what_the_state_says(tmp_path: Path) -> None:
     state.finish({"r0": "A", "r1": "B"}, dead_sources={"r2": "http_404"}, flags=("echo",), model="some/llava")
     with Store.open(state.settings) as store:
         run = store.begin_run([Stage.CAPTION])
-        store.hosts(run).record([HostInfo("a.example", HostState.SLOWED, "slow", allowed=4, in_flight=3)])
-        store.record_engine(run, EngineSample(0, 32, 30, 5, 700, 9000))
+        store.hosts(run).record(
+            [HostInfo(host="a.example", state=HostState.SLOWED, reason="slow", allowed=4, in_flight=3)]
+        )
+        store.record_engine(run, EngineSample(worker=0, slots=32, in_use=30, waiting=5, captions=700, tokens=9000))
         store.record_gpu(run, GpuSample(0, 97, 30_000, 80_000, None))
         with served(state.settings.state) as port:
             seen = scrape(port)
@@ -103,7 +105,7 @@ def test_names_of_strangers_break_no_line(tmp_path: Path) -> None:
     state.ingest(b'{"id": "1", "url": "http://a.example/1.jpg"}\n')
     hostile = 'a"} 1\ncaption_etl_records{state="active"} 99\n\x1b[31m\\'
     with Store.open(state.settings) as store:
-        store.hosts(store.begin_run([Stage.FETCH])).record([HostInfo(hostile, HostState.NOT_ANSWERING)])
+        store.hosts(store.begin_run([Stage.FETCH])).record([HostInfo(host=hostile, state=HostState.NOT_ANSWERING)])
         with served(state.settings.state) as port:
             seen = scrape(port)
     assert seen["records", "active"] == 1

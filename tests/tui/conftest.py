@@ -59,14 +59,28 @@ class State:
             data = encoded(random_scene(self._rng).draw(64, 48))
             sha256 = ImageCache.of_state(self.path).put_working(data)
             working = WorkingCopy(sha256, len(data), 64, 48, 1024)
-        return FetchedImage(source, name, 9000, DecodedImage("image/jpeg", 1280, 960, working), False, now_ms(), 200)
+        return FetchedImage(
+            source=source,
+            sha256=name,
+            size=9000,
+            decoded=DecodedImage("image/jpeg", 1280, 960, working),
+            original_kept=False,
+            started_at=now_ms(),
+            http_status=200,
+        )
 
     def fetch(self, done: int = 0, dead: int = 0, retry: int = 0, message: str = "the host said 404") -> None:
         """Claim sources and end them in these ways; dead ones first."""
         queue = self.store.sources(self.run)
         items = [item for host in queue.ready_hosts() for item in queue.claim(host, done + dead + retry)]
         failed = [
-            ItemFailure(item.id, "http_404" if n < dead else "timeout", message, n >= dead, now_ms())
+            ItemFailure(
+                id=item.id,
+                slug="http_404" if n < dead else "timeout",
+                message=message,
+                retryable=n >= dead,
+                started_at=now_ms(),
+            )
             for n, item in enumerate(items[: dead + retry])
         ]
         queue.fail(failed)
@@ -80,7 +94,10 @@ class State:
         items = queue.claim(len(texts) + dead)
         for item, text in zip(items, texts, strict=False):
             queue.commit([CaptionResult(item.id, text, 4, FinishReason.STOP, flags)], now_ms())
-        failed = [ItemFailure(item.id, "generation", message, False, now_ms()) for item in items[len(texts) :]]
+        failed = [
+            ItemFailure(id=item.id, slug="generation", message=message, retryable=False, started_at=now_ms())
+            for item in items[len(texts) :]
+        ]
         queue.fail(failed)
 
     def close(self) -> None:

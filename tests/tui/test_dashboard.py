@@ -35,8 +35,21 @@ def test_the_overview_is_whole(make_state: Any, size: tuple[int, int]) -> None:
     state.fetch(done=8, dead=3, retry=2)
     state.caption("one", "two", "three", "four", "five")
     state.store.heartbeat(state.run, RunState.RUNNING)
-    state.store.hosts(state.run).record([HostInfo("archive.example", HostState.SLOWED, "busy", None, 4, 3, 8, 5)])
-    state.store.record_engine(state.run, EngineSample(0, 16, 12, 5, 5, 20))
+    state.store.hosts(state.run).record(
+        [
+            HostInfo(
+                host="archive.example",
+                state=HostState.SLOWED,
+                reason="busy",
+                until=None,
+                allowed=4,
+                in_flight=3,
+                done=8,
+                failed=5,
+            )
+        ]
+    )
+    state.store.record_engine(state.run, EngineSample(worker=0, slots=16, in_use=12, waiting=5, captions=5, tokens=20))
     state.store.record_gpu(state.run, GpuSample(0, 97, 14 * 2**30, 24 * 2**30, 310.0))
 
     async def steps(pilot: Pilot[None]) -> None:

@@ -44,7 +44,20 @@ def finished(make_state: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     state = make_state(records, pictures=True, price=2.5)
     state.fetch(done=8, dead=2, retry=1, message=f"HTTP 404: {HOSTILE}")
     state.caption("A street with a tramway.", "Snow on a square.", "A crowd.", flags=("repetition",), dead=1)
-    state.store.hosts(state.run).record([HostInfo("archive.example", HostState.HEALTHY, None, None, 4, 0, 8, 3)])
+    state.store.hosts(state.run).record(
+        [
+            HostInfo(
+                host="archive.example",
+                state=HostState.HEALTHY,
+                reason=None,
+                until=None,
+                allowed=4,
+                in_flight=0,
+                done=8,
+                failed=3,
+            )
+        ]
+    )
     state.store.end_run(state.run, RunState.PARTIAL)
     ended = now_ms() - 5 * 3_600_000 - 5_000
     with state.store._connection.transaction() as db:

@@ -132,7 +132,7 @@ class ItemsScreen(StateScreen):
         if not failure.key:
             return RetrySelection(problem="No active record needs this item any more.")
         what = f"{view.stage} item of {clean(failure.key, 40)}"
-        return RetrySelection(FailureFilter(Stage(view.stage), key=failure.key), 1, what)
+        return RetrySelection(FailureFilter(stage=Stage(view.stage), key=failure.key), 1, what)
 
     def copied(self) -> str:
         failure = self._marked()

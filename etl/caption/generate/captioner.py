@@ -112,7 +112,16 @@ class GenerateCaptioner:
 
     def samples(self) -> tuple[EngineSample]:
         """Return how busy the model is."""
-        return (EngineSample(0, self._batch_size, self._in_use, 0, self._captions, self._tokens),)
+        return (
+            EngineSample(
+                worker=0,
+                slots=self._batch_size,
+                in_use=self._in_use,
+                waiting=0,
+                captions=self._captions,
+                tokens=self._tokens,
+            ),
+        )
 
     def caption(
         self, items: Iterable[CaptionItem | None], *, should_stop: Callable[[], bool] = never

@@ -23,10 +23,10 @@ from etl.caption.pictures.normalise import Normaliser
 from etl.caption.pictures.pixels import PixelPlan
 from etl.caption.slots.engine import SlotEngine
 from etl.caption.slots.kernel_check import probe
-from etl.caption.slots.kv_cache import kv_shape
-from etl.caption.slots.state import Request, Shape, penalise
+from etl.caption.slots.kv_cache import CacheLayout
+from etl.caption.slots.state import EngineConfig, Request, penalise
 from etl.caption.slots.support import TOLERANCE, TOLERANCE_EPS
-from etl.caption.slots.timing import PhaseClock
+from etl.caption.slots.timing import Timings
 from etl.caption.tokens import PromptEncoder
 from etl.domain.items import CaptionItem
 from etl.settings import DEMO_MODEL, Settings
@@ -85,8 +85,8 @@ def check_kernel(device: torch.device, dtype: torch.dtype, text_config: Any) -> 
     """Compare the decoding kernel with double precision on a tiny case of the model's heads."""
     if device.type != "cuda":
         return Finding("kernel", "note", "not tried: it runs on GPUs alone, decoding goes through PyTorch's attention")
-    kv_heads, dim = kv_shape(text_config)
-    reason = probe(device, dtype, heads=text_config.num_attention_heads, kv_heads=kv_heads, dim=dim)
+    layout = CacheLayout.of(text_config)
+    reason = probe(device, dtype, heads=layout.heads, kv_heads=layout.kv_heads, dim=layout.dim)
     if reason is not None:
         return Finding(
             "kernel", "note", f"{reason}; decoding goes through PyTorch's attention, which reads more memory"
@@ -115,8 +115,8 @@ def check_engine(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
 def _tried(title: str, demo: LoadedModel, penalty: float) -> Finding:
     requests = _requests(demo, penalty)
     normalise = Normaliser.of(demo.processor.image_processor)
-    shape = Shape(2, max(request.positions for request in requests), TOKENS, penalised=penalty != 1.0)
-    engine = SlotEngine(demo, normalise, shape, PhaseClock(demo.device), poll=1)
+    config = EngineConfig(2, max(request.max_seq_len for request in requests), TOKENS, penalised=penalty != 1.0)
+    engine = SlotEngine(demo, normalise, config, Timings(demo.device), poll=1)
     steps, finished, waiting = 0, [], list(requests)
     try:
         recorded = engine._graph is not None
@@ -196,7 +196,8 @@ def check_allocator(device: torch.device) -> Finding:
 
 def check_attention(device: torch.device, dtype: torch.dtype, text_config: Any, *, kernel: bool) -> Finding:
     """Say which of PyTorch's kernels a prefill takes, and which a decoding step, given whether ours serves."""
-    heads, (kv_heads, dim) = text_config.num_attention_heads, kv_shape(text_config)
+    layout = CacheLayout.of(text_config)
+    heads, kv_heads, dim = layout.heads, layout.kv_heads, layout.dim
 
     def chosen(rows: int, queries: int, keys: int, mask: torch.Tensor | None) -> str:
         query = torch.empty(rows, heads, queries, dim, dtype=dtype, device=device)

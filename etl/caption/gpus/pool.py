@@ -11,12 +11,11 @@ from typing import Any
 
 from etl.caption.captioner import never
 from etl.caption.gpus.plan import WorkerPlan
+from etl.caption.ledger import Ledger, Outcome, crashed, from_wire
 from etl.caption.recipe import Recipe
-from etl.clock import now_ms
-from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
-from etl.domain.statuses import FinishReason
+from etl.domain.items import CaptionItem, CaptionResult
 from etl.domain.views import EngineSample
-from etl.errors import ChildEndedError, CrashedError, EtlError, ModelError
+from etl.errors import ChildEndedError, EtlError, ModelError
 from etl.processes import ChildProcess
 from etl.settings import Settings
 
@@ -33,11 +32,6 @@ FRUITLESS = 6
 
 A picture that kills its worker kills five before it is given up (`etl.state.work_queue`).
 """
-
-AHEAD = 16
-"""Items that a worker is given at least beyond its slots, so that its pictures are open when a slot is free."""
-
-Outcome = CaptionResult | ItemFailure
 
 
 class GpuPool:
@@ -77,7 +71,7 @@ class GpuPool:
 
     def samples(self) -> list[EngineSample]:
         """Return how busy each worker was at its last word."""
-        return [worker.sample() for worker in self._workers]
+        return [worker.ledger.sample() for worker in self._workers]
 
     def close(self) -> None:
         """End all workers.  May be called twice."""
@@ -91,16 +85,16 @@ class GpuPool:
         source = iter(items)
         try:
             while not should_stop():
-                more = self._hand_out(source)
-                if not more and not any(worker.in_hand or worker.spared for worker in self._workers):
+                more = self._dispatch(source)
+                if not more and not any(worker.ledger.in_hand or worker.spared for worker in self._workers):
                     return
-                yield from self._hear()
+                yield from self._receive()
         finally:
             for worker in self._workers:
                 worker.abandon()
 
-    def _hand_out(self, source: Iterator[CaptionItem | None]) -> bool:
-        """Give items to the workers that have room for them; tell whether the source may have more right now."""
+    def _dispatch(self, source: Iterator[CaptionItem | None]) -> bool:
+        """Give items to the workers that have room for them; return whether the source may have more right now."""
         while able := [worker for worker in self._workers if worker.room > 0]:
             spared = next((worker.spared for worker in self._workers if worker.spared), None)
             item = spared.popleft() if spared else next(source, None)
@@ -111,12 +105,12 @@ class GpuPool:
             raise ModelError(self._workers[-1].why or "no captioning worker is left")
         return True
 
-    def _hear(self) -> Iterator[Outcome]:
+    def _receive(self) -> Iterator[Outcome]:
         """Yield what the workers have to tell, waiting a little for the first word."""
         listening = {worker.child.fileno(): worker for worker in self._workers if not worker.given_up}
         for descriptor in multiprocessing.connection.wait(list(listening), LOOK_S):
             assert isinstance(descriptor, int)
-            yield from listening[descriptor].hear()
+            yield from listening[descriptor].receive()
 
 
 class _Worker:
@@ -129,17 +123,16 @@ class _Worker:
         self._config = config | {"settings": settings, "number": number, "spread": plan.spread}
         self._fruitless = 0
         self._is_ready = False
-        self.in_hand: dict[int, tuple[CaptionItem, int]] = {}
+        self.ledger = Ledger(number)
         self.spared: deque[CaptionItem] = deque()
         self.given_up = self._scarce = False
         self.why = ""
-        self._slots = self._in_use = self._captions = self._tokens = 0
         self.child = self._start()
 
     def _start(self) -> ChildProcess:
         return ChildProcess(
             "etl.caption.gpus.worker:main", self._config, name="captioning worker", env=self._plan.environment()
-        )  # fmt: skip
+        )
 
     def wait_until_ready(self) -> Recipe:
         """Return the recipe once the model is loaded.  Raises `ModelError`."""
@@ -162,24 +155,17 @@ class _Worker:
         """Items that it could be given."""
         if not self._is_ready or self.given_up:
             return 0
-        return self._slots + max(AHEAD, self._slots // 2) - len(self.in_hand)
-
-    def sample(self) -> EngineSample:
-        """Return how busy it was at its last word."""
-        in_use = min(self._in_use, len(self.in_hand))
-        waiting = len(self.in_hand) - in_use
-        return EngineSample(self._number, self._slots, in_use, waiting, self._captions, self._tokens)
+        return self.ledger.room
 
     def give(self, item: CaptionItem) -> None:
         """Hand over an item.  That the worker is dead is noticed when it is next heard."""
-        self.in_hand[item.id] = (item, now_ms())
+        self.ledger.give(item)
         self._send({"item": dataclasses.asdict(item)})
 
     def abandon(self) -> None:
         """Want nothing any more of what is in hand."""
         self.spared.clear()
-        if self.in_hand:
-            self.in_hand.clear()
+        if self.ledger.take_back():
             self._send({"abandon": True})
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -192,7 +178,7 @@ class _Worker:
         """End the process."""
         self.child.discard()
 
-    def hear(self) -> Iterator[Outcome]:
+    def receive(self) -> Iterator[Outcome]:
         """Yield the outcomes among what has come; replace the process when it is gone."""
         try:
             while self.child.poll(0):
@@ -202,19 +188,14 @@ class _Worker:
 
     def _understand(self, message: dict[str, Any]) -> Iterator[Outcome]:
         match message:
-            case {"result": fields}:
-                self._fruitless = 0
-                result = CaptionResult(**fields | {"finish_reason": FinishReason(fields["finish_reason"]),
-                                                   "flags": tuple(fields["flags"])})  # fmt: skip
-                if self.in_hand.pop(result.id, None):
-                    self._captions += 1
-                    self._tokens += result.tokens
-                    yield result
-            case {"failure": fields}:
-                if self.in_hand.pop(fields["id"], None):
-                    yield ItemFailure(**fields)
+            case {"outcome": [kind, fields]}:
+                outcome = from_wire(kind, fields)
+                if isinstance(outcome, CaptionResult):
+                    self._fruitless = 0
+                if self.ledger.settle(outcome):
+                    yield outcome
             case {"busy": [slots, in_use]}:
-                self._slots, self._in_use = slots, in_use
+                self.ledger.slots, self.ledger.in_use = slots, in_use
             case {"ready": _}:
                 self._is_ready = True
             case {"log": [level, name, text]}:
@@ -228,14 +209,14 @@ class _Worker:
         """Start another process in place of one that is gone, and give back what that one had in hand."""
         how = self.why or self.child.how_it_ended()
         self.why = f"captioning worker {self._number} ended: {how}"
-        log.warning("%s; %d captions go back", self.why, len(self.in_hand))
+        lost = self.ledger.take_back()
+        log.warning("%s; %d captions go back", self.why, len(lost))
         self.child.discard()
         self._is_ready = False
         self._fruitless += 1
-        lost, self.in_hand = list(self.in_hand.values()), {}
         scarce, self._scarce = self._scarce, False
         if scarce:
-            fewer = max(1, self._slots // 2)
+            fewer = max(1, self.ledger.slots // 2)
             self._config["settings"] |= {"slots": fewer, "batch_size": fewer}
             self.spared.extend(item for item, _ in lost)
             lost = []
@@ -251,5 +232,4 @@ class _Worker:
         else:
             self.why = ""
         for item, started_at in lost:
-            message = f"the captioning worker died with this picture in hand: {how}"
-            yield ItemFailure(item.id, CrashedError.slug, message, True, started_at, crashed=True)
+            yield crashed(item, started_at, f"the captioning worker died with this picture in hand: {how}")

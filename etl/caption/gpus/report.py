@@ -18,7 +18,7 @@ from etl.caption.model.device import choose_device, choose_dtype
 from etl.caption.model.loading import read_config
 from etl.caption.model.vetting import vet
 from etl.caption.model.weights import weight_bytes
-from etl.caption.slots.capacity import positions_for, slots_within
+from etl.caption.slots.capacity import max_seq_len_for, slots_within
 from etl.errors import EtlError, ModelError
 from etl.processes import Parent
 from etl.settings import Settings
@@ -107,21 +107,19 @@ def _memory(settings: Settings, device: torch.device, model: _Model, shapes: Sha
     said = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free, weights {weights / 2**30:.1f} GiB as {name}"
     text = model.config.get_text_config()
     longest = shapes.image_tokens + PROMPT_TOKENS + settings.max_new_tokens
-    positions = positions_for(longest, getattr(text, "max_position_embeddings", None))
+    max_seq_len = max_seq_len_for(longest, getattr(text, "max_position_embeddings", None))
     # As much of a loaded model as decides its memory.
     known: Any = SimpleNamespace(model=SimpleNamespace(config=model.config), dtype=model.dtype, device=device)
-    fit = slots_within(known, settings, positions, (free - weights, total), penalised=False)
+    fit = slots_within(known, settings, max_seq_len, (free - weights, total), penalised=False)
     slots = settings.slots or fit
     if fit < 1:
         return Finding(
             "memory", "fail", f"{said}: no room for a single caption; use a larger GPU or a smaller model"
         ), 0
-    return Finding("memory", "ok", f"{said}, room for {fit} slots of {positions} tokens"), slots
+    return Finding("memory", "ok", f"{said}, room for {fit} slots of {max_seq_len} tokens"), slots
 
 
-def _speed(
-    settings: Settings, device: torch.device, model: _Model, shapes: Shapes, slots: int, to_do: int
-) -> Finding:  # fmt: skip
+def _speed(settings: Settings, device: torch.device, model: _Model, shapes: Shapes, slots: int, to_do: int) -> Finding:
     ceilings = measure_ceilings(device, model.dtype)
     size = model.dtype.itemsize
     load = Load(shapes.image_tokens + PROMPT_TOKENS, settings.max_new_tokens / 2, slots, size, size)

@@ -53,11 +53,20 @@ class Shapes:
         layer = config.vision_feature_layer
         used = layer if layer >= 0 else vision.num_hidden_layers + 1 + layer
         return cls(
-            text.hidden_size, text.intermediate_size, text.num_hidden_layers, text.num_attention_heads,
-            text.num_key_value_heads, getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            text.vocab_size, vision.hidden_size, vision.intermediate_size, used, patches + 1, patches,
+            text.hidden_size,
+            text.intermediate_size,
+            text.num_hidden_layers,
+            text.num_attention_heads,
+            text.num_key_value_heads,
+            getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            text.vocab_size,
+            vision.hidden_size,
+            vision.intermediate_size,
+            used,
+            patches + 1,
+            patches,
             3 * vision.patch_size**2,
-        )  # fmt: skip
+        )
 
     @property
     def decoder_weights(self) -> int:
@@ -175,6 +184,11 @@ def bounds(shapes: Shapes, ceilings: Ceilings, load: Load) -> Bounds:
     arithmetic_s = vision_s + prefill_s + load.caption * shapes.token_flop() / ceilings.flops
     traffic_s = load.caption * (weights / load.slots + context) / ceilings.bandwidth
     return Bounds(
-        load.slots, vision_s, prefill_s, decode_s, step_s,
-        serial=1 / (vision_s + prefill_s + decode_s), overlap=1 / max(arithmetic_s, traffic_s),
-    )  # fmt: skip
+        load.slots,
+        vision_s,
+        prefill_s,
+        decode_s,
+        step_s,
+        serial=1 / (vision_s + prefill_s + decode_s),
+        overlap=1 / max(arithmetic_s, traffic_s),
+    )

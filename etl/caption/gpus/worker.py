@@ -4,11 +4,10 @@ A process of its own, because a GPU that has failed can only be used again by a 
 process wait for each other, and because two models in one process would.
 
 Messages are JSON objects of one key.  From the parent: ``item``, ``abandon``.  To it: ``ready`` (the recipe),
-``result``, ``failure``, ``busy`` (slots and those in use), ``log`` and ``error`` or, where the memory was too short,
+``outcome``, ``busy`` (slots and those in use), ``log`` and ``error`` or, where the memory was too short,
 ``scarce``, after which this process ends.
 """
 
-import dataclasses
 import json
 import logging
 import threading
@@ -18,7 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from etl.domain.items import CaptionItem, CaptionResult
+from etl.caption.ledger import to_wire
+from etl.domain.items import CaptionItem
 from etl.errors import EtlError
 from etl.processes import Parent
 from etl.settings import Settings
@@ -55,7 +55,7 @@ class _Link:
             yield self._items.popleft() if self._items else None
 
     def abandoned(self) -> bool:
-        """Tell whether the parent wants nothing any more of what it has asked for."""
+        """Return whether the parent wants nothing any more of what it has asked for."""
         while self._parent.pending():
             self._take_in(self._parent.recv())
         return self._abandoned
@@ -124,8 +124,7 @@ def _work(config: Mapping[str, Any], link: _Link) -> None:
     while True:
         report_at = 0.0
         for outcome in captioner.caption(link.items(link.next_item()), should_stop=link.abandoned):
-            kind = "result" if isinstance(outcome, CaptionResult) else "failure"
-            link.tell(kind, dataclasses.asdict(outcome))
+            link.tell("outcome", to_wire(outcome))
             if time.monotonic() >= report_at:
                 report()
                 report_at = time.monotonic() + SAMPLE_S

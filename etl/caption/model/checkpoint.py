@@ -133,9 +133,12 @@ def _download(model: str, revision: str, wanted: Sequence[str]) -> str:
 
     def get(*, only_cached: bool) -> str:
         return huggingface_hub.snapshot_download(
-            model, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(_NOT_OURS),
+            model,
+            revision=revision,
+            allow_patterns=list(wanted),
+            ignore_patterns=list(_NOT_OURS),
             local_files_only=only_cached,
-        )  # fmt: skip
+        )
 
     try:
         return get(only_cached=False)

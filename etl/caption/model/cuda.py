@@ -18,7 +18,7 @@ Graph = Any
 
 
 def serves(device: torch.device) -> bool:
-    """Tell whether a device is driven by CUDA."""
+    """Return whether a device is driven by CUDA."""
     return device.type == "cuda"
 
 
@@ -85,7 +85,7 @@ def mark(*, timed: bool = False) -> Event:
 
 
 def is_past(event: Event) -> bool:
-    """Tell whether the device has got to an event."""
+    """Return whether the device has got to an event."""
     return bool(event.query())
 
 
@@ -135,7 +135,7 @@ def replay(graph: Graph) -> None:
 
 
 def still_works(device: torch.device) -> bool:
-    """Tell whether a device can go on after an error; one that is lost fails at everything."""
+    """Return whether a device can go on after an error; one that is lost fails at everything."""
     try:
         synchronize(device)
     except RuntimeError:

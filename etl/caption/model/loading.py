@@ -133,9 +133,7 @@ def load(settings: Settings, *, spread: bool = False) -> LoadedModel:
     pad = processor.tokenizer.pad_token_id
     model.generation_config = GenerationConfig()
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    loaded = LoadedModel(
-        name, revision, model, processor, device, dtype, context, eos, eos[0] if pad is None else pad
-    )  # fmt: skip
+    loaded = LoadedModel(name, revision, model, processor, device, dtype, context, eos, eos[0] if pad is None else pad)
     log.info("loaded %s@%s as %s on %s", name, revision, dtype, device)
     return loaded
 
@@ -224,9 +222,14 @@ def _device_map(settings: Settings) -> dict[str, Any]:
 def _model(name: str, folder: Path, device: torch.device, dtype: torch.dtype, placement: Mapping[str, Any]) -> Any:
     try:
         model, found = transformers.AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
-            output_loading_info=True, **placement,
-        )  # fmt: skip
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **placement,
+        )
     except SafetensorError as error:
         raise ModelError(f"the weights of {name} are corrupt: {one_line(error)}; fetch them again") from error
     except _LOADING_FAULTS as error:

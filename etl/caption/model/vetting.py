@@ -68,7 +68,7 @@ def _check_entry(where: str, path: tuple[str, ...], value: Any) -> None:
 
 
 def _is_built_in(value: Any) -> bool:
-    """Tell whether an implementation is one of transformers' own: those of the hub have a slash in their name."""
+    """Return whether an implementation is one of transformers' own: those of the hub have a slash in their name."""
     return isinstance(value, str) and "/" not in value
 
 

@@ -77,7 +77,7 @@ def _key(environment: Mapping[str, str], number: int, host: str) -> str:
 
 
 def _is_private(host: str, port: int) -> bool:
-    """Tell whether all addresses of the host are loopback or private ones."""
+    """Return whether all addresses of the host are loopback or private ones."""
     try:
         found = {str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError) as error:

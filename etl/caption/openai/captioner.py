@@ -59,7 +59,7 @@ class EndpointCaptioner:
         self._thread.start()
         self._pool: Pool | None = None
         try:
-            identity = self._run(_introduce_all(self._endpoints, settings.endpoint_patience))
+            identity = self._run(_probe_all(self._endpoints, settings.endpoint_patience))
             self._recipe = _recipe(identity, settings, longest_edge)
             self._pool = Pool(self._endpoints, identity, settings, locate, self._outcomes.put)
             self._loop.call_soon_threadsafe(self._pool.start)
@@ -79,10 +79,10 @@ class EndpointCaptioner:
         source = iter(items)
         try:
             while not should_stop():
-                more = self._hand_out(source)
+                more = self._dispatch(source)
                 if not more and not self._in_hand:
                     return
-                yield from self._hear()
+                yield from self._receive()
         finally:
             self._abandon()
 
@@ -91,7 +91,14 @@ class EndpointCaptioner:
         assert self._pool is not None
         waiting = [self._pool.waiting, *[0] * len(self._endpoints)]
         return [
-            EngineSample(number, slots, in_use, waiting[number], one.captions, one.tokens)
+            EngineSample(
+                worker=number,
+                slots=slots,
+                in_use=in_use,
+                waiting=waiting[number],
+                captions=one.captions,
+                tokens=one.tokens,
+            )
             for number, (one, slots, in_use) in enumerate(
                 zip(self._endpoints, self._pool.allowed, self._pool.under_way, strict=True)
             )
@@ -114,12 +121,12 @@ class EndpointCaptioner:
             await self._pool.close()
         for one in self._endpoints:
             await one.renew()
-        # Closed connections leave at the loop's next turn.
+        # Closed connections leave at the loop's next iteration.
         await asyncio.sleep(0)
         await self._loop.shutdown_default_executor()
 
-    def _hand_out(self, source: Iterator[CaptionItem | None]) -> bool:
-        """Give items to the pool while there is room for them; tell whether the source may have more right now."""
+    def _dispatch(self, source: Iterator[CaptionItem | None]) -> bool:
+        """Give items to the pool while there is room for them; return whether the source may have more right now."""
         assert self._pool is not None
         while len(self._in_hand) < self._room():
             item = next(source, None)
@@ -138,7 +145,7 @@ class EndpointCaptioner:
         capacity = sum(self._pool.allowed)
         return capacity + capacity // 4 + 1
 
-    def _hear(self) -> Iterator[Outcome]:
+    def _receive(self) -> Iterator[Outcome]:
         """Yield what has come, waiting a little for the first."""
         timeout: float | None = LOOK_S
         while True:
@@ -185,9 +192,9 @@ def check(settings: Settings) -> None:
     asyncio.run(ask())
 
 
-async def _introduce_all(endpoints: list[Endpoint], patience_s: float) -> Identity:
-    """Introduce all endpoints; one that does not answer stays without an identity.  Raises `ModelError`."""
-    found = await _all(endpoints, Endpoint.introduce, patience_s)
+async def _probe_all(endpoints: list[Endpoint], patience_s: float) -> Identity:
+    """Probe all endpoints; one that does not answer stays without an identity.  Raises `ModelError`."""
+    found = await _all(endpoints, Endpoint.probe, patience_s)
     _agree({one: f"{who.model}@{who.revision}" for one, who in found.items()})
     identities = set(found.values())
     if len(identities) > 1:
@@ -243,9 +250,13 @@ def _agree(models: dict[Endpoint, str]) -> None:
 def _recipe(identity: Identity, settings: Settings, longest_edge: int) -> Recipe:
     """Return the recipe.  Where the endpoints are is no part of it: the same model elsewhere gives the same words."""
     return Recipe(
-        identity.model, identity.revision, ENGINE, UNKNOWN_DTYPE, {"sent": "image/jpeg", "longest_edge": longest_edge},
-        {"max_new_tokens": settings.max_new_tokens, **dict(identity.words)},
-    )  # fmt: skip
+        identity.model,
+        identity.revision,
+        ENGINE,
+        UNKNOWN_DTYPE,
+        {"sent": "image/jpeg", "longest_edge": longest_edge},
+        {"max_new_tokens": settings.max_new_tokens, **dict(identity.generation)},
+    )
 
 
 UNKNOWN_DTYPE = "served"

@@ -24,7 +24,7 @@ COLLAPSE = 0.5
 """A rate that falls under this share of what it was means that the server is overloaded, by us or by others."""
 
 
-class Pace:
+class ConcurrencyLimit:
     """The requests that one endpoint may be sent at once.
 
     Attributes:

@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 
 from etl.caption.openai.address import Address
-from etl.caption.openai.concurrency import Pace
+from etl.caption.openai.concurrency import ConcurrencyLimit
 from etl.caption.openai.model_names import is_same, revision
-from etl.caption.openai.request_format import Dialect
+from etl.caption.openai.request_format import RequestFormat
 from etl.caption.openai.responses import (
     Answer,
     EndpointTroubleError,
@@ -72,12 +72,12 @@ class Identity:
     Attributes:
         model: the name under which it is served.
         revision: what the server tells of the version behind the name (`etl.caption.openai.model_names`).
-        words: fields of the requests that decide the words.
+        generation: fields of the requests that decide the words.
     """
 
     model: str
     revision: str
-    words: tuple[tuple[str, Any], ...]
+    generation: tuple[tuple[str, Any], ...]
 
 
 class Endpoint:
@@ -85,8 +85,8 @@ class Endpoint:
 
     Attributes:
         address: where it is.
-        pace: how many requests it bears.
-        identity: what it serves, once it was introduced.
+        concurrency: how many requests it bears.
+        identity: what it serves, once it was probed.
         latest: number of the newest request.
         captions, tokens, prompt_tokens: of the captions that came.
         heard_at: when it last said anything, on `time.monotonic`'s clock.
@@ -94,12 +94,12 @@ class Endpoint:
 
     def __init__(self, address: Address, settings: Settings) -> None:
         self.address = address
-        self.pace = Pace(settings.endpoint_concurrency)
+        self.concurrency = ConcurrencyLimit(settings.endpoint_concurrency)
         self.identity: Identity | None = None
         self.captions = self.tokens = self.prompt_tokens = self.latest = 0
         self.heard_at = time.monotonic()
         self._settings = settings
-        self._dialect = Dialect()
+        self._format = RequestFormat()
         self._listed: dict[str, Any] = {}
         self._client: httpx.AsyncClient | None = None
 
@@ -150,16 +150,16 @@ class Endpoint:
             return next(iter(listed.items()))
         raise ModelError(f"{self} serves {names or 'no model that it names'}; say which with --endpoint-model")
 
-    async def introduce(self) -> Identity:
+    async def probe(self) -> Identity:
         """Have a grey picture captioned: learn what it serves and which requests it takes.
 
         Raises as `caption` does, but `ModelError` in place of a `CaptionError` that is final.
         """
         model, listed = await self.choose_model()
-        dialect = Dialect()
+        format_ = RequestFormat()
         self._listed = listed
         try:
-            answer = await self._ask(dialect, model, "Describe this picture.", _grey_picture(), None)
+            answer = await self._ask(format_, model, "Describe this picture.", _grey_picture(), None)
         except ContentFilterError:
             answer = None
         except OtherModelError as error:
@@ -168,9 +168,9 @@ class Endpoint:
             if error.retryable:
                 raise
             raise ModelError(f"{self} cannot caption a plain picture with {model}: {error}") from error
-        self._dialect = dialect
+        self._format = format_
         version = revision(model, answer.model if answer else "", listed.get("root"))
-        return Identity(model, version, tuple(sorted(dialect.words.items())))
+        return Identity(model, version, tuple(sorted(format_.generation.items())))
 
     async def caption(self, prompt: str, jpeg: bytes, penalty: float | None = None) -> Answer:
         """Return the caption of a picture.
@@ -179,17 +179,17 @@ class Endpoint:
         it is the endpoint, `OtherModelError` when it serves something else, `ModelError` when the run cannot go on.
         """
         assert self.identity is not None
-        answer = await self._ask(self._dialect, self.identity.model, prompt, jpeg, penalty)
+        answer = await self._ask(self._format, self.identity.model, prompt, jpeg, penalty)
         self.captions += 1
         self.tokens += answer.tokens
         self.prompt_tokens += answer.prompt_tokens
         return answer
 
-    async def _ask(self, dialect: Dialect, model: str, prompt: str, jpeg: bytes, penalty: float | None) -> Answer:
+    async def _ask(self, format_: RequestFormat, model: str, prompt: str, jpeg: bytes, penalty: float | None) -> Answer:
         picture = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
         limit = self._settings.max_new_tokens
         for _ in range(_ATTEMPTS_TO_LEARN):
-            body = dialect.body(model, prompt, picture, limit, penalty)
+            body = format_.body(model, prompt, picture, limit, penalty)
             try:
                 answer = await self._post(body)
                 if not is_same(model, answer.model, self._listed):
@@ -197,10 +197,10 @@ class Endpoint:
                     raise OtherModelError(f"{self} was asked for {model} and answers as another model, {named}")
                 return answer
             except RefusedRequestError as error:
-                # Another request may have learnt it meanwhile.  Once introduced, what a picture is refused for is the
+                # Another request may have learnt it meanwhile.  Once probed, what a picture is refused for is the
                 # picture's fault: only the penalties, which the trial did without, are still to be learnt.
-                changed = dialect.body(model, prompt, picture, limit, penalty) != body
-                if not changed and not dialect.learn(error.complaint, body, settled=dialect is self._dialect):
+                changed = format_.body(model, prompt, picture, limit, penalty) != body
+                if not changed and not format_.learn(error.complaint, body, settled=format_ is self._format):
                     raise self._named(refused(error)) from error
                 log.info("%s: %s; asking in another form", self, self._scrub(error.complaint.text))
         raise EndpointAnswerError("the endpoint refuses every form of the request")
@@ -277,7 +277,7 @@ class Endpoint:
 def _client(address: Address) -> httpx.AsyncClient:
     kept = None if address.base.startswith("https:") else 0
     return httpx.AsyncClient(
-        # Cancelled requests leak places in a bounded pool; the pace is the bound.
+        # Cancelled requests leak places in a bounded pool; the limit is the bound.
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=kept, keepalive_expiry=KEEPALIVE_S),
         timeout=httpx.Timeout(None, connect=CONNECT_S),
         follow_redirects=False,

@@ -12,11 +12,11 @@ from etl.domain.items import CaptionItem
 
 log = logging.getLogger(__name__)
 
-ROW = 3
-"""Failures in a row after which an endpoint is set aside."""
+FAILURE_THRESHOLD = 3
+"""Failures in a row after which an endpoint is unhealthy."""
 
-FIRST_ASIDE_S = 1.0
-LONGEST_ASIDE_S = 60.0
+FIRST_WAIT_S = 1.0
+LONGEST_WAIT_S = 60.0
 """Seconds before an endpoint is tried again: the first time, and at most."""
 
 BUSY_S = 0.5
@@ -25,10 +25,10 @@ LONGEST_BUSY_S = 30.0
 
 
 class State(Enum):
-    """Open: it is sent work.  Aside: not before it has captioned a trial.  Given up: never again in this run."""
+    """Healthy: it is sent work.  Unhealthy: not before it has captioned a trial.  Given up: never again in this run."""
 
-    OPEN = auto()
-    ASIDE = auto()
+    HEALTHY = auto()
+    UNHEALTHY = auto()
     GIVEN_UP = auto()
 
 
@@ -63,43 +63,43 @@ class Member:
     """
 
     endpoint: Endpoint
-    state: State = State.OPEN
+    state: State = State.HEALTHY
     until: float = 0.0
     why: str = ""
     failing_since: float | None = None
     tasks: dict["asyncio.Task[None]", Job] = field(default_factory=dict)
     side: "asyncio.Task[None] | None" = None
-    _row: int = 0
+    _failures: int = 0
     _busy: int = 0
     _busy_after: int = 0
-    _aside_s: float = field(default_factory=lambda: FIRST_ASIDE_S)
+    _wait_s: float = field(default_factory=lambda: FIRST_WAIT_S)
 
     @property
     def room(self) -> int:
         """Requests that could start now."""
-        if self.state is not State.OPEN or self.until > time.monotonic():
+        if self.state is not State.HEALTHY or self.until > time.monotonic():
             return 0
-        return self.endpoint.pace.allowed - len(self.tasks)
+        return self.endpoint.concurrency.allowed - len(self.tasks)
 
     @property
     def allowed(self) -> int:
         """Requests that may run at once."""
-        return self.endpoint.pace.allowed if self.state is State.OPEN else 0
+        return self.endpoint.concurrency.allowed if self.state is State.HEALTHY else 0
 
     def begin(self) -> None:
         """Note that there is work again after a time with none; it is not held against an open endpoint."""
-        if self.state is State.OPEN:
+        if self.state is State.HEALTHY:
             self.failing_since = None
 
     def alive(self) -> None:
         """Note that it does its work."""
-        self._row = self._busy = 0
+        self._failures = self._busy = 0
         self.failing_since = None
-        self._aside_s = FIRST_ASIDE_S
+        self._wait_s = FIRST_WAIT_S
 
     def busy(self, error: EndpointBusyError, number: int) -> None:
         """Slow down and pause, as request ``number`` was told."""
-        self.endpoint.pace.overload(number, self.endpoint.latest)
+        self.endpoint.concurrency.overload(number, self.endpoint.latest)
         self._failing(str(error))
         if number > self._busy_after:
             # Once for all requests of one bad moment.
@@ -111,28 +111,28 @@ class Member:
             self.until = until
 
     def failed(self, why: str) -> None:
-        """Count a failure; after a row of them the endpoint is set aside."""
+        """Count a failure; after a row of them the endpoint is unhealthy."""
         self._failing(why)
-        self._row += 1
-        if self._row >= ROW:
-            self.set_aside(why)
+        self._failures += 1
+        if self._failures >= FAILURE_THRESHOLD:
+            self.mark_unhealthy(why)
 
-    def set_aside(self, why: str, at_least_s: float = 0.0) -> None:
+    def mark_unhealthy(self, why: str, at_least_s: float = 0.0) -> None:
         """Send it nothing until it has captioned a trial."""
         now = time.monotonic()
-        if self.state is State.GIVEN_UP or (self.state is State.ASIDE and self.until > now):
+        if self.state is State.GIVEN_UP or (self.state is State.UNHEALTHY and self.until > now):
             return
         self._failing(why)
-        wait = max(self._aside_s, at_least_s)
-        self.state, self.until, self._row = State.ASIDE, now + wait, 0
+        wait = max(self._wait_s, at_least_s)
+        self.state, self.until, self._failures = State.UNHEALTHY, now + wait, 0
         log.warning("%s: set aside, to be tried again in %.3g s: %s", self.endpoint, wait, why)
-        self._aside_s = min(2 * self._aside_s, LONGEST_ASIDE_S)
+        self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
 
-    def open(self) -> None:
+    def mark_healthy(self) -> None:
         """Send it work again, one request at first."""
-        self.endpoint.pace.begin_anew(self.endpoint.latest)
+        self.endpoint.concurrency.begin_anew(self.endpoint.latest)
         self.alive()
-        self.state, self.until = State.OPEN, 0.0
+        self.state, self.until = State.HEALTHY, 0.0
         log.warning("%s: captions again", self.endpoint)
 
     def give_up(self, why: str) -> None:

@@ -15,7 +15,7 @@ _TAG = re.compile(r"@[^/]*$|[:-]latest$")
 
 
 def is_same(asked: str, answered: str, listed: Mapping[str, Any]) -> bool:
-    """Tell whether an answer's name means the model that was asked for; ``listed`` is its entry in the list of models.
+    """Return whether an answer's name means the model asked for; ``listed`` is its entry in the list of models.
 
     It does when there is none, when it is the name itself, or one that the list gives as another name of it (``root``,
     ``canonical_slug``, ``aliases``); behind or before a path, an owner's name or a provider's; with another version.

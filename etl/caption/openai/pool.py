@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from etl.caption.captioner import failure
 from etl.caption.openai.endpoint import Endpoint, Identity
 from etl.caption.openai.endpoint_state import Job, Member, State
 from etl.caption.openai.responses import EndpointBusyError, EndpointTroubleError, OtherModelError
@@ -14,7 +15,6 @@ from etl.caption.quality import quality_flags
 from etl.clock import now_ms
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.errors import (
-    CacheUnreadableError,
     CaptionError,
     EndpointAnswerError,
     EndpointFailedError,
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.1
 """Seconds between two looks at pauses, trials and patience."""
 
-PULSE_S = 30.0
+HEALTH_CHECK_S = 30.0
 """Seconds of silence, with requests under way, after which an endpoint must show that it lives."""
 
 TRIES = 3
@@ -49,7 +49,7 @@ Outcome = CaptionResult | ItemFailure
 class Pool:
     """The endpoints at work, for one event loop; other threads may read its properties.
 
-    ``emit`` is given every outcome, and once the error with which nothing can go on.
+    ``deliver`` is given every outcome, and once the error with which nothing can go on.
     """
 
     def __init__(
@@ -58,22 +58,22 @@ class Pool:
         identity: Identity,
         settings: Settings,
         locate: Callable[[str], Path],
-        emit: Callable[[Outcome | BaseException], None],
+        deliver: Callable[[Outcome | BaseException], None],
     ) -> None:
         self._members = [Member(endpoint) for endpoint in endpoints]
         self._identity = identity
         self._patience_s = settings.endpoint_patience
         self._locate = locate
-        self._emit = emit
+        self._deliver = deliver
         self._pending: deque[Job] = deque()
         self._watcher: asyncio.Task[None] | None = None
         for member in self._members:
             if member.endpoint.identity is None:
-                member.set_aside("it did not answer at the start")
+                member.mark_unhealthy("it did not answer at the start")
 
     @property
     def allowed(self) -> list[int]:
-        """For each endpoint, how many requests may run at once; 0 while it is set aside."""
+        """For each endpoint, how many requests may run at once; 0 while it is unhealthy."""
         return [member.allowed for member in self._members]
 
     @property
@@ -116,7 +116,7 @@ class Pool:
                 return
             job = self._pending.popleft()
             # The one that failed under this item is asked last; among the others the emptiest.
-            member = max(able, key=lambda m: (m is not job.failed_at, m.room / m.endpoint.pace.allowed))
+            member = max(able, key=lambda m: (m is not job.failed_at, m.room / m.endpoint.concurrency.allowed))
             if not member.tasks:
                 member.endpoint.heard_at = time.monotonic()
             member.endpoint.latest += 1
@@ -149,29 +149,27 @@ class Pool:
             member.give_up(str(error))
             self._pending.appendleft(job)
         except (ModelError, OpenFilesError) as error:
-            self._emit(error)
+            self._deliver(error)
         except Exception as error:
             log.exception("caption %d failed in a way that was not foreseen", item.id)
             self._fail(job, InternalError(f"{type(error).__name__}: {error}"))
         else:
-            endpoint.pace.success(number, len(member.tasks), time.monotonic())
+            endpoint.concurrency.success(number, len(member.tasks), time.monotonic())
             member.alive()
             flags = quality_flags(answer.text, item.prompt, answer.finish_reason, answer.tokens)
             self._end_job(job, CaptionResult(item.id, answer.text, answer.tokens, answer.finish_reason, flags))
 
     def _end_job(self, job: Job, outcome: Outcome) -> None:
         job.ended = True
-        self._emit(outcome)
+        self._deliver(outcome)
 
     def _fail(self, job: Job, error: ItemError) -> None:
-        stops = isinstance(error, CacheUnreadableError)
-        failed = ItemFailure(job.item.id, error.slug, str(error), error.retryable, job.started_at, stops=stops)
-        self._end_job(job, failed)
+        self._end_job(job, failure(job.item, error, job.started_at))
 
     def _learn(self, member: Member, error: CaptionError, number: int) -> None:
         """Note what the failure of one picture says about the endpoint."""
         if isinstance(error, EndpointTimeoutError):
-            member.endpoint.pace.overload(number, member.endpoint.latest)
+            member.endpoint.concurrency.overload(number, member.endpoint.latest)
         if isinstance(error, EndpointTimeoutError | EndpointAnswerError | EndpointRefusedError):
             # A row of refusals may mean that something else is served there now; a trial will tell.
             member.failed(str(error))
@@ -180,7 +178,7 @@ class Pool:
 
     def _trouble(self, member: Member, job: Job, error: EndpointTroubleError) -> None:
         if error.gone:
-            member.set_aside(str(error))
+            member.mark_unhealthy(str(error))
             self._pending.appendleft(job)
             return
         member.failed(str(error))
@@ -197,13 +195,13 @@ class Pool:
             for member in self._members:
                 if member.side is not None and not member.side.done():
                     continue
-                if member.state is State.ASIDE and member.until <= now:
+                if member.state is State.UNHEALTHY and member.until <= now:
                     member.side = asyncio.create_task(self._try_again(member))
-                elif member.state is State.OPEN and member.tasks and now - member.endpoint.heard_at > PULSE_S:
-                    member.side = asyncio.create_task(self._feel_pulse(member))
+                elif member.state is State.HEALTHY and member.tasks and now - member.endpoint.heard_at > HEALTH_CHECK_S:
+                    member.side = asyncio.create_task(self._health_check(member))
             self._dispatch()
             if self._pending and (error := self._hopeless(now)) is not None:
-                self._emit(error)
+                self._deliver(error)
                 return
 
     def _hopeless(self, now: float) -> ModelError | None:
@@ -219,15 +217,15 @@ class Pool:
         return None
 
     async def _try_again(self, member: Member) -> None:
-        """Open an endpoint that was set aside, if it captions and serves what it should."""
+        """Open an unhealthy endpoint again, if it captions and serves what it should."""
         endpoint = member.endpoint
         try:
             await endpoint.renew()
-            identity = await endpoint.introduce()
+            identity = await endpoint.probe()
         except EndpointBusyError as error:
-            member.set_aside(str(error), error.seconds or 0.0)
+            member.mark_unhealthy(str(error), error.seconds or 0.0)
         except (EndpointTroubleError, CaptionError, TimeoutError) as error:
-            member.set_aside(str(error) or "it does not answer")
+            member.mark_unhealthy(str(error) or "it does not answer")
         except ModelError as error:
             member.give_up(str(error))
         else:
@@ -235,10 +233,10 @@ class Pool:
                 member.give_up(f"it serves {identity.model}@{identity.revision} now, or takes other requests")
                 return
             endpoint.identity = identity
-            member.open()
+            member.mark_healthy()
             self._dispatch()
 
-    async def _feel_pulse(self, member: Member) -> None:
+    async def _health_check(self, member: Member) -> None:
         """Take from an endpoint that shows no life what it has, and give it to the others."""
         try:
             await member.endpoint.models()
@@ -250,7 +248,7 @@ class Pool:
             return
         else:
             return
-        member.set_aside(why)
+        member.mark_unhealthy(why)
         lost = dict(member.tasks)
         await _end(lost)
         self._pending.extendleft(job for job in lost.values() if not job.ended)

@@ -38,7 +38,7 @@ class Complaint:
     field: str = ""
 
 
-class Dialect:
+class RequestFormat:
     """The fields of one endpoint.
 
     Attributes:
@@ -64,14 +64,14 @@ class Dialect:
         return {"model": model, "messages": [{"role": "user", "content": content}], self._limit: limit, **kept}
 
     @property
-    def words(self) -> dict[str, Any]:
+    def generation(self) -> dict[str, Any]:
         """What of the request decides the words, for the recipe; what was left out is the server's choice."""
         return {name: value for name, value in {"temperature": 0, "seed": SEED}.items() if name not in self.left_out}
 
     def learn(self, complaint: Complaint, body: dict[str, Any], *, settled: bool = False) -> bool:
-        """Change what the complaint is about; tell whether another request may do better.
+        """Change what the complaint is about; return whether another request may do better.
 
-        Once the dialect is ``settled``, only penalties are left out.
+        Once the format is ``settled``, only penalties are left out.
         """
         text = f"{complaint.field} {complaint.text} {complaint.code}"
         if settled:

@@ -117,9 +117,12 @@ def answer_of(body: bytes) -> Answer:
     ended = FinishReason.LENGTH if reason in ("length", "max_tokens") else FinishReason.STOP
     name = reply.get("model")
     return Answer(
-        text, _count(usage.get("completion_tokens")), _count(usage.get("prompt_tokens")), ended,
+        text,
+        _count(usage.get("completion_tokens")),
+        _count(usage.get("prompt_tokens")),
+        ended,
         name if isinstance(name, str) else "",
-    )  # fmt: skip
+    )
 
 
 def error_of(status: int, headers: Mapping[str, str], body: bytes) -> Exception:

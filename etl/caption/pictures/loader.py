@@ -1,6 +1,6 @@
-"""Feeds a caption engine with pixels: worker processes turn working copies into what the vision tower is given.
+"""Loads pictures for a caption engine: worker processes turn working copies into what the vision tower is given.
 
-The engine's thread submits items well ahead and takes what is ready; a thread of the feeder's own talks to the
+The engine's thread submits items well ahead and takes what is ready; a thread of the loader's own talks to the
 processes (`etl.caption.pictures.loader_pool`), so that they go on while the engine is busy elsewhere.
 """
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from etl.caption.pictures.loader_pool import Fed, Job, Outcome, ProcessServer, Server, ThreadServer
+from etl.caption.pictures.loader_pool import Job, LoadedImage, Outcome, ProcessServer, Server, ThreadServer
 from etl.caption.pictures.pixels import PixelPlan
 from etl.domain.items import CaptionItem
 from etl.errors import EtlError
 
-__all__ = ["Fed", "Feeder"]
+__all__ = ["ImageLoader", "LoadedImage"]
 
 
-class Feeder:
+class ImageLoader:
     """Turns working copies into pixels, in any order, ahead of the engine; a context manager.
 
     One thread uses it.  It holds the pixels of all that is pending and ready, so the caller bounds `pending`:
@@ -35,9 +35,14 @@ class Feeder:
     """
 
     def __init__(
-        self, plan: PixelPlan, locate: Callable[[str], Path], *, processes: int, start_timeout_s: float = 60.0,
+        self,
+        plan: PixelPlan,
+        locate: Callable[[str], Path],
+        *,
+        processes: int,
+        start_timeout_s: float = 60.0,
         picture_timeout_s: float = 60.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._locate = locate
         self._pending: set[Job] = set()
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -63,21 +68,21 @@ class Feeder:
         return len(self._pending)
 
     def submit(self, item: CaptionItem) -> None:
-        """Ask for the item's pixels; never waits.  Raises `EtlError` when the feeder was closed."""
+        """Ask for the item's pixels; never waits.  Raises `EtlError` when the image loader was closed."""
         if self._closed:
-            raise EtlError("the feeder was closed")
+            raise EtlError("the image loader was closed")
         job = Job(item, self._locate(item.working_sha256))
         self._pending.add(job)
         self._server.submit(job)
 
-    def take(self, timeout_s: float) -> list[Fed]:
+    def take(self, timeout_s: float) -> list[LoadedImage]:
         """Return all that is ready now; where nothing is, wait for the first, at most so many seconds.
 
         Returns an empty list when nothing is pending or became ready.  Raises `EtlError` when no process can be
         started any more, once what was ready has been taken.
         """
         deadline = time.monotonic() + timeout_s
-        taken: list[Fed] = []
+        taken: list[LoadedImage] = []
         while self._pending and not self._fault:
             try:
                 entry = self._done.get(timeout=0 if taken else max(0.0, deadline - time.monotonic()))

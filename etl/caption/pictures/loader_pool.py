@@ -1,4 +1,4 @@
-"""Those who do a feeder's work, with processes or in a thread: each takes jobs and delivers outcomes, in any order."""
+"""Those who do a loader's work, with processes or in a thread: each takes jobs and delivers outcomes, in any order."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ from etl.errors import (
     CaptionError,
     ChildEndedError,
     EtlError,
-    FeederCrashedError,
+    ImageLoaderCrashedError,
     WorkingCopyError,
 )
 from etl.processes import ChildProcess
@@ -41,13 +41,13 @@ _FALSE_STARTS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Fed:
+class LoadedImage:
     """A picture that is ready for the model, or the reason why it never will be.
 
     Attributes:
         item: as it was submitted.
         pixels: RGB bytes, row by row, of the plan's shape; ``None`` when there is an error.
-        error: a `WorkingCopyError`, or `FeederCrashedError` when two processes died on the picture.
+        error: a `WorkingCopyError`, or `ImageLoaderCrashedError` when two processes died on the picture.
         started_at: when work on it began, Unix milliseconds.
     """
 
@@ -66,7 +66,7 @@ class Job:
         path: of its working copy.
         started_at: when work on it began, Unix milliseconds.
         deaths: processes that died on it.
-        dropped: nobody waits for it any more; set by the feeder's thread, where the others are the server's.
+        dropped: nobody waits for it any more; set by the loader's thread, where the others are the server's.
     """
 
     item: CaptionItem
@@ -75,16 +75,16 @@ class Job:
     deaths: int = 0
     dropped: bool = False
 
-    def fed(self, data: bytes) -> "tuple[Job, Fed]":
+    def loaded(self, data: bytes) -> "tuple[Job, LoadedImage]":
         """Return the outcome of a job that went well."""
-        return self, Fed(self.item, data, None, self.started_at)
+        return self, LoadedImage(self.item, data, None, self.started_at)
 
-    def failed(self, error: CaptionError) -> "tuple[Job, Fed]":
+    def failed(self, error: CaptionError) -> "tuple[Job, LoadedImage]":
         """Return the outcome of a job that did not."""
-        return self, Fed(self.item, None, error, self.started_at)
+        return self, LoadedImage(self.item, None, error, self.started_at)
 
 
-Outcome = tuple[Job, Fed] | EtlError
+Outcome = tuple[Job, LoadedImage] | EtlError
 """A job that is done; or why no job will be done any more."""
 
 
@@ -105,7 +105,7 @@ class ThreadServer:
         self._plan = plan
         self._deliver = deliver
         self._todo: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name="feeder", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="image loader", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job) -> None:
@@ -123,13 +123,13 @@ class ThreadServer:
                 continue
             job.started_at = now_ms()
             try:
-                self._deliver(job.fed(pixels(job.path, self._plan)))
+                self._deliver(job.loaded(pixels(job.path, self._plan)))
             except WorkingCopyError as error:
                 self._deliver(job.failed(error))
             except Exception as error:
                 # What would end a process must not end this thread: the engine would wait for ever.
                 log.exception("preparing the picture of caption %d failed", job.item.id)
-                self._deliver(job.failed(FeederCrashedError(f"preparing this picture failed: {error!r}")))
+                self._deliver(job.failed(ImageLoaderCrashedError(f"preparing this picture failed: {error!r}")))
 
 
 class _Worker(ChildProcess):
@@ -137,7 +137,10 @@ class _Worker(ChildProcess):
 
     def __init__(self, plan: PixelPlan, start_timeout_s: float) -> None:
         super().__init__(
-            "etl.caption.pictures.loader_worker:main", plan.to_json(), name="feeder process", confined=True
+            "etl.caption.pictures.loader_worker:main",
+            plan.to_json(),
+            name="loader process",
+            confined=True,
         )
         self.ready = self.deaf = False
         self.jobs: deque[Job] = deque()
@@ -171,7 +174,7 @@ class ProcessServer:
         self._closed = False
         self._bell, self._ring = os.pipe()
         os.set_blocking(self._ring, False)
-        self._thread = threading.Thread(target=self._serve, name="feeder", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="image loader", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job) -> None:
@@ -201,19 +204,19 @@ class ProcessServer:
             while not self._closed:
                 while len(self._workers) < self._count:
                     self._workers.append(_Worker(self._plan, self._start_timeout_s))
-                self._hand_out()
+                self._dispatch()
                 self._listen()
         except EtlError as error:
             self._deliver(error)
         except Exception as error:
             # Unheard, the engine would wait for ever.
-            log.exception("the feeder failed")
-            self._deliver(EtlError(f"the feeder failed: {error!r}"))
+            log.exception("the image loader failed")
+            self._deliver(EtlError(f"the image loader failed: {error!r}"))
         finally:
             for worker in self._workers:
                 worker.discard()
 
-    def _hand_out(self) -> None:
+    def _dispatch(self) -> None:
         """Give each process that is ready something to do, those first that have the least."""
         while self._todo:
             ready = [worker for worker in self._workers if worker.takes_more]
@@ -245,11 +248,11 @@ class ProcessServer:
             os.read(self._bell, 65536)
         for descriptor, worker in workers.items():
             if descriptor in heard:
-                self._hear(worker)
+                self._receive(worker)
             elif worker.deadline is not None and worker.deadline <= time.monotonic():
                 self._replace(worker, "it took too long")
 
-    def _hear(self, worker: _Worker) -> None:
+    def _receive(self, worker: _Worker) -> None:
         try:
             message = worker.recv()
         except ChildEndedError:
@@ -258,7 +261,7 @@ class ProcessServer:
         if worker.ready:
             job = worker.jobs.popleft()
             if message.startswith(PIXELS):
-                self._deliver(job.fed(message[1:]))
+                self._deliver(job.loaded(message[1:]))
             else:
                 kind = CacheUnreadableError if message.startswith(UNREADABLE) else WorkingCopyError
                 self._deliver(job.failed(kind(message[1:].decode())))
@@ -278,13 +281,13 @@ class ProcessServer:
         if not worker.ready:
             self._false_starts += 1
             if self._false_starts == _FALSE_STARTS * self._count:
-                raise EtlError(f"a feeder process cannot be started: {how}")
+                raise EtlError(f"an image loader cannot be started: {how}")
         elif worker.jobs:
             # The others only lay beside the picture in work.
             suspect = worker.jobs[0]
             suspect.deaths += 1
             if suspect.deaths == _DEATHS:
                 worker.jobs.popleft()
-                error = FeederCrashedError(f"the feeder process died on this picture, again: {how}")
+                error = ImageLoaderCrashedError(f"the image loader died on this picture, again: {how}")
                 self._deliver(suspect.failed(error))
         self._todo.extendleft(reversed(worker.jobs))

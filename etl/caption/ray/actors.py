@@ -5,10 +5,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from etl.caption.ledger import Ledger
 from etl.caption.ray.worker import RayWorker
-from etl.clock import now_ms
 from etl.domain.items import CaptionItem
-from etl.domain.views import EngineSample
 from etl.ray_cluster.connection import joined, leave
 from etl.ray_cluster.nodes import Death, Node, Nodes, kill
 from etl.settings import Settings
@@ -24,8 +23,7 @@ class Actor:
     """The driver's side of one captioning actor.
 
     Attributes:
-        in_hand: items that it was given and has not finished, by id, with when that was (Unix milliseconds).
-        busy: slots, and those in use, at its last word.
+        ledger: what it was given, and what it has done.
         heard_at: when it last finished something, or began to have something to do; monotonic seconds.
         node_is_gone: whether it died because its whole node did; decided a while after ``death``.
         death: once it does not answer any more.
@@ -33,34 +31,23 @@ class Actor:
 
     def __init__(self, ray: Any, number: int, node: Node, handle: Any) -> None:
         self._ray = ray
-        self._number = number
         self._handle = handle
         self.node = node
-        self.in_hand: dict[int, tuple[CaptionItem, int]] = {}
-        self.busy: Sequence[int] = (0, 0)
-        self.captions = self.tokens = 0
+        self.ledger = Ledger(number)
         self.heard_at = 0.0
         self.is_ready = False
         self.death: Death | None = None
         self.node_is_gone = False
         self.refs: set[Any] = {handle.ready.remote()}
 
-    def room(self, ahead: int) -> int:
-        """Return how many items it could be given, with at least ``ahead`` beyond its slots."""
-        if not self.is_ready:
-            return 0
-        return self.busy[0] + max(ahead, self.busy[0] // 2) - len(self.in_hand)
+    @property
+    def room(self) -> int:
+        """Items that it could be given."""
+        return self.ledger.room if self.is_ready else 0
 
-    def sample(self) -> EngineSample:
-        """Return how busy it was at its last word."""
-        in_use = min(self.busy[1], len(self.in_hand))
-        return EngineSample(
-            self._number, self.busy[0], in_use, len(self.in_hand) - in_use, self.captions, self.tokens
-        )  # fmt: skip
-
-    def welcome(self, slots: int) -> None:
+    def register(self, slots: int) -> None:
         """Let it work."""
-        self.is_ready, self.busy = True, (slots, 0)
+        self.is_ready, self.ledger.slots = True, slots
         self.listen()
 
     def listen(self) -> None:
@@ -69,15 +56,15 @@ class Actor:
 
     def give(self, items: Sequence[tuple[CaptionItem, bytes]]) -> None:
         """Hand over items with the bytes of their pictures.  That it is dead is noticed when it is next heard."""
-        if not self.in_hand:
+        if not self.ledger.in_hand:
             self.heard_at = time.monotonic()
-        self.in_hand |= {item.id: (item, now_ms()) for item, _ in items}
+        for item, _ in items:
+            self.ledger.give(item)
         self.refs.add(self._handle.give.remote([(dataclasses.asdict(item), data) for item, data in items]))
 
     def abandon(self) -> None:
         """Want nothing any more of what is in hand."""
-        had, self.in_hand = self.in_hand, {}
-        if had and self.death is None:
+        if self.ledger.take_back() and self.death is None:
             self.refs.add(self._handle.abandon.remote())
 
     def dies(self, error: BaseException) -> None:
@@ -160,7 +147,7 @@ class Cluster:
                     actor.listen()
         return words
 
-    def buried(self) -> list[Actor]:
+    def reap(self) -> list[Actor]:
         """Return the dead actors of whom it is now known whether their node is gone too; they are ours no more."""
         dying = [(actor, actor.death) for actor in self.actors if actor.death is not None]
         if not dying:

@@ -5,6 +5,7 @@ state.  A node that is lost gives back what it had in hand, at nobody's expense;
 is held against the pictures that it had in hand, as on one machine (`etl.caption.gpus.pool`).
 """
 
+import dataclasses
 import logging
 import time
 from collections import deque
@@ -12,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from etl.caption.captioner import failure, never
+from etl.caption.ledger import Outcome, crashed, from_wire
 from etl.caption.ray.actors import Actor, Cluster
 from etl.caption.recipe import Recipe
 from etl.clock import now_ms
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
-from etl.domain.statuses import FinishReason
 from etl.domain.views import EngineSample
-from etl.errors import CrashedError, ModelError, WorkerTimeoutError, WorkingCopyError
+from etl.errors import ModelError, WorkerTimeoutError, WorkingCopyError
 from etl.images.cache import ImageCache
 from etl.images.working_copies import working_copy_bytes
 from etl.ray_cluster import connection
@@ -32,11 +33,6 @@ LOOK_S = 0.1
 
 NODES_S = 2.0
 """Seconds between two looks at which nodes there are."""
-
-AHEAD = 16
-"""Items that an actor is given at least beyond its slots, so that pictures are there when a slot is free."""
-
-Outcome = CaptionResult | ItemFailure
 
 
 class RayCaptioner:
@@ -69,7 +65,7 @@ class RayCaptioner:
 
     def samples(self) -> list[EngineSample]:
         """Return how busy each actor was at its last word."""
-        return [actor.sample() for actor in self._cluster.actors if actor.is_ready]
+        return [actor.ledger.sample() for actor in self._cluster.actors if actor.is_ready]
 
     def close(self) -> None:
         """End all actors and leave the cluster.  May be called twice."""
@@ -84,11 +80,11 @@ class RayCaptioner:
             while not should_stop():
                 self._look_around()
                 broken: list[ItemFailure] = []
-                more = self._hand_out(source, broken)
+                more = self._dispatch(source, broken)
                 yield from broken
-                if not more and not self._back and not any(actor.in_hand for actor in self._cluster.actors):
+                if not more and not self._back and not any(actor.ledger.in_hand for actor in self._cluster.actors):
                     return
-                yield from self._hear()
+                yield from self._receive()
                 yield from self._give_up_slow_ones()
         finally:
             self._back.clear()
@@ -98,7 +94,7 @@ class RayCaptioner:
     def _wait_for_one(self) -> None:
         while self._recipe is None:
             self._look_around()
-            for _ in self._hear():
+            for _ in self._receive():
                 pass
 
     def _look_around(self) -> None:
@@ -122,11 +118,11 @@ class RayCaptioner:
                 "start a node, or look at --ray-cpus"
             )
 
-    def _hand_out(self, source: Iterator[CaptionItem | None], broken: list[ItemFailure]) -> bool:
-        """Give items to the actors that have room; tell whether the source may have more right now."""
-        gifts: dict[Actor, list[tuple[CaptionItem, bytes]]] = {}
+    def _dispatch(self, source: Iterator[CaptionItem | None], broken: list[ItemFailure]) -> bool:
+        """Give items to the actors that have room; return whether the source may have more right now."""
+        batches: dict[Actor, list[tuple[CaptionItem, bytes]]] = {}
         more = True
-        while able := [a for a in self._cluster.actors if a.room(AHEAD) > len(gifts.get(a, ()))]:
+        while able := [a for a in self._cluster.actors if a.room > len(batches.get(a, ()))]:
             item = self._back.popleft() if self._back else next(source, None)
             if item is None:
                 more = False
@@ -137,45 +133,47 @@ class RayCaptioner:
             except WorkingCopyError as error:
                 broken.append(failure(item, error, begun))
                 continue
-            chosen = max(able, key=lambda a: a.room(AHEAD) - len(gifts.get(a, ())))
-            gifts.setdefault(chosen, []).append((item, data))
-        for actor, gift in gifts.items():
-            actor.give(gift)
+            chosen = max(able, key=lambda a: a.room - len(batches.get(a, ())))
+            batches.setdefault(chosen, []).append((item, data))
+        for actor, batch in batches.items():
+            actor.give(batch)
         return more
 
-    def _hear(self) -> Iterator[Outcome]:
+    def _receive(self) -> Iterator[Outcome]:
         """Yield what the actors have to tell, waiting a little for the first word."""
         for actor, word in self._cluster.listen(LOOK_S):
             if "recipe" in word:
-                self._greet(actor, word)
+                self._register(actor, word)
                 continue
-            actor.busy = word["busy"]
+            actor.ledger.slots, actor.ledger.in_use = word["busy"]
             for kind, fields in word["outcomes"]:
-                outcome = _outcome(kind, fields)
-                if actor.in_hand.pop(outcome.id, None) is None:
+                outcome = from_wire(kind, fields)
+                if not actor.ledger.settle(outcome):
                     continue
                 if isinstance(outcome, CaptionResult):
                     actor.node.fruitless = 0
-                    actor.captions += 1
-                    actor.tokens += outcome.tokens
+                elif outcome.stops:
+                    # What keeps one node from reading its own copies does not end the run.
+                    outcome = dataclasses.replace(outcome, stops=False)
                 actor.heard_at = time.monotonic()
                 yield outcome
             if word["error"]:
                 yield from self._crashed(actor, word["error"])
-        for actor in self._cluster.buried():
+        for actor in self._cluster.reap():
             if actor.node_is_gone:
-                log.warning("node %s is gone; %d captions go to others", actor.node.name, len(actor.in_hand))
-                self._back.extend(item for item, _ in actor.in_hand.values())
+                lost = actor.ledger.take_back()
+                log.warning("node %s is gone; %d captions go to others", actor.node.name, len(lost))
+                self._back.extend(item for item, _ in lost)
             else:
                 yield from self._crashed(actor, actor.death.why if actor.death else "")
 
-    def _greet(self, actor: Actor, word: dict[str, Any]) -> None:
+    def _register(self, actor: Actor, word: dict[str, Any]) -> None:
         """Let an actor that has loaded its model take part, if it would caption as the others do."""
         if word["error"] is None:
             recipe = Recipe.from_json(word["recipe"])
             if self._recipe in (None, recipe):
                 self._recipe = recipe
-                actor.welcome(word["slots"])
+                actor.register(word["slots"])
                 log.info("node %s captions too: %d slots", actor.node.name, word["slots"])
                 return
             word["error"] = "it would caption in another way than the others"
@@ -183,38 +181,27 @@ class RayCaptioner:
 
     def _crashed(self, actor: Actor, how: str) -> Iterator[ItemFailure]:
         """Give back what a dead process had in hand, as what may have killed it."""
-        log.warning(
-            "a captioning actor on node %s ended: %s; %d captions go back", actor.node.name, how, len(actor.in_hand)
-        )
-        lost, actor.in_hand = list(actor.in_hand.values()), {}
+        lost = actor.ledger.take_back()
+        log.warning("a captioning actor on node %s ended: %s; %d captions go back", actor.node.name, how, len(lost))
         self._cluster.discard(actor)
         actor.node.actor_died(how)
         for item, started_at in lost:
-            message = f"the captioning actor died with this picture in hand: {how}"
-            yield ItemFailure(item.id, CrashedError.slug, message, True, started_at, crashed=True)
+            yield crashed(item, started_at, f"the captioning actor died with this picture in hand: {how}")
 
     def _give_up_slow_ones(self) -> Iterator[ItemFailure]:
         """End actors that have had work for too long without finishing any; an attempt is charged for it."""
         patience = self._settings.ray_timeout
         for actor in list(self._cluster.actors):
-            if actor.in_hand and actor.is_ready and time.monotonic() - actor.heard_at > patience:
+            if actor.ledger.in_hand and actor.is_ready and time.monotonic() - actor.heard_at > patience:
                 log.warning("an actor on node %s finished nothing for %g s; it is ended", actor.node.name, patience)
-                lost, actor.in_hand = list(actor.in_hand.values()), {}
+                lost = actor.ledger.take_back()
                 self._cluster.discard(actor)
                 # Only what it was writing can have held it up; the others go elsewhere as they are.
-                writing = lost[: max(1, actor.busy[1])]
+                writing = lost[: max(1, actor.ledger.in_use)]
                 self._back.extend(item for item, _ in lost[len(writing) :])
                 for item, started_at in writing:
                     error = WorkerTimeoutError(f"no caption within {patience:g} s on node {actor.node.name}")
                     yield failure(item, error, started_at)
-
-
-def _outcome(kind: str, fields: dict[str, Any]) -> Outcome:
-    if kind == "failure":
-        # What keeps one node from reading its own copies does not end the run.
-        return ItemFailure(**fields | {"stops": False})
-    plain = fields | {"finish_reason": FinishReason(fields["finish_reason"]), "flags": tuple(fields["flags"])}
-    return CaptionResult(**plain)
 
 
 def check(settings: Settings) -> None:

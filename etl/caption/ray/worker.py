@@ -5,7 +5,6 @@ several threads at once; the model works in a thread of its own.
 """
 
 import contextlib
-import dataclasses
 import functools
 import os
 import threading
@@ -13,6 +12,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from etl.caption.captioner import failure
+from etl.caption.ledger import to_wire
 from etl.clock import now_ms
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.errors import EtlError, WorkingCopyError
@@ -56,8 +57,6 @@ class RayWorker:
             name = self._cache.put_working(data)
             with self._changed:
                 if name != item.working_sha256:
-                    from etl.caption.captioner import failure
-
                     broken = WorkingCopyError(f"the working copy {item.working_sha256} was damaged on its way")
                     self._outcomes.append(failure(item, broken, now_ms()))
                     self._remove(name)
@@ -70,13 +69,16 @@ class RayWorker:
     def take(self, wait_s: float) -> dict[str, Any]:
         """Return what is finished, after at most ``wait_s`` seconds, and how busy the engine is.
 
-        ``outcomes`` holds ``("result" or "failure", fields)``; ``error`` why the engine as a whole cannot go on.
+        ``outcomes`` are as `etl.caption.ledger.to_wire` puts them; ``error`` why the engine as a whole cannot go on.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._outcomes or self._error, wait_s)
             outcomes, self._outcomes = self._outcomes, []
-            told = [("result" if isinstance(o, CaptionResult) else "failure", dataclasses.asdict(o)) for o in outcomes]
-            return {"outcomes": told, "busy": tuple(self._busy), "error": self._error}
+            return {
+                "outcomes": [to_wire(outcome) for outcome in outcomes],
+                "busy": tuple(self._busy),
+                "error": self._error,
+            }
 
     def abandon(self) -> None:
         """Want nothing any more of what was given."""
@@ -124,7 +126,7 @@ class RayWorker:
             self._busy = [sample.slots, sample.in_use]
 
     def _is_abandoned(self, before: int) -> bool:
-        """Tell whether `abandon` was called more often than that."""
+        """Return whether `abandon` was called more often than that."""
         return self._given_up != before
 
     def _wait_for_item(self) -> tuple[CaptionItem, int]:

@@ -1,12 +1,12 @@
 """How many slots a card has room for."""
 
 import logging
-from typing import Any
 
 from etl.caption.model import cuda
 from etl.caption.model.loading import LoadedModel
-from etl.caption.slots.kv_cache import kv_shape
-from etl.caption.slots.state import Shape
+from etl.caption.slots.families import FAMILIES, Llava
+from etl.caption.slots.kv_cache import CacheLayout
+from etl.caption.slots.state import EngineConfig
 from etl.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -18,14 +18,14 @@ PREFILL = 8
 """Pictures prefilled together: enough to keep a large card busy, few enough to leave memory to the slots."""
 
 ROUND_TO = 64
-"""Positions of a slot are a multiple of this, so that a little longer prompt finds room."""
+"""Tokens of a slot are a multiple of this, so that a little longer prompt finds room."""
 
 _RESERVE = 1024**3
 """Bytes for what is not counted below: libraries' workspaces, the recorded graph, fragments."""
 
 
-def positions_for(longest: int, context: int | None, *, tight: bool = False) -> int:
-    """Return the positions of a slot for requests of up to ``longest`` tokens, with some room for longer ones.
+def max_seq_len_for(longest: int, context: int | None, *, tight: bool = False) -> int:
+    """Return the tokens of a slot for requests of up to ``longest`` tokens, with some room for longer ones.
 
     With ``tight``, the room is only what rounding gives.
     """
@@ -34,8 +34,8 @@ def positions_for(longest: int, context: int | None, *, tight: bool = False) -> 
     return max(longest, room if context is None else min(room, context))
 
 
-def choose_slots(loaded: LoadedModel, settings: Settings, positions: int, *, penalised: bool) -> int:
-    """Return how many slots of so many positions there is room for; at least 1.
+def choose_slots(loaded: LoadedModel, settings: Settings, max_seq_len: int, *, penalised: bool) -> int:
+    """Return how many slots of so many tokens there is room for; at least 1.
 
     ``settings.slots`` decides where it is given.  On a GPU the free memory does, up to ``gpu_memory_fraction`` of
     all; elsewhere ``batch_size``, as a processor gains little from more.
@@ -45,53 +45,62 @@ def choose_slots(loaded: LoadedModel, settings: Settings, positions: int, *, pen
     if not cuda.serves(loaded.device):
         return settings.batch_size
     free, total = cuda.memory(loaded.device)
-    slots = max(1, slots_within(loaded, settings, positions, (free, total), penalised=penalised))
+    slots = max(1, slots_within(loaded, settings, max_seq_len, (free, total), penalised=penalised))
     log.info(
-        "%d slots of %d tokens: %.1f of %.1f GiB of the GPU's memory are free", slots, positions, free / 2**30,
+        "%d slots of %d tokens: %.1f of %.1f GiB of the GPU's memory are free",
+        slots,
+        max_seq_len,
+        free / 2**30,
         total / 2**30,
-    )  # fmt: skip
+    )
     return slots
 
 
 def slots_within(
-    loaded: LoadedModel, settings: Settings, positions: int, memory: tuple[int, int], *, penalised: bool
+    loaded: LoadedModel, settings: Settings, max_seq_len: int, memory: tuple[int, int], *, penalised: bool
 ) -> int:
     """Return how many slots fit into a GPU's memory of which so many bytes are free, of so many in all; below 1 if
     there is no room.
     """
     free, total = memory
-    budget = free - round(total * (1 - settings.gpu_memory_fraction)) - _RESERVE - prefill_bytes(loaded, positions)
-    return min(MOST_SLOTS, budget // slot_bytes(loaded, positions, settings, penalised=penalised))
+    budget = free - round(total * (1 - settings.gpu_memory_fraction)) - _RESERVE - prefill_bytes(loaded, max_seq_len)
+    return min(MOST_SLOTS, budget // slot_bytes(loaded, max_seq_len, settings, penalised=penalised))
 
 
-def slot_bytes(loaded: LoadedModel, positions: int, settings: Settings, *, penalised: bool) -> int:
-    """Return the bytes of one slot: keys and values of all layers, the words used, and a step's logits."""
-    config = _text_config(loaded)
-    heads, dim = kv_shape(config)
-    kv = 2 * config.num_hidden_layers * heads * dim * loaded.dtype.itemsize * (positions + 1)
+def slot_bytes(loaded: LoadedModel, max_seq_len: int, settings: Settings, *, penalised: bool) -> int:
+    """Return the bytes of one slot: keys and values of all layers, the tokens used, and a step's logits."""
+    layout = _layout(loaded)
+    kv = 2 * layout.layers * layout.kv_heads * layout.dim * loaded.dtype.itemsize * (max_seq_len + 1)
     # Logits in the model's type, as float32, and once more where they are changed.
-    logits = config.vocab_size * (loaded.dtype.itemsize + 4 + (9 if penalised else 0))
+    logits = layout.vocab_size * (loaded.dtype.itemsize + 4 + (9 if penalised else 0))
     return int(kv + logits + 8 * settings.max_new_tokens)
 
 
-def prefill_bytes(loaded: LoadedModel, positions: int) -> int:
+def prefill_bytes(loaded: LoadedModel, max_seq_len: int) -> int:
     """Return the bytes that a prefill of `PREFILL` pictures may need beside the cache.
 
     The widest moment of a layer holds a few copies of the hidden state and of the inner one of its MLP.
     """
-    config = _text_config(loaded)
-    return int(PREFILL * positions * (6 * config.hidden_size + 3 * config.intermediate_size) * loaded.dtype.itemsize)
+    layout = _layout(loaded)
+    return int(PREFILL * max_seq_len * (6 * layout.hidden + 3 * layout.inner) * loaded.dtype.itemsize)
 
 
-def build_shape(
-    loaded: LoadedModel, settings: Settings, longest: int, *, penalised: bool, most_slots: int | None,
+def engine_config(
+    loaded: LoadedModel,
+    settings: Settings,
+    longest: int,
+    *,
+    penalised: bool,
+    most_slots: int | None,
     tight: bool = False,
-) -> Shape:  # fmt: skip
-    """Return the shape of an engine for requests of up to ``longest`` tokens, of at most ``most_slots`` slots."""
-    positions = positions_for(longest, loaded.context, tight=tight)
-    slots = choose_slots(loaded, settings, positions, penalised=penalised)
-    return Shape(min(slots, most_slots or slots), positions, settings.max_new_tokens, penalised)
+) -> EngineConfig:
+    """Return what an engine needs for requests of up to ``longest`` tokens, with at most ``most_slots`` slots."""
+    max_seq_len = max_seq_len_for(longest, loaded.context, tight=tight)
+    slots = choose_slots(loaded, settings, max_seq_len, penalised=penalised)
+    return EngineConfig(min(slots, most_slots or slots), max_seq_len, settings.max_new_tokens, penalised)
 
 
-def _text_config(loaded: LoadedModel) -> Any:
-    return loaded.model.config.get_text_config()
+def _layout(loaded: LoadedModel) -> CacheLayout:
+    config = loaded.model.config
+    # Of a model that slots do not drive, it is asked only for an estimate.
+    return FAMILIES.get(config.model_type, Llava).layout_of(config)

@@ -17,11 +17,11 @@ from etl.caption.pictures.normalise import Normaliser
 from etl.caption.pictures.pixels import PixelPlan
 from etl.caption.recipe import Recipe
 from etl.caption.slots.candidates import Candidates
-from etl.caption.slots.capacity import PREFILL, build_shape
+from etl.caption.slots.capacity import PREFILL, engine_config
 from etl.caption.slots.engine import Finished, SlotEngine
-from etl.caption.slots.request_queue import Intake
-from etl.caption.slots.state import Request
-from etl.caption.slots.timing import PhaseClock
+from etl.caption.slots.request_queue import RequestQueue
+from etl.caption.slots.state import EngineConfig, Request
+from etl.caption.slots.timing import Timings
 from etl.caption.tokens import Detokenizer, PromptEncoder
 from etl.clock import now_ms
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
@@ -43,12 +43,12 @@ class SlotCaptioner:
     """A `Captioner` that drives a `SlotEngine` on one device.
 
     Pictures are opened and prompts encoded ahead of the engine.  The engine is made for the first pictures and made
-    anew when a longer prompt, a repetition penalty or a lack of memory asks for another shape.  When memory runs out,
+    anew when a longer prompt, a repetition penalty or a lack of memory asks for another one.  When memory runs out,
     prefills become smaller, then slots fewer, for the rest of the captioner's life; what was in the slots is done again
     and no attempt is charged.
 
     Attributes:
-        engine: the engine at work; ``None`` before the first picture and after a change of shape.
+        engine: the engine at work; ``None`` before the first picture and after a change of its configuration.
     """
 
     def __init__(
@@ -75,15 +75,16 @@ class SlotCaptioner:
         self._locate = locate
         self._recipe = loaded.recipe(settings, engine=ENGINE, longest_edge=longest_edge)
         longest = settings.max_new_tokens
-        self._intake = Intake(
+        self._queue = RequestQueue(
             PixelPlan.of(loaded.processor.image_processor, settings.max_aspect),
-            PromptEncoder(loaded.processor, longest, loaded.context), locate,
-            processes=_feeders(settings, loaded.device),
+            PromptEncoder(loaded.processor, longest, loaded.context),
+            locate,
+            processes=_loaders(settings, loaded.device),
             limit_of=lambda item: longest if limit_of is None else min(longest, limit_of(item)),
-        )  # fmt: skip
+        )
         self._normalise = Normaliser.of(loaded.processor.image_processor)
         self._detokenizer = Detokenizer(loaded)
-        self._clock = PhaseClock(loaded.device)
+        self._clock = Timings(loaded.device)
         self._overflowed: list[CaptionItem] = []
         self._prefill = PREFILL
         self._most_slots: int | None = None
@@ -96,7 +97,7 @@ class SlotCaptioner:
         return self._recipe
 
     @property
-    def phases(self) -> dict[str, float]:
+    def timings(self) -> dict[str, float]:
         """Seconds by phase (`etl.caption.slots.timing`) so far."""
         return self._clock.seconds()
 
@@ -106,12 +107,19 @@ class SlotCaptioner:
 
     def sample(self) -> EngineSample:
         """Return how busy the engine is."""
-        return EngineSample(0, self._slots, self._in_use, self._intake.waiting, self._captions, self._tokens)
+        return EngineSample(
+            worker=0,
+            slots=self._slots,
+            in_use=self._in_use,
+            waiting=self._queue.waiting,
+            captions=self._captions,
+            tokens=self._tokens,
+        )
 
     def close(self) -> None:
         """Let go of the model; its memory is free once the caller holds no `LoadedModel` either."""
         self._end_engine()
-        self._intake.close()
+        self._queue.close()
         self._loaded = None  # type: ignore[assignment]  # unusable from here on
         cuda.free_memory()
 
@@ -119,18 +127,18 @@ class SlotCaptioner:
         self, items: Iterable[CaptionItem | None], *, should_stop: Callable[[], bool] = never
     ) -> Iterator[Outcome]:
         """Yield one outcome per item, as they finish; see `etl.caption.captioner.Captioner`."""
-        intake = self._intake
-        intake.begin(items)
+        queue = self._queue
+        queue.begin(items)
         try:
             while not should_stop():
-                yield from intake.pull(self._ahead)
-                idle = not (intake.ready or self._in_use)
+                yield from queue.pull(self._ahead)
+                idle = not (queue.ready or self._in_use)
                 with self._clock("feed", host=True):
-                    broken = list(intake.receive(IDLE_WAIT_S if idle else 0.0))
+                    broken = list(queue.receive(IDLE_WAIT_S if idle else 0.0))
                 yield from broken
-                if intake.ready or self._in_use:
+                if queue.ready or self._in_use:
                     yield from self._advance()
-                elif intake.is_finished:
+                elif queue.is_finished:
                     break
             if self._overflowed and not should_stop():
                 yield from self._recompute(should_stop)
@@ -138,7 +146,7 @@ class SlotCaptioner:
             # After a stop, an error, or by a caller who wants no more: what is unfinished is forgotten.
             self._abandon()
             self._overflowed.clear()
-            intake.abandon()
+            queue.abandon()
 
     def _abandon(self) -> None:
         if self.engine is None or not self.engine.in_use:
@@ -179,12 +187,12 @@ class SlotCaptioner:
 
     def _fill(self) -> Iterator[Outcome]:
         """Prefill the oldest requests that fit; where none fits and no slot is in use, make an engine for them."""
-        if not self._in_use and self._intake.ready and not any(self._holds(request) for request in self._intake.ready):
+        if not self._in_use and self._queue.ready and not any(self._holds(request) for request in self._queue.ready):
             self._make_engine()
         engine = self.engine
         if engine is None or not engine.free:
             return
-        fitting = [request for request in self._intake.ready if engine.shape.holds(request)]
+        fitting = [request for request in self._queue.ready if engine.config.holds(request)]
         if self._candidates.by_length and fitting:
             # The oldest goes in any case.
             oldest = len(fitting[0].ids)
@@ -193,13 +201,13 @@ class SlotCaptioner:
         if not group:
             return
         for request in group:
-            self._intake.ready.remove(request)
+            self._queue.ready.remove(request)
         fault = self._admit(engine, group)
         if fault is not None:
             yield from self._after_fault(group, *fault)
 
     def _holds(self, request: Request) -> bool:
-        return self.engine is not None and self.engine.shape.holds(request)
+        return self.engine is not None and self.engine.config.holds(request)
 
     def _admit(self, engine: SlotEngine, group: list[Request]) -> tuple[str, bool] | None:
         """Prefill a group; return why it failed and whether memory was short, in words that hold no tensors."""
@@ -216,11 +224,11 @@ class SlotCaptioner:
             if self._prefill > 1 and len(group) > 1:
                 self._prefill = (len(group) + 1) // 2
                 log.warning("out of memory with %d pictures; going on with %d at a time", len(group), self._prefill)
-            elif self.engine is not None and self.engine.shape.slots > 1:
+            elif self.engine is not None and self.engine.config.slots > 1:
                 self._have_fewer_slots(message)
             else:
                 yield failure(group.pop().item, GenerationError(message), now_ms())
-            self._intake.ready.extendleft(reversed(group))
+            self._queue.ready.extendleft(reversed(group))
             return
         for request in group:
             alone = self._admit(self.engine, [request]) if len(group) > 1 and self.engine else (message, False)
@@ -230,39 +238,41 @@ class SlotCaptioner:
     def _have_fewer_slots(self, message: str) -> None:
         """Halve the slots; what is in them begins anew, before everything else."""
         assert self.engine is not None
-        slots, unfinished = self.engine.shape.slots, self.engine.unfinished()
+        slots, unfinished = self.engine.config.slots, self.engine.unfinished()
         if slots == 1:
             raise ModelError(
                 f"the GPU has no memory left for a single caption; lower --max-new-tokens (what it said: {message})"
             )
         self._most_slots = slots // 2
         self._end_engine()
-        self._intake.ready.extendleft(reversed(unfinished))
+        self._queue.ready.extendleft(reversed(unfinished))
         log.warning("out of memory with %d slots; going on with %d", slots, self._most_slots)
 
     def _make_engine(self) -> None:
         """Make an engine in which everything that is ready fits; the old one must be empty."""
         self._end_engine()
         cuda.free_memory()
-        longest = max(request.positions for request in self._intake.ready)
-        penalised = any(request.penalty != 1.0 for request in self._intake.ready)
-        shape = None
+        longest = max(request.max_seq_len for request in self._queue.ready)
+        penalised = any(request.penalty != 1.0 for request in self._queue.ready)
+        config: EngineConfig | None = None
         try:
-            shape = build_shape(
-                self._loaded, self._settings, longest, penalised=penalised, most_slots=self._most_slots,
+            config = engine_config(
+                self._loaded,
+                self._settings,
+                longest,
+                penalised=penalised,
+                most_slots=self._most_slots,
                 tight=self._candidates.tight_rows,
-            )  # fmt: skip
-            self.engine = SlotEngine(
-                self._loaded, self._normalise, shape, self._clock, candidates=self._candidates
-            )  # fmt: skip
-            self._slots = shape.slots
+            )
+            self.engine = SlotEngine(self._loaded, self._normalise, config, self._clock, candidates=self._candidates)
+            self._slots = config.slots
             return
         except BATCH_FAULTS as error:
             message, short = one_line(error), short_of_memory(error, self._loaded.device)
-        if not short or shape is None or shape.slots == 1:
+        if not short or config is None or config.slots == 1:
             raise ModelError(f"the slot engine cannot be set up: {message}")
-        self._most_slots = shape.slots // 2
-        log.warning("out of memory with %d slots; going on with %d", shape.slots, self._most_slots)
+        self._most_slots = config.slots // 2
+        log.warning("out of memory with %d slots; going on with %d", config.slots, self._most_slots)
 
     def _end_engine(self) -> None:
         if self.engine is not None:
@@ -292,7 +302,7 @@ class SlotCaptioner:
             yield self._counted(outcome) if isinstance(outcome, CaptionResult) else outcome
 
 
-def _feeders(settings: Settings, device: torch.device) -> int:
+def _loaders(settings: Settings, device: torch.device) -> int:
     """Return how many processes open pictures: two give 100 a second; beside a model on the CPU a thread will do."""
     if settings.feeders or not cuda.serves(device):
         return settings.feeders

@@ -8,9 +8,9 @@ to the next one at once.
 The modules are transformers' own, called with a cache (`etl.caption.slots.kv_cache`) whose rows have lengths of their
 own.  Padding is on the right and exact: no causal query sees what lies to its right.
 
-The host never waits for a step that it has just started.  On CUDA it reads the state of one turn (``poll`` steps)
+The host never waits for a step that it has just started.  On CUDA it reads the state of one iteration (``poll`` steps)
 while the next is running, and prefills run beside the decoding on a stream of their own, whose captions join in once
-they are ready.  So a finished slot stays idle for one to two turns, and the GPU for none.
+they are ready.  So a finished slot stays idle for one to two iterations, and the GPU for none.
 """
 
 import contextlib
@@ -27,11 +27,12 @@ from etl.caption.model.faults import BATCH_FAULTS, is_out_of_memory
 from etl.caption.model.loading import LoadedModel
 from etl.caption.pictures.normalise import Normaliser
 from etl.caption.slots.candidates import Candidates
+from etl.caption.slots.families import FAMILIES
 from etl.caption.slots.kernel_check import Kernel, usable_kernel
-from etl.caption.slots.kv_cache import ATTENTION, Placement, kv_shape, slot_cache
+from etl.caption.slots.kv_cache import ATTENTION, Placement, slot_cache
 from etl.caption.slots.readings import Reading
-from etl.caption.slots.state import Request, Shape, SlotState
-from etl.caption.slots.timing import PhaseClock
+from etl.caption.slots.state import EngineConfig, Request, SlotState
+from etl.caption.slots.timing import Timings
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class _Occupied:
-    """A slot in use.  What was read of the slots before turn ``since`` says nothing of this request.
+    """A slot in use.  What was read of the slots before iteration ``since`` says nothing of this request.
 
     ``since`` is ``None`` until the decoding has taken the request over.
     """
@@ -77,25 +78,31 @@ class _Entering:
     computed: cuda.Event | None
 
     def is_computed(self) -> bool:
-        """Tell whether the device has got so far."""
+        """Return whether the device has got so far."""
         return self.computed is None or cuda.is_past(self.computed)
 
 
 class SlotEngine:
-    """Writes captions greedily in ``shape.slots`` slots; for one thread.
+    """Writes captions greedily in ``config.slots`` slots; for one thread.
 
     Give it groups of requests with `admit`, at most `free` of them, and call `step` while `in_use`.  The model is
     shared: while the engine lives, its language model attends by `slot_attention`; `close` gives it back.
     """
 
     def __init__(
-        self, loaded: LoadedModel, normalise: Normaliser, shape: Shape, clock: PhaseClock, *, poll: int = POLL,
+        self,
+        loaded: LoadedModel,
+        normalise: Normaliser,
+        config: EngineConfig,
+        clock: Timings,
+        *,
+        poll: int = POLL,
         candidates: Candidates = Candidates(),  # noqa: B008 -- frozen
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take all the memory that decoding needs.  Raises `torch.OutOfMemoryError`, and holds nothing then."""
-        self.shape = shape
-        self._model = loaded.model
-        self._language = loaded.model.model.language_model
+        self.config = config
+        self._family = FAMILIES[loaded.model.config.model_type](loaded.model)
+        self._dtype = loaded.model.dtype
         self._normalise = normalise
         self._clock = clock
         self._poll = poll
@@ -103,38 +110,35 @@ class SlotEngine:
         self._occupied: dict[int, _Occupied] = {}
         self._entering: list[_Entering] = []
         self._ahead: Reading | None = None
-        self._turn = 0
+        self._iteration = 0
         self._closed = False
         self._prefilling: cuda.Stream | None = None
         self._first: cuda.Stream | None = None
         self._graph: cuda.Graph | None = None
         self._kernel: Kernel | None = None
-        self._attention = self._language.config._attn_implementation
+        self._attention: str | None = None
         try:
             with torch.inference_mode():
+                layout = self._family.layout_of(loaded.model.config)
                 if cuda.serves(device):
                     cuda.use(device)
                     self._prefilling = cuda.new_stream(device)
                     if candidates.decode_first:
                         self._first = cuda.new_stream(device, first=True)
-                    config = self._language.config
-                    self._kernel = usable_kernel(device, loaded.dtype, config.num_attention_heads, *kv_shape(config))
-                self._where = Placement(shape.slots, device)
-                self._state = SlotState(shape, loaded.eos, self._model.lm_head.weight.shape[0], device)
+                    self._kernel = usable_kernel(device, loaded.dtype, layout.heads, layout.kv_heads, layout.dim)
+                self._where = Placement(config.slots, device)
+                self._state = SlotState(config, loaded.eos, self._family.vocab_size, device)
                 # One position for what free slots write, see `SlotState.next_position`.
                 self._cache = slot_cache(
-                    self._language.config, self._where, shape.slots, shape.positions + 1, loaded.dtype, device
+                    layout, self._where, config.slots, config.max_seq_len + 1, loaded.dtype, device
                 )
-                self._attend_by(ATTENTION)
+                self._attention = self._family.attend_by(ATTENTION)
                 if cuda.serves(device):
                     self._capture()
                     self._wait_for_device()
         except BaseException:
             self.close()
             raise
-
-    def _attend_by(self, name: str) -> None:
-        self._model.set_attn_implementation({"text_config": name})
 
     def _wait_for_device(self) -> None:
         """Let both streams come to rest: what one of them does now must be seen by the other."""
@@ -149,7 +153,7 @@ class SlotEngine:
     @property
     def free(self) -> int:
         """Slots that may be given a request."""
-        return self.shape.slots - len(self._occupied)
+        return self.config.slots - len(self._occupied)
 
     def unfinished(self) -> list[Request]:
         """Return the requests in the slots, oldest first."""
@@ -172,11 +176,12 @@ class SlotEngine:
         # Often it is an error that ends an engine, and that is the one to be heard of.
         with contextlib.suppress(RuntimeError):
             self._wait_for_device()
-        self._attend_by(self._attention)
+        if self._attention is not None:
+            self._family.attend_by(self._attention)
         self._occupied.clear()
         self._entering.clear()
         self._ahead = self._graph = None
-        for name in ("_cache", "_state", "_model", "_language"):
+        for name in ("_cache", "_state", "_family"):
             # Nothing may hold the memory any longer, whoever still holds the engine.
             setattr(self, name, None)
 
@@ -187,42 +192,31 @@ class SlotEngine:
         Raises `torch.OutOfMemoryError` when this group is too large; no slot has been taken then.
         """
         assert 0 < len(requests) <= self.free
-        slots = [slot for slot in range(self.shape.slots) if slot not in self._occupied][: len(requests)]
+        slots = [slot for slot in range(self.config.slots) if slot not in self._occupied][: len(requests)]
         with _on(self._prefilling):
             entering = self._prefill(requests, slots)
         self._entering.append(entering)
         self._occupied |= {slot: _Occupied(request) for slot, request in entering.places.items()}
 
     def _prefill(self, requests: Sequence[Request], slots: list[int]) -> _Entering:
-        device, model = self._device, self._model
+        device, family = self._device, self._family
         lengths = [len(request.ids) for request in requests]
-        width = min(-(-max(lengths) // PAD_TO) * PAD_TO, self.shape.positions)
+        width = min(-(-max(lengths) // PAD_TO) * PAD_TO, self.config.max_seq_len)
         # Padded with its own first token: that one is in use anyhow, for the repetition penalty.
         padded = [request.ids + request.ids[:1] * (width - len(request.ids)) for request in requests]
-        image = model.config.image_token_id
-        starts = cuda.to_device(torch.tensor([request.ids.index(image) for request in requests]), device)
+        starts = cuda.to_device(torch.tensor([family.image_start(request.ids) for request in requests]), device)
         ids = cuda.to_device(torch.tensor(padded), device)
-        rows = torch.arange(len(requests), device=device)
         with self._clock("vision"):
             pixels = cuda.to_device(torch.stack([request.pixels for request in requests]), device)
-            features = model.model.get_image_features(self._normalise(pixels, model.dtype)).pooler_output
-            features = torch.stack(tuple(features))
+            features = family.features(self._normalise(pixels, self._dtype))
         with self._clock("prefill"):
-            embedded = self._language.embed_tokens(ids)
-            # By position, not by comparing tokens: that would make the host wait for the device.
-            places = starts[:, None] + torch.arange(features.shape[1], device=device)
-            embedded[rows[:, None], places] = features.to(embedded.dtype)
             where = cuda.to_device(torch.tensor(slots), device)
             ends = cuda.to_device(torch.tensor(lengths), device)
             self._where.prefill = where
             try:
-                hidden = self._language(
-                    inputs_embeds=embedded, past_key_values=self._cache, use_cache=True,
-                    position_ids=torch.arange(width, device=device)[None],
-                ).last_hidden_state  # fmt: skip
+                logits = family.prefill(ids, starts, ends, features, self._cache)
             finally:
                 self._where.prefill = None
-            logits = model.lm_head(hidden[rows, ends - 1])
         computed = None if self._prefilling is None else cuda.mark()
         return _Entering(dict(zip(slots, requests, strict=True)), where, ids, ends, logits, computed)
 
@@ -232,7 +226,7 @@ class SlotEngine:
 
         Raises `torch.OutOfMemoryError`; `unfinished` tells what is to be done again then, by another engine.
         """
-        self._turn += 1
+        self._iteration += 1
         with _on(self._first):
             self._enter()
             with self._clock("decode"):
@@ -241,7 +235,7 @@ class SlotEngine:
                         cuda.replay(self._graph)
                     else:
                         self._decode()
-            reading = Reading(self._turn, self._state.outcomes, beside=self._prefilling is not None)
+            reading = Reading(self._iteration, self._state.outcomes, beside=self._prefilling is not None)
         if self._prefilling is None:
             return self._collect(reading)
         self._ahead, due = reading, self._ahead
@@ -260,21 +254,18 @@ class SlotEngine:
                 made = (group.slots, group.ids, group.lengths, group.logits)
                 cuda.wait_on(cuda.current_stream(self._device), group.computed, made)
             self._state.enter(group.slots, list(group.places.values()), group.ids, group.lengths)
-            self._state.emit(group.slots, group.logits)
+            self._state.append_tokens(group.slots, group.logits)
             for slot, request in group.places.items():
-                self._occupied[slot] = _Occupied(request, self._turn)
+                self._occupied[slot] = _Occupied(request, self._iteration)
 
     def _decode(self) -> None:
         """Add one token to every live slot.  Fixed shapes and no look at any value, so that CUDA can replay it."""
         state = self._state
         position, lengths = state.next_position()
         self._where.position = position
-        hidden = self._language(
-            inputs_embeds=self._language.embed_tokens(state.token)[:, None], past_key_values=self._cache,
-            use_cache=True, position_ids=position[:, None], slot_lengths=lengths, slot_kernel=self._kernel,
-        ).last_hidden_state  # fmt: skip
+        logits = self._family.decode(state.token, position, self._cache, slot_lengths=lengths, slot_kernel=self._kernel)
         state.advance()
-        state.emit(self._where.rows, self._model.lm_head(hidden[:, 0]))
+        state.append_tokens(self._where.rows, logits)
 
     def _capture(self) -> None:
         """Record one step, while all slots are free and so nothing that it does counts.
@@ -300,7 +291,7 @@ class SlotEngine:
         alive, counts, bad = live.tolist(), count.tolist(), overflowed.tolist()
         ended = []
         for slot, occupied in list(self._occupied.items()):
-            if occupied.since is not None and reading.turn >= occupied.since and not alive[slot]:
+            if occupied.since is not None and reading.iteration >= occupied.since and not alive[slot]:
                 del self._occupied[slot]
                 ended.append(Finished(occupied.request, written[slot, : counts[slot]].tolist(), not bad[slot]))
         return ended

@@ -4,6 +4,7 @@ transformers' own static cache has one write position for the whole batch; here 
 holds a caption of its own age.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,9 +43,15 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
     is_sliding = False
 
     def __init__(
-        self, where: Placement, slots: int, positions: int, heads: int, dim: int, dtype: torch.dtype,
+        self,
+        where: Placement,
+        slots: int,
+        positions: int,
+        heads: int,
+        dim: int,
+        dtype: torch.dtype,
         device: torch.device,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.keys = torch.zeros(slots, positions, heads, dim, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
@@ -81,19 +88,47 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
         return int(self.keys.shape[1])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheLayout:
+    """The sizes of a language model that decide what decoding with it takes.
+
+    Attributes:
+        layers: that keep keys and values.
+        heads, kv_heads: of the queries, and of the keys and values, in one layer.
+        dim: of one head.
+        hidden, inner: values of a token between layers, and inside their MLP.
+        vocab_size: logits of a token.
+    """
+
+    layers: int
+    heads: int
+    kv_heads: int
+    dim: int
+    hidden: int
+    inner: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, config: Any) -> "CacheLayout":
+        """Return the sizes of a language model's configuration."""
+        heads = config.num_attention_heads
+        return cls(
+            layers=config.num_hidden_layers,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            hidden=config.hidden_size,
+            inner=config.intermediate_size,
+            vocab_size=config.vocab_size,
+        )
+
+
 def slot_cache(
-    config: Any, where: Placement, slots: int, positions: int, dtype: torch.dtype, device: torch.device
+    layout: CacheLayout, where: Placement, slots: int, positions: int, dtype: torch.dtype, device: torch.device
 ) -> Cache:
-    """Return a cache for a language model's config.  Raises `torch.OutOfMemoryError`."""
-    heads, dim = kv_shape(config)
-    layers = [SlotLayer(where, slots, positions, heads, dim, dtype, device) for _ in range(config.num_hidden_layers)]
-    return Cache(layers=layers)
-
-
-def kv_shape(config: Any) -> tuple[int, int]:
-    """Return the key/value heads of one layer and their dimension."""
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads), int(dim)
+    """Return a cache for a language model.  Raises `torch.OutOfMemoryError`."""
+    shape = (slots, positions, layout.kv_heads, layout.dim)
+    return Cache(layers=[SlotLayer(where, *shape, dtype, device) for _ in range(layout.layers)])
 
 
 def slot_attention(

@@ -10,9 +10,9 @@ from etl.caption.model import cuda
 class Reading:
     """A copy of the slots' state on the host: complete once `wait` returns."""
 
-    def __init__(self, turn: int, tensors: Sequence[torch.Tensor], *, beside: bool) -> None:
+    def __init__(self, iteration: int, tensors: Sequence[torch.Tensor], *, beside: bool) -> None:
         """With ``beside``, the copy is made on a GPU, whenever that gets to it."""
-        self.turn = turn
+        self.iteration = iteration
         self._copies = cuda.to_host(tensors) if beside else [tensor.clone() for tensor in tensors]
         self._copied = cuda.mark() if beside else None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from etl.caption.captioner import failure
-from etl.caption.pictures.loader import Fed, Feeder
+from etl.caption.pictures.loader import ImageLoader, LoadedImage
 from etl.caption.pictures.pixels import PixelPlan
 from etl.caption.slots.state import Request
 from etl.caption.tokens import PromptEncoder
@@ -16,7 +16,7 @@ from etl.domain.items import CaptionItem, ItemFailure
 from etl.errors import CaptionError
 
 
-class Intake:
+class RequestQueue:
     """Opens pictures and encodes prompts; for one thread.
 
     Attributes:
@@ -40,8 +40,8 @@ class Intake:
         self._size = (plan.crop_height, plan.crop_width, 3)
         self._encoder = encoder
         self._limit_of = limit_of
-        self._make_feeder: Callable[[], Feeder] = lambda: Feeder(plan, locate, processes=processes)
-        self._feeder: Feeder | None = None
+        self._make_loader: Callable[[], ImageLoader] = lambda: ImageLoader(plan, locate, processes=processes)
+        self._loader: ImageLoader | None = None
         self._source: Iterator[CaptionItem | None] = iter(())
         self._ended = self._dry = True
 
@@ -57,7 +57,7 @@ class Intake:
 
     @property
     def _pending(self) -> int:
-        return self._feeder.pending if self._feeder is not None else 0
+        return self._loader.pending if self._loader is not None else 0
 
     def begin(self, items: Iterable[CaptionItem | None]) -> None:
         """Take items from here from now on; ``None`` among them means that there is none at the moment."""
@@ -74,34 +74,34 @@ class Intake:
             except CaptionError as error:
                 yield failure(item, error, started_at)
                 continue
-            if self._feeder is None:
-                self._feeder = self._make_feeder()
-            self._feeder.submit(item)
+            if self._loader is None:
+                self._loader = self._make_loader()
+            self._loader.submit(item)
 
     def receive(self, timeout_s: float) -> Iterator[ItemFailure]:
         """Make requests of the pictures that are open, waiting so long for the first; yield those that are broken."""
-        if self._feeder is None or not self._pending:
+        if self._loader is None or not self._pending:
             return
-        for fed in self._feeder.take(timeout_s):
-            if fed.error is not None:
-                yield failure(fed.item, fed.error, fed.started_at)
+        for loaded in self._loader.take(timeout_s):
+            if loaded.error is not None:
+                yield failure(loaded.item, loaded.error, loaded.started_at)
             else:
-                self.ready.append(self._request(fed))
+                self.ready.append(self._request(loaded))
 
     def abandon(self) -> None:
         """Forget what was pulled."""
         self.ready.clear()
         self._source = iter(())
         self._ended = True
-        if self._feeder is not None:
-            self._feeder.discard()
+        if self._loader is not None:
+            self._loader.discard()
 
     def close(self) -> None:
         """End the processes.  May be called twice."""
         self.abandon()
-        if self._feeder is not None:
-            self._feeder.close()
-            self._feeder = None
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
 
     def _next(self) -> CaptionItem | None:
         if self._ended:
@@ -114,8 +114,8 @@ class Intake:
         self._dry = item is None
         return item
 
-    def _request(self, fed: Fed) -> Request:
-        assert fed.pixels is not None
-        pixels = torch.frombuffer(bytearray(fed.pixels), dtype=torch.uint8).reshape(self._size)
-        ids = self._encoder.encode(fed.item.prompt).ids
-        return Request(fed.item, ids, pixels, self._limit_of(fed.item), fed.item.repetition_penalty or 1.0)
+    def _request(self, loaded: LoadedImage) -> Request:
+        assert loaded.pixels is not None
+        pixels = torch.frombuffer(bytearray(loaded.pixels), dtype=torch.uint8).reshape(self._size)
+        ids = self._encoder.encode(loaded.item.prompt).ids
+        return Request(loaded.item, ids, pixels, self._limit_of(loaded.item), loaded.item.repetition_penalty or 1.0)

@@ -32,35 +32,35 @@ class Request:
     penalty: float = 1.0
 
     @property
-    def positions(self) -> int:
+    def max_seq_len(self) -> int:
         """Positions of a slot that it may need."""
         return len(self.ids) + self.limit
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class EngineConfig:
     """What an engine has room for.
 
     Attributes:
         slots: captions at once.
-        positions: tokens of one slot: prompt, picture and caption.
+        max_seq_len: tokens of one slot: prompt, picture and caption.
         limit: longest caption, in tokens.
-        penalised: whether captions may ask for a repetition penalty; this takes a byte per slot and word, and time.
+        penalised: whether captions may ask for a repetition penalty, which takes time and `vocab_size` bytes a slot.
     """
 
     slots: int
-    positions: int
+    max_seq_len: int
     limit: int
     penalised: bool = False
 
     def holds(self, request: Request) -> bool:
-        """Tell whether a slot has room for the request."""
-        fits = request.positions <= self.positions and request.limit <= self.limit
+        """Return whether a slot has room for the request."""
+        fits = request.max_seq_len <= self.max_seq_len and request.limit <= self.limit
         return fits and (self.penalised or request.penalty == 1.0)
 
 
 class SlotState:
-    """The captions in their slots, greedily chosen word by word.
+    """The captions in their slots, greedily chosen token by token.
 
     Every tensor stays where it is for the life of the state, so that CUDA can replay what was recorded with it.
 
@@ -72,29 +72,29 @@ class SlotState:
         token: [slots] the last token, which the next step reads.
     """
 
-    def __init__(self, shape: Shape, eos: Sequence[int], words: int, device: torch.device) -> None:
-        """``words`` is the size of the vocabulary, ``eos`` the tokens that end a caption."""
+    def __init__(self, config: EngineConfig, eos: Sequence[int], vocab_size: int, device: torch.device) -> None:
+        """``vocab_size`` is the size of the vocabulary, ``eos`` the tokens that end a caption."""
         self._device = device
-        self.live = self._column(shape, torch.bool)
-        self.count = self._column(shape, torch.long)
-        self.overflowed = self._column(shape, torch.bool)
-        self.token = self._column(shape, torch.long)
-        self.written = torch.zeros(shape.slots, shape.limit + 1, dtype=torch.long, device=device)
-        self._length = self._column(shape, torch.long)
-        self._limit = self._column(shape, torch.long)
-        self._penalty = self._column(shape, torch.float32, 1.0)
+        self.live = self._column(config, torch.bool)
+        self.count = self._column(config, torch.long)
+        self.overflowed = self._column(config, torch.bool)
+        self.token = self._column(config, torch.long)
+        self.written = torch.zeros(config.slots, config.limit + 1, dtype=torch.long, device=device)
+        self._length = self._column(config, torch.long)
+        self._limit = self._column(config, torch.long)
+        self._penalty = self._column(config, torch.float32, 1.0)
         self._eos = torch.tensor(list(eos), dtype=torch.long, device=device)
         # One position more than any request needs: free slots write there while the others go on.
-        self._spare = self._column(shape, torch.long, shape.positions)
-        self._one = self._column(shape, torch.long, 1)
-        self._behind = self._column(shape, torch.long, shape.limit)
+        self._spare = self._column(config, torch.long, config.max_seq_len)
+        self._one = self._column(config, torch.long, 1)
+        self._behind = self._column(config, torch.long, config.limit)
         self._yes = torch.ones(1, dtype=torch.bool, device=device)
         self._used: torch.Tensor | None = None
-        if shape.penalised:
-            self._used = torch.zeros(shape.slots, words, dtype=torch.bool, device=device)
+        if config.penalised:
+            self._used = torch.zeros(config.slots, vocab_size, dtype=torch.bool, device=device)
 
-    def _column(self, shape: Shape, dtype: torch.dtype, value: float = 0) -> torch.Tensor:
-        return torch.full((shape.slots,), value, dtype=dtype, device=self._device)
+    def _column(self, config: EngineConfig, dtype: torch.dtype, value: float = 0) -> torch.Tensor:
+        return torch.full((config.slots,), value, dtype=dtype, device=self._device)
 
     @property
     def outcomes(self) -> tuple[torch.Tensor, ...]:
@@ -102,7 +102,7 @@ class SlotState:
         return self.live, self.count, self.overflowed, self.written
 
     def enter(self, slots: torch.Tensor, requests: Sequence[Request], ids: torch.Tensor, lengths: torch.Tensor) -> None:
-        """Begin new captions in free slots; their first words follow with `emit`.
+        """Begin new captions in free slots; their first tokens follow with `append_tokens`.
 
         ``ids``, [rows, tokens], are the prompts, padded with tokens of their own; ``lengths``, [rows], without padding.
         """
@@ -129,8 +129,8 @@ class SlotState:
         """Note that the live slots have written a position."""
         self._length += self.live
 
-    def emit(self, slots: torch.Tensor, logits: torch.Tensor) -> None:
-        """Take the likeliest word of each slot, [rows, words], and end the captions that it ends."""
+    def append_tokens(self, slots: torch.Tensor, logits: torch.Tensor) -> None:
+        """Append the likeliest token of each slot, [rows, vocab_size], and end the captions that it ends."""
         scores = logits.float()
         live = self.live[slots]
         finite = torch.isfinite(scores).all(-1)
@@ -150,9 +150,9 @@ class SlotState:
 
 
 def penalise(scores: torch.Tensor, used: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Make the words that were used already less likely, as transformers does (Keskar et al., 2019, arXiv 1909.05858).
+    """Make the tokens that were used already less likely, as transformers does (Keskar et al., 2019, arXiv 1909.05858).
 
-    ``scores`` and ``used`` are [slots, words], ``penalty`` [slots].
+    ``scores`` and ``used`` are [slots, vocab_size], ``penalty`` [slots].
     """
     by = penalty[:, None]
     return torch.where(used, torch.where(scores < 0, scores * by, scores / by), scores)

@@ -1,18 +1,17 @@
 """Whether the slot engine can drive a model: asked of its configuration first, then of a few tokens."""
 
 import dataclasses
-from typing import Any
 
 import torch
 from PIL import Image
-from transformers import LlavaForConditionalGeneration
 
 from etl.caption.model.loading import LoadedModel
 from etl.caption.pictures.normalise import Normaliser
 from etl.caption.pictures.pixels import PixelPlan
 from etl.caption.slots.engine import Finished, SlotEngine
-from etl.caption.slots.state import Request, Shape
-from etl.caption.slots.timing import PhaseClock
+from etl.caption.slots.families import FAMILIES
+from etl.caption.slots.state import EngineConfig, Request
+from etl.caption.slots.timing import Timings
 from etl.caption.tokens import PromptEncoder
 from etl.domain.items import CaptionItem
 
@@ -24,37 +23,26 @@ TRIAL_PROMPTS = ("Describe the picture.", "What is shown here, and where might i
 
 TOLERANCE = 1e-3
 TOLERANCE_EPS = 16
-"""Words count as equally likely when their logits differ by less than this share of the larger one, by less than so
+"""Tokens count as equally likely when their logits differ by less than this share of the larger one, by less than so
 many roundings of it, or by what the model's own batches change.  A model that is driven wrongly is off by far more."""
 
 _NOISE = 4
-"""Both of two words may be off by what a batch changes, and by twice that in a third way to add the same numbers up."""
-
-_FIXED_ROPES = (None, "default", "linear", "llama3", "yarn")
-"""Rotary embeddings that do not depend on how long the longest sequence is, which would differ between slots."""
+"""Both of two tokens may be off by what a batch changes, and by twice that in a third way to add the numbers up."""
 
 
-def why_not(loaded: LoadedModel, positions: int) -> str | None:
+def why_not(loaded: LoadedModel, max_seq_len: int) -> str | None:
     """Return why the slot engine cannot drive the model, in words, judging by its parts; ``None`` if nothing speaks
     against it.
 
-    ``positions`` is the longest sequence that may be asked for.
+    ``max_seq_len`` is the longest sequence that may be asked for.
     """
     model = loaded.model
-    if not isinstance(model, LlavaForConditionalGeneration):
+    family = FAMILIES.get(model.config.model_type)
+    if family is None:
         return f"{type(model).__name__} is not built like LLaVA-1.5"
     if len({parameter.device for parameter in model.parameters()}) > 1:
         return "the model is spread over several devices"
-    text = model.config.get_text_config()
-    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-    if window is not None and window < positions:
-        return f"its attention sees only the last {window} tokens"
-    if any(kind != "full_attention" for kind in getattr(text, "layer_types", None) or ()) and window is not None:
-        return "its layers attend in different ways"
-    rope: Any = getattr(text, "rope_parameters", None) or {}
-    if (kind := rope.get("rope_type")) not in _FIXED_ROPES:
-        return f"its position embedding ({kind}) depends on the longest sequence"
-    return None
+    return family.why_not(model.config, max_seq_len)
 
 
 def differs(loaded: LoadedModel, max_aspect: float) -> str | None:
@@ -64,11 +52,11 @@ def differs(loaded: LoadedModel, max_aspect: float) -> str | None:
     its own attention, which token it would have chosen at each place.
     """
     requests = _trial(loaded, max_aspect)
-    shape = Shape(slots=2, positions=max(request.positions for request in requests), limit=TRIAL_TOKENS)
+    config = EngineConfig(slots=2, max_seq_len=max(request.max_seq_len for request in requests), limit=TRIAL_TOKENS)
     normalise = Normaliser.of(loaded.processor.image_processor)
     # Without an end, so that every token of the trial is written.
     endless = dataclasses.replace(loaded, eos=())
-    engine = SlotEngine(endless, normalise, shape, PhaseClock(loaded.device), poll=1)
+    engine = SlotEngine(endless, normalise, config, Timings(loaded.device), poll=1)
     try:
         engine.admit(requests)
         finished = []
@@ -118,7 +106,7 @@ def _own_logits(
 def _first_difference(ids: list[int], alone: torch.Tensor, noise: float, dtype: torch.dtype) -> int | None:
     """Return the index of the first token that the model would not have chosen; ties by rounding do not count.
 
-    ``alone``, [tokens, words], are its own logits, ``noise`` what a batch of its own changed in them.
+    ``alone``, [tokens, vocab_size], are its own logits, ``noise`` what a batch of its own changed in them.
     """
     best = alone.max(-1).values
     chosen = alone.gather(-1, torch.tensor(ids, device=alone.device)[:, None])[:, 0]

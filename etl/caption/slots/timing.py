@@ -17,7 +17,7 @@ MOST_OPEN = 200
 """Blocks whose end on the GPU may be unknown before it is asked for; each holds two events of the driver."""
 
 
-class PhaseClock:
+class Timings:
     """Adds up seconds by phase: on a GPU those of its streams, elsewhere the host's.
 
     Phases on different streams overlap, so their sum may exceed the time that has passed.

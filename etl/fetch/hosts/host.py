@@ -185,9 +185,18 @@ class Host:
             return None
         wall_until = None if until is None else now_ms() + round(1000 * (until - now))
         info = HostInfo(
-            self.name, state, reason, wall_until, self._limit.allowed, self.active, self._done, self._failed,
-            self._bytes, busy_ms, now_ms(),
-        )  # fmt: skip
+            host=self.name,
+            state=state,
+            reason=reason,
+            until=wall_until,
+            allowed=self._limit.allowed,
+            in_flight=self.active,
+            done=self._done,
+            failed=self._failed,
+            bytes=self._bytes,
+            busy_ms=busy_ms,
+            updated_at=now_ms(),
+        )
         self._reported = seen
         self._done = self._failed = self._bytes = 0
         self._busy_s -= busy_ms / 1000

@@ -9,7 +9,7 @@ from etl.ingest.manifest_formats import csv_rows, directory, jsonl, parquet
 from etl.ingest.manifest_formats.file import ManifestFile
 
 Recogniser = Callable[[ManifestFile], bool]
-Reader = Callable[[ManifestFile], Iterator[bytes]]
+Lines = Callable[[ManifestFile], Iterator[bytes]]
 """Yields one line of JSON for each record, its line end included; blank lines may be among them.
 
 Raises `etl.errors.ManifestError` where the manifest cannot be read to its end.
@@ -21,7 +21,7 @@ def has_suffix(*suffixes: str) -> Recogniser:
     return lambda file: file.suffix in suffixes
 
 
-READERS: tuple[tuple[Recogniser, Reader], ...] = (
+READERS: tuple[tuple[Recogniser, Lines], ...] = (
     (ManifestFile.is_directory, directory.lines),
     (has_suffix(".parquet"), parquet.lines),
     (has_suffix(".csv"), csv_rows.lines),

@@ -19,7 +19,7 @@ from etl.state.database import Connection
 from etl.state.parts.merge_steps import Steps, one
 
 
-class Bond(StrEnum):
+class PartRelation(StrEnum):
     """What a part is to the state that it is merged into."""
 
     OWN = "own"
@@ -42,7 +42,7 @@ class WantedFile(NamedTuple):
     original: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Merged:
     """What one merge changed in the database.
 
@@ -92,7 +92,7 @@ class Merge:
     """One part, attached as ``other`` to the writer's connection (`etl.state.parts.split.attached`).
 
     Attributes:
-        bond: what the part is to this state.
+        relation: what the part is to this state.
         number: of the part; 0 for a state that is none.
 
     Raises `ConfigError` for a part that does not belong here, `StateError` for one that is not whole.
@@ -102,23 +102,23 @@ class Merge:
         self._connection = connection
         found = connection.rows("SELECT uid, number, parts FROM other.splits WHERE role = 'part'")
         self._uid, self.number, self._of = found[0] if found else ("", 0, 0)
-        self.bond, self._split = self._bond()
+        self.relation, self._split = self._related()
         self._check()
         with connection.guard():
             for table in ("lost_working", "lost_original"):
                 connection.db.conn.execute(f"DROP TABLE IF EXISTS temp.{table}")
                 connection.db.conn.execute(f"CREATE TEMP TABLE {table} (image INTEGER PRIMARY KEY)")
 
-    def _bond(self) -> tuple[Bond, int | None]:
+    def _related(self) -> tuple[PartRelation, int | None]:
         rows = self._connection.rows
         known = rows("SELECT id, role FROM splits WHERE uid = ? AND role <> 'part'", (self._uid,))
         if known:
-            return (Bond.OWN if known[0][1] == "given" else Bond.GATHERED), known[0][0]
+            return (PartRelation.OWN if known[0][1] == "given" else PartRelation.GATHERED), known[0][0]
         if self._uid and not rows("SELECT 1 FROM manifests LIMIT 1"):
-            return Bond.GATHERED, None
+            return PartRelation.GATHERED, None
         if not rows("SELECT 1 FROM other.records o JOIN main.records m ON m.key = o.key LIMIT 1"):
             raise ConfigError("it has no record in common with this state: it is of another manifest")
-        return Bond.FOREIGN, None
+        return PartRelation.FOREIGN, None
 
     def _check(self) -> None:
         rows = self._connection.rows
@@ -132,7 +132,7 @@ class Merge:
                 "captions of the two cannot be compared: fetch the part anew with the same --longest-edge"
             )
         latest = rows("SELECT max(id) FROM splits WHERE role = 'given'")[0][0]
-        if self.bond is Bond.OWN and self._split == latest:
+        if self.relation is PartRelation.OWN and self._split == latest:
             lacking = rows(
                 "SELECT count(*) FROM split_sources x JOIN sources s ON s.id = x.source WHERE x.part = ? "
                 "AND NOT EXISTS (SELECT 1 FROM other.sources o WHERE o.url = s.url)",
@@ -155,7 +155,7 @@ class Merge:
 
     def _of_ours(self, image: str) -> str:
         """Return the condition that one of our sources has, or will have, this image of the part."""
-        if self.bond is not Bond.FOREIGN:
+        if self.relation is not PartRelation.FOREIGN:
             return "true"
         return f"EXISTS (SELECT 1 FROM other.sources x JOIN main.sources y ON y.url = x.url WHERE x.image = {image})"
 
@@ -175,13 +175,15 @@ class Merge:
             steps = Steps(db)
             runs = steps.take_runs()
             recipes, current = steps.take_recipes()
-            steps.change("INSERT INTO prompts (sha256, text) SELECT sha256, text FROM other.prompts WHERE true "
-                         "ON CONFLICT DO NOTHING")  # fmt: skip
-            if self.bond is Bond.GATHERED:
+            steps.change(
+                "INSERT INTO prompts (sha256, text) SELECT sha256, text FROM other.prompts WHERE true "
+                "ON CONFLICT DO NOTHING"
+            )
+            if self.relation is PartRelation.GATHERED:
                 steps.take_sources()
             steps.match("source", "url")
             steps.match("prompt", "sha256")
-            records = self._take_records(steps) if self.bond is Bond.GATHERED else 0
+            records = self._take_records(steps) if self.relation is PartRelation.GATHERED else 0
             steps.take_images(self._of_ours("o.id"))
             captioned, caption_failed, different = steps.take_captions()
             fetched, fetch_failed = steps.take_fetches()
@@ -191,11 +193,22 @@ class Merge:
             pending = one(db, "SELECT n FROM other.counters WHERE stage = 'outcomes' AND status = 'pending'")
             closed = self._close(steps, is_over=final or not pending)
             merged = Merged(
-                number=self.number, records=records, unknown=one(db, _UNKNOWN), fetched=fetched,
-                fetch_failed=fetch_failed, captioned=captioned, caption_failed=caption_failed, different=different,
-                recipes=recipes, other_recipe=one(db, _OTHER_RECIPE), runs=runs, attempts=attempts,
-                changed=steps.changed, pending=pending, closed=closed,
-            )  # fmt: skip
+                number=self.number,
+                records=records,
+                unknown=one(db, _UNKNOWN),
+                fetched=fetched,
+                fetch_failed=fetch_failed,
+                captioned=captioned,
+                caption_failed=caption_failed,
+                different=different,
+                recipes=recipes,
+                other_recipe=one(db, _OTHER_RECIPE),
+                runs=runs,
+                attempts=attempts,
+                changed=steps.changed,
+                pending=pending,
+                closed=closed,
+            )
             steps.drop()
             return merged
 

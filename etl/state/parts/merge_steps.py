@@ -276,11 +276,9 @@ class Steps:
         """Give the records of the part's images the outcome that they have now; of all records under a new recipe."""
         if not self.changed:
             return
-        among = "" if everything else (
-            " AND source IN (SELECT s.id FROM temp.of_image x JOIN sources s ON s.image = x.ours)"
-        )  # fmt: skip
+        among = " AND source IN (SELECT s.id FROM temp.of_image x JOIN sources s ON s.image = x.ours)"
         self.execute(
             "UPDATE records SET outcome = (SELECT outcome FROM record_outcomes v WHERE v.record = records.id) "
-            f"WHERE state = 'active'{among}"
+            f"WHERE state = 'active'{'' if everything else among}"
         )
         wake_evicted(self.db)

@@ -86,8 +86,7 @@ def failed_items(reader: Reader, chosen: FailureFilter | None = None, limit: int
                 "ORDER BY t.error_class, t.id LIMIT ?",
                 (*arguments, *after, size),
             )
-            for row in rows:
-                yield Failure(stage, *row)
+            yield from (_failure(stage, *row) for row in rows)
             limit = None if limit is None else limit - len(rows)
             if len(rows) < size:
                 break
@@ -107,7 +106,16 @@ def failure_page(
     rows = reader.rows(
         f"{_ITEMS[stage]} WHERE {where}{condition} AND t.id > ? ORDER BY t.id LIMIT {SHOWN}", (*arguments, after)
     )
-    return tuple(Failure(stage, item, slug, message or "", *rest) for item, slug, message, *rest in rows)
+    return tuple(_failure(stage, *row) for row in rows)
+
+
+def _failure(
+    stage: Stage, item: int, slug: str, message: str | None, key: str, url: str, attempts: int, records: int
+) -> Failure:
+    return Failure(
+        stage=stage, item=item, error_class=slug, message=message or "", key=key, url=url, attempts=attempts,
+        records=records,
+    )  # fmt: skip
 
 
 def failure_classes(reader: Reader) -> list[tuple[str, str, int]]:

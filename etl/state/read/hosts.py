@@ -19,7 +19,13 @@ def all_hosts(reader: Reader) -> list[HostInfo]:
         "until, allowed, in_flight, done, failed, bytes, busy_ms, updated_at FROM hosts ORDER BY host",
         (now_ms(),),
     )
-    return [HostInfo(row[0], known(HostState, row[1]), *row[2:]) for row in rows]
+    return [
+        HostInfo(
+            host=host, state=known(HostState, state), reason=reason, until=until, allowed=allowed,
+            in_flight=in_flight, done=done, failed=failed, bytes=size, busy_ms=busy_ms, updated_at=updated_at,
+        )
+        for host, state, reason, until, allowed, in_flight, done, failed, size, busy_ms, updated_at in rows
+    ]  # fmt: skip
 
 
 def host_rates(reader: Reader, progress: Progress) -> dict[str, tuple[float, float]]:

@@ -82,7 +82,7 @@ class ProgressReader:
         rates = host_rates(self._reader, progress)
         known = {info.host: info for info in all_hosts(self._reader)}
         shown = [
-            HostProgress(known.get(name, HostInfo(name)), self._pending.get(name, 0), *rates.get(name, (0.0, 0.0)))
+            HostProgress(known.get(name, HostInfo(host=name)), self._pending.get(name, 0), *rates.get(name, (0.0, 0.0)))
             for name in dict.fromkeys((*rates, *self._pending, *known))
             if name
         ]
@@ -155,7 +155,12 @@ def engines(reader: Reader, run: int, now: int) -> tuple[EngineSample, ...]:
         f"(SELECT * FROM engine_samples ORDER BY id DESC LIMIT {_LATEST}) WHERE run = ? AND at > ? ORDER BY id",
         (run, now - FRESH_MS),
     )
-    latest = {row[0]: EngineSample(*row) for row in rows}
+    latest = {
+        worker: EngineSample(
+            worker=worker, slots=slots, in_use=in_use, waiting=waiting, captions=captions, tokens=tokens
+        )
+        for worker, slots, in_use, waiting, captions, tokens in rows
+    }
     return tuple(latest[worker] for worker in sorted(latest))
 
 

@@ -23,7 +23,7 @@ CAPTION = 4_000
 """Characters of a caption; the longest that a model may write has fewer."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRow:
     """One record that was selected, or could not be used.
 
@@ -51,7 +51,10 @@ def report_rows(reader: Reader, recipe: int | None) -> Iterator[ReportRow]:
         while page := list(itertools.islice(rows, PAGE)):
             more = _details(reader, recipe, [row.record for row, *_ in page])
             for row, title, date in page:
-                yield ReportRow(row, title, date, *more[row.record])
+                url, host, error, sha256 = more[row.record]
+                yield ReportRow(
+                    record=row, title=title, date=date, url=url, host=host, error=error, working_sha256=sha256
+                )
 
 
 def _cut(row: ExportRow) -> tuple[ExportRow, str, str]:

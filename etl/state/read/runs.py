@@ -27,9 +27,18 @@ def _run(reader: Reader, number: int, uid: str, stages: str, state: str, *rest: 
         # Nobody holds the kernel's lock: the process is gone, however fresh its heartbeat.
         state = RunState.CRASHED
     return RunInfo(
-        number, uid, tuple(filter(None, stages.split(","))), known(RunState, state), started, heartbeat, ended,
-        host, pid, message, _unix_ms(deadline),
-    )  # fmt: skip
+        id=number,
+        uid=uid,
+        stages=tuple(filter(None, stages.split(","))),
+        state=known(RunState, state),
+        started_at=started,
+        heartbeat_at=heartbeat,
+        ended_at=ended,
+        host=host,
+        pid=pid,
+        message=message,
+        stops_at=_unix_ms(deadline),
+    )
 
 
 def run_began_at(reader: Reader, run: str) -> int | None:

@@ -56,7 +56,7 @@ class Step:
     looked_at: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One caption with what a person wants to know beside it.
 

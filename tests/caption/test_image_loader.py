@@ -1,4 +1,4 @@
-"""The feeder with real processes and files: killed, stopped, hung and closed in the middle."""
+"""The image loader with real processes and files: killed, stopped, hung and closed in the middle."""
 
 import contextlib
 import io
@@ -18,12 +18,12 @@ from PIL import Image
 from support.watching import children, exists, wait_for
 
 from etl.caption.captioner import failure
-from etl.caption.pictures.loader import Fed, Feeder
+from etl.caption.pictures.loader import ImageLoader, LoadedImage
 from etl.caption.pictures.loader_pool import Job, Outcome, ProcessServer
 from etl.caption.pictures.loader_worker import NICENESS
 from etl.caption.pictures.pixels import PixelPlan, pixels
 from etl.domain.items import CaptionItem
-from etl.errors import CacheUnreadableError, EtlError, FeederCrashedError, WorkingCopyError
+from etl.errors import CacheUnreadableError, EtlError, ImageLoaderCrashedError, WorkingCopyError
 from etl.images import decoder_worker as decoder
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
@@ -60,10 +60,10 @@ class Copies:
         self.locate(name).write_bytes(endless_jpeg())
         return CaptionItem(-1, name, "Describe.")
 
-    def check(self, fed: Fed) -> None:
-        assert fed.error is None
-        assert fed.pixels == self.pixels[fed.item.working_sha256]
-        assert fed.started_at > 1_600_000_000_000
+    def check(self, loaded: LoadedImage) -> None:
+        assert loaded.error is None
+        assert loaded.pixels == self.pixels[loaded.item.working_sha256]
+        assert loaded.started_at > 1_600_000_000_000
 
 
 @pytest.fixture
@@ -76,29 +76,29 @@ def copies(tmp_path: Path) -> Copies:
     return found
 
 
-Maker = Callable[..., Feeder]
+Maker = Callable[..., ImageLoader]
 
 
 @pytest.fixture
 def make(copies: Copies) -> Iterator[Maker]:
-    """Return a maker of feeders, which are closed at the end and leave no process."""
+    """Return a maker of image loaders, which are closed at the end and leave no process."""
     before = children(os.getpid())
     made = []
 
-    def maker(processes: int, plan: PixelPlan = PLAN, **settings: float) -> Feeder:
-        made.append(Feeder(plan, copies.locate, processes=processes, **settings))
+    def maker(processes: int, plan: PixelPlan = PLAN, **settings: float) -> ImageLoader:
+        made.append(ImageLoader(plan, copies.locate, processes=processes, **settings))
         return made[-1]
 
     yield maker
-    for feeder in made:
-        feeder.close()
+    for loader in made:
+        loader.close()
     assert children(os.getpid()) == before
 
 
-def take(feeder: Feeder, count: int) -> list[Fed]:
+def take(loader: ImageLoader, count: int) -> list[LoadedImage]:
     """Return so many finished items, or what came within the time."""
-    taken: list[Fed] = []
-    wait_for(lambda: len(taken) >= count or bool(taken.extend(feeder.take(0.2))), timeout_s=30)
+    taken: list[LoadedImage] = []
+    wait_for(lambda: len(taken) >= count or bool(taken.extend(loader.take(0.2))), timeout_s=30)
     return taken
 
 
@@ -117,7 +117,7 @@ def being_read(path: Path) -> Iterator[None]:
 
 
 def started(processes: int, before: set[int]) -> set[int]:
-    """Return the feeder's processes, once there are so many."""
+    """Return the loader's processes, once there are so many."""
     wait_for(lambda: len(children(os.getpid()) - before) == processes)
     return children(os.getpid()) - before
 
@@ -127,17 +127,17 @@ def test_every_item_comes_once_with_its_own_pixels(make: Maker, copies: Copies, 
     """Thousands of items, some tens of them pending at a time, come out once each, as `pixels` makes them."""
     total = 3000
     seen: Counter[int] = Counter()
-    with make(processes) as feeder:
+    with make(processes) as loader:
         submitted = 0
         while len(seen) < total:
-            while submitted < total and feeder.pending < 64:
-                feeder.submit(copies.item(submitted))
+            while submitted < total and loader.pending < 64:
+                loader.submit(copies.item(submitted))
                 submitted += 1
-            for fed in feeder.take(30):
-                copies.check(fed)
-                seen[fed.item.id] += 1
-        assert feeder.pending == 0
-        assert feeder.take(30) == [], "nothing is pending, so there is nothing to wait for"
+            for loaded in loader.take(30):
+                copies.check(loaded)
+                seen[loaded.item.id] += 1
+        assert loader.pending == 0
+        assert loader.take(30) == [], "nothing is pending, so there is nothing to wait for"
     assert seen == Counter(range(total))
 
 
@@ -146,17 +146,17 @@ def test_bad_working_copies_fail_alone(make: Maker, copies: Copies, processes: i
     """A missing and a damaged file are failures that name them; their neighbours and their process go on."""
     copies.locate("damaged").write_bytes(copies.locate("1").read_bytes()[:-300])
     bad = [CaptionItem(-1, "missing", ""), CaptionItem(-2, "damaged", "")]
-    feeder = make(processes)
+    loader = make(processes)
     for item in [copies.item(0), *bad, copies.item(1), *bad]:
-        feeder.submit(item)
+        loader.submit(item)
     errors = []
-    for fed in take(feeder, 6):
-        if fed.item in bad:
-            assert fed.pixels is None
-            assert type(fed.error) is WorkingCopyError
-            errors.append(str(fed.error))
+    for loaded in take(loader, 6):
+        if loaded.item in bad:
+            assert loaded.pixels is None
+            assert type(loaded.error) is WorkingCopyError
+            errors.append(str(loaded.error))
         else:
-            copies.check(fed)
+            copies.check(loaded)
     assert sorted(errors)[::2] == sorted(errors)[1::2]
     assert "damaged.jpg cannot be read" in min(errors)
     assert "missing.jpg is not in the cache" in max(errors)
@@ -165,10 +165,10 @@ def test_bad_working_copies_fail_alone(make: Maker, copies: Copies, processes: i
 @both
 def test_what_is_not_the_files_fault_is_told_apart(make: Maker, copies: Copies, processes: int) -> None:
     """A cache that cannot be read is told as such: the process goes on, and nobody takes the file for damaged."""
-    feeder = make(processes)
-    feeder.submit(CaptionItem(-1, "n" * 300, ""))
-    feeder.submit(copies.item(0))
-    unreadable = next(fed for fed in take(feeder, 2) if fed.item.id == -1)
+    loader = make(processes)
+    loader.submit(CaptionItem(-1, "n" * 300, ""))
+    loader.submit(copies.item(0))
+    unreadable = next(loaded for loaded in take(loader, 2) if loaded.item.id == -1)
     assert unreadable.error is not None
     assert type(unreadable.error) is CacheUnreadableError
     assert failure(unreadable.item, unreadable.error, 0).stops
@@ -177,41 +177,41 @@ def test_what_is_not_the_files_fault_is_told_apart(make: Maker, copies: Copies, 
 def test_a_stopped_process_holds_up_nothing_but_its_own(make: Maker, copies: Copies) -> None:
     """While one of two processes stands still, the other does all that is not in its hands; order is of no account."""
     before = children(os.getpid())
-    feeder = make(2)
+    loader = make(2)
     one, _ = started(2, before)
-    wait_for(lambda: [worker.ready for worker in feeder._server._workers] == [True, True])
+    wait_for(lambda: [worker.ready for worker in loader._server._workers] == [True, True])
     os.kill(one, signal.SIGSTOP)
     for number in range(100):
-        feeder.submit(copies.item(number))
-    first = take(feeder, 98)
+        loader.submit(copies.item(number))
+    first = take(loader, 98)
     os.kill(one, signal.SIGCONT)
-    rest = take(feeder, 100 - len(first))
-    assert sorted(fed.item.id for fed in first + rest) == list(range(100))
-    for fed in first + rest:
-        copies.check(fed)
+    rest = take(loader, 100 - len(first))
+    assert sorted(loaded.item.id for loaded in first + rest) == list(range(100))
+    for loaded in first + rest:
+        copies.check(loaded)
 
 
 @pytest.mark.parametrize("after", [0, 50, 299])
 def test_a_process_that_is_killed_costs_nothing(make: Maker, copies: Copies, after: int) -> None:
     """SIGKILL of a process, at work or idle, is made good by another one; every item comes."""
     before = children(os.getpid())
-    feeder = make(2)
+    loader = make(2)
     one, other = started(2, before)
     for number in range(300):
-        feeder.submit(copies.item(number))
-    first = take(feeder, after) if after else []
+        loader.submit(copies.item(number))
+    first = take(loader, after) if after else []
     os.kill(one, signal.SIGKILL)
-    rest = take(feeder, 300 - len(first))
-    assert sorted(fed.item.id for fed in first + rest) == list(range(300))
-    for fed in first + rest:
-        copies.check(fed)
+    rest = take(loader, 300 - len(first))
+    assert sorted(loaded.item.id for loaded in first + rest) == list(range(300))
+    for loaded in first + rest:
+        copies.check(loaded)
     wait_for(lambda: not exists(one))
     for pid in started(2, before):
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not exists(other))
-    feeder.submit(copies.item(7))
-    (fed,) = take(feeder, 1)
-    copies.check(fed)
+    loader.submit(copies.item(7))
+    (loaded,) = take(loader, 1)
+    copies.check(loaded)
 
 
 def test_the_only_process_dies_before_its_answers_are_heard(copies: Copies) -> None:
@@ -248,32 +248,32 @@ def test_the_only_process_dies_before_its_answers_are_heard(copies: Copies) -> N
 def test_a_picture_that_kills_is_tried_twice(make: Maker, copies: Copies) -> None:
     """The picture on which two processes died fails alone; what lay beside it comes."""
     before = children(os.getpid())
-    feeder = make(1)
-    feeder.submit(copies.hang("deadly"))
+    loader = make(1)
+    loader.submit(copies.hang("deadly"))
     for number in range(3):
-        feeder.submit(copies.item(number))
+        loader.submit(copies.item(number))
     for _ in range(2):
         with being_read(copies.locate("deadly")):
             (pid,) = started(1, before)
             os.kill(pid, signal.SIGKILL)
             wait_for(lambda pid=pid: not exists(pid))
-    outcomes = {fed.item.id: fed for fed in take(feeder, 4)}
+    outcomes = {loaded.item.id: loaded for loaded in take(loader, 4)}
     assert sorted(outcomes) == [-1, 0, 1, 2]
     deadly = outcomes.pop(-1)
     assert deadly.pixels is None
-    assert type(deadly.error) is FeederCrashedError
+    assert type(deadly.error) is ImageLoaderCrashedError
     assert "SIGKILL" in str(deadly.error)
-    for fed in outcomes.values():
-        copies.check(fed)
+    for loaded in outcomes.values():
+        copies.check(loaded)
 
 
 def test_a_picture_that_hangs_is_given_up(make: Maker, copies: Copies) -> None:
     """A process that is overdue is ended, and so is the next one; then the picture fails and the others come."""
-    feeder = make(1, picture_timeout_s=0.5)
-    feeder.submit(copies.hang("endless"))
-    feeder.submit(copies.item(1))
-    outcomes = {fed.item.id: fed for fed in take(feeder, 2)}
-    assert type(outcomes[-1].error) is FeederCrashedError
+    loader = make(1, picture_timeout_s=0.5)
+    loader.submit(copies.hang("endless"))
+    loader.submit(copies.item(1))
+    outcomes = {loaded.item.id: loaded for loaded in take(loader, 2)}
+    assert type(outcomes[-1].error) is ImageLoaderCrashedError
     assert "took too long" in str(outcomes[-1].error)
     copies.check(outcomes[1])
 
@@ -281,72 +281,72 @@ def test_a_picture_that_hangs_is_given_up(make: Maker, copies: Copies) -> None:
 @both
 def test_a_fault_of_ours_is_no_endless_wait(make: Maker, copies: Copies, processes: int) -> None:
     """What is neither the picture's fault nor foreseen fails the item, and the engine is told."""
-    feeder = make(processes, PixelPlan(56, 56, 56, 99, 4.0))
-    feeder.submit(copies.item(1))
-    (fed,) = take(feeder, 1)
-    assert type(fed.error) is FeederCrashedError
-    assert ("exit code 1" if processes else "99 is not a valid Resampling") in str(fed.error)
+    loader = make(processes, PixelPlan(56, 56, 56, 99, 4.0))
+    loader.submit(copies.item(1))
+    (loaded,) = take(loader, 1)
+    assert type(loaded.error) is ImageLoaderCrashedError
+    assert ("exit code 1" if processes else "99 is not a valid Resampling") in str(loaded.error)
 
 
 def test_what_is_discarded_never_comes(make: Maker, copies: Copies) -> None:
     """After discarding, nothing that was ready, in work or waiting is taken; only what is submitted then."""
-    feeder = make(1, picture_timeout_s=1.0)
-    feeder.submit(copies.item(0))
-    wait_for(lambda: not feeder._done.empty())
-    feeder.submit(copies.hang("in work"))
-    feeder.submit(copies.item(1))
+    loader = make(1, picture_timeout_s=1.0)
+    loader.submit(copies.item(0))
+    wait_for(lambda: not loader._done.empty())
+    loader.submit(copies.hang("in work"))
+    loader.submit(copies.item(1))
     with being_read(copies.locate("in work")):
-        feeder.discard()
-        assert (feeder.pending, feeder.take(0.01)) == (0, [])
-        feeder.submit(copies.item(11))
-        assert feeder.pending == 1
-    (fed,) = take(feeder, 1)
-    assert fed.item.id == 11
-    copies.check(fed)
+        loader.discard()
+        assert (loader.pending, loader.take(0.01)) == (0, [])
+        loader.submit(copies.item(11))
+        assert loader.pending == 1
+    (loaded,) = take(loader, 1)
+    assert loaded.item.id == 11
+    copies.check(loaded)
 
 
 def test_a_thread_discards_too(make: Maker, copies: Copies) -> None:
     """Without processes, what was ready or waiting when it was discarded is not taken either."""
-    feeder = make(0)
-    feeder.submit(copies.item(0))
-    wait_for(lambda: not feeder._done.empty())
+    loader = make(0)
+    loader.submit(copies.item(0))
+    wait_for(lambda: not loader._done.empty())
     for number in range(100):
-        feeder.submit(copies.item(number))
-    feeder.discard()
-    feeder.submit(copies.item(11))
-    (fed,) = take(feeder, 1)
-    assert fed.item.id == 11
-    assert feeder.take(0.01) == []
+        loader.submit(copies.item(number))
+    loader.discard()
+    loader.submit(copies.item(11))
+    (loaded,) = take(loader, 1)
+    assert loaded.item.id == 11
+    assert loader.take(0.01) == []
 
 
 def test_closing_ends_busy_processes(make: Maker, copies: Copies) -> None:
     """Closing does not wait for a picture in work, leaves no process and may be done twice."""
     before = children(os.getpid())
-    feeder = make(2)
-    feeder.submit(copies.hang("endless"))
+    loader = make(2)
+    loader.submit(copies.hang("endless"))
     for number in range(100):
-        feeder.submit(copies.item(number))
+        loader.submit(copies.item(number))
     pids = started(2, before)
     with being_read(copies.locate("endless")):
-        feeder.close()
+        loader.close()
     assert not any(exists(pid) for pid in pids)
-    feeder.close()
-    assert (feeder.pending, feeder.take(1)) == (0, [])
+    loader.close()
+    assert (loader.pending, loader.take(1)) == (0, [])
     with pytest.raises(EtlError, match="closed"):
-        feeder.submit(copies.item(1))
+        loader.submit(copies.item(1))
 
 
 def test_closing_ends_a_process_that_stands_still(make: Maker, copies: Copies) -> None:
     """Closing does not wait for the rest of an answer of which a stopped process has sent a part."""
     before = children(os.getpid())
-    feeder = make(1, PixelPlan(4000, 4000, 4000, Image.Resampling.NEAREST, 4.0))
+    loader = make(1, PixelPlan(4000, 4000, 4000, Image.Resampling.NEAREST, 4.0))
     (pid,) = started(1, before)
     at_first = resident()
-    feeder.submit(copies.item(1))
+    loader.submit(copies.item(1))
     wait_for(lambda: resident() > at_first + 4_000_000, pause_s=0.0005)
     os.kill(pid, signal.SIGSTOP)
-    assert feeder.take(0.3) == [], "the answer is on its way"
-    feeder.close()
+    assert loader.take(0.3) == [], "the answer is on its way"
+    loader.close()
     assert not exists(pid)
 
 
@@ -364,28 +364,28 @@ class StrangePlan(PixelPlan):
 
 def test_processes_that_cannot_be_started(make: Maker, copies: Copies, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where processes end at their start again and again, or none can be made, taking says so instead of waiting."""
-    feeder = make(1, StrangePlan(56, 56, 56, 3, 4.0))
-    feeder.submit(copies.item(1))
+    loader = make(1, StrangePlan(56, 56, 56, 3, 4.0))
+    loader.submit(copies.item(1))
     for _ in range(2):
-        with pytest.raises(EtlError, match="a feeder process cannot be started: exit code 1"):
-            feeder.take(30)
+        with pytest.raises(EtlError, match="an image loader cannot be started: exit code 1"):
+            loader.take(30)
     late = make(1, start_timeout_s=0.0001)
     late.submit(copies.item(1))
-    with pytest.raises(EtlError, match="a feeder process cannot be started: it took too long"):
+    with pytest.raises(EtlError, match="an image loader cannot be started: it took too long"):
         late.take(30)
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     none = make(1)
     none.submit(copies.item(1))
-    with pytest.raises(EtlError, match="a feeder process cannot be started"):
+    with pytest.raises(EtlError, match="a loader process cannot be started"):
         none.take(30)
 
 
 def test_processes_are_light_and_yield(make: Maker, copies: Copies) -> None:
-    """A feeder process imports none of the heavy libraries; it yields to the engine, and the decoders yield to it."""
+    """An image loader imports none of the heavy libraries; it yields to the engine, and the decoders yield to it."""
     before = children(os.getpid())
-    feeder = make(1)
-    feeder.submit(copies.item(1))
-    take(feeder, 1)
+    loader = make(1)
+    loader.submit(copies.item(1))
+    take(loader, 1)
     (pid,) = started(1, before)
     assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
     assert 0 < NICENESS <= decoder.NICENESS
