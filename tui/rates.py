@@ -21,7 +21,7 @@ class Steadiness:
         self._run: str | None = None
 
     def add(self, run: str | None, per_s: float) -> bool:
-        """Take one sample; tell whether the rate has settled.  Another run, or none, begins anew."""
+        """Take one sample; return whether the rate has settled.  Another run, or none, begins anew."""
         if run != self._run or run is None:
             self._samples.clear()
             self._run = run

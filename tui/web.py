@@ -55,7 +55,7 @@ def serve(command: Sequence[str], port: int) -> None:
 
 
 def allowed(host: str | None, origin: str | None) -> bool:
-    """Tell whether a request was meant for this machine and comes from a page of this server, or from no page."""
+    """Return whether a request was meant for this machine and comes from a page of this server, or from no page."""
     try:
         asked = urlsplit(f"//{host or ''}")
         if asked.hostname not in _NAMES:

@@ -28,7 +28,7 @@ def host_json(host: HostProgress) -> dict[str, Any]:
 
 
 def is_news(host: HostProgress) -> bool:
-    """Tell whether there is anything to say of a host: work, speed or trouble."""
+    """Return whether there is anything to say of a host: work, speed or trouble."""
     return host.pending > 0 or host.items_per_s > 0 or host.info.state is not HostState.HEALTHY
 
 

@@ -10,7 +10,7 @@ from etl.cli.options import Context
 from etl.clock import ago, now_ms, stops_at
 from etl.domain.statuses import LIVE, QueueStatus, RecordOutcome, RecordState, RunState, Stage, status_in_words
 from etl.domain.views import ExportSummary, IngestSummary, Progress, RunInfo
-from etl.state.requeue import UNLIKELY
+from etl.state.penalty import UNLIKELY
 from etl.text import clean, clean_json
 from etl.units import duration, size
 

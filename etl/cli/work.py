@@ -170,10 +170,15 @@ def run(
 
     given = (only_synthetic, limit, offset, id_field, image_field, prompt_template, strict)
     plan = Plan(
-        fetch=True, caption=True, manifest=manifest, options=_ingest_options(*given),
+        fetch=True,
+        caption=True,
+        manifest=manifest,
+        options=_ingest_options(*given),
         reselect=manifest is None and (only_synthetic, limit, offset) != (None, None, 0),
-        output=output, export=ExportOptions(provenance=provenance), force=force,
-    )  # fmt: skip
+        output=output,
+        export=ExportOptions(provenance=provenance),
+        force=force,
+    )
     if context.json and output == "-":
         raise ConfigError("--json and --output - both write to stdout; give --output FILE")
     if manifest is None and (id_field or image_field or prompt_template):

@@ -60,8 +60,9 @@ def survey(cache: ImageCache, reader: Reader) -> Survey:
     orphans = list(cache.strays())
     size = sum(file.size for file in orphans)
     for shards, expected in (
-        (cache.working_shards(), working_copies_of), (cache.original_shards(), originals_of),
-    ):  # fmt: skip
+        (cache.working_shards(), working_copies_of),
+        (cache.original_shards(), originals_of),
+    ):
         for shard in shards:
             owned = {row.sha256 for row in expected(reader, shard.name)}
             size += sum(file.size for file in (*shard.files.values(), *shard.strays))

@@ -29,7 +29,7 @@ WORKING_COPY_BYTES = 190_000
 """Of a working copy of 1024 pixels, before there are any to take the mean of; measured on drawn photographs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HostEstimate:
     """What is to come from one host.
 
@@ -165,7 +165,14 @@ def _host(name: str, one: _Sum, seen: HostInfo) -> HostEstimate:
         by_size = bool(mean and seen.bytes)
         seconds = one.sources * busy_s * (mean / seen.bytes if by_size else 1 / seen.done)
     return HostEstimate(
-        name, one.sources, one.retries, one.bytes, one.sources - one.known, seconds, seen.state, seen.reason
+        host=name,
+        sources=one.sources,
+        retries=one.retries,
+        bytes=one.bytes,
+        unknown=one.sources - one.known,
+        seconds=seconds,
+        state=seen.state,
+        reason=seen.reason,
     )
 
 

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,6 @@ from etl.fetch.mirrors import Mirrors
 from etl.fetch.workers.base import FetchBackend, LostError
 from etl.images.cache import ImageCache
 from etl.net import resume
-from etl.net.urls import host_of
 from etl.run_control import RunControl
 from etl.settings import Settings
 from etl.state.hosts import HostLog
@@ -34,7 +32,6 @@ from etl.state.waits import LONGEST_ASKED_WAIT_S
 
 if TYPE_CHECKING:
     from etl.fetch.source import SourceFetcher
-    from etl.net.client import Downloader
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +46,6 @@ DECODE_AHEAD = 4
 
 REPORT_S = 1.0
 """Seconds between two reports of how the hosts fare."""
-
-LONGEST_CRAWL_DELAY_S = 60.0
-"""A robots.txt may ask for so many seconds between two requests; more would mean that nobody is to come."""
 
 
 @dataclass
@@ -88,10 +82,14 @@ class FetchLoop:
         self._roots = roots
         self._budget = budget
         self._limiter = HostLimiter(
-            settings.concurrency, settings.per_host, rate=settings.host_rate, patience_s=settings.host_patience,
-            pause_s=min(settings.backoff, settings.backoff_cap), longest_pause_s=LONGEST_ASKED_WAIT_S,
+            settings.concurrency,
+            settings.per_host,
+            rate=settings.host_rate,
+            patience_s=settings.host_patience,
+            pause_s=min(settings.backoff, settings.backoff_cap),
+            longest_pause_s=LONGEST_ASKED_WAIT_S,
             longest_wait_s=settings.backoff_cap,
-        )  # fmt: skip
+        )
         self._in_flight: dict[asyncio.Task[None], SourceItem] = {}
         self._changed = asyncio.Event()
         self._ended = _Ended()
@@ -102,6 +100,7 @@ class FetchLoop:
     async def run(self) -> StageSummary:
         """Fetch until nothing is left or the run stops; return what was done."""
         # Only now: the HTTP client takes a tenth of a second to import, in which the decoders start.
+        from etl.fetch.robots import obeying
         from etl.fetch.schemes import Access
         from etl.fetch.source import SourceFetcher
         from etl.net.client import Downloader
@@ -115,7 +114,7 @@ class FetchLoop:
             if downloader.proxied:
                 log.info("a proxy is set: it resolves names, so private addresses are not refused")
             if self._settings.respect_robots:
-                downloader.may_follow = self._robots_of(downloader)
+                downloader.may_follow = obeying(downloader, self._limiter)
             async with self._backend.at_work(downloader) as (downloads, decoders):
                 fetcher = SourceFetcher(
                     queue=self._queue,
@@ -140,17 +139,6 @@ class FetchLoop:
                 finally:
                     released = await self._give_back(fetcher)
         return StageSummary(self._done, self._retried, self._dead, released)
-
-    def _robots_of(self, downloader: "Downloader") -> Callable[[str], Awaitable[None]]:
-        from etl.fetch.robots import MAX_BYTES, Robots
-
-        robots = Robots(lambda url: downloader.read(url, max_bytes=MAX_BYTES))
-
-        async def ask(url: str) -> None:
-            await robots.check(url)
-            self._limiter.set_interval(host_of(url), min(robots.crawl_delay(url) or 0.0, LONGEST_CRAWL_DELAY_S))
-
-        return ask
 
     async def _loop(self, fetcher: "SourceFetcher") -> None:
         while not self._control.should_abandon():

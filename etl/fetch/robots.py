@@ -6,12 +6,17 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from protego import Protego
 
 from etl.errors import FetchError, RobotsError, TooManyRedirectsError, TransientFetchError
 from etl.net.urls import host_of
+
+if TYPE_CHECKING:
+    from etl.fetch.hosts.limiter import HostLimiter
+    from etl.net.client import Downloader
 
 AGENT = "caption-etl"
 """Our product token: what a robots.txt calls us, and how our User-Agent header begins."""
@@ -29,6 +34,10 @@ MAX_ORIGINS = 1000
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _AGENT_LINE = re.compile(r"\s*user[-\s]*agent(?=[\s:])[\s:]*(\*(?=\s|#|$)|[\w-]*)", re.IGNORECASE)
+
+
+LONGEST_CRAWL_DELAY_S = 60.0
+"""A robots.txt may ask for so many seconds between two requests; more would mean that nobody is to come."""
 
 
 @dataclass
@@ -108,6 +117,17 @@ class Robots:
         # In a thread, because a long file takes longer than the network loop may stand still.
         origin.rules, origin.error = await asyncio.to_thread(parse, body), None
         origin.known_until = self._clock() + KEPT_S
+
+
+def obeying(downloader: "Downloader", limiter: "HostLimiter") -> Callable[[str], Awaitable[None]]:
+    """Return what checks a URL as `Robots.check` does, and lets the limiter keep the delay that its host asks for."""
+    robots = Robots(lambda url: downloader.read(url, max_bytes=MAX_BYTES))
+
+    async def check(url: str) -> None:
+        await robots.check(url)
+        limiter.set_interval(host_of(url), min(robots.crawl_delay(url) or 0.0, LONGEST_CRAWL_DELAY_S))
+
+    return check
 
 
 def origin_of(url: str) -> str | None:

@@ -1,4 +1,4 @@
-"""One source becomes an image: asked for at its own address or at a mirror, politely, resumed, decoded."""
+"""One source becomes an image: asked for at its own address or at a mirror, opened by its scheme, decoded."""
 
 import asyncio
 from collections.abc import Callable

@@ -66,9 +66,16 @@ def fetch(store: Store, run: int, settings: Settings, control: RunControl, *, re
         # While this process prepares itself; what it asks for first comes within hundredths of a second.
         backend.begin(queue.due())
         loop = FetchLoop(
-            queue, store.hosts(run), settings, control, cache, backend, mirrors, roots,
+            queue,
+            store.hosts(run),
+            settings,
+            control,
+            cache,
+            backend,
+            mirrors,
+            roots,
             DiskBudget(store, cache, queue, settings, control),
-        )  # fmt: skip
+        )
         try:
             return asyncio.run(loop.run())
         except StateError:

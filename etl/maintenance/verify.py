@@ -149,7 +149,7 @@ def verify(
             rows = originals_of(reader, shard.name)
             _check(originals, cache, shard, rows, threads.map(_judge(shard, depth), rows))
     wrong += summed_up("working copies that are no good", working.faults, working.faulty)
-    requeued = store.requeue_missing_images(working.lost)
+    requeued = store.images().requeue_missing(working.lost)
     revived = store.images().revive_captions()
     store.images().drop_originals(originals.lost)
     orphans = [*working.orphans, *originals.orphans, *cache.strays()]

@@ -1,1 +1,1 @@
-"""Fetching: who may be dialled, how politely, and what each way of failing is called."""
+"""Fetching: who may be dialled, how a download goes on, and what each way of failing is called."""

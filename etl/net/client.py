@@ -6,6 +6,7 @@ that drips bytes would never be ended; a watchdog over the whole exchange does t
 """
 
 import asyncio
+import functools
 import importlib.metadata
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -46,7 +47,7 @@ _SUCCESS = (200, 203)
 """Statuses that carry the whole file; 206 would be a part that nobody asked for, 202 and 204 carry none."""
 
 KEEPALIVE_S = 120.0
-"""Seconds that an idle connection is kept: longer than the usual politeness delay, or each request reconnects."""
+"""Seconds that an idle connection is kept: longer than the usual delay between requests, or each one reconnects."""
 
 SIDE_CLIENTS = 4
 """Requests at once for small texts beside the downloads."""
@@ -236,8 +237,8 @@ class Downloader:
         length = response.headers.get("content-length", "")
         if length.isdecimal() and int(length) > settings.max_bytes:
             raise BodyTooLargeError(f"{length} bytes announced, the limit is {settings.max_bytes}")
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
+        begun = asyncio.get_running_loop().time()
+        deadline = functools.partial(_deadline, begun, settings.read_timeout, settings.min_rate)
         writer = PartWriter(
             part,
             max_bytes=settings.max_bytes,
@@ -250,10 +251,10 @@ class Downloader:
         with writer:
             async with _chunks(response) as chunks:
                 earlier = writer.received
-                watchdog.reschedule(_deadline(settings, begun, 0))
+                watchdog.reschedule(deadline(0))
                 async for chunk in chunks:
                     writer.write(chunk)
-                    watchdog.reschedule(_deadline(settings, begun, writer.received - earlier))
+                    watchdog.reschedule(deadline(writer.received - earlier))
             writer.finish()
         if rest is not None and writer.size != rest.total:
             raise TruncatedBodyError(f"{writer.size} bytes of {rest.total} after resuming at {rest.received}")
@@ -272,14 +273,14 @@ def _chunks(response: httpx.Response) -> aclosing[AsyncGenerator[bytes, None]]:
     return aclosing(cast(AsyncGenerator[bytes, None], response.aiter_raw()))
 
 
-def _deadline(settings: Settings, begun: float, received: int) -> float | None:
+def _deadline(begun: float, read_timeout_s: float, min_rate: int, received: int) -> float | None:
     """When a body that has come so far must have got further, on the loop's clock; it moves with every byte.
 
     At the end of a file this is ``begun + read_timeout + size / min_rate``, so no body can take longer.
     """
-    if not settings.min_rate:
+    if not min_rate:
         return None
-    return begun + settings.read_timeout + received / settings.min_rate
+    return begun + read_timeout_s + received / min_rate
 
 
 def _result(response: httpx.Response, writer: PartWriter | None) -> Download:

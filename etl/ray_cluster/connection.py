@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from etl.errors import ClusterError, ConfigError
-from etl.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -17,15 +16,15 @@ _lock = threading.Lock()
 _users = 0
 
 
-def joined(settings: Settings, option: str) -> Any:
-    """Return the module ``ray``, connected to the cluster at ``settings.ray_address``; each call wants one `leave`.
+def joined(address: str, option: str, *, insecure: bool) -> Any:
+    """Return the module ``ray``, connected to the cluster at ``address``; each call wants one `leave`.
 
     ``option`` is what asked for it, such as ``--backend ray``.
 
     Raises `ConfigError` as `check` does, and `ClusterError` where the cluster cannot be reached.
     """
     global _users
-    check(settings, option)
+    check(address, option, insecure=insecure)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
@@ -36,12 +35,16 @@ def joined(settings: Settings, option: str) -> Any:
     with _lock:
         try:
             ray.init(
-                address=settings.ray_address, namespace="caption-etl", log_to_driver=False, configure_logging=False,
-                logging_level=logging.ERROR, ignore_reinit_error=True,
-            )  # fmt: skip
+                address=address,
+                namespace="caption-etl",
+                log_to_driver=False,
+                configure_logging=False,
+                logging_level=logging.ERROR,
+                ignore_reinit_error=True,
+            )
         except (ConnectionError, TimeoutError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ClusterError(
-                f"the Ray cluster at {settings.ray_address} cannot be joined: {str(error).splitlines()[0][:300]}"
+                f"the Ray cluster at {address} cannot be joined: {str(error).splitlines()[0][:300]}"
             ) from error
         _users += 1
     return ray
@@ -73,18 +76,18 @@ def leave(ray: Any) -> None:
                 ray.shutdown()
 
 
-def check(settings: Settings, option: str) -> None:
+def check(address: str, option: str, *, insecure: bool) -> None:
     """Raise `ConfigError` where Ray is missing, the address is none, or anybody may command the cluster."""
-    if not settings.ray_address:
+    if not address:
         raise ConfigError(f"{option} needs --ray-address, such as 10.0.0.1:6379, or auto on a node of the cluster")
-    if "://" in settings.ray_address:
+    if "://" in address:
         raise ConfigError(
-            f"ray_address = {settings.ray_address!r}: Ray's client is not supported; run this on a node of the "
+            f"ray_address = {address!r}: Ray's client is not supported; run this on a node of the "
             "cluster, with host:port or auto"
         )
     if importlib.util.find_spec("ray") is None:
         raise ConfigError(f"{option} needs Ray: pip install 'caption-etl[ray]', on every node")
-    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" and not settings.insecure:
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" and not insecure:
         raise ConfigError(
             "whoever reaches a Ray cluster without tokens can run any program on it: start every node and this command "
             "with RAY_AUTH_MODE=token and the same token (`ray get-auth-token --generate`), or say --insecure"

@@ -125,7 +125,7 @@ def _recorded(settings: Settings, plan: Plan, on_progress: Callable[[Progress], 
         # Refused before anything begins, so that no run is on record for it.
         Mirrors.of(settings)
         if settings.fetch_backend == "ray":
-            check_cluster(settings, "--fetch-backend ray")
+            check_cluster(settings.ray_address, "--fetch-backend ray", insecure=settings.insecure)
     if plan.output is not None:
         check_target(plan.output, plan.export)
     if (plan.fetch or plan.caption) and not plan.force:

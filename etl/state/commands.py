@@ -17,8 +17,8 @@ from etl.domain.views import FailureFilter
 from etl.errors import StateMissingError, UsageError
 from etl.state.database import DATABASE_NAME, be_wary, translate_errors
 from etl.state.lock import is_locked
+from etl.state.penalty import HIGHEST_PENALTY, LOWEST_PENALTY
 from etl.state.recognise import check_file
-from etl.state.requeue import HIGHEST_PENALTY, LOWEST_PENALTY
 
 PAUSE, RESUME, STOP, RETRY = "pause", "resume", "stop", "retry"
 

@@ -24,7 +24,7 @@ can be had without them (bindfs, mergerfs), where their locks are not seen.  NTF
 
 
 def is_shared(kind: str) -> bool:
-    """Tell whether a file system, by `file_system_of`, can be written to beside this machine's kernel."""
+    """Return whether a file system, by `file_system_of`, can be written to beside this machine's kernel."""
     fuse, _, what = kind.partition(".")
     return what not in _LOCAL_FUSE if fuse == "fuse" else kind in _SHARED
 

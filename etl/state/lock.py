@@ -100,7 +100,7 @@ def _check_owner(state: Path) -> None:
 
 
 def is_locked(state: Path) -> bool:
-    """Tell whether a live process holds the state directory for writing."""
+    """Return whether a live process holds the state directory for writing."""
     try:
         directory = os.open(state, _DIRECTORY)
     except OSError:

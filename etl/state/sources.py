@@ -80,7 +80,7 @@ class SourceQueue(WorkQueue):
         return bytes(rows[0][0]) if rows else None
 
     def captions_are_waiting(self) -> bool:
-        """Tell whether any picture is still to be captioned or in work."""
+        """Return whether any picture is still to be captioned or in work."""
         rows = self._connection.rows(
             "SELECT EXISTS (SELECT 1 FROM captions WHERE status IN ('ready', 'retry')) "
             "OR EXISTS (SELECT 1 FROM captions WHERE status = 'running')"
@@ -190,7 +190,7 @@ def _item(
 
 
 def _is_present(db: Database, image: int | None) -> bool:
-    """Tell whether the cache holds the working copy of the image."""
+    """Return whether the cache holds the working copy of the image."""
     row = db.conn.execute("SELECT 1 FROM images WHERE id = ? AND state = 'present'", (image,)).fetchone()
     return image is not None and row is not None
 

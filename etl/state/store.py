@@ -24,7 +24,7 @@ from etl.domain.views import EngineSample, ExportSummary, FailureFilter, GpuSamp
 from etl.errors import Interrupted
 from etl.settings import Settings
 from etl.state import captions as caption_queue
-from etl.state import manifests, requeue, reserve, schema, waits
+from etl.state import manifests, migrations, requeue, reserve, waits
 from etl.state.captions import CaptionQueue
 from etl.state.database import DATABASE_NAME, Connection
 from etl.state.hosts import HostLog
@@ -74,7 +74,7 @@ class Store:
             connection = Connection(settings.state / DATABASE_NAME, create=create)
             resources.callback(connection.close)
             with connection.guard():
-                schema.migrate(connection.db)
+                migrations.migrate(connection.db)
             recover(connection, backoff_cap_s=settings.backoff_cap)
             return cls(settings, lock, connection, resources.pop_all())
 
@@ -300,13 +300,6 @@ class Store:
         """
         rows = self._connection.rows("PRAGMA integrity_check")
         return [f"integrity: {message}" for (message,) in rows if message != "ok"]
-
-    def requeue_missing_images(self, images: Sequence[int]) -> int:
-        """Mark images whose working copy is gone or damaged, and put their sources back into the fetch queue.
-
-        Returns the number of sources that will be fetched again.
-        """
-        return self.images().requeue_missing(images)
 
 
 def _command(number: int, name: str, text: str) -> Command:

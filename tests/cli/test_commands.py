@@ -18,7 +18,9 @@ from support.made_state import MadeState
 
 from etl import __version__
 from etl.caption.model.checkpoint import DEMO_CHECKPOINT
+from etl.cli import control, inspection
 from etl.cli.app import app
+from etl.cli.options import Context
 from etl.domain.statuses import QueueStatus, Stage
 from etl.setting_values import known
 from etl.settings import Settings
@@ -50,6 +52,16 @@ def test_help_and_version(process: Etl) -> None:
     assert "Exit codes:" in answer.out
     assert process("--version").out == f"caption-etl {__version__}\n"
     assert process().code == 2
+
+
+def test_commands_are_functions(made: MadeState, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command can be called as it stands in its module, without the program around it."""
+    made.ingest(b'{"id":"a","path":"missing.jpg"}\n')
+    context = Context(made.settings, json=True, quiet=True)
+    inspection.status(context)
+    assert json.loads(capsys.readouterr().out)["records"]["total"] == 1
+    control.retry_failed(context, dry_run=True)
+    assert json.loads(capsys.readouterr().out) == {"fetch": 0, "caption": 0}
 
 
 def test_every_setting_of_fetch_explains_itself(etl: Etl) -> None:

@@ -64,7 +64,10 @@ def test_names_of_hosts_cannot_act_on_the_terminal() -> None:
 
 def test_an_estimate_says_what_it_does_not_know() -> None:
     """Hosts without a rate are named, the others' time is told; too small a disk is said loudly."""
-    hosts = (HostEstimate("one.test", 10, 2, 5 * 2**20, 0, 90.0), HostEstimate("two.test", 3, 0, 0, 3, None))
+    hosts = (
+        HostEstimate(host="one.test", sources=10, retries=2, bytes=5 * 2**20, unknown=0, seconds=90.0),
+        HostEstimate(host="two.test", sources=3, retries=0, bytes=0, unknown=3, seconds=None),
+    )
     lines = list(estimate_lines(FetchEstimate(hosts, None, 10 * 2**20, 2**20), refresh=False))
     assert lines[0] == "13 pictures to fetch, 5.0 MiB and 3 of unknown size"
     assert lines[1] == "host      one.test: 10 pictures, 2 of them after a failure, 5.0 MiB, about 1 min"

@@ -18,9 +18,9 @@ from etl.export.stage import ExportOptions
 from etl.run.pipeline import export_manifest
 from etl.run_control import RunControl
 from etl.state.database import DATABASE_NAME, PAGE_SIZE, SCHEMA_VERSION
+from etl.state.migrations import migrations
 from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
-from etl.state.schema import migrations
 
 ENDS_BEFORE = {
     1: "0002_hosts_and_mirrors",

@@ -119,7 +119,7 @@ def test_when_both_fail_for_good_the_primary_decides(server: FaultServer, make_b
     assert asked(server) == ["http://slow.test/a.jpg", "http://store.test/a.jpg"]
 
 
-def test_a_parked_primary_is_passed_over(server: FaultServer, make_bench: MakeBench) -> None:
+def test_a_primary_that_does_not_answer_is_passed_over(server: FaultServer, make_bench: MakeBench) -> None:
     """Once the primary counts as dead, its sources go to the mirror without asking it first."""
     names = [f"{n}.jpg" for n in range(30)]
     for name in names:
@@ -132,7 +132,7 @@ def test_a_parked_primary_is_passed_over(server: FaultServer, make_bench: MakeBe
     assert bench.rows("SELECT state FROM hosts WHERE host = 'slow.test'") == [("parked",)]
 
 
-def test_a_source_without_a_mirror_waits_for_its_parked_host(server: FaultServer, make_bench: MakeBench) -> None:
+def test_a_source_without_a_mirror_waits_for_its_host(server: FaultServer, make_bench: MakeBench) -> None:
     """Where only some records have a mirror, the others wait without holding up anybody, and without a charge."""
     for n in range(8):
         server.fail(f"http://slow.test/{n}.jpg", reset_at_once, times=1)

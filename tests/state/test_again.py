@@ -24,13 +24,13 @@ from etl.domain.views import FailureFilter
 from etl.state.captions import CaptionQueue
 from etl.state.database import DATABASE_NAME
 from etl.state.images import EvictionReason
+from etl.state.migrations import migrations
 from etl.state.read.export_rows import ExportRow, export_rows
 from etl.state.read.failures import failed_items
 from etl.state.read.progress import ProgressReader, flag_counts, read_progress
 from etl.state.read.reader import Reader
 from etl.state.read.story import record_story
 from etl.state.requeue import Recaption
-from etl.state.schema import migrations
 from etl.state.store import Store
 from etl.state.work_queue import recover
 
@@ -221,7 +221,7 @@ def test_a_picture_that_is_not_here_is_fetched_first(captions: Captions, state: 
     if how == "evicted":
         store.images().evict(EvictionReason.CAPTIONED, images)
     else:
-        store.requeue_missing_images(images)
+        store.images().requeue_missing(images)
     assert store.recaption(LOOPS) == Recaption(2, 2, 0, {1.2: 2})
     assert captions.claim() == {}
     assert_sound(state)

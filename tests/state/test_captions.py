@@ -165,7 +165,7 @@ def test_caption_outlives_a_source_that_dies_later(store: Store, state: Path, qu
     """A captioned record stays captioned when its picture is lost and cannot be fetched again."""
     queue.enqueue_possible()
     queue.commit([captioned(item) for item in queue.claim(9)], now_ms())
-    assert store.requeue_missing_images([1]) == 1
+    assert store.images().requeue_missing([1]) == 1
     with store.run((Stage.FETCH,)) as run:
         (item,) = store.sources(run).claim("a.example", 5)
         store.sources(run).fail([failed(item.id, "http_404", retryable=False)])
@@ -176,7 +176,7 @@ def test_caption_outlives_a_source_that_dies_later(store: Store, state: Path, qu
 def test_caption_waits_for_a_picture_that_is_gone(store: Store, state: Path, queue: CaptionQueue) -> None:
     """A caption whose picture is missing is not claimed; it is queued again with the picture."""
     queue.enqueue_possible()
-    store.requeue_missing_images([1])
+    store.images().requeue_missing([1])
     assert queue.enqueue_possible() == 0
     assert [item.id for item in queue.claim(9)] == [2]
     with store.run((Stage.FETCH,)) as run:

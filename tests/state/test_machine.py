@@ -178,7 +178,7 @@ class StateMachine(RuleBasedStateMachine):
     @rule()
     def lose_pictures(self) -> None:
         present = self._rows("SELECT id FROM images WHERE state = 'present' ORDER BY id LIMIT 1")
-        self._store.requeue_missing_images([image for (image,) in present])
+        self._store.images().requeue_missing([image for (image,) in present])
 
     @rule(grounds=st.sampled_from([EvictionReason.UNNEEDED, EvictionReason.CAPTIONED]))
     def evict(self, grounds: EvictionReason) -> None:

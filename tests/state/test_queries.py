@@ -232,3 +232,15 @@ def test_recipes_tell_which_is_current(store: Store, state: Path) -> None:
         use_recipe(store, name)
     with Reader(state) as reader:
         assert [(recipe.model, recipe.current) for recipe in all_recipes(reader)] == [("one", True), ("two", False)]
+
+
+def test_a_new_question_is_a_function_over_a_reader(store: Store, state: Path) -> None:
+    """What nobody asked before needs one function beside the others, and no change to the reader."""
+
+    def formats(reader: Reader) -> dict[str, int]:
+        return dict(reader.rows("SELECT mime, count(*) FROM images GROUP BY mime"))
+
+    put_sources(store, "http://a.example/1", "http://a.example/2")
+    fetch_all(store)
+    with Reader(state) as reader:
+        assert formats(reader) == {"image/jpeg": 2}

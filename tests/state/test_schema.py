@@ -12,10 +12,10 @@ from etl.domain.statuses import HostState, Stage
 from etl.domain.views import HostInfo
 from etl.errors import StateNewerError
 from etl.state.database import DATABASE_NAME, SCHEMA_VERSION
+from etl.state.migrations import migrations
 from etl.state.read.hosts import all_hosts
 from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
-from etl.state.schema import migrations
 from etl.state.store import Store
 
 

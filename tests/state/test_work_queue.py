@@ -294,7 +294,7 @@ def test_missing_picture_is_fetched_again_only_when_needed(store: Store, state: 
     put_sources(store, URL, "http://a.example/2.jpg")
     fetch_all(store)
     put_sources(store, URL)
-    assert store.requeue_missing_images([1, 2]) == 1
+    assert store.images().requeue_missing([1, 2]) == 1
     status = "SELECT status FROM sources ORDER BY id"
     assert store._connection.rows(status) == [("ready",), ("cancelled",)]
     put_sources(store, URL, "http://a.example/2.jpg")

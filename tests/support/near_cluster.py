@@ -44,6 +44,7 @@ class NearPeer:
     async def ask(self, method: str, *arguments: Any) -> Any:
         """Call a method; all that travels is pickled, as on the way to another machine."""
         self.asked[method] += 1
+        self._cluster.loop = asyncio.get_running_loop()
         call = asyncio.ensure_future(getattr(self._fetcher, method)(*pickle.loads(pickle.dumps(arguments))))
         try:
             while not call.done() or self.is_frozen or self.loss:
@@ -83,6 +84,7 @@ class NearCluster:
         self.peers: list[NearPeer] = []
         self.every: list[NearPeer] = []
         self.ends: list[asyncio.Task[None]] = []
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.version = __version__
         self.on_new: Callable[[NearPeer], None] = lambda _: None
         self.backend: ClusterBackend | None = None
@@ -118,7 +120,15 @@ class NearCluster:
         self.nodes.append(Node(str(number), f"node {number}", 1, 1.0))
 
     def close(self) -> None:
+        """End all peers, and wait until they are: a process would take what it holds with it, these cannot."""
+        if self.loop is not None and self.loop.is_running():
+            asyncio.run_coroutine_threadsafe(self._ended(), self.loop).result()
+
+    async def _ended(self) -> None:
+        for peer in self.peers:
+            peer.kill()
         self.peers.clear()
+        await asyncio.gather(*self.ends)
 
 
 @contextmanager

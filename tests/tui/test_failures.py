@@ -1,5 +1,7 @@
 """Failures, from their kinds to the story of one record, and retrying some of them."""
 
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from textual.pilot import Pilot
 
 from etl.domain.statuses import RunState
 from etl.domain.views import FailureFilter
+from etl.state.database import DATABASE_NAME
 from tui.screens.dialogs import ConfirmScreen
 
 
@@ -43,6 +46,8 @@ def test_what_will_retry_tells_when(make_state: Any) -> None:
     """An item that will retry is listed too, and its story says when."""
     state = make_state(5)
     state.fetch(retry=1)
+    with closing(sqlite3.connect(state.path / DATABASE_NAME)) as database, database:
+        database.execute("UPDATE sources SET not_before = not_before + 3600000 WHERE status = 'retry'")
 
     async def steps(pilot: Pilot[None]) -> None:
         await pilot.press("f")

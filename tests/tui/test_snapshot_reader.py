@@ -9,10 +9,10 @@ from sqlite_utils import Database
 from etl.clock import now_ms
 from etl.domain.statuses import RunState, Stage
 from etl.state.database import DATABASE_NAME
+from etl.state.migrations import migrations
 from etl.state.read.cost import cost
 from etl.state.read.reader import Reader
 from etl.state.read.samples import NEWEST, CaptionFilter, step
-from etl.state.schema import migrations
 from tui.snapshot import StageState
 from tui.snapshot_reader import SnapshotReader
 from tui.throttle import Throttled

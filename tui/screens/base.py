@@ -84,7 +84,7 @@ class StateScreen(Screen[None]):
         return None
 
     def go_back(self) -> bool:
-        """Take one step back inside the screen; tell whether there was one to take."""
+        """Take one step back inside the screen; return whether there was one to take."""
         return False
 
     def compose(self) -> ComposeResult:

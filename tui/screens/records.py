@@ -124,7 +124,7 @@ class RecordsScreen(StateScreen):
             self._go_on(after)
 
     def go_back(self) -> bool:
-        """End a search, or show all records again; tell whether there was something to go back from."""
+        """End a search, or show all records again; return whether there was something to go back from."""
         if self._searching:
             self._searching = False
             self.forget("search")

@@ -121,7 +121,7 @@ class SamplesScreen(StateScreen):
         self._seek(replace(self._filter, text=message.words))
 
     def go_back(self) -> bool:
-        """End a search, or show all captions again; tell whether there was something to go back from."""
+        """End a search, or show all captions again; return whether there was something to go back from."""
         if self._searching:
             self._searching, self._words = False, "The search was ended."
             self.forget("step")

@@ -110,7 +110,7 @@ def story_text(story: dict[str, Any], width: int) -> Content:
 
 
 def _waits(story: dict[str, Any]) -> bool:
-    """Tell whether the story changes with the clock alone."""
+    """Return whether the story changes with the clock alone."""
     return any(item and item["status"] == QueueStatus.RETRY for item in (story["source"], *story["captions"]))
 
 

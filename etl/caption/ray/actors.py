@@ -93,7 +93,7 @@ class Cluster:
         Raises `ConfigError` where Ray is missing, no address is given, or anybody may command the cluster, and
         `ClusterError` where it cannot be reached.
         """
-        self._ray = joined(settings, "--backend ray")
+        self._ray = joined(settings.ray_address, "--backend ray", insecure=settings.insecure)
         self._has_left = False
         self._by_cpu = settings.ray_cpus or settings.device == "cpu"
         self._cpus = settings.ray_cpus or 1

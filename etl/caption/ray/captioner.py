@@ -206,7 +206,7 @@ class RayCaptioner:
 
 def check(settings: Settings) -> None:
     """Raise at once when the cluster cannot be reached; its nodes have the model or have not, and are asked later."""
-    connection.check(settings, "--backend ray")
+    connection.check(settings.ray_address, "--backend ray", insecure=settings.insecure)
 
 
 def open_backend(settings: Settings, cache: ImageCache, longest_edge: int) -> RayCaptioner:

@@ -27,7 +27,7 @@ REMEMBERED_S = 1800.0
 """What an idle host did last is kept so long, which is longer than its sources wait for another attempt."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     """What applies to every host.
 

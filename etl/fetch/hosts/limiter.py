@@ -72,7 +72,14 @@ class HostLimiter:
         if total < 1 or per_host < 1:
             raise ValueError(f"total = {total}, per_host = {per_host}: both must be at least 1")
         self._total = total
-        self._terms = Terms(per_host, 1 / rate if rate else 0.0, patience_s, pause_s, longest_pause_s, longest_wait_s)
+        self._terms = Terms(
+            per_host=per_host,
+            interval_s=1 / rate if rate else 0.0,
+            patience_s=patience_s,
+            pause_s=pause_s,
+            longest_pause_s=longest_pause_s,
+            longest_wait_s=longest_wait_s,
+        )
         self._clock = clock
         self._hosts: dict[str, Host] = {}
         self._intervals: dict[str, float] = {}

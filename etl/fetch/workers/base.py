@@ -159,6 +159,10 @@ class _LocalDownloads:
 def decoder_pool(settings: Settings, cache: ImageCache, processes: int) -> DecoderPool:
     """Return so many decoders for a cache; none is started yet."""
     return DecoderPool(
-        cache.root, processes=processes, memory_bytes=settings.decoder_memory, longest_edge=settings.longest_edge,
-        max_pixels=settings.max_pixels, cache_made=cache.made,
-    )  # fmt: skip
+        cache.root,
+        processes=processes,
+        memory_bytes=settings.decoder_memory,
+        longest_edge=settings.longest_edge,
+        max_pixels=settings.max_pixels,
+        cache_made=cache.made,
+    )

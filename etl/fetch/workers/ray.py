@@ -84,7 +84,7 @@ class RayCluster:
 
     def __init__(self, settings: Settings) -> None:
         """Join the cluster; raises as `etl.ray_cluster.connection.joined`."""
-        self._ray = joined(settings, "--fetch-backend ray")
+        self._ray = joined(settings.ray_address, "--fetch-backend ray", insecure=settings.insecure)
         self._config = {"version": __version__, "settings": settings.to_json()}
         # A node that is to do no work has no CPUs: often the head of a cluster.
         self._nodes = Nodes(self._ray, lambda resources: int(resources.get("CPU", 0) > 0))

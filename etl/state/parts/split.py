@@ -11,13 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from etl.clock import now_ms
 from etl.errors import StateMissingError, StateSplitError
 from etl.state.checks import COUNTS
 from etl.state.database import DATABASE_NAME, SPLIT_VERSION, Connection
 from etl.state.read.reader import Reader
-from etl.state.sqlite import Database
+
+if TYPE_CHECKING:
+    # Commands that only look ask here for the latest split, and must not pay for the writer.
+    from etl.state.sqlite import Database
 
 PAGE = 20_000
 """Groups of sources dealt out at a time."""
@@ -133,7 +137,7 @@ def begin_split(connection: Connection, parts: int, directory: Path) -> None:
         execute("DROP TABLE temp.dealt")
 
 
-def _gather_wanted(db: Database) -> None:
+def _gather_wanted(db: "Database") -> None:
     """List the sources of all records that are exported, with the group that each belongs to."""
     db.conn.execute("CREATE TEMP TABLE wanted (source INTEGER PRIMARY KEY, leader INTEGER, open INTEGER)")
     active = "SELECT 1 FROM records r WHERE r.source = s.id AND r.state = 'active'"
@@ -146,7 +150,7 @@ def _gather_wanted(db: Database) -> None:
     )
 
 
-def _deal(db: Database, parts: int) -> None:
+def _deal(db: "Database", parts: int) -> None:
     """Give each group of sources to a part: table ``dealt``."""
     db.conn.execute("CREATE TEMP TABLE dealt (leader INTEGER PRIMARY KEY, part INTEGER)")
     heaps = [[(0, number) for number in range(1, parts + 1)] for _ in range(2)]
@@ -242,7 +246,7 @@ _FILL = (
 
 
 @contextmanager
-def _without_triggers(db: Database) -> Iterator[None]:
+def _without_triggers(db: "Database") -> Iterator[None]:
     """Take the triggers away during the block and bring them back at its end; the block does their work itself."""
     triggers = db.conn.execute("SELECT name, sql FROM main.sqlite_master WHERE type = 'trigger'").fetchall()
     for name, _ in triggers:
@@ -252,7 +256,7 @@ def _without_triggers(db: Database) -> Iterator[None]:
         db.conn.execute(sql)
 
 
-def recount(db: Database) -> None:
+def recount(db: "Database") -> None:
     """Set ``counters`` to what the tables hold, at once for all rows."""
     db.conn.execute("UPDATE counters SET n = 0")
     for sql in COUNTS.values():
