@@ -53,17 +53,17 @@ clean:  ## Remove the virtual environment and caches
 .PHONY: rehearsal
 rehearsal: $(READY)  ## Run the archive's manifest against stand-ins for its hosts: make rehearsal MANIFEST=file
 	@test -n "$(MANIFEST)" || { echo "usage: make rehearsal MANIFEST=manifest.jsonl.gz"; exit 2; }
-	$(BIN)/python -m benchmarks.archive_rehearsal $(MANIFEST)
+	$(BIN)/python -m benchmarks.run.archive_rehearsal $(MANIFEST)
 
 .PHONY: rehearsal-small
 rehearsal-small: $(READY)  ## Fetch all of the archive's manifest as small pictures, a tenth of them faulty: MANIFEST=file
 	@test -n "$(MANIFEST)" || { echo "usage: make rehearsal-small MANIFEST=manifest.jsonl.gz"; exit 2; }
-	$(BIN)/python -m benchmarks.archive_rehearsal $(MANIFEST) --small
+	$(BIN)/python -m benchmarks.run.archive_rehearsal $(MANIFEST) --small
 
 .PHONY: screenshots
 screenshots: $(READY)  ## Make the pictures of docs/dashboard.md (needs rsvg-convert)
-	$(BIN)/python -m benchmarks.screenshots
+	$(BIN)/python -m benchmarks.tui.screenshots
 
 .PHONY: long-run
 long-run: $(READY)  ## Fetch and caption 100,000 small pictures: does anything grow or become slower?
-	$(BIN)/python -m benchmarks.long_run
+	$(BIN)/python -m benchmarks.run.long_run

@@ -1,6 +1,7 @@
 """Run a program and measure all of its processes: time, CPU and peak memory.  Linux only, it reads ``/proc``."""
 
 import os
+import resource
 import subprocess
 import threading
 import time
@@ -156,3 +157,8 @@ def _pss(pid: int) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:")), 0)
+
+
+def peak_rss() -> int:
+    """Return the peak resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -33,8 +33,12 @@ class RetrySelection:
     def command(self) -> str:
         """Return the command line that does the same without a live run."""
         chosen = self.failures
-        given = (("--stage", chosen.stage), ("--class", chosen.error_class), ("--host", chosen.host),
-                 ("--key", chosen.key))  # fmt: skip
+        given = (
+            ("--stage", chosen.stage),
+            ("--class", chosen.error_class),
+            ("--host", chosen.host),
+            ("--key", chosen.key),
+        )
         return shlex.join(["etl", "retry-failed", *(word for pair in given if pair[1] for word in map(str, pair))])
 
 

@@ -216,10 +216,17 @@ def _stage_view(
     at_work = state in (StageState.RUNNING, StageState.WAITING)
     eta = (remaining + coming) / per_s if at_work and stage in settled and per_s > 0 else None
     return StageView(
-        stage=stage, state=state, done=done, total=remaining + done + failed, growing=coming > 0, failed=failed,
-        retrying=counts.get(QueueStatus.RETRY, 0), queued=counts.get(QueueStatus.READY, 0),
-        per_minute=60 * per_s if at_work else None, eta_s=eta,
-    )  # fmt: skip
+        stage=stage,
+        state=state,
+        done=done,
+        total=remaining + done + failed,
+        growing=coming > 0,
+        failed=failed,
+        retrying=counts.get(QueueStatus.RETRY, 0),
+        queued=counts.get(QueueStatus.READY, 0),
+        per_minute=60 * per_s if at_work else None,
+        eta_s=eta,
+    )
 
 
 def _stage_state(stage: Stage, counts: dict[str, int], remaining: int, coming: int, run: RunInfo | None) -> StageState:

@@ -68,17 +68,22 @@ class SnapshotReader:
     def _fetch(self, reader: Reader, progress: Progress) -> FetchView:
         pending = self._pending.get(tuple(progress.sources.items()), lambda: pending_by_host(reader))
         return FetchView(
-            progress.fetched_per_s, progress.bytes_per_s, progress.bytes_fetched,
-            _hosts(reader, progress, pending), self._plots["sources"].read(reader, progress.at),
-        )  # fmt: skip
+            progress.fetched_per_s,
+            progress.bytes_per_s,
+            progress.bytes_fetched,
+            _hosts(reader, progress, pending),
+            self._plots["sources"].read(reader, progress.at),
+        )
 
     def _caption(self, reader: Reader, progress: Progress) -> CaptionView:
         run = progress.run if progress.run is not None and progress.run.state in LIVE else None
         return CaptionView(
-            progress.captioned_per_s, tokens_per_s(reader, progress),
-            engines(reader, run.id, progress.at) if run else (), gpus(reader, run.id, progress.at) if run else (),
+            progress.captioned_per_s,
+            tokens_per_s(reader, progress),
+            engines(reader, run.id, progress.at) if run else (),
+            gpus(reader, run.id, progress.at) if run else (),
             self._plots["captions"].read(reader, progress.at),
-        )  # fmt: skip
+        )
 
 
 class _Plot:

@@ -12,7 +12,7 @@ from etl.domain.statuses import QualityFlag, Stage
 from etl.domain.views import FailureFilter
 from etl.errors import EtlError, StateLockedError, UsageError
 from etl.state import commands as control
-from etl.state.penalty import HIGHEST_PENALTY, LOWEST_PENALTY, PENALTY, UNLIKELY
+from etl.state.requeue import HIGHEST_PENALTY, LOWEST_PENALTY, PENALTY, UNLIKELY
 
 if TYPE_CHECKING:
     from etl.state.store import Store

@@ -20,11 +20,19 @@ def host_json(host: HostProgress) -> dict[str, Any]:
     """Return one host of ``etl status --json``."""
     info = host.info
     return {
-        "host": info.host, "state": info.state.value, "reason": info.reason, "until": info.until,
-        "allowed": info.allowed, "in_flight": info.in_flight, "pending": host.pending, "done": info.done,
-        "failed": info.failed, "bytes": info.bytes, "items_per_s": round(host.items_per_s, 3),
+        "host": info.host,
+        "state": info.state.value,
+        "reason": info.reason,
+        "until": info.until,
+        "allowed": info.allowed,
+        "in_flight": info.in_flight,
+        "pending": host.pending,
+        "done": info.done,
+        "failed": info.failed,
+        "bytes": info.bytes,
+        "items_per_s": round(host.items_per_s, 3),
         "bytes_per_s": round(host.bytes_per_s),
-    }  # fmt: skip
+    }
 
 
 def is_news(host: HostProgress) -> bool:

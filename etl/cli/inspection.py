@@ -102,10 +102,14 @@ def runs(context: Context, limit: Annotated[int, typer.Option(min=1, help="At mo
 
 def _failure_json(failure: Failure) -> dict[str, object]:
     return {
-        "stage": failure.stage, "error_class": failure.error_class, "key": failure.key,
-        "url": redact_url(failure.url), "attempts": failure.attempts, "message": failure.message,
+        "stage": failure.stage,
+        "error_class": failure.error_class,
+        "key": failure.key,
+        "url": redact_url(failure.url),
+        "attempts": failure.attempts,
+        "message": failure.message,
         "records": failure.records,
-    }  # fmt: skip
+    }
 
 
 def _failure_line(failure: Failure) -> str:

@@ -110,9 +110,12 @@ def _bars() -> Iterator[Callable[[Progress], None]]:
     from rich.progress import Progress as Bars
 
     columns = (
-        TextColumn("{task.description:<8}", markup=False), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[rest]}", markup=False), TimeRemainingColumn(),
-    )  # fmt: skip
+        TextColumn("{task.description:<8}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rest]}", markup=False),
+        TimeRemainingColumn(),
+    )
     with Bars(*columns, console=Console(stderr=True), transient=False) as bars, _log_above_bars():
         tasks: dict[str, Any] = {stage: bars.add_task(stage, total=None, rest="") for stage in _STAGES}
 

@@ -10,7 +10,7 @@ from etl.cli.options import Context
 from etl.clock import ago, now_ms, stops_at
 from etl.domain.statuses import LIVE, QueueStatus, RecordOutcome, RecordState, RunState, Stage, status_in_words
 from etl.domain.views import ExportSummary, IngestSummary, Progress, RunInfo
-from etl.state.penalty import UNLIKELY
+from etl.state.requeue import UNLIKELY
 from etl.text import clean, clean_json
 from etl.units import duration, size
 
@@ -96,11 +96,17 @@ def run_json(run: RunInfo | None) -> dict[str, Any]:
     if run is None:
         return {"uid": None, "state": RunState.NONE.value, "heartbeat_age_s": None}
     return {
-        "uid": run.uid, "state": run.state.value,
+        "uid": run.uid,
+        "state": run.state.value,
         "heartbeat_age_s": round(max(0, now_ms() - run.heartbeat_at) / 1000, 1),
-        "stages": list(run.stages), "host": run.host, "pid": run.pid, "started_at": run.started_at,
-        "ended_at": run.ended_at, "message": run.message, "stops_at": run.stops_at,
-    }  # fmt: skip
+        "stages": list(run.stages),
+        "host": run.host,
+        "pid": run.pid,
+        "started_at": run.started_at,
+        "ended_at": run.ended_at,
+        "message": run.message,
+        "stops_at": run.stops_at,
+    }
 
 
 def status_lines(progress: Progress) -> Iterator[str]:
@@ -185,14 +191,19 @@ def export_line(summary: ExportSummary) -> str:
 def report(context: Context, done: "Report") -> None:
     """Tell what a run did and what to do next."""
     if context.json:
-        answer({
-            "state": done.state, "signal": done.signal, "deadline": done.deadline, "failed": done.failed,
-            "stages": {stage: summary_json(summary) for stage, summary in done.stages.items()},
-            "ingested": summary_json(done.ingested) if done.ingested else None,
-            "exported": summary_json(done.exported) if done.exported else None,
-            "cost": summary_json(done.cost) if done.cost else None,
-            "status": progress_json(done.progress),
-        })  # fmt: skip
+        answer(
+            {
+                "state": done.state,
+                "signal": done.signal,
+                "deadline": done.deadline,
+                "failed": done.failed,
+                "stages": {stage: summary_json(summary) for stage, summary in done.stages.items()},
+                "ingested": summary_json(done.ingested) if done.ingested else None,
+                "exported": summary_json(done.exported) if done.exported else None,
+                "cost": summary_json(done.cost) if done.cost else None,
+                "status": progress_json(done.progress),
+            }
+        )
         return
     if done.ingested:
         note(context, ingest_line(done.ingested))

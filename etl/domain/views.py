@@ -82,9 +82,12 @@ class StageSummary:
     def plus(self, other: "StageSummary") -> "StageSummary":
         """Return what two rounds of the stage did together."""
         return StageSummary(
-            self.done + other.done, self.retried + other.retried, self.dead + other.dead,
-            self.released + other.released, self.lost + other.lost,
-        )  # fmt: skip
+            self.done + other.done,
+            self.retried + other.retried,
+            self.dead + other.dead,
+            self.released + other.released,
+            self.lost + other.lost,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from etl.errors import (
 from etl.images import colour, tiff
 from etl.images import tiff_bands as bands
 from etl.images.cache import ImageCache
-from etl.images.formats import FORMATS, PictureFormat, format_of
+from etl.images.formats import FORMATS, ImageFormat, format_of
 from etl.images.resize import shrink
 from etl.images.sniff import HEAD_BYTES, describe
 
@@ -195,7 +195,7 @@ def _resize(image: Image.Image, longest_edge: int) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _errors_mapped(known: PictureFormat | None, head: bytes, max_pixels: int) -> Iterator[None]:
+def _errors_mapped(known: ImageFormat | None, head: bytes, max_pixels: int) -> Iterator[None]:
     """Raise whatever the decoding libraries raise as one of ours, and let Pillow enforce ``max_pixels``."""
     limit_before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = max_pixels
@@ -223,7 +223,7 @@ def _errors_mapped(known: PictureFormat | None, head: bytes, max_pixels: int) ->
         Image.MAX_IMAGE_PIXELS = limit_before
 
 
-def _unreadable(known: PictureFormat | None, head: bytes, error: Exception) -> CorruptImageError | NotAnImageError:
+def _unreadable(known: ImageFormat | None, head: bytes, error: Exception) -> CorruptImageError | NotAnImageError:
     if known is None:
         return NotAnImageError(describe(head))
     if isinstance(error, UnidentifiedImageError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PictureFormat:
+class ImageFormat:
     """A format that originals may have.
 
     Attributes:
@@ -34,8 +34,8 @@ class PictureFormat:
         return self.opener.startswith("PIL.")
 
 
-def _format(name: str, mime: str, suffixes: str, magic: bytes, opener: str) -> PictureFormat:
-    return PictureFormat(
+def _format(name: str, mime: str, suffixes: str, magic: bytes, opener: str) -> ImageFormat:
+    return ImageFormat(
         name=name, mime=mime, suffixes=tuple(suffixes.split()), magic=re.compile(magic, re.DOTALL), opener=opener
     )
 
@@ -58,7 +58,7 @@ FORMATS = (
 """In the order in which Pillow tries them where the first bytes tell nothing."""
 
 
-def format_of(head: bytes) -> PictureFormat | None:
+def format_of(head: bytes) -> ImageFormat | None:
     """Return the accepted format that a file which begins with these bytes has, or ``None``."""
     return next((known for known in FORMATS if known.magic.match(head)), None)
 

@@ -20,10 +20,11 @@ from etl.gpu import GpuSampler
 from etl.run.signals import PATIENCE_S, Signals
 from etl.run_control import GRACE_S, RunControl
 from etl.state import commands
+from etl.state.commands import Command
 from etl.state.log import journal
 from etl.state.read.progress import ProgressReader
 from etl.state.read.reader import Reader
-from etl.state.store import Command, Store
+from etl.state.store import Store
 from etl.text import clean
 
 log = logging.getLogger(__name__)

@@ -100,10 +100,16 @@ class CaptionQueue(WorkQueue):
                     "done_at = ?, attempts = attempts + 1, lease_run = NULL, error_class = NULL, error = NULL "
                     "WHERE id = ? AND status = 'running' AND lease_run = ?",
                     (
-                        result.text, result.tokens, result.finish_reason, ",".join(result.flags), self._run, now,
-                        result.id, self._run,
+                        result.text,
+                        result.tokens,
+                        result.finish_reason,
+                        ",".join(result.flags),
+                        self._run,
+                        now,
+                        result.id,
+                        self._run,
                     ),
-                ).rowcount  # fmt: skip
+                ).rowcount
                 if changed:
                     self._log_attempt(db, result.id, started_at, now, None, None)
                     committed += 1

@@ -8,6 +8,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from etl.domain.views import FailureFilter
 from etl.errors import StateMissingError, UsageError
 from etl.state.database import DATABASE_NAME, be_wary, translate_errors
 from etl.state.lock import is_locked
-from etl.state.penalty import HIGHEST_PENALTY, LOWEST_PENALTY
 from etl.state.recognise import check_file
+from etl.state.requeue import HIGHEST_PENALTY, LOWEST_PENALTY
 
 PAUSE, RESUME, STOP, RETRY = "pause", "resume", "stop", "retry"
 
@@ -78,3 +79,24 @@ def send(state: Path, name: str, chosen: FailureFilter | None = None, *, patienc
         finally:
             connection.close()
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A request of another process; ``arguments`` as `send` wrote them, unless there is a ``fault``."""
+
+    id: int
+    name: str
+    arguments: dict[str, Any]
+    fault: str | None = None
+
+
+def parse_command(number: int, name: str, text: str) -> Command:
+    """Return the command of a row; its ``fault`` says why its arguments cannot be understood."""
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return Command(number, name, {}, f"its arguments are not JSON: {error}")
+    if not isinstance(arguments, dict):
+        return Command(number, name, {}, f"its arguments are a JSON {type(arguments).__name__}, not an object")
+    return Command(number, name, arguments)

@@ -29,12 +29,22 @@ class HostLog:
                 "busy_ms = busy_ms + excluded.busy_ms, run = excluded.run, updated_at = excluded.updated_at",
                 [
                     (
-                        info.host, info.state, info.reason, info.until, info.allowed, info.in_flight, info.done,
-                        info.failed, info.bytes, info.busy_ms, self._run, now,
+                        info.host,
+                        info.state,
+                        info.reason,
+                        info.until,
+                        info.allowed,
+                        info.in_flight,
+                        info.done,
+                        info.failed,
+                        info.bytes,
+                        info.busy_ms,
+                        self._run,
+                        now,
                     )
                     for info in hosts
                 ],
-            )  # fmt: skip
+            )
 
     def pauses(self) -> dict[str, HostInfo]:
         """Return the hosts whose pause or parking, as an earlier run wrote it, is not over yet."""

@@ -9,12 +9,14 @@ crash leaves a file without a row, never a row without its file.
 import json
 from collections.abc import Collection, Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from etl.errors import WorkingCopyError
 from etl.state.database import Connection
 from etl.state.read.reader import Reader
-from etl.state.sqlite import Database
+
+if TYPE_CHECKING:
+    from etl.state.sqlite import Database
 
 
 class EvictionReason(StrEnum):
@@ -112,7 +114,7 @@ class Images:
         with self._connection.transaction("images.drop_originals") as db:
             return self._drop_originals(db, images)
 
-    def _drop_originals(self, db: Database, images: Sequence[int]) -> list[str]:
+    def _drop_originals(self, db: "Database", images: Sequence[int]) -> list[str]:
         rows = db.conn.execute(
             f"UPDATE images SET original_kept = 0 WHERE id {_AMONG} AND original_kept = 1 RETURNING sha256",
             (json.dumps(images),),
@@ -152,7 +154,7 @@ class Images:
         return sum(status == "ready" for (status,) in rows)
 
 
-def lose_images(db: Database, images: Sequence[int]) -> int:
+def lose_images(db: "Database", images: Sequence[int]) -> int:
     """Do what `Images.requeue_missing` says, inside a transaction."""
     _cancel_captions(db, images)
     db.conn.execute(f"UPDATE images SET state = 'missing' WHERE id {_AMONG}", (json.dumps(images),))
@@ -165,7 +167,7 @@ def lose_images(db: Database, images: Sequence[int]) -> int:
     return sum(status == "ready" for (status,) in rows)
 
 
-def wake_evicted(db: Database, images: Sequence[int] | None = None) -> int:
+def wake_evicted(db: "Database", images: Sequence[int] | None = None) -> int:
     """Put the sources of evicted images that a record needs a caption of back into the fetch queue.
 
     Needed is what an active record has neither a caption nor a failed one of under the current recipe.  Looks at
@@ -182,7 +184,7 @@ def wake_evicted(db: Database, images: Sequence[int] | None = None) -> int:
     ).rowcount
 
 
-def _cancel_captions(db: Database, images: Sequence[int]) -> None:
+def _cancel_captions(db: "Database", images: Sequence[int]) -> None:
     # Ready, they would be claimed, and fail, before the picture has come.
     db.conn.execute(
         f"UPDATE captions SET status = 'cancelled', attempts = 0, not_before = 0 WHERE image {_AMONG} "
@@ -191,7 +193,7 @@ def _cancel_captions(db: Database, images: Sequence[int]) -> None:
     )
 
 
-def _owned_working_copies(db: Database, names: Collection[str]) -> set[str]:
+def _owned_working_copies(db: "Database", names: Collection[str]) -> set[str]:
     rows = db.conn.execute(
         f"SELECT working_sha256 FROM images WHERE working_sha256 {_AMONG} AND state = 'present'",
         (json.dumps(list(names)),),

@@ -134,10 +134,17 @@ def _without_duplicates(
         seen[key] = record.position
         result.append(
             NewRecord(
-                key, record.position, record.line, None, "", None, RecordState.INVALID, "duplicate_key",
+                key,
+                record.position,
+                record.line,
+                None,
+                "",
+                None,
+                RecordState.INVALID,
+                "duplicate_key",
                 message,
             )
-        )  # fmt: skip
+        )
     return result
 
 
@@ -197,9 +204,13 @@ def _write_records(
     added, lines, changed, changed_lines, seen = [], [], [], [], []
     for record in records:
         content = (
-            hashlib.sha256(record.line).digest(), sources.get(record.url or ""), prompts.get(record.prompt or ""),
-            record.state.value, record.error_class, record.error,
-        )  # fmt: skip
+            hashlib.sha256(record.line).digest(),
+            sources.get(record.url or ""),
+            prompts.get(record.prompt or ""),
+            record.state.value,
+            record.error_class,
+            record.error,
+        )
         place = (manifest, record.position, generation)
         old = known.get(record.key)
         if old is None:

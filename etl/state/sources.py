@@ -161,10 +161,21 @@ class SourceQueue(WorkQueue):
             "last_modified = coalesce(?, CASE WHEN ? THEN last_modified END), "
             "final_url = coalesce(?, CASE WHEN ? THEN final_url END), mirror = ? WHERE id = ?",
             (
-                image, confirmed, now, now, fetched.http_status, fetched.etag, confirmed, fetched.last_modified,
-                confirmed, fetched.final_url, confirmed, fetched.mirror, fetched.source.id,
+                image,
+                confirmed,
+                now,
+                now,
+                fetched.http_status,
+                fetched.etag,
+                confirmed,
+                fetched.last_modified,
+                confirmed,
+                fetched.final_url,
+                confirmed,
+                fetched.mirror,
+                fetched.source.id,
             ),
-        )  # fmt: skip
+        )
 
     def _fail_one(self, db: Database, failure: ItemFailure) -> bool:
         if failure.http_status is not None:
@@ -184,9 +195,15 @@ def _item(
         return SourceItem(id=number, url=url, host=host, attempts=attempts)
     etag, last_modified, mirror = validators
     return SourceItem(
-        id=number, url=url, host=host, attempts=attempts, image=image, etag=etag, last_modified=last_modified,
+        id=number,
+        url=url,
+        host=host,
+        attempts=attempts,
+        image=image,
+        etag=etag,
+        last_modified=last_modified,
         mirror=mirror,
-    )  # fmt: skip
+    )
 
 
 def _is_present(db: Database, image: int | None) -> bool:
@@ -206,8 +223,17 @@ def _store_image(db: Database, fetched: FetchedImage) -> int:
         "working_height = excluded.working_height, longest_edge = excluded.longest_edge, "
         "original_kept = max(original_kept, excluded.original_kept), state = 'present' RETURNING id",
         (
-            fetched.sha256, fetched.size, decoded.mime, decoded.width, decoded.height, working.sha256, working.size,
-            working.width, working.height, working.longest_edge, int(fetched.original_kept),
+            fetched.sha256,
+            fetched.size,
+            decoded.mime,
+            decoded.width,
+            decoded.height,
+            working.sha256,
+            working.size,
+            working.width,
+            working.height,
+            working.longest_edge,
+            int(fetched.original_kept),
         ),
-    ).fetchall()  # fmt: skip
+    ).fetchall()
     return int(row[0][0])

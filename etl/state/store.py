@@ -12,7 +12,7 @@ import socket
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +26,7 @@ from etl.settings import Settings
 from etl.state import captions as caption_queue
 from etl.state import manifests, migrations, requeue, reserve, waits
 from etl.state.captions import CaptionQueue
+from etl.state.commands import Command, parse_command
 from etl.state.database import DATABASE_NAME, Connection
 from etl.state.hosts import HostLog
 from etl.state.images import Images
@@ -39,16 +40,6 @@ from etl.state.requeue import Recaption
 from etl.state.sources import SourceQueue
 from etl.state.work_queue import recover
 from etl.version import __version__
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A request of another process; ``arguments`` as `etl.state.commands` wrote them, unless there is a ``fault``."""
-
-    id: int
-    name: str
-    arguments: dict[str, Any]
-    fault: str | None = None
 
 
 class Store:
@@ -182,10 +173,16 @@ class Store:
                 "INSERT INTO runs (uid, stages, started_at, heartbeat_at, host, pid, app_version, config) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
                 (
-                    uuid.uuid4().hex[:12], ",".join(stages), now, now, socket.gethostname(), os.getpid(),
-                    __version__, json.dumps(self.settings.redacted()),
+                    uuid.uuid4().hex[:12],
+                    ",".join(stages),
+                    now,
+                    now,
+                    socket.gethostname(),
+                    os.getpid(),
+                    __version__,
+                    json.dumps(self.settings.redacted()),
                 ),
-            ).fetchall()  # fmt: skip
+            ).fetchall()
         journal.info("run %d began: %s", rows[0][0], ", ".join(stages) or "nothing to do")
         return int(rows[0][0])
 
@@ -205,8 +202,11 @@ class Store:
             by = clock.drift_ms()
             waits.shift(db, now_ms(), by)
             clock.follow(by)
-        journal.warning("the clock was set %s by %.0f s; waits stay as long as they were",
-                        "forward" if by > 0 else "back", abs(by) / 1000)  # fmt: skip
+        journal.warning(
+            "the clock was set %s by %.0f s; waits stay as long as they were",
+            "forward" if by > 0 else "back",
+            abs(by) / 1000,
+        )
 
     def end_run(self, run: int, state: RunState, message: str | None = None) -> None:
         """Release every lease of the run and record how it ended."""
@@ -245,7 +245,7 @@ class Store:
     def open_commands(self) -> list[Command]:
         """Return the commands that nobody has acknowledged yet, oldest first."""
         rows = self._connection.rows("SELECT id, name, arguments FROM commands WHERE acknowledged_at IS NULL")
-        return [_command(*row) for row in sorted(rows)]
+        return [parse_command(*row) for row in sorted(rows)]
 
     def acknowledge(self, command: Command, run: int | None, result: str) -> None:
         """Answer a command; its sender waits for this."""
@@ -262,11 +262,8 @@ class Store:
             db.conn.execute(
                 "INSERT INTO gpu_samples (run, at, gpu, load_percent, memory_used, memory_total, power_w) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    run, now_ms(), sample.gpu, sample.load_percent, sample.memory_used, sample.memory_total,
-                    sample.power_w,
-                ),
-            )  # fmt: skip
+                (run, now_ms(), *astuple(sample)),
+            )
 
     def record_engine(self, run: int, sample: EngineSample) -> None:
         """Record how busy the caption engine of one worker is."""
@@ -274,11 +271,8 @@ class Store:
             db.conn.execute(
                 "INSERT INTO engine_samples (run, at, worker, slots, in_use, waiting, captions, tokens) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    run, now_ms(), sample.worker, sample.slots, sample.in_use, sample.waiting, sample.captions,
-                    sample.tokens,
-                ),
-            )  # fmt: skip
+                (run, now_ms(), *astuple(sample)),
+            )
 
     def record_export(self, run: int, summary: ExportSummary, recipe: int | None) -> None:
         """Record a finished export."""
@@ -287,10 +281,16 @@ class Store:
                 "INSERT INTO exports (run, path, recipe, rows, bytes, sha256, at, format) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    run, str(summary.path), recipe, summary.rows, summary.size, summary.sha256, now_ms(),
+                    run,
+                    str(summary.path),
+                    recipe,
+                    summary.rows,
+                    summary.size,
+                    summary.sha256,
+                    now_ms(),
                     summary.format,
                 ),
-            )  # fmt: skip
+            )
         journal.info("exported %d rows to %s", summary.rows, summary.path)
 
     def damage(self) -> list[str]:
@@ -300,16 +300,6 @@ class Store:
         """
         rows = self._connection.rows("PRAGMA integrity_check")
         return [f"integrity: {message}" for (message,) in rows if message != "ok"]
-
-
-def _command(number: int, name: str, text: str) -> Command:
-    try:
-        arguments = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return Command(number, name, {}, f"its arguments are not JSON: {error}")
-    if not isinstance(arguments, dict):
-        return Command(number, name, {}, f"its arguments are a JSON {type(arguments).__name__}, not an object")
-    return Command(number, name, arguments)
 
 
 def _why(error: BaseException) -> str:

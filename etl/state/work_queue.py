@@ -81,10 +81,16 @@ class WorkQueue:
             f"UPDATE {self.table} SET status = ?, attempts = ?, crashes = ?, not_before = ?, lease_run = NULL, "
             "error_class = ?, error = ?, done_at = ? WHERE id = ?",
             (
-                "dead" if dead else "retry", attempts, crashes, now + wait, failure.slug, failure.message,
-                now if dead else None, failure.id,
+                "dead" if dead else "retry",
+                attempts,
+                crashes,
+                now + wait,
+                failure.slug,
+                failure.message,
+                now if dead else None,
+                failure.id,
             ),
-        )  # fmt: skip
+        )
         self._log_attempt(db, failure.id, failure.started_at, now, failure.slug, failure.message)
         return dead
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.caption_candidates import CANDIDATES, Absent, Candidate
-from benchmarks.caption_checks import compare
-from benchmarks.caption_engine import main, parse
-from benchmarks.caption_inputs import Workload, draw_lengths
-from benchmarks.caption_lease import LEASE_S, SLOTS, Lease
-from benchmarks.caption_rows import measure
-from benchmarks.caption_ways import WAYS, DrawnGenerate, Way
+from benchmarks.caption.candidates import CANDIDATES, Absent, Candidate
+from benchmarks.caption.checks import compare
+from benchmarks.caption.engine import main, parse
+from benchmarks.caption.inputs import Workload, draw_lengths
+from benchmarks.caption.lease import LEASE_S, SLOTS, Lease
+from benchmarks.caption.rows import measure
+from benchmarks.caption.ways import WAYS, DrawnGenerate, Way
 from etl.caption.model.loading import load
 from etl.caption.slots.candidates import NAMES, Candidates
 from etl.caption.slots.timing import Timings
@@ -85,7 +85,7 @@ def test_a_candidate_reaches_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_pat
         seen.append(candidates)
         raise RuntimeError("seen")
 
-    monkeypatch.setattr("benchmarks.caption_rows.SlotCaptioner", look)
+    monkeypatch.setattr("benchmarks.caption.rows.SlotCaptioner", look)
     loaded = load(SETTINGS)
     workload = Workload(["0" * 64], ["Describe it."], [4], tmp_path.joinpath)
     lease = object.__new__(Lease)

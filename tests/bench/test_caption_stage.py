@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.caption_stage import main
+from benchmarks.caption.stage import main
 
 
 @pytest.mark.soak

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.long_claims import CACHE_BYTES, MEMORY_BYTES, Look, claims, tenths
-from benchmarks.long_run import LongRun
+from benchmarks.run.long_claims import CACHE_BYTES, MEMORY_BYTES, Look, claims, tenths
+from benchmarks.run.long_run import LongRun
 
 ITEMS = 1000
 MIB = 1 << 20
@@ -74,4 +74,4 @@ def test_the_whole_job_is_watched(tmp_path: Path) -> None:
         stretches = bench.stretches[stage]
         assert len(stretches) >= 4
         assert all(one.main_bytes > 20 * MIB and one.descriptors > 5 and one.per_cpu_s > 0 for one in stretches)
-    assert sum(1 for _ in (tmp_path / "out.jsonl").open("rb")) == 2000
+    assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == 2000

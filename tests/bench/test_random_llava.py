@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from benchmarks.caption_inputs import photographs, prompts_of, read_records
-from benchmarks.random_llava import SIZES, build, build_processor, config_of, train_tokenizer
+from benchmarks.caption.inputs import photographs, prompts_of, read_records
+from benchmarks.caption.random_llava import SIZES, build, build_processor, config_of, train_tokenizer
 from etl.caption.gpus.roofline import Shapes
 from etl.caption.model.loading import LoadedModel
 from etl.caption.tokens import PromptEncoder

@@ -14,7 +14,14 @@ def main(config: Mapping[str, Any], parent: Parent) -> None:
     slots = config["settings"]["slots"]
     if slots <= 2:
         return gpu_worker.main(config, parent)
-    for message in ({"busy": [slots, 0]}, {"ready": Recipe("demo", "", "slots", "float32", {}, {}).to_json()}):
+    for message in (
+        {"busy": [slots, 0]},
+        {
+            "ready": Recipe(
+                model="demo", revision="", engine="slots", dtype="float32", preprocessing={}, generation={}
+            ).to_json()
+        },
+    ):
         parent.send(json.dumps(message).encode())
     parent.recv()
     return parent.send(json.dumps({"scarce": "the GPU failed: CUDA error: out of memory"}).encode())

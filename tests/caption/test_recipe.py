@@ -9,10 +9,13 @@ import pytest
 from etl.caption.recipe import Recipe
 
 RECIPE = Recipe(
-    "llava-hf/llava-1.5-7b-hf", "b234b804b114d9e37bb655e11cbbb5f5e971b7a9", "generate", "float16",
-    {"longest_edge": 1024, "image_mean": (0.5, 0.25), "size": {"shortest_edge": 336}},
-    {"max_new_tokens": 200, "do_sample": False},
-)  # fmt: skip
+    model="llava-hf/llava-1.5-7b-hf",
+    revision="b234b804b114d9e37bb655e11cbbb5f5e971b7a9",
+    engine="generate",
+    dtype="float16",
+    preprocessing={"longest_edge": 1024, "image_mean": (0.5, 0.25), "size": {"shortest_edge": 336}},
+    generation={"max_new_tokens": 200, "do_sample": False},
+)
 
 
 def test_json_round_trip() -> None:

@@ -10,7 +10,7 @@ from support.made_state import MadeState
 
 from etl.cli.render import flag_lines
 from etl.domain.statuses import QualityFlag
-from etl.state.penalty import UNLIKELY
+from etl.state.requeue import UNLIKELY
 
 Etl = Callable[..., Any]
 

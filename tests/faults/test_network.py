@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from PIL import Image
+from support.archive_claims import first_round, second_round
 from support.bad_answers import after_a_break
 from support.common_check import check_state
 from support.etl_process import EtlProcess, Program
@@ -30,11 +31,9 @@ from support.fault_server import (
     status,
     truncated,
 )
+from support.small_archive import FAULTS, SmallArchive, behaviour_of
 from support.workbench import Workbench, encoded, scenes, wait_for, write_manifest
 from support.zygote import Zygote
-
-from benchmarks.archive_claims import first_round, second_round
-from benchmarks.small_archive import FAULTS, SmallArchive, behaviour_of
 
 ATTEMPTS = 3
 

@@ -13,7 +13,7 @@ from etl.images.formats import FORMATS, format_of
 ONE_MORE = r"""
 import re
 from etl.images import formats
-formats.FORMATS += (formats.PictureFormat(
+formats.FORMATS += (formats.ImageFormat(
     name="PPM", mime="image/x-portable-pixmap", suffixes=(".ppm",), magic=re.compile(rb"P6\s"),
     opener="PIL.PpmImagePlugin:PpmImageFile",
 ),)

@@ -17,7 +17,8 @@ from etl.errors import StateMissingError, UsageError
 from etl.run.supervisor import run_stages
 from etl.run_control import RunControl
 from etl.state import commands as control
-from etl.state.store import Command, Store
+from etl.state.commands import Command
+from etl.state.store import Store
 
 
 @contextmanager

@@ -12,11 +12,12 @@ from etl.errors import StateError
 from etl.images.cache import ImageCache
 from etl.run.supervisor import _obey
 from etl.run_control import RunControl
+from etl.state.commands import Command
 from etl.state.log import RunLog
 from etl.state.read.failures import failed_items
 from etl.state.read.reader import Reader
 from etl.state.read.story import record_story
-from etl.state.store import Command, Store
+from etl.state.store import Store
 
 
 def test_a_new_state_is_its_owner_s_alone(tmp_path: Path) -> None:

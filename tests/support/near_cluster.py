@@ -128,7 +128,9 @@ class NearCluster:
         for peer in self.peers:
             peer.kill()
         self.peers.clear()
-        await asyncio.gather(*self.ends)
+        # A later fetch has another loop.
+        ends, self.ends = self.ends, []
+        await asyncio.gather(*ends)
 
 
 @contextmanager

@@ -175,7 +175,14 @@ class PlainCaptioner:
     """
 
     def __init__(self, model: str = "plain", before: Callable[[CaptionItem], object] = lambda _: None) -> None:
-        self.recipe = Recipe(model, "1", "test", "float32", {"longest_edge": 256}, {"max_new_tokens": 8})
+        self.recipe = Recipe(
+            model=model,
+            revision="1",
+            engine="test",
+            dtype="float32",
+            preprocessing={"longest_edge": 256},
+            generation={"max_new_tokens": 8},
+        )
         self.calls: list[list[CaptionItem]] = []
         self.before = before
         self.closed = False

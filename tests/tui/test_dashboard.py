@@ -13,6 +13,7 @@ from support.driving import LARGE, SMALL, drive, text_of, until
 from textual.geometry import Region
 from textual.pilot import Pilot
 
+from etl.clock import now_ms
 from etl.domain.statuses import HostState, RunState
 from etl.domain.views import EngineSample, GpuSample, HostInfo
 from tui.keys import ACTIONS, EVERYWHERE, written
@@ -72,6 +73,24 @@ def test_the_overview_is_whole(make_state: Any, size: tuple[int, int]) -> None:
         assert "✗ failed" in shown and "Log ─" in shown
 
     drive(state.path, steps, size)
+
+
+def test_a_host_that_does_not_answer_is_told_in_words(make_state: Any) -> None:
+    """The words are whole, in the place of a rate, and say when it is asked again; the columns stay."""
+    state = make_state(20)
+    state.fetch(done=8)
+    until_ms = now_ms() + 600_000
+    dead = HostInfo(
+        host="archive.example", state=HostState.NOT_ANSWERING, reason="dns", until=until_ms, allowed=4, done=8, failed=5
+    )
+    state.store.hosts(state.run).record([dead])
+
+    async def steps(pilot: Pilot[None]) -> None:
+        shown = await until(pilot, "archive.example")
+        [row] = [line for line in shown.splitlines() if "archive.example" in line]
+        assert "✗ not answering" in row and "12 left" in row and "asked again in" in row
+
+    drive(state.path, steps, SMALL)
 
 
 def test_from_100_to_40_lines_nothing_is_lost(make_state: Any) -> None:

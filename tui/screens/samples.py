@@ -231,13 +231,17 @@ def _words_of(found: Sample) -> Content:
     parts = [
         Content.styled(clean(found.title or "without a title", 200), STRONG),
         Content.styled(clean(found.date or "without a date", 60), QUIET),
-    ]  # fmt: skip
+    ]
     if found.flags:
         parts.append(Content.styled(f"flags: {clean(', '.join(found.flags), 200)}", f"bold {ALERT}"))
     parts += [
-        Content(""), Content.styled(clean(found.text, MAX_TEXT), GOOD), Content(""), Content.styled(facts, QUIET),
-        Content.styled(made + ("" if found.current else ", an earlier recipe"), QUIET), Content(""),
+        Content(""),
+        Content.styled(clean(found.text, MAX_TEXT), GOOD),
+        Content(""),
+        Content.styled(facts, QUIET),
+        Content.styled(made + ("" if found.current else ", an earlier recipe"), QUIET),
+        Content(""),
         Content.styled(f"{clean(found.key, 300) or 'no record needs it any more'}{shared}", QUIET),
         Content.styled(clean(redact_url(found.url), 500), QUIET),
-    ]  # fmt: skip
+    ]
     return Content("\n").join(parts)

@@ -23,10 +23,13 @@ class CaptionPanel(Panel):
     def lines(self, width: int) -> list[Content]:
         view = self.snapshot.caption
         right = Content.assemble(
-            (spark(view.plot, min(PLOT, width - 50), self.glyphs), GOOD), "  " if view.plot else "",
-            (per_second(view.per_s), STRONG), (" images/s  ", QUIET), (per_second(view.tokens_per_s), STRONG),
+            (spark(view.plot, min(PLOT, width - 50), self.glyphs), GOOD),
+            "  " if view.plot else "",
+            (per_second(view.per_s), STRONG),
+            (" images/s  ", QUIET),
+            (per_second(view.tokens_per_s), STRONG),
             (" tokens/s", QUIET),
-        )  # fmt: skip
+        )
         return [self.heading("Caption", width, right), self._engines(), *(self._gpu(gpu) for gpu in view.gpus)]
 
     def _engines(self) -> Content:
@@ -41,9 +44,13 @@ class CaptionPanel(Panel):
         reached, left = bar(in_use, slots, LOAD, self.glyphs)
         workers = f" of {len(engines)} workers" if len(engines) > 1 else ""
         return Content.assemble(
-            "  ", (f"{'slots':<8}", QUIET), (reached, GOOD), (left, "$line"), (f" {in_use:>4}", STRONG),
+            "  ",
+            (f"{'slots':<8}", QUIET),
+            (reached, GOOD),
+            (left, "$line"),
+            (f" {in_use:>4}", STRONG),
             (f" of {slots} in use{workers}   {count(waiting)} prepared and waiting", QUIET),
-        )  # fmt: skip
+        )
 
     def _gpu(self, gpu: GpuSample) -> Content:
         reached, left = bar(gpu.load_percent or 0, 100, LOAD, self.glyphs)
@@ -54,6 +61,12 @@ class CaptionPanel(Panel):
         if gpu.power_w is not None:
             power = f"   {gpu.power_w:.0f} W"
         return Content.assemble(
-            "  ", (f"{f'GPU {gpu.gpu}':<8}", QUIET), (reached, GOOD), (left, "$line"), (f" {load}", STRONG),
-            (" busy", QUIET), (memory, "$foreground"), (power, "$foreground"),
-        )  # fmt: skip
+            "  ",
+            (f"{f'GPU {gpu.gpu}':<8}", QUIET),
+            (reached, GOOD),
+            (left, "$line"),
+            (f" {load}", STRONG),
+            (" busy", QUIET),
+            (memory, "$foreground"),
+            (power, "$foreground"),
+        )

@@ -33,9 +33,11 @@ class ClassesPanel(Panel):
     def _row(self, view: ClassView) -> Content:
         glyph, words = (self.glyphs.failed, "failed") if view.failed else (self.glyphs.will_retry, "will retry")
         return Content.assemble(
-            (f"{count(view.items):>9}", STRONG), f"  {view.stage:<9}", f"{clean(view.error_class, 20):<21}",
+            (f"{count(view.items):>9}", STRONG),
+            f"  {view.stage:<9}",
+            f"{clean(view.error_class, 20):<21}",
             (f"{glyph} {words}", ALERT if view.failed else QUIET),
-        )  # fmt: skip
+        )
 
 
 def _total(classes: tuple[ClassView, ...]) -> str:

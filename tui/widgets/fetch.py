@@ -29,9 +29,11 @@ class FetchPanel(Panel):
     def lines(self, width: int) -> list[Content]:
         view = self.snapshot.fetch
         right = Content.assemble(
-            (spark(view.plot, min(PLOT, width - 50), self.glyphs), GOOD), "  " if view.plot else "",
-            (f"{size(view.bytes_per_s)}/s", STRONG), (f"  {size(view.bytes)} so far", QUIET),
-        )  # fmt: skip
+            (spark(view.plot, min(PLOT, width - 50), self.glyphs), GOOD),
+            "  " if view.plot else "",
+            (f"{size(view.bytes_per_s)}/s", STRONG),
+            (f"  {size(view.bytes)} so far", QUIET),
+        )
         head = self.heading("Fetch", width, right)
         if not view.hosts:
             return [head, Content.styled("  no hosts: nothing was downloaded yet", QUIET)]
@@ -50,8 +52,10 @@ class FetchPanel(Panel):
         parts = [
             (f"  {clean(info.host, 200)}", STRONG),
             (f"{self.glyphs.host[info.state]} {info.state.shown}", GOOD if fine else f"bold {ALERT}"),
-            (f"{per_second(host.items_per_s)}/s", ""), (busy, QUIET), (f"{short(host.pending)} left", QUIET),
-        ]  # fmt: skip
+            (f"{per_second(host.items_per_s)}/s", ""),
+            (busy, QUIET),
+            (f"{short(host.pending)} left", QUIET),
+        ]
         widths = [name + 2, 9, 8, 9, 10]
         if info.state is HostState.NOT_ANSWERING:
             # Its words take the place of a rate, which it has not.

@@ -27,6 +27,8 @@ def log_line(line: LogLine) -> Content:
     """Return a line of the log: the time of day, the part of the program, the words."""
     alert = line.level in ALERTS
     return Content.assemble(
-        (f"  {line.at[11:19]} ", QUIET), (f"{line.level.lower()} " if alert else "", f"bold {ALERT}"),
-        (f"{line.origin}: " if line.origin not in ("run", "") else "", QUIET), (line.words, ALERT if alert else ""),
-    )  # fmt: skip
+        (f"  {line.at[11:19]} ", QUIET),
+        (f"{line.level.lower()} " if alert else "", f"bold {ALERT}"),
+        (f"{line.origin}: " if line.origin not in ("run", "") else "", QUIET),
+        (line.words, ALERT if alert else ""),
+    )

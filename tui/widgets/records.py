@@ -21,10 +21,12 @@ class RecordsPanel(Panel):
         records = self.snapshot.records
         failed_style = f"bold {ALERT}" if records.failed else STRONG
         numbers = (
-            (records.total, "total", STRONG), (records.selected, "selected", STRONG),
-            (records.captioned, "captioned", f"bold {GOOD}"), (records.failed, "failed", failed_style),
+            (records.total, "total", STRONG),
+            (records.selected, "selected", STRONG),
+            (records.captioned, "captioned", f"bold {GOOD}"),
+            (records.failed, "failed", failed_style),
             (records.pending, "pending", STRONG),
-        )  # fmt: skip
+        )
         line = self._line(numbers, count, width)
         if line.cell_length > width:
             line = self._line(numbers, short, width)

@@ -69,10 +69,14 @@ class RunPanel(Panel):
         end = run.heartbeat_at if run.ended_at is None and not self.snapshot.live else run.ended_at or now
         gap = f" {self.glyphs.dot} "
         return Content.assemble(
-            ("  run ", QUIET), (clean(run.uid[:8]), STRONG),
-            (f"{gap}{duration((end - run.started_at) / 1000)}{gap}{_stages(run)}{gap}pid {run.pid} on "
-             f"{clean(run.host, 24)}", QUIET),
-        )  # fmt: skip
+            ("  run ", QUIET),
+            (clean(run.uid[:8]), STRONG),
+            (
+                f"{gap}{duration((end - run.started_at) / 1000)}{gap}{_stages(run)}{gap}pid {run.pid} on "
+                f"{clean(run.host, 24)}",
+                QUIET,
+            ),
+        )
 
     def _cost(self) -> Content:
         cost = self.snapshot.cost

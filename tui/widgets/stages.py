@@ -27,8 +27,9 @@ class StagesPanel(Panel):
         cells = max(0, min(WIDEST_BAR, width - NAME - STATE - DONE - QUEUED - FAILED - RETRY - RATE - ETA - 2))
         titles = Content.styled(
             f"{'done/total ':>{DONE}}{'queued':>{QUEUED}}{'failed':>{FAILED}}{'will retry':>{RETRY}}{'/min':>{RATE}}"
-            f"{'ETA':>{ETA}}", QUIET,
-        )  # fmt: skip
+            f"{'ETA':>{ETA}}",
+            QUIET,
+        )
         head = self.heading("Stages", NAME + STATE + 2 + cells)
         return [head + titles, *(self._row(stage, cells) for stage in self.snapshot.stages)]
 
@@ -42,16 +43,19 @@ class StagesPanel(Panel):
         total = count(stage.total) + ("+" if stage.growing else " ")
         colour = _COLOURS.get(stage.state, QUIET)
         return Content.assemble(
-            "  ", (f"{stage.stage:<{NAME - 1}}", STRONG),
+            "  ",
+            (f"{stage.stage:<{NAME - 1}}", STRONG),
             (f"{self.glyphs.stage[stage.state]} {stage.state:<{STATE - 1}}", colour),
-            (reached, GOOD), (left, "$line"),
-            (f"{count(stage.done):>{DONE - 1 - len(total)}}", STRONG), (f"/{total}", QUIET),
+            (reached, GOOD),
+            (left, "$line"),
+            (f"{count(stage.done):>{DONE - 1 - len(total)}}", STRONG),
+            (f"/{total}", QUIET),
             (_number(stage.queued, QUEUED), QUIET),
             (_number(stage.failed, FAILED), ALERT if stage.failed else QUIET),
             (_number(stage.retrying, RETRY), ALERT if stage.retrying else QUIET),
             f"{rate(stage.per_minute):>{RATE}}",
             (f"{duration(stage.eta_s):>{ETA}}", STRONG if stage.eta_s is not None else QUIET),
-        )  # fmt: skip
+        )
 
 
 def _number(number: int, width: int) -> str:

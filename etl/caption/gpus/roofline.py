@@ -17,7 +17,7 @@ USABLE = 0.94
 """Share of a card's memory that a program can count on."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shapes:
     """The sizes of a LLaVA that decide its work.
 
@@ -53,19 +53,19 @@ class Shapes:
         layer = config.vision_feature_layer
         used = layer if layer >= 0 else vision.num_hidden_layers + 1 + layer
         return cls(
-            text.hidden_size,
-            text.intermediate_size,
-            text.num_hidden_layers,
-            text.num_attention_heads,
-            text.num_key_value_heads,
-            getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            text.vocab_size,
-            vision.hidden_size,
-            vision.intermediate_size,
-            used,
-            patches + 1,
-            patches,
-            3 * vision.patch_size**2,
+            hidden=text.hidden_size,
+            intermediate=text.intermediate_size,
+            layers=text.num_hidden_layers,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            vocabulary=text.vocab_size,
+            vision_hidden=vision.hidden_size,
+            vision_intermediate=vision.intermediate_size,
+            vision_layers=used,
+            vision_tokens=patches + 1,
+            image_tokens=patches,
+            patch_values=3 * vision.patch_size**2,
         )
 
     @property
@@ -141,7 +141,7 @@ class Load:
     kv_bytes: int = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bounds:
     """The bounds, and what they are made of.
 
@@ -184,11 +184,11 @@ def bounds(shapes: Shapes, ceilings: Ceilings, load: Load) -> Bounds:
     arithmetic_s = vision_s + prefill_s + load.caption * shapes.token_flop() / ceilings.flops
     traffic_s = load.caption * (weights / load.slots + context) / ceilings.bandwidth
     return Bounds(
-        load.slots,
-        vision_s,
-        prefill_s,
-        decode_s,
-        step_s,
+        slots=load.slots,
+        vision_s=vision_s,
+        prefill_s=prefill_s,
+        decode_s=decode_s,
+        step_s=step_s,
         serial=1 / (vision_s + prefill_s + decode_s),
         overlap=1 / max(arithmetic_s, traffic_s),
     )

@@ -38,7 +38,7 @@ _LOADING_FAULTS = (Exception,)
 zero in one layer and fails a check of types in another."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoadedModel:
     """A model that is ready to caption.
 
@@ -92,7 +92,14 @@ class LoadedModel:
             "chat_template_sha256": text_sha256(str(self.processor.chat_template)),
         }
         dtype = str(self.dtype).removeprefix("torch.")
-        return Recipe(self.name, self.revision, engine, dtype, preprocessing, generation)
+        return Recipe(
+            model=self.name,
+            revision=self.revision,
+            engine=engine,
+            dtype=dtype,
+            preprocessing=preprocessing,
+            generation=generation,
+        )
 
 
 _FOR_WEIGHTS = 0.85
@@ -133,7 +140,17 @@ def load(settings: Settings, *, spread: bool = False) -> LoadedModel:
     pad = processor.tokenizer.pad_token_id
     model.generation_config = GenerationConfig()
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    loaded = LoadedModel(name, revision, model, processor, device, dtype, context, eos, eos[0] if pad is None else pad)
+    loaded = LoadedModel(
+        name=name,
+        revision=revision,
+        model=model,
+        processor=processor,
+        device=device,
+        dtype=dtype,
+        context=context,
+        eos=eos,
+        pad=eos[0] if pad is None else pad,
+    )
     log.info("loaded %s@%s as %s on %s", name, revision, dtype, device)
     return loaded
 

@@ -250,12 +250,12 @@ def _agree(models: dict[Endpoint, str]) -> None:
 def _recipe(identity: Identity, settings: Settings, longest_edge: int) -> Recipe:
     """Return the recipe.  Where the endpoints are is no part of it: the same model elsewhere gives the same words."""
     return Recipe(
-        identity.model,
-        identity.revision,
-        ENGINE,
-        UNKNOWN_DTYPE,
-        {"sent": "image/jpeg", "longest_edge": longest_edge},
-        {"max_new_tokens": settings.max_new_tokens, **dict(identity.generation)},
+        model=identity.model,
+        revision=identity.revision,
+        engine=ENGINE,
+        dtype=UNKNOWN_DTYPE,
+        preprocessing={"sent": "image/jpeg", "longest_edge": longest_edge},
+        generation={"max_new_tokens": settings.max_new_tokens, **dict(identity.generation)},
     )
 
 

@@ -66,7 +66,7 @@ class _Occupied:
     since: int | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class _Entering:
     """A prefilled group that the decoding has not taken over yet."""
 
@@ -218,7 +218,14 @@ class SlotEngine:
             finally:
                 self._where.prefill = None
         computed = None if self._prefilling is None else cuda.mark()
-        return _Entering(dict(zip(slots, requests, strict=True)), where, ids, ends, logits, computed)
+        return _Entering(
+            places=dict(zip(slots, requests, strict=True)),
+            slots=where,
+            ids=ids,
+            lengths=ends,
+            logits=logits,
+            computed=computed,
+        )
 
     @torch.inference_mode()
     def step(self) -> list[Finished]:

@@ -20,7 +20,6 @@ from etl.state.database import DATABASE_NAME, SPLIT_VERSION, Connection
 from etl.state.read.reader import Reader
 
 if TYPE_CHECKING:
-    # Commands that only look ask here for the latest split, and must not pay for the writer.
     from etl.state.sqlite import Database
 
 PAGE = 20_000

@@ -113,9 +113,15 @@ def _failure(
     stage: Stage, item: int, slug: str, message: str | None, key: str, url: str, attempts: int, records: int
 ) -> Failure:
     return Failure(
-        stage=stage, item=item, error_class=slug, message=message or "", key=key, url=url, attempts=attempts,
+        stage=stage,
+        item=item,
+        error_class=slug,
+        message=message or "",
+        key=key,
+        url=url,
+        attempts=attempts,
         records=records,
-    )  # fmt: skip
+    )
 
 
 def failure_classes(reader: Reader) -> list[tuple[str, str, int]]:

@@ -21,11 +21,20 @@ def all_hosts(reader: Reader) -> list[HostInfo]:
     )
     return [
         HostInfo(
-            host=host, state=known(HostState, state), reason=reason, until=until, allowed=allowed,
-            in_flight=in_flight, done=done, failed=failed, bytes=size, busy_ms=busy_ms, updated_at=updated_at,
+            host=host,
+            state=known(HostState, state),
+            reason=reason,
+            until=until,
+            allowed=allowed,
+            in_flight=in_flight,
+            done=done,
+            failed=failed,
+            bytes=size,
+            busy_ms=busy_ms,
+            updated_at=updated_at,
         )
         for host, state, reason, until, allowed, in_flight, done, failed, size, busy_ms, updated_at in rows
-    ]  # fmt: skip
+    ]
 
 
 def host_rates(reader: Reader, progress: Progress) -> dict[str, tuple[float, float]]:

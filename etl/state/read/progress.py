@@ -31,8 +31,12 @@ def read_progress(reader: Reader) -> Progress:
     """Return all counts and rates at one instant; constant time whatever the size of the state."""
     with reader.snapshot():
         counts: dict[str, dict[str, int]] = {
-            "records": {}, "outcomes": {}, "sources": {}, "captions": {}, "images": {},
-        }  # fmt: skip
+            "records": {},
+            "outcomes": {},
+            "sources": {},
+            "captions": {},
+            "images": {},
+        }
         for stage, status, n in reader.rows(
             "SELECT stage, status, n FROM counters WHERE recipe = 0 "
             "OR recipe = (SELECT id FROM recipes WHERE current = 1)"
@@ -46,10 +50,17 @@ def read_progress(reader: Reader) -> Progress:
     if runs and now - runs[0].started_at < RATE_WINDOW_MS:
         span = max(1.0, (now - runs[0].started_at) / 1000)
     return Progress(
-        records=counts["records"], outcomes=counts["outcomes"], sources=counts["sources"],
-        captions=counts["captions"], bytes_fetched=counts["images"].get("bytes", 0), fetched_per_s=fetched / span,
-        captioned_per_s=captioned / span, bytes_per_s=size / span, run=runs[0] if runs else None, at=now,
-    )  # fmt: skip
+        records=counts["records"],
+        outcomes=counts["outcomes"],
+        sources=counts["sources"],
+        captions=counts["captions"],
+        bytes_fetched=counts["images"].get("bytes", 0),
+        fetched_per_s=fetched / span,
+        captioned_per_s=captioned / span,
+        bytes_per_s=size / span,
+        run=runs[0] if runs else None,
+        at=now,
+    )
 
 
 def _window(reader: Reader, table: str, now: int) -> tuple[int, int]:
@@ -93,9 +104,12 @@ class ProgressReader:
             if stage == Stage.FETCH
         }
         return dataclasses.replace(
-            progress, hosts=tuple(shown[:SHOWN_HOSTS]), fetch_errors=errors, fetch_seconds=_seconds(shown),
+            progress,
+            hosts=tuple(shown[:SHOWN_HOSTS]),
+            fetch_errors=errors,
+            fetch_seconds=_seconds(shown),
             flags=self._flags,
-        )  # fmt: skip
+        )
 
 
 def _seconds(shown: list[HostProgress]) -> float | None:

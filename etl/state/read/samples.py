@@ -136,11 +136,23 @@ def sample(reader: Reader, caption: int) -> Sample | None:
     key, url, line = _record(reader, record)
     title, date = title_and_date(line)
     return Sample(
-        cursor=Cursor(done_at, caption), key=key, url=url, records=n, title=title, date=date, text=text, tokens=tokens,
-        finish_reason=reason, flags=tuple(filter(None, flags.split(","))), model=model, revision=revision,
-        current=bool(current), picture=_working_copy(reader, sha256) if state == "present" else None, width=width,
+        cursor=Cursor(done_at, caption),
+        key=key,
+        url=url,
+        records=n,
+        title=title,
+        date=date,
+        text=text,
+        tokens=tokens,
+        finish_reason=reason,
+        flags=tuple(filter(None, flags.split(","))),
+        model=model,
+        revision=revision,
+        current=bool(current),
+        picture=_working_copy(reader, sha256) if state == "present" else None,
+        width=width,
         height=height,
-    )  # fmt: skip
+    )
 
 
 def _record(reader: Reader, record: int | None) -> tuple[str, str, bytes]:

@@ -33,9 +33,13 @@ def record_story(reader: Reader, key: str) -> dict[str, Any] | None:
         attempts += _attempts(reader, Stage.CAPTION, caption["id"])
     line = reader.rows("SELECT line FROM record_lines WHERE record = ?", (record.pop("id"),))[0][0]
     return {
-        "record": record, "source": source, "image": image, "captions": captions, "attempts": attempts,
+        "record": record,
+        "source": source,
+        "image": image,
+        "captions": captions,
+        "attempts": attempts,
         "line": bytes(line).decode("utf-8", "replace"),
-    }  # fmt: skip
+    }
 
 
 def _earlier(reader: Reader, caption: int) -> list[dict[str, Any]]:
