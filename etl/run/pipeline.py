@@ -186,9 +186,16 @@ class _Run:
         with Reader(self._store.directory) as reader:
             progress = replace(progress, run=latest_runs(reader, 1)[0])
         return Report(
-            state, self._signals.first, result.summaries, progress, failed, ingested, exported, spent,
-            self._deadline is not None and message is not None,
-        )  # fmt: skip
+            state=state,
+            signal=self._signals.first,
+            stages=result.summaries,
+            progress=progress,
+            failed=failed,
+            ingested=ingested,
+            exported=exported,
+            cost=spent,
+            deadline=self._deadline is not None and message is not None,
+        )
 
     def _ingest(self, manifest: Manifest | None) -> tuple[IngestSummary | None, bool]:
         """Read the manifest, or select anew; return what was read, and whether nothing cut it short."""

@@ -9,7 +9,7 @@ from etl.ingest.options import IngestOptions
 from etl.state.read.cost import Cost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What one run does.
 
@@ -49,7 +49,7 @@ class Plan:
         return "record" if self.caption else "picture"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What one run did.
 

@@ -178,7 +178,7 @@ class _Supervisor:
             living[0].thread.join(TICK_S)
 
     def look(self) -> bool:
-        """Stop when a signal has come or the time is over; tell whether a stop is news, whoever asked for it."""
+        """Stop when a signal has come or the time is over; return whether a stop is news, whoever asked for it."""
         if self._stop_at is not None and time.monotonic() >= self._stop_at and not self._control.stopping:
             self._deadline = True
             self._control.stop()
@@ -190,7 +190,7 @@ class _Supervisor:
         return True
 
     def _leaves_behind(self, living: Sequence[_Worker], now: float) -> bool:
-        """Tell whether nothing is to be waited for any more, although threads live."""
+        """Return whether nothing is to be waited for any more, although threads live."""
         overdue = self._stopped_at is not None and now - self._stopped_at > LAST_RESORT_S
         if overdue and not self._deadline:
             self._signals.leave("a stage did not end in time")

@@ -9,7 +9,9 @@ from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.statuses import FinishReason
 
 RESULT = CaptionResult(1, "A red ball.", 4, FinishReason.LENGTH, ("truncated",))
-FAILURE = ItemFailure(1, "generation", "it failed", True, 5, crashed=True, stops=True)
+FAILURE = ItemFailure(
+    id=1, slug="generation", message="it failed", retryable=True, started_at=5, crashed=True, stops=True
+)
 
 
 @pytest.mark.parametrize("outcome", [RESULT, FAILURE])

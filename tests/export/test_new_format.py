@@ -15,9 +15,9 @@ from etl.cli.format_options import with_format_options
 from etl.errors import ConfigError
 from etl.export import formats
 from etl.export.format import FileFormat, Sink, option
-from etl.export.lines import Joined
+from etl.export.lines import ExportOptions, Joined
 from etl.export.stage import check_target
-from etl.run.pipeline import ExportOptions, export_manifest
+from etl.run.pipeline import export_manifest
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def settings() -> Settings:
 def fetch(settings: Settings, tmp_path: Path) -> Callable[..., Download]:
     """Download one URL with a downloader of its own; keyword arguments change the settings."""
 
-    def run(url: str, *, etag: str | None = None, part: Path | None = None, **changes: object) -> Download:
+    def run(url: str, *, etag: str | None = None, part: Path | None = None, **changes: Any) -> Download:
         async def go() -> Download:
             # A download that its own limits do not end fails its test here instead of hanging it.
             async with asyncio.timeout(8), Downloader(dataclasses.replace(settings, **changes)) as downloader:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from textual.app import App
 from textual.pilot import Pilot
 
 from tui.app import Dashboard
@@ -15,7 +16,7 @@ SMALL, LARGE = (80, 24), (120, 40)
 Steps = Callable[[Pilot[None]], Awaitable[None]]
 
 
-def text_of(app: Dashboard) -> str:
+def text_of(app: App[None]) -> str:
     """Return what the terminal would show, line by line."""
     return "\n".join(strip.text for strip in app.screen._compositor.render_strips())
 

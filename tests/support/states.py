@@ -28,7 +28,8 @@ from etl.state.store import Store
 
 def settings_for(directory: Path, **changes: Any) -> Settings:
     """Return settings with no waits between attempts, for the state directory ``directory``."""
-    return Settings(**({"state": directory, "backoff": 0.0, "max_attempts": 3} | changes))
+    usual: dict[str, Any] = {"state": directory, "backoff": 0.0, "max_attempts": 3}
+    return Settings(**(usual | changes))
 
 
 def put_records(store: Store, records: Iterable[dict[str, Any]], options: IngestOptions | None = None) -> None:

@@ -1,7 +1,7 @@
 """Writes TIFFs that Pillow cannot write: any byte order, sample layout and place of strips."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, OFFSETS, SAMPLES = 256, 257, 258, 259, 262, 273, 277
 ROWS_PER_STRIP, SIZES, PLANAR, PREDICTOR, COLOUR_MAP, EXTRA_SAMPLES, SAMPLE_FORMAT = 278, 279, 284, 317, 320, 338, 339
@@ -11,7 +11,7 @@ _LONGS = (WIDTH, HEIGHT, OFFSETS, ROWS_PER_STRIP, SIZES)
 
 
 def tiff_of(
-    tags: dict[int, int | Sequence[int]],
+    tags: Mapping[int, int | Sequence[int]],
     strips: list[bytes],
     *,
     order: str = "<",

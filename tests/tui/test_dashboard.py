@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.driving import LARGE, SMALL, drive, text_of, until
@@ -29,7 +30,7 @@ TAKEN_BY_TERMINALS = {f"ctrl+{letter}" for letter in "abhijms"}
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_the_overview_is_whole(make_state, size: tuple[int, int]) -> None:
+def test_the_overview_is_whole(make_state: Any, size: tuple[int, int]) -> None:
     """Every item of the overview is on the screen, and every figure is the database's."""
     state = make_state(20, price=3.0)
     state.fetch(done=8, dead=3, retry=2)
@@ -74,12 +75,14 @@ def test_the_overview_is_whole(make_state, size: tuple[int, int]) -> None:
     drive(state.path, steps, size)
 
 
-def test_a_host_that_does_not_answer_is_told_in_words(make_state) -> None:
+def test_a_host_that_does_not_answer_is_told_in_words(make_state: Any) -> None:
     """The words are whole, in the place of a rate, and say when it is asked again; the columns stay."""
     state = make_state(20)
     state.fetch(done=8)
     until_ms = now_ms() + 600_000
-    dead = HostInfo("archive.example", HostState.NOT_ANSWERING, "dns", until_ms, 4, 0, 8, 5)
+    dead = HostInfo(
+        host="archive.example", state=HostState.NOT_ANSWERING, reason="dns", until=until_ms, allowed=4, done=8, failed=5
+    )
     state.store.hosts(state.run).record([dead])
 
     async def steps(pilot: Pilot[None]) -> None:
@@ -90,7 +93,7 @@ def test_a_host_that_does_not_answer_is_told_in_words(make_state) -> None:
     drive(state.path, steps, SMALL)
 
 
-def test_from_100_to_40_lines_nothing_is_lost(make_state) -> None:
+def test_from_100_to_40_lines_nothing_is_lost(make_state: Any) -> None:
     """After a resize the overview fills the new size, wide or narrow, and smaller ones neither crash nor overlap."""
     state = make_state(20)
     state.fetch(done=8, dead=3, retry=2)
@@ -115,7 +118,7 @@ def test_from_100_to_40_lines_nothing_is_lost(make_state) -> None:
         (None, ("✗ crashed", "the process is gone", "last heartbeat")),
     ],
 )
-def test_the_run_line_says_how_a_run_ended(make_state, end: RunState | None, words: tuple[str, ...]) -> None:
+def test_the_run_line_says_how_a_run_ended(make_state: Any, end: RunState | None, words: tuple[str, ...]) -> None:
     """Done, partial, failed with its message, and crashed are told apart in words."""
     state = make_state(3)
     if end is not None:
@@ -128,7 +131,7 @@ def test_the_run_line_says_how_a_run_ended(make_state, end: RunState | None, wor
     drive(state.path, steps)
 
 
-def test_the_run_line_says_when_a_run_stops(make_state) -> None:
+def test_the_run_line_says_when_a_run_stops(make_state: Any) -> None:
     """A deadline stands there while the run lives, and what was left once it has ended."""
     state = make_state(3)
     at = datetime.now().astimezone() + timedelta(minutes=72, seconds=30)
@@ -143,7 +146,7 @@ def test_the_run_line_says_when_a_run_stops(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_the_view_follows_the_run(make_state) -> None:
+def test_the_view_follows_the_run(make_state: Any) -> None:
     """What another process commits is on the screen within about a second."""
     state = make_state(10)
 
@@ -156,7 +159,7 @@ def test_the_view_follows_the_run(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_a_missing_database_is_told_and_found_when_it_appears(make_state, tmp_path: Path) -> None:
+def test_a_missing_database_is_told_and_found_when_it_appears(make_state: Any, tmp_path: Path) -> None:
     """Without a database the screen says so in words on both screens, and recovers by itself."""
 
     async def steps(pilot: Pilot[None]) -> None:
@@ -170,7 +173,7 @@ def test_a_missing_database_is_told_and_found_when_it_appears(make_state, tmp_pa
     drive(tmp_path / "state", steps)
 
 
-def test_a_newer_database_is_told(make_state) -> None:
+def test_a_newer_database_is_told(make_state: Any) -> None:
     """A database of a newer version gives the reader's own words instead of wrong figures."""
     state = make_state(1)
     state.close()
@@ -184,7 +187,7 @@ def test_a_newer_database_is_told(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_a_locked_database_is_told_while_it_is_locked(make_state) -> None:
+def test_a_locked_database_is_told_while_it_is_locked(make_state: Any) -> None:
     """A database that does not answer is said to, the screen stays alive, and quitting does not wait for it."""
     state = make_state(4)
     state.close()
@@ -227,7 +230,7 @@ async def obeyed(pilot: Pilot[None], obey: Callable[[], list[str]]) -> list[str]
     raise AssertionError("no command came")
 
 
-def test_commands_reach_the_run_and_are_acknowledged(make_state) -> None:
+def test_commands_reach_the_run_and_are_acknowledged(make_state: Any) -> None:
     """p pauses and resumes, s and r ask first, r with the number; each answer is shown."""
     state = make_state(6)
     state.fetch(dead=2)
@@ -257,7 +260,7 @@ def test_commands_reach_the_run_and_are_acknowledged(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_without_a_live_run_no_command_is_sent(make_state) -> None:
+def test_without_a_live_run_no_command_is_sent(make_state: Any) -> None:
     """r says what to run instead, p and s say that there is no run; the database is not written."""
     state = make_state(3)
     state.fetch(dead=1)
@@ -278,7 +281,7 @@ def test_without_a_live_run_no_command_is_sent(make_state) -> None:
 
 
 @pytest.mark.parametrize("key", [action.keys for action in ACTIONS if action.name in COMMANDS])
-def test_readonly_refuses_every_command(make_state, key: str) -> None:
+def test_readonly_refuses_every_command(make_state: Any, key: str) -> None:
     """With --readonly the keys that write are answered with a refusal, beside a live run too."""
     state = make_state(3)
     state.fetch(dead=1)
@@ -293,7 +296,7 @@ def test_readonly_refuses_every_command(make_state, key: str) -> None:
     assert state.store.open_commands() == []
 
 
-def test_ascii_draws_nothing_else(hostile) -> None:
+def test_ascii_draws_nothing_else(hostile: Any) -> None:
     """With --ascii every character of every screen, dialog and message is ASCII, but for what others wrote."""
     ours = set(HOSTILE)
 
@@ -309,7 +312,7 @@ def test_ascii_draws_nothing_else(hostile) -> None:
 
 
 @pytest.mark.soak
-def test_every_key_does_something_harmless(hostile) -> None:
+def test_every_key_does_something_harmless(hostile: Any) -> None:
     """Every key of the registry, pressed on every screen and in every list, leaves the dashboard alive."""
     places = {
         "o": (),
@@ -334,7 +337,7 @@ def test_every_key_does_something_harmless(hostile) -> None:
     drive(hostile.path, steps, SMALL, readonly=True)
 
 
-def test_help_shows_the_whole_registry(make_state) -> None:
+def test_help_shows_the_whole_registry(make_state: Any) -> None:
     """Every action has a method, a key that terminals leave alone, and a line in help and palette."""
     state = make_state(1)
 
@@ -355,7 +358,7 @@ def test_help_shows_the_whole_registry(make_state) -> None:
     drive(state.path, steps, (100, 60))
 
 
-def test_the_palette_runs_an_action(make_state) -> None:
+def test_the_palette_runs_an_action(make_state: Any) -> None:
     """What is chosen in the palette happens: everywhere, and on the screen it was opened on."""
     state = make_state(3, pictures=True)
     state.fetch(done=3)
@@ -371,7 +374,7 @@ def test_the_palette_runs_an_action(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_dark_and_light(make_state) -> None:
+def test_dark_and_light(make_state: Any) -> None:
     """t changes the ground between dark and light, and back."""
     state = make_state(1)
 
@@ -397,7 +400,7 @@ def watch_refresh(panel: Panel, note: Callable[..., None]) -> None:
     panel.refresh = noted  # type: ignore[method-assign]
 
 
-def test_a_live_line_alone_is_drawn_again(make_state) -> None:
+def test_a_live_line_alone_is_drawn_again(make_state: Any) -> None:
     """Nothing but the line that changed is sent to the terminal: over a slow connection the rest would cost most."""
     state = make_state(5)
     state.store.heartbeat(state.run, RunState.RUNNING)
@@ -417,7 +420,7 @@ def test_a_live_line_alone_is_drawn_again(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_a_broken_reader_ends_the_dashboard_with_its_error(make_state, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_reader_ends_the_dashboard_with_its_error(make_state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that nobody foresaw is not swallowed by a thread."""
     state = make_state(1)
     monkeypatch.setattr("tui.snapshot_reader.records_view", lambda _: 1 / 0)

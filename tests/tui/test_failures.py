@@ -2,6 +2,7 @@
 
 import sqlite3
 from contextlib import closing
+from typing import Any
 
 import pytest
 from support.driving import LARGE, SMALL, drive, text_of, until
@@ -14,7 +15,7 @@ from tui.screens.dialogs import ConfirmScreen
 
 
 @pytest.mark.parametrize("size", [SMALL, pytest.param(LARGE, marks=pytest.mark.soak)])
-def test_from_a_kind_to_a_story_and_back(make_state, size: tuple[int, int]) -> None:
+def test_from_a_kind_to_a_story_and_back(make_state: Any, size: tuple[int, int]) -> None:
     """Kinds with counts open their items, an item opens its story with URL and attempts; escape goes back."""
     state = make_state(20)
     state.fetch(dead=3, retry=2, done=2)
@@ -41,7 +42,7 @@ def test_from_a_kind_to_a_story_and_back(make_state, size: tuple[int, int]) -> N
     drive(state.path, steps, size)
 
 
-def test_what_will_retry_tells_when(make_state) -> None:
+def test_what_will_retry_tells_when(make_state: Any) -> None:
     """An item that will retry is listed too, and its story says when."""
     state = make_state(5)
     state.fetch(retry=1)
@@ -61,7 +62,7 @@ def test_what_will_retry_tells_when(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_many_are_shown_in_pages(make_state) -> None:
+def test_many_are_shown_in_pages(make_state: Any) -> None:
     """Of many failures 200 are read at a time; n goes on behind them and b begins anew."""
     state = make_state(430)
     state.fetch(dead=430)
@@ -83,7 +84,7 @@ def test_many_are_shown_in_pages(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_a_list_follows_the_run_and_keeps_its_mark(make_state) -> None:
+def test_a_list_follows_the_run_and_keeps_its_mark(make_state: Any) -> None:
     """New failures appear while the list is looked at, and the marked one stays marked."""
     state = make_state(10)
     state.fetch(dead=3)
@@ -118,7 +119,7 @@ async def sent(pilot: Pilot[None], state) -> list[tuple[str, dict[str, str]]]:
     raise AssertionError(f"no command came:\n{text_of(pilot.app)}")
 
 
-def test_retrying_one_a_class_or_all(make_state) -> None:
+def test_retrying_one_a_class_or_all(make_state: Any) -> None:
     """r on a kind means the kind, r on an item the item, R everything; the question says how many."""
     state = make_state(12)
     state.fetch(dead=5, done=4)
@@ -156,7 +157,7 @@ def test_retrying_one_a_class_or_all(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_invalid_lines_are_the_manifests_fault(make_state) -> None:
+def test_invalid_lines_are_the_manifests_fault(make_state: Any) -> None:
     """A line that cannot be a record is listed with its reason, and a retry says what helps."""
     state = make_state([{"id": "good", "url": "http://archive.example/1.jpg"}, {"id": "bad"}])
 
@@ -173,7 +174,7 @@ def test_invalid_lines_are_the_manifests_fault(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_without_a_run_the_command_is_named(make_state) -> None:
+def test_without_a_run_the_command_is_named(make_state: Any) -> None:
     """Where no run is there to obey, the message is the command line that does the same, quoted for a shell."""
     state = make_state([{"id": "a b", "url": "http://archive.example/1.jpg"}])
     state.fetch(dead=1)
@@ -190,7 +191,7 @@ def test_without_a_run_the_command_is_named(make_state) -> None:
     drive(state.path, steps, LARGE)
 
 
-def test_nothing_failed(make_state) -> None:
+def test_nothing_failed(make_state: Any) -> None:
     """Without failures the lists say so, and their keys do nothing."""
     state = make_state(3)
 
@@ -204,7 +205,7 @@ def test_nothing_failed(make_state) -> None:
 
 
 @pytest.mark.parametrize("size", [SMALL, pytest.param(LARGE, marks=pytest.mark.soak)])
-def test_hostile_text_is_shown_and_does_nothing(hostile, size: tuple[int, int]) -> None:
+def test_hostile_text_is_shown_and_does_nothing(hostile: Any, size: tuple[int, int]) -> None:
     """Escapes, markup, bidirectional controls and 10,000 characters stay text, in lists, details and stories."""
 
     async def steps(pilot: Pilot[None]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.driving import SMALL, drive, text_of, until
@@ -22,7 +23,7 @@ WALK = (
 
 
 @pytest.fixture
-def stranger(make_state) -> Path:
+def stranger(make_state: Any) -> Path:
     """Return a state with rows in every table whose texts are all hostile, its log too; a run is at work on it."""
     state = make_state([{"id": f"k{n}", "url": f"http://archive.example/{n}.jpg"} for n in range(8)], pictures=True)
     state.fetch(done=5, dead=2, retry=1)
@@ -69,7 +70,7 @@ def test_no_screen_shows_a_stranger_s_state_harmfully(stranger: Path) -> None:
     assert not any(acting(text) for text in copied)
 
 
-def test_a_story_shows_no_secret_of_a_line(make_state) -> None:
+def test_a_story_shows_no_secret_of_a_line(make_state: Any) -> None:
     """The manifest line of a record is shown without passwords and query values."""
     state = make_state([{"id": "k", "url": "https://me:hunter2@archive.example/a.jpg?sig=hunter2", "name": "a name"}])
     state.fetch(dead=1)

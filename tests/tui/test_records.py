@@ -1,5 +1,7 @@
 """Finding records by key or words, and their stories."""
 
+from typing import Any
+
 import pytest
 from support.driving import LARGE, SMALL, drive, text_of, typed, until
 from textual.pilot import Pilot
@@ -11,7 +13,7 @@ from etl.state.read.search import records_by_key, records_by_text
 
 
 @pytest.mark.parametrize("size", [SMALL, pytest.param(LARGE, marks=pytest.mark.soak)])
-def test_finding_a_record(make_state, size: tuple[int, int]) -> None:
+def test_finding_a_record(make_state: Any, size: tuple[int, int]) -> None:
     """The first records are listed; a key's beginning, words of a line or of a caption find others."""
     lines = [{"id": f"VM97-{n}", "url": f"http://archive.example/{n}.jpg", "name": f"Pont {n}"} for n in range(30)]
     lines[17]["name"] = "Marché Bonsecours à Montréal"
@@ -46,7 +48,7 @@ def test_finding_a_record(make_state, size: tuple[int, int]) -> None:
     drive(state.path, steps, size)
 
 
-def test_nothing_is_found(make_state) -> None:
+def test_nothing_is_found(make_state: Any) -> None:
     """Words that nothing holds give an empty list that says so; hostile ones are words too."""
     state = make_state(3)
 
@@ -62,7 +64,7 @@ def test_nothing_is_found(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_a_story_follows_its_record(make_state) -> None:
+def test_a_story_follows_its_record(make_state: Any) -> None:
     """A story that is open changes with the record."""
     state = make_state(2)
 
@@ -80,7 +82,7 @@ def test_a_story_follows_its_record(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_a_search_reads_a_little_at_a_time(make_state, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_reads_a_little_at_a_time(make_state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading in small parts finds every record that holds the words, a letter written as a JSON escape too."""
     monkeypatch.setattr(search, "LOOKED_AT_ONCE", 4)
     state = make_state(

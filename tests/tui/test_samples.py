@@ -1,6 +1,7 @@
 """Captions beside their pictures: going through them, filters, search, and pictures that are not there."""
 
 import shutil
+from typing import Any
 
 import pytest
 from support.driving import LARGE, SMALL, drive, text_of, typed, until
@@ -20,7 +21,7 @@ def records(count: int) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("size", [SMALL, pytest.param(LARGE, marks=pytest.mark.soak)])
-def test_going_through_captions(make_state, size: tuple[int, int]) -> None:
+def test_going_through_captions(make_state: Any, size: tuple[int, int]) -> None:
     """The latest is shown with picture, title, date, tokens and key; older, newer and newest go through them."""
     state = make_state(records(4), pictures=True)
     state.fetch(done=4)
@@ -52,7 +53,7 @@ def test_going_through_captions(make_state, size: tuple[int, int]) -> None:
     drive(state.path, steps, size)
 
 
-def test_only_flagged_ones(make_state) -> None:
+def test_only_flagged_ones(make_state: Any) -> None:
     """m shows captions with quality flags alone, and all again."""
     state = make_state(records(4), pictures=True)
     state.fetch(done=4)
@@ -72,7 +73,7 @@ def test_only_flagged_ones(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_searching(make_state) -> None:
+def test_searching(make_state: Any) -> None:
     """/ finds words in captions and in titles, whatever the case; escape shows all again."""
     state = make_state(records(6), pictures=True)
     state.fetch(done=6)
@@ -100,7 +101,7 @@ def test_searching(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_before_the_first_caption(make_state) -> None:
+def test_before_the_first_caption(make_state: Any) -> None:
     """Without captions the screen says so, and shows the first when it comes."""
     state = make_state(records(2), pictures=True)
     state.fetch(done=2)
@@ -114,7 +115,7 @@ def test_before_the_first_caption(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_pictures_that_cannot_be_shown(make_state) -> None:
+def test_pictures_that_cannot_be_shown(make_state: Any) -> None:
     """A picture that is damaged, gone, or has left the cache is told in words; the caption is there."""
     state = make_state(records(3), pictures=True)
     state.fetch(done=3)
@@ -137,7 +138,7 @@ def test_pictures_that_cannot_be_shown(make_state) -> None:
     drive(state.path, steps)
 
 
-def test_a_narrow_terminal_shows_the_words(make_state) -> None:
+def test_a_narrow_terminal_shows_the_words(make_state: Any) -> None:
     """Under 70 columns the picture gives way."""
     state = make_state(records(1), pictures=True)
     state.fetch(done=1)
@@ -153,7 +154,7 @@ def test_a_narrow_terminal_shows_the_words(make_state) -> None:
     drive(state.path, steps, (60, 24))
 
 
-def test_copying(make_state, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copying(make_state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """y copies the caption, the key of a record, or a whole story, and nothing where there is nothing."""
     state = make_state(records(2), pictures=True)
     state.fetch(done=2)
@@ -178,7 +179,7 @@ def test_copying(make_state, monkeypatch: pytest.MonkeyPatch) -> None:
     assert copied[2].startswith("r1\nfrom ") and "Manifest line\n" in copied[2]
 
 
-def test_every_step_is_found_however_few_are_read_at_once(make_state, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_is_found_however_few_are_read_at_once(make_state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that must read on several times finds the same captions, in both directions."""
     monkeypatch.setattr("etl.state.read.samples.LOOKED_AT_ONCE", 3)
     state = make_state(records(20))

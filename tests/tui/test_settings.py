@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.driving import SMALL, drive, text_of, until
@@ -51,7 +52,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
     assert said in str(caught.value) and "etl.toml" in str(caught.value)
 
 
-def test_remapped_keys_work_and_are_shown(make_state) -> None:
+def test_remapped_keys_work_and_are_shown(make_state: Any) -> None:
     """A remapped key does what the old one did, which does nothing; tabs, footer and help show the new one."""
     state = make_state(3)
     settings = DashboardSettings("light", {"failures": "F", "quit": "Q", "pause": "f8"})

@@ -1,6 +1,7 @@
 """What one look reads, and how often: states older than the program, finished ones, plots, cost."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlite_utils import Database
@@ -34,7 +35,7 @@ def test_an_older_database_can_be_looked_at(tmp_path: Path, version: int, before
         assert reader.rows("PRAGMA user_version") == [(version,)]
 
 
-def test_the_stages_tell_where_a_state_stands(make_state) -> None:
+def test_the_stages_tell_where_a_state_stands(make_state: Any) -> None:
     """Each of the four stages has its word: while a run works, and after it."""
     state = make_state(6)
     state.fetch(done=4)
@@ -51,11 +52,11 @@ def test_the_stages_tell_where_a_state_stands(make_state) -> None:
     }  # fmt: skip
     state.store.end_run(state.run, RunState.INTERRUPTED)
     with Reader(state.path) as reader:
-        words = {view.stage: view.state for view in SnapshotReader().read(reader).stages}
-    assert (words[Stage.FETCH], words[Stage.CAPTION]) == (StageState.IDLE, StageState.IDLE)
+        states = {view.stage: view.state for view in SnapshotReader().read(reader).stages}
+    assert (states[Stage.FETCH], states[Stage.CAPTION]) == (StageState.IDLE, StageState.IDLE)
 
 
-def test_a_plot_counts_what_was_done(make_state) -> None:
+def test_a_plot_counts_what_was_done(make_state: Any) -> None:
     """The plot shows each ten seconds from the first in which anything was done, and grows by reading only the new."""
     state = make_state(10)
     state.fetch(done=6)
@@ -71,7 +72,7 @@ def test_a_plot_counts_what_was_done(make_state) -> None:
         assert look.read(reader).fetch.plot == first
 
 
-def test_cost_is_hours_times_price(make_state) -> None:
+def test_cost_is_hours_times_price(make_state: Any) -> None:
     """A run costs by its own price; without one, the price that is given counts for runs that caption."""
     state = make_state(1, price=3.6)
     with state.store._connection.transaction() as db:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,7 @@ async def visit(port: int) -> tuple[int, int, str]:
         return stranger, own, seen
 
 
-def test_a_browser_sees_the_dashboard(make_state, tmp_path: Path) -> None:
+def test_a_browser_sees_the_dashboard(make_state: Any, tmp_path: Path) -> None:
     """Over a web socket comes the dashboard itself; a page of another site gets nothing."""
     pytest.importorskip("textual_serve", reason="the extra `web` is not installed")
     state = make_state(3)
@@ -87,7 +88,7 @@ def test_a_browser_sees_the_dashboard(make_state, tmp_path: Path) -> None:
     assert f"http://127.0.0.1:{port}" in printed
 
 
-def test_a_taken_port_is_told(make_state, tmp_path: Path) -> None:
+def test_a_taken_port_is_told(make_state: Any, tmp_path: Path) -> None:
     """A port that is taken ends with one line."""
     pytest.importorskip("textual_serve", reason="the extra `web` is not installed")
     state = make_state(1)
