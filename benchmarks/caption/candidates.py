@@ -81,7 +81,8 @@ def _compiled(loaded: LoadedModel) -> Iterator[None]:
         return norm(hidden, module.weight, module.variance_epsilon)
 
     def mlp(module: Any, hidden: torch.Tensor) -> torch.Tensor:
-        return module.down_proj(gated(module.gate_proj(hidden), module.up_proj(hidden)))
+        projected: torch.Tensor = module.down_proj(gated(module.gate_proj(hidden), module.up_proj(hidden)))
+        return projected
 
     try:
         for module in language.modules():
