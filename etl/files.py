@@ -197,12 +197,17 @@ def make_directory(path: Path, mode: int = 0o777) -> bool:
 
 
 def remove(path: Path) -> int | None:
-    """Remove a name that is no directory, a link as the link that it is; return its bytes, ``None`` for nothing."""
+    """Remove a file, or a link as the link that it is; return its bytes, ``None`` for nothing.
+
+    Raises `NotPlainError` for a directory.
+    """
     try:
         with directory(path.parent) as parent:
-            size = os.lstat(path.name, dir_fd=parent).st_size
+            found = os.lstat(path.name, dir_fd=parent)
+            if stat.S_ISDIR(found.st_mode):
+                raise _not_plain(path, found.st_mode)
             os.unlink(path.name, dir_fd=parent)
-            return size
+            return found.st_size
     except FileNotFoundError:
         return None
 
