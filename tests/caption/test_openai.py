@@ -19,7 +19,7 @@ import pytest
 from caption.conftest import Scenes
 from support import chat_server
 from support.chat_server import TRIAL, Asked, ChatServer, Words, half, hang, reply, reset, status
-from support.workbench import wait_for
+from support.watching import wait_for
 
 from etl.caption.generate.captioner import GenerateCaptioner
 from etl.caption.model.loading import LoadedModel

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from caption.conftest import Scenes
-from support.workbench import wait_for
+from support.watching import wait_for
 
 from etl.caption.generate.captioner import GenerateCaptioner
 from etl.caption.model.checkpoint import DEMO_CHECKPOINT

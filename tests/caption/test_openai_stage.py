@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from support.chat_server import ChatServer, hang, status
 from support.etl_process import Program
-from support.workbench import Workbench, scenes, wait_for
+from support.watching import wait_for
+from support.workbench import Workbench, scenes
 
 from etl.caption.backends import open_captioner
 from etl.domain.views import StageSummary

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from support.fault_server import Exchange, FaultServer, ok
-from support.workbench import PlainCaptioner, Turnstile, Workbench, scenes, wait_for
+from support.watching import wait_for
+from support.workbench import PlainCaptioner, Turnstile, Workbench, scenes
 
 from etl.caption.backends import open_captioner
 from etl.caption.captioner import Captioner

@@ -10,7 +10,8 @@ import pytest
 from support.common_check import check_state
 from support.etl_process import Ended, Program, wait_for_done
 from support.fault_server import Exchange, FaultServer, ok, status
-from support.workbench import OpeningCaptioner, PlainCaptioner, Workbench, scenes, wait_for, write_manifest
+from support.watching import wait_for
+from support.workbench import OpeningCaptioner, PlainCaptioner, Workbench, scenes, write_manifest
 from support.zygote import Zygote
 
 from etl.caption.stage import caption

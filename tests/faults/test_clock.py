@@ -17,7 +17,8 @@ import pytest
 from support.common_check import check_state
 from support.etl_process import Program
 from support.fault_server import Behaviour, Exchange, FaultServer, status
-from support.workbench import PlainCaptioner, Workbench, scenes, wait_for
+from support.watching import wait_for
+from support.workbench import PlainCaptioner, Workbench, scenes
 from support.zygote import Zygote
 
 from etl.cli.render import progress_json

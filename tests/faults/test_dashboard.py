@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.common_check import check_state
 from support.terminal import Terminal
-from support.workbench import wait_for
+from support.watching import wait_for
 
 from etl.domain.statuses import Stage
 from etl.ingest import stage as ingest_module

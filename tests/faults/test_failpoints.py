@@ -13,7 +13,8 @@ from support.etl_process import EtlProcess
 from support.fault_server import FaultServer, status
 from support.places import Place, World
 from support.tally import Tally
-from support.workbench import wait_for, write_manifest
+from support.watching import wait_for
+from support.workbench import write_manifest
 from support.zygote import Zygote
 
 from etl.failpoints import FAILPOINTS

@@ -16,7 +16,7 @@ from support.etl_process import Ended, EtlProcess
 from support.fault_server import FaultServer
 from support.places import Place, World
 from support.tally import Tally
-from support.workbench import wait_for
+from support.watching import wait_for
 from support.zygote import Zygote
 
 COMMANDS: dict[str, tuple[str, ...]] = {

@@ -9,7 +9,8 @@ import pytest
 from support.common_check import check_state
 from support.etl_process import EtlProcess, Program
 from support.fault_server import Exchange, FaultServer, ok
-from support.workbench import scenes, wait_for, write_manifest
+from support.watching import wait_for
+from support.workbench import scenes, write_manifest
 from support.zygote import Zygote
 
 PICTURES = 8

@@ -32,7 +32,8 @@ from support.fault_server import (
     truncated,
 )
 from support.small_archive import FAULTS, SmallArchive, behaviour_of
-from support.workbench import Workbench, encoded, scenes, wait_for, write_manifest
+from support.watching import wait_for
+from support.workbench import Workbench, encoded, scenes, write_manifest
 from support.zygote import Zygote
 
 ATTEMPTS = 3

@@ -18,7 +18,8 @@ import pytest
 from support.common_check import check_state
 from support.etl_process import Ended, EtlProcess, Program
 from support.fault_server import FaultServer, drip, hang, status
-from support.workbench import scenes, wait_for, write_manifest
+from support.watching import wait_for
+from support.workbench import scenes, write_manifest
 from support.zygote import Zygote
 
 LIMIT_S = 25.0

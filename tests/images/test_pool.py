@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.watching import children, exists, wait_for
 
 from etl.errors import (
     CorruptImageError,
@@ -56,24 +57,6 @@ def make_pool(
         timeout_s=timeout_s,
     ) as pool:
         yield pool
-
-
-def children(parent: int) -> set[int]:
-    """Process ids of the living children of a process."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, ppid = stat.read_text().rpartition(")")[2].split()[:2]
-            if int(ppid) == parent and state != "Z":
-                found.add(int(stat.parent.name))
-    return found
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 15.0, pause_s: float = 0.02) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(pause_s)
 
 
 def stop_in_work(pid: int) -> None:
@@ -119,13 +102,6 @@ def make_endless(tmp_path: Path) -> Path:
     numbered = b"".join(b"%d 0 obj\n%s\nendobj\n" % pair for pair in enumerate(objects, 1))
     (tmp_path / "endless.pdf").write_bytes(b"%PDF-1.7\n" + numbered + b"trailer<</Root 1 0 R>>\n%%EOF\n")
     return tmp_path / "endless.pdf"
-
-
-def exists(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_decoded_pictures_lie_in_the_cache_and_processes_are_reused(tmp_path: Path, picture: Path) -> None:

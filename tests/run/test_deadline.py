@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from support.common_check import check_state
 from support.etl_process import Program
-from support.workbench import PlainCaptioner, Workbench, scenes, wait_for, write_manifest
+from support.watching import wait_for
+from support.workbench import PlainCaptioner, Workbench, scenes, write_manifest
 
 from etl.caption.stage import caption
 from etl.cli.progress import progress_line

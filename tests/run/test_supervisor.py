@@ -15,7 +15,8 @@ import pytest
 from support.etl_process import SIGNALS, Program
 from support.fault_server import Behaviour, Exchange, FaultServer, drip, hang, ok, status
 from support.states import use_recipe
-from support.workbench import scenes, wait_for, write_manifest
+from support.watching import wait_for
+from support.workbench import scenes, write_manifest
 from support.zygote import Zygote
 
 from etl.caption.model.checkpoint import DEMO_CHECKPOINT

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.states import put_sources, settings_for
-from support.workbench import wait_for
+from support.watching import wait_for
 
 from etl.domain.statuses import RunState, Stage
 from etl.domain.views import FailureFilter, StageSummary

@@ -25,7 +25,7 @@ def exists(pid: int) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 15.0, pause_s: float = 0.02) -> None:
+def wait_for(condition: Callable[[], object], timeout_s: float = 60.0, pause_s: float = 0.01) -> None:
     """Return once the condition holds; fail the test when it does not come to hold in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -6,7 +6,6 @@ import json
 import random
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from support.watching import wait_for
 
 from etl.caption.captioner import Captioner, never
 from etl.caption.recipe import Recipe
@@ -63,14 +63,6 @@ def query(state: Path, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
         return connection.execute(sql, arguments).fetchall()
     finally:
         connection.close()
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    """Wait until the condition holds; fail the test when it does not in time."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.01)
 
 
 class Workbench:

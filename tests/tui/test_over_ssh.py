@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from support.etl_process import EtlProcess, Program
 from support.terminal import Terminal
-from support.workbench import wait_for
+from support.watching import wait_for
 
 from etl.demo.archive import build_archive, write_manifest
 from etl.demo.server import DemoServer
