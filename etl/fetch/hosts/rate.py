@@ -55,7 +55,7 @@ class ConcurrencyLimit:
         return True
 
     def success(self, number: int) -> None:
-        """ConcurrencyLimit up after a request that started at the present speed."""
+        """Speed up after a request that started at the present speed."""
         if number <= self._cut_after:
             return
         self._strain = max(0.0, self._strain - RECOVERY)
