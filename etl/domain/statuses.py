@@ -108,4 +108,4 @@ class HostState(StrEnum):
     @property
     def shown(self) -> str:
         """The word for people."""
-        return "not answering" if self is HostState.NOT_ANSWERING else self.value
+        return self.name.lower().replace("_", " ")
