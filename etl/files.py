@@ -255,6 +255,6 @@ def _entry(path: Path, status: os.stat_result) -> Entry:
 def _not_plain(path: Path, mode: int) -> NotPlainError:
     kind = _KINDS.get(stat.S_IFMT(mode), "something else")
     return NotPlainError(
-        f"{path} is {kind} where a file or directory of the state itself belongs, so it is not followed or opened; "
-        "remove it, or put the real one there"
+        f"{path} is {kind}, not what the state keeps under that name, so it is not followed or opened; remove it, or "
+        "put the real one there"
     )

@@ -43,15 +43,32 @@ def replaced(target: str) -> Iterator[BinaryIO]:
 
 
 def checked(target: str) -> Path:
-    """Return the file to write, resolved so that a link stays a link and the file behind it is replaced."""
-    path = Path(target).resolve()
+    """Return the file to write, resolved so that a link stays a link and the file behind it is replaced.
+
+    What this process has open, such as ``/dev/stdout``, stays as it is: it is no name to be replaced.
+    """
+    path = resolved(target)
     if not target or path.is_dir():
         raise ConfigError(f"{target or 'the empty name'} is a directory, not a file; give the name of the export")
+    return Path(target) if _is_open_already(target) else path
+
+
+def resolved(target: str) -> Path:
+    """Return where a name leads.  Raises `ConfigError` for one that can lead nowhere, or cannot be recorded."""
     try:
         target.encode()
+        path = Path(target).resolve()
+        path.exists()
     except UnicodeEncodeError as error:
-        raise ConfigError(f"the name {target} is not UTF-8, so it cannot be recorded; choose another one") from error
+        raise ConfigError(f"the name {target!a} is not UTF-8, so it cannot be recorded; choose another one") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "its links go round in a circle"
+        raise ConfigError(f"{target[:200]} cannot be written: {why}; choose another name") from error
     return path
+
+
+def _is_open_already(target: str) -> bool:
+    return os.path.abspath(target).startswith(("/dev/fd/", "/dev/stdout", "/dev/stderr", "/proc/"))  # noqa: PTH100
 
 
 @contextmanager
@@ -68,8 +85,9 @@ def write_errors(target: str, when_full: str = "; the old file, if any, is untou
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    if path.exists() and not path.is_file():
-        with path.open("wb") as device:
+    if _is_open_already(str(path)) or (path.exists() and not path.is_file()):
+        # Behind what a shell has written there already.
+        with path.open("ab" if path.is_file() else "wb") as device:
             yield device
         return
     with claimed(path.parent, path.name, path) as (part, file):

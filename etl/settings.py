@@ -55,14 +55,14 @@ class Settings:
     )
     per_host: int = setting(4, FETCH, HARMLESS, limits=(1, 32), help="Downloads at once from one host.")
     host_rate: float = setting(
-        0.0, FETCH, HARMLESS, limits=(0, 1000),
+        0.0, FETCH, OWN, limits=(0, 1000),
         help="Requests per second to one host at most; 0 means no limit but what the host itself makes necessary.",
     )
     host_patience: float = setting(
         900.0, FETCH, HARMLESS, unit="s", limits=(1, 7 * 86400), former="host_patience_s",
         help="Seconds for which a host may fail every request before what is left of it is given up.",
     )
-    respect_robots: bool = setting(False, FETCH, HARMLESS, help="Obey each host's robots.txt.")
+    respect_robots: bool = setting(False, FETCH, OWN, help="Obey each host's robots.txt.")
     connect_timeout: float = setting(
         15.0, FETCH, HARMLESS, unit="s", limits=(0.05, 3600), former="connect_timeout_s",
         help="Seconds to connect.",
@@ -141,7 +141,7 @@ class Settings:
         help="Bytes of disk that fetch leaves free.",
     )
     max_cache_size: int = setting(
-        0, (*FETCH, "gc"), HARMLESS, unit="bytes", limits=(0, 1e15),
+        0, (*FETCH, "gc"), OWN, unit="bytes", limits=(0, 1e15),
         help="Bytes that the image cache may take; 0 means no limit.",
     )
     model: str = setting(

@@ -10,6 +10,7 @@ killed, or is done once more after some captions were added, writes only what is
 
 import hashlib
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -19,19 +20,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from etl import files
 from etl.domain.statuses import RecordOutcome
 from etl.domain.views import ExportSummary
-from etl.errors import ConfigError
+from etl.errors import ConfigError, NotPlainError
 from etl.export.format import FileFormat, FolderFormat, Format
 from etl.export.lines import ExportOptions, Joined, Selected, check_counts, joined, summary_of
 from etl.files import sync_chosen
 from etl.images.cache import ImageCache
-from etl.output_file import claimed, clear, is_part, replaced, write_errors
+from etl.output_file import claimed, clear, is_part, replaced, resolved, write_errors
 from etl.state.presence import require_cache
 from etl.state.read.reader import Reader
 
 INDEX = ".shards.json"
 """Hidden: whoever loads the directory takes every other file for data."""
+
+MAX_INDEX = 256 * 1024 * 1024
+"""Bytes of an index; one of a million shards has less."""
+
+_NAME = re.compile(r"shard-[0-9]{5,9}(\.[a-z0-9]{1,20}){0,2}")
 
 USUAL_SIZE = 10_000
 """Records in a shard of a format that holds pictures: about a gigabyte."""
@@ -66,7 +73,7 @@ def export_shards(
     Raises `ConfigError` for a directory that holds anything but an earlier export of this format, `CacheMissingError`
     where pictures are to be exported and the cache is not there, else as `etl.export.stage.export`.
     """
-    directory = Path(target).resolve()
+    directory = resolved(target)
     if kind.pictures:
         require_cache(reader)
     with reader.snapshot():
@@ -121,11 +128,14 @@ class _Writer:
     def _open(self) -> list[Shard]:
         """Begin the index, or return the shards of an earlier export; what a dead export left unfinished is removed."""
         index = self._directory / INDEX
-        if index.exists():
+        if files.look_at(index) is not None:
             try:
-                found = json.loads(index.read_bytes())
+                with files.reading(index) as file:
+                    found = json.loads(file.read(MAX_INDEX))
                 kind, shards = found["format"], [Shard(**shard) for shard in found["shards"]]
-            except (ValueError, KeyError, TypeError) as error:
+                if not all(_NAME.fullmatch(shard.name) for shard in shards):
+                    raise ValueError("a name of no shard")
+            except (NotPlainError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ConfigError(f"{index} is no index of an export; choose another directory") from error
             if kind != self.kind.name:
                 raise ConfigError(f"{self._directory} holds an export as {kind}; choose another directory")

@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from etl.compression import zstd
@@ -29,8 +28,9 @@ from etl.export.lines import (
     with_fields,
 )
 from etl.export.shards import export_shards
-from etl.output_file import checked, replaced, write_errors
+from etl.output_file import checked, replaced, resolved, write_errors
 from etl.state.read.reader import Reader
+from etl.state.recognise import spare_own_files
 
 __all__ = ["STDOUT", "ExportOptions", "check_target", "export", "with_fields"]
 
@@ -42,7 +42,7 @@ def check_target(target: str, options: ExportOptions) -> None:
     if target == STDOUT:
         return
     if kind.is_directory or options.shard_size:
-        path = Path(target).resolve()
+        path = resolved(target)
         place = path if path.is_dir() else path.parent
     else:
         path = checked(target)
@@ -75,6 +75,8 @@ def export(reader: Reader, target: str, options: ExportOptions) -> tuple[ExportS
     one whose records are not as many as it counts; an existing file is then untouched.
     """
     kind = format_of(target, options)
+    if target != STDOUT:
+        spare_own_files(reader.state, resolved(target))
     if kind.is_directory or options.shard_size:
         return export_shards(reader, target, kind, options)
     assert isinstance(kind, FileFormat), "a directory is written in shards"
@@ -84,7 +86,7 @@ def export(reader: Reader, target: str, options: ExportOptions) -> tuple[ExportS
         with _target(target) as stream:
             kind.write(stream, joined(reader, selection, counts))
             check_counts(reader, selection, counts)
-    path = target if target == STDOUT else str(Path(target).resolve())
+    path = target if target == STDOUT else str(checked(target))
     summary = summary_of(path, counts, size=stream.size, sha256=stream.sha256, format=selection.format_of(kind.name))
     return summary, selection.recipe.id if selection.recipe else None
 
@@ -116,7 +118,7 @@ def _target(target: str) -> Iterator[_HashingWriter]:
             yield _HashingWriter(sys.stdout.buffer)
             sys.stdout.buffer.flush()
         return
-    with replaced(target) as file, _compressed(file, Path(target).resolve().suffix) as stream:
+    with replaced(target) as file, _compressed(file, checked(target).suffix) as stream:
         yield _HashingWriter(stream)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from etl.errors import ConfigError, StateError, StateLockedError
 from etl.images.cache import ImageCache
 from etl.images.transfer import CacheTransfer
+from etl.output_file import resolved
 from etl.state.checks import problems
 from etl.state.database import DATABASE_NAME
 from etl.state.log import RunLog, journal
@@ -98,7 +99,7 @@ def merge(
     those before it are merged then.
     """
     for part in parts:
-        if part.resolve() == store.directory.resolve():
+        if resolved(str(part)) == store.directory.resolve():
             raise ConfigError(f"{part} is the state itself; name the parts to merge into it")
         if not (part / DATABASE_NAME).exists():
             raise ConfigError(f"there is no state database in {part}; name the directories of the parts")

@@ -7,6 +7,7 @@ and committed first, so a split that was killed goes on with the same parts.
 """
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from etl.errors import ConfigError, EtlError, StateSplitError
 from etl.files import sync_chosen
 from etl.images.cache import ImageCache, disk_errors
 from etl.images.transfer import CacheTransfer
+from etl.output_file import resolved
+from etl.state.database import DATABASE_NAME
+from etl.state.lock import LOCK_NAME
 from etl.state.log import RunLog
 from etl.state.parts.split import Split, latest_split
 from etl.state.presence import require_cache
@@ -87,7 +91,7 @@ def split(
     `ConfigError` when there is nothing to split, or something else in the place of a part; `CacheMissingError` where
     the pictures to be given are not there.
     """
-    directory = directory.resolve()
+    directory = resolved(str(directory))
     found = _latest(store)
     if found is not None and found.is_open and (found.directory, found.of) != (str(directory), parts) and not force:
         raise StateSplitError(
@@ -127,7 +131,7 @@ def _check(store: Store, parts: int, directory: Path) -> None:
         if not complete:
             raise ConfigError(f"{path} was not read to its end; finish `etl ingest` first")
     for number in range(1, parts + 1):
-        if (there := directory / f"part-{number}").exists():
+        if os.path.lexists(there := directory / f"part-{number}"):
             raise ConfigError(f"{there} is there already; choose another directory")
     try:
         str(directory).encode()
@@ -146,6 +150,8 @@ def _make(store: Store, found: Split, part: MadePart) -> MadePart:
         return part
     new = part.path.with_name(f".{part.path.name}.new")
     with disk_errors(new):
+        if new.is_symlink() or (new.exists() and not _is_begun(new)):
+            raise ConfigError(f"{new} is in the way and was not made by a split; move it away")
         shutil.rmtree(new, ignore_errors=True)
     settings = dataclasses.replace(store.settings, state=new)
     with Store.open(settings) as made:
@@ -166,6 +172,11 @@ def _make(store: Store, found: Split, part: MadePart) -> MadePart:
         lost=lost,
         made=True,
     )
+
+
+def _is_begun(new: Path) -> bool:
+    """Return whether a directory is what a split that was killed has left."""
+    return (new / DATABASE_NAME).exists() or {path.name for path in new.iterdir()} <= {LOCK_NAME}
 
 
 def _is_part(path: Path, found: Split, number: int) -> bool:

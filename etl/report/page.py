@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from etl.images.cache import ImageCache
-from etl.output_file import replaced
+from etl.output_file import checked, replaced, resolved
 from etl.redaction import redact_url
 from etl.report.summary import summarise
 from etl.report.thumbnails import thumbnails
@@ -22,6 +22,7 @@ from etl.state.presence import require_cache
 from etl.state.read.reader import Reader
 from etl.state.read.recipes import all_recipes
 from etl.state.read.report_rows import CAPTION, LINE, ReportRow, count_reported, report_rows
+from etl.state.recognise import spare_own_files
 from etl.text import ELLIPSIS, clean
 
 BLOCK = 200
@@ -61,9 +62,10 @@ def write_report(reader: Reader, path: Path, options: ReportOptions) -> ReportSu
     if options.edge:
         require_cache(reader)
     # No snapshot: making pictures takes a minute, and beside a live run the write-ahead log would grow all the while.
+    spare_own_files(reader.state, resolved(str(path)))
     with replaced(str(path)) as stream:
         records, pictures = write_page(reader, stream, options)
-    path = path.resolve()
+    path = checked(str(path))
     return ReportSummary(path, records, pictures, path.stat().st_size)
 
 

@@ -9,11 +9,12 @@ from etl.deadline import Deadline
 from etl.domain.statuses import QueueStatus, RecordOutcome, RecordState, RunState, Stage
 from etl.domain.views import ExportSummary, IngestSummary, Progress, StageSummary
 from etl.errors import ConfigError, EtlError, StateLockedError, StateSplitError
-from etl.export.stage import ExportOptions, check_target, export, export_seconds
+from etl.export.stage import STDOUT, ExportOptions, check_target, export, export_seconds
 from etl.fetch.mirrors import Mirrors
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest, reselect
+from etl.output_file import resolved
 from etl.ray_cluster.connection import check as check_cluster
 from etl.run.plan import Plan, Report
 from etl.run.signals import Signals, watch_signals
@@ -26,6 +27,7 @@ from etl.state.read.progress import ProgressReader, read_progress
 from etl.state.read.reader import Reader
 from etl.state.read.runs import latest_runs
 from etl.state.read.sources import longest_edges
+from etl.state.recognise import spare_own_files
 from etl.state.store import Store
 from etl.telemetry.metrics import metrics
 
@@ -128,6 +130,8 @@ def _recorded(settings: Settings, plan: Plan, on_progress: Callable[[Progress], 
             check_cluster(settings.ray_address, "--fetch-backend ray", insecure=settings.insecure)
     if plan.output is not None:
         check_target(plan.output, plan.export)
+        if plan.output != STDOUT:
+            spare_own_files(settings.state, resolved(plan.output))
     if (plan.fetch or plan.caption) and not plan.force:
         refuse_split(settings.state)
     with (

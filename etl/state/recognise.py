@@ -8,13 +8,15 @@ import sqlite3
 from pathlib import Path
 
 from etl import files
-from etl.errors import StateError, StateMissingError
+from etl.errors import ConfigError, StateError, StateMissingError
 
 _TABLES = frozenset({"runs", "manifests", "records", "record_lines", "sources", "images", "captions", "counters"})
 """Some of those that the first version already made, all in one transaction."""
 
 _SUFFIXES = ("", "-wal", "-shm", "-journal")
 """Of the database and of what SQLite keeps beside it."""
+
+_OWN = frozenset({"lock", "reserve", "logs", "images"})
 
 _OF_MIGRATIONS = "_sqlite_migrations"
 
@@ -30,6 +32,15 @@ def check_file(path: Path) -> None:
     # SQLite would remove that log unread.
     if size == 0 and log:
         raise _lost(path, "its write-ahead log is there")
+
+
+def spare_own_files(state: Path, target: Path) -> None:
+    """Raise `ConfigError` where something is to be written over what a state keeps: database, lock, logs, pictures."""
+    state = state.resolve()
+    if target != state and target.is_relative_to(state):
+        first = target.relative_to(state).parts[0]
+        if first in _OWN or first.startswith("state.db"):
+            raise ConfigError(f"{target} is what the state itself keeps there; write to another place")
 
 
 def check_tables(connection: sqlite3.Connection, path: Path, *, create: bool) -> None:

@@ -211,6 +211,8 @@ class Store:
     def end_run(self, run: int, state: RunState, message: str | None = None) -> None:
         """Release every lease of the run and record how it ended."""
         now = now_ms()
+        # The name of a file may be no UTF-8.
+        message = message and message.encode("utf-8", "backslashreplace").decode()
         self.sources(run).release_all()
         self.captions(run, 0).release_all()
         with self._connection.transaction("run.end") as db:

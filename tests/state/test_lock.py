@@ -172,7 +172,7 @@ def test_a_lock_file_of_another_kind(state: Path, make: Callable[[Path], None]) 
     """What lies in the lock file's place in a copied state is named at once, also to whom a run holds off."""
     state.mkdir()
     make(state / "lock")
-    with pytest.raises(StateError, match=r"lock is a .* belongs, so it is not followed or opened; remove it"):
+    with pytest.raises(StateError, match=r"lock is a .* under that name, so it is not followed or opened; remove it"):
         Store.open(settings_for(state))
     (state / "lock").rmdir() if (state / "lock").is_dir() else (state / "lock").unlink()
     with StateLock(state):
