@@ -148,7 +148,7 @@ class Bench:
                 picture.save(path, "JPEG", quality=90)
                 place = {"metadata_filename": f"{number}", "external_url": str(path)}
                 file.write(json.dumps(records[number] | place) + "\n")
-        run_pipeline(self._settings, Plan(fetch=True, manifest=str(manifest)), lambda _: None)
+        run_pipeline(self._settings, Plan(fetch=True, sources=(str(manifest),)), lambda _: None)
 
     def _whole(self) -> dict[str, float]:
         lengths = draw_lengths(10_000, self._settings.max_new_tokens)

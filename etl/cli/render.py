@@ -198,15 +198,15 @@ def report(context: Context, done: "Report") -> None:
                 "deadline": done.deadline,
                 "failed": done.failed,
                 "stages": {stage: summary_json(summary) for stage, summary in done.stages.items()},
-                "ingested": summary_json(done.ingested) if done.ingested else None,
+                "ingested": [summary_json(summary) for summary in done.ingested],
                 "exported": summary_json(done.exported) if done.exported else None,
                 "cost": summary_json(done.cost) if done.cost else None,
                 "status": progress_json(done.progress),
             }
         )
         return
-    if done.ingested:
-        note(context, ingest_line(done.ingested))
+    for read in done.ingested:
+        note(context, ingest_line(read))
     for stage, summary in done.stages.items():
         line = f"{stage}: {summary.done:,} done, {summary.dead:,} failed, {summary.retried:,} attempts to be repeated"
         note(context, line + (f", {summary.released:,} given back" if summary.released else ""))

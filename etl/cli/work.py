@@ -21,6 +21,7 @@ FAILED_RECORDS = 3
 DEADLINE = 6
 """Exit code: the deadline was reached, and work is left."""
 
+SOURCES_HELP = "Manifests (JSON Lines, .gz, .zst, CSV, Parquet), directories of pictures, or - for standard input."
 SyntheticOption = Annotated[
     bool | None,
     typer.Option(
@@ -30,16 +31,25 @@ SyntheticOption = Annotated[
         show_default=False,
     ),
 ]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first N records of the file.")]
-OffsetOption = Annotated[int, typer.Option(min=0, help="Skip the first N records of the file.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first N records of each source.")]
+OffsetOption = Annotated[int, typer.Option(min=0, help="Skip the first N records of each source.")]
 IdFieldOption = Annotated[
     str | None, typer.Option(help="Field with the record's key. [default: metadata_filename, id or key]")
 ]
 ImageFieldOption = Annotated[
     str | None, typer.Option(help="Field with the image. [default: external_url, url, image_url, image or path]")
 ]
+PromptOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="What the model is asked about each picture; may name {{ title }}, {{ date }} and {{ record.FIELD }}. "
+        "[default: built in]",
+        show_default=False,
+    ),
+]
 TemplateOption = Annotated[
-    Path | None, typer.Option(help="Jinja2 file for the prompt, over title, date and record. [default: built in]")
+    Path | None, typer.Option(help="File with the prompt, which may be a Jinja2 template as for --prompt.")
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at the first bad line.")]
 RecipeOption = Annotated[
@@ -55,25 +65,25 @@ OnlyCaptionedOption = Annotated[bool, typer.Option("--only-captioned", help="Lea
 @command(group, works=True)
 def ingest(
     context: Context,
-    manifest: Annotated[
-        str, typer.Argument(help="JSON Lines (.gz, .zst), CSV, Parquet, a directory of pictures, or -.")
-    ],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help=SOURCES_HELP)],
     only_synthetic: SyntheticOption = None,
     limit: LimitOption = None,
     offset: OffsetOption = 0,
     id_field: IdFieldOption = None,
     image_field: ImageFieldOption = None,
+    prompt: PromptOption = None,
     prompt_template: TemplateOption = None,
     strict: StrictOption = False,
 ) -> None:
-    """Load a manifest into the state; again after an edit, or to resume."""
-    options = _ingest_options(only_synthetic, limit, offset, id_field, image_field, prompt_template, strict)
-    from etl.run.pipeline import ingest_manifest
+    """Load manifests into the state; again after an edit, or to resume."""
+    options = _ingest_options(only_synthetic, limit, offset, id_field, image_field, prompt, prompt_template, strict)
+    from etl.run.pipeline import ingest_manifests
 
     with ingest_progress(context) as on_batch:
-        summary, signal = ingest_manifest(context.settings, manifest, options, on_batch)
-    render.ingested(context, summary)
-    _leave(signal, failed=summary.invalid > 0)
+        summaries, signal = ingest_manifests(context.settings, sources, options, on_batch)
+    for summary in summaries:
+        render.ingested(context, summary)
+    _leave(signal, failed=any(summary.invalid for summary in summaries))
 
 
 @command(group, works=True)
@@ -149,15 +159,21 @@ def export(
 @command(group, works=True)
 def run(
     context: Context,
-    manifest: Annotated[
-        str | None, typer.Option("--input", help="Manifest to ingest first. [default: what is in the state]")
+    sources: Annotated[
+        list[str] | None, typer.Argument(metavar="[SOURCE...]", help=f"{SOURCES_HELP} [default: what is in the state]")
     ] = None,
-    output: Annotated[str | None, typer.Option("--output", help="File to export to at the end.")] = None,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", "-i", metavar="SOURCE", help="The same as SOURCE.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="File or directory to export to at the end, or - for stdout.")
+    ] = None,
     only_synthetic: SyntheticOption = None,
     limit: LimitOption = None,
     offset: OffsetOption = 0,
     id_field: IdFieldOption = None,
     image_field: ImageFieldOption = None,
+    prompt: PromptOption = None,
     prompt_template: TemplateOption = None,
     strict: StrictOption = False,
     provenance: ProvenanceOption = False,
@@ -168,21 +184,24 @@ def run(
     from etl.run.pipeline import run_pipeline
     from etl.run.plan import Plan
 
-    given = (only_synthetic, limit, offset, id_field, image_field, prompt_template, strict)
+    given = (*(sources or ()), *(inputs or ()))
     plan = Plan(
         fetch=True,
         caption=True,
-        manifest=manifest,
-        options=_ingest_options(*given),
-        reselect=manifest is None and (only_synthetic, limit, offset) != (None, None, 0),
+        sources=given,
+        options=_ingest_options(only_synthetic, limit, offset, id_field, image_field, prompt, prompt_template, strict),
+        reselect=not given and (only_synthetic, limit, offset) != (None, None, 0),
         output=output,
         export=ExportOptions(provenance=provenance),
         force=force,
     )
     if context.json and output == "-":
         raise ConfigError("--json and --output - both write to stdout; give --output FILE")
-    if manifest is None and (id_field or image_field or prompt_template):
-        raise ConfigError("--id-field, --image-field and --prompt-template need --input: the manifest is read anew")
+    if not given and (id_field or image_field or prompt is not None or prompt_template):
+        raise ConfigError(
+            "--prompt, --prompt-template, --id-field and --image-field need the SOURCE, which is read anew with them: "
+            "etl run SOURCE ..."
+        )
     _work(context, run_pipeline, plan)
 
 
@@ -192,13 +211,20 @@ def _ingest_options(
     offset: int,
     id_field: str | None,
     image_field: str | None,
+    prompt: str | None,
     prompt_template: Path | None,
     strict: bool,
 ) -> Any:
     from etl.ingest.options import IngestOptions, Selection
     from etl.ingest.prompts import PromptTemplate
 
-    template = PromptTemplate.from_file(prompt_template) if prompt_template else PromptTemplate()
+    if prompt is not None and prompt_template:
+        raise ConfigError("--prompt and --prompt-template exclude each other; choose one")
+    template = PromptTemplate()
+    if prompt is not None:
+        template = PromptTemplate.from_text(prompt)
+    elif prompt_template:
+        template = PromptTemplate.from_file(prompt_template)
     return IngestOptions(id_field, image_field, Selection(only_synthetic, offset, limit), template, strict)
 
 

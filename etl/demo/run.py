@@ -99,7 +99,7 @@ class _Demo:
         write_manifest(self._records, state / MANIFEST)
         urls = len({record.path for record in self._records})
         write(f"{len(self._records)} records with {urls} URLs on {self._server.base}")
-        plan = Plan(fetch=True, caption=True, manifest=str(state / MANIFEST), output=str(state / EXPORT))
+        plan = Plan(fetch=True, caption=True, sources=(str(state / MANIFEST),), output=str(state / EXPORT))
         first = self._run("first run", plan)
         failing = {record.key for record in self._records if record.error_class or record.heals}
         as_planned = self._show_failures() == failing and first.failed == len(failing)
@@ -108,7 +108,7 @@ class _Demo:
         with Store.open(self._settings, create=False) as store:
             again = sum(store.retry_failed(FailureFilter()).values())
         write(f"the server is healed; retry-failed: {again} sources are ready again")
-        self._run("second run", dataclasses.replace(plan, manifest=None))
+        self._run("second run", dataclasses.replace(plan, sources=()))
         lost = self._show_failures()
         hopeless = {record.key for record in self._records if record.error_class}
         if lost == hopeless:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import ChainableUndefined, TemplateSyntaxError, meta
+from jinja2.defaults import DEFAULT_NAMESPACE
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from etl.errors import ChildEndedError, ConfigError, InvalidRecordError
@@ -28,6 +29,9 @@ DEFAULT_TEMPLATE = (
 
 MAX_FIELD_CHARS = 300
 """Longest value of one record field in a prompt; the rest is cut off."""
+
+VARIABLES = {"title", "date", "record"}
+"""What a template may name."""
 
 MAX_TEMPLATE_BYTES = 128 * 1024
 
@@ -110,6 +114,14 @@ def _try_out(source: str, name: str) -> None:
         child.discard()
 
 
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:
+        # Too long for a name, or behind a directory that may not be entered.
+        return False
+
+
 class PromptTemplate:
     """A sandboxed Jinja2 template over ``title``, ``date`` and ``record`` (all fields of the manifest line).
 
@@ -127,7 +139,7 @@ class PromptTemplate:
             raise ConfigError(f"{name} contains <image>; the image is placed by the model's own chat template")
         try:
             self._template = environment.from_string(source)
-            self._uses_record = "record" in meta.find_undeclared_variables(environment.parse(source))
+            self._names = meta.find_undeclared_variables(environment.parse(source))
         except TemplateSyntaxError as error:
             raise ConfigError(f"{name}, line {error.lineno}: {error.message}") from error
         # Nested too deeply for Jinja or for Python's own compiler, or a constant that cannot be worked out.
@@ -147,13 +159,43 @@ class PromptTemplate:
             raise ConfigError(f"cannot read the prompt template {path}: {error}") from error
         if len(source.encode()) > MAX_TEMPLATE_BYTES:
             raise ConfigError(f"{path} is larger than {MAX_TEMPLATE_BYTES} bytes; is this a prompt template?")
-        # Before it is compiled here, which works out its constants.
-        _try_out(source, str(path))
-        return cls(source, str(path))
+        return cls._given(source, str(path))
+
+    @classmethod
+    def from_text(cls, text: str) -> "PromptTemplate":
+        """Return the template of a prompt that is given in words.
+
+        Raises `ConfigError` for one that is empty, is the name of a file, or would be refused in a file.
+        """
+        source = text.strip()
+        if not source:
+            raise ConfigError("the prompt is empty; say what the model is to be asked, or leave --prompt out")
+        if len(source.encode("utf-8", "replace")) > MAX_TEMPLATE_BYTES:
+            raise ConfigError(f"the prompt is longer than {MAX_TEMPLATE_BYTES} bytes")
+        if _is_file(source):
+            raise ConfigError(f"--prompt {source} is the name of a file; give --prompt-template {source}")
+        return cls._given(source, "the prompt")
+
+    @classmethod
+    def _given(cls, source: str, name: str) -> "PromptTemplate":
+        """Return a user's template, tried before it is compiled here, which works out its constants."""
+        if "{" in source:
+            _try_out(source, name)
+        template = cls(source, name)
+        template._refuse_unknown_names(name)
+        return template
+
+    def _refuse_unknown_names(self, name: str) -> None:
+        """Raise `ConfigError` for a name that no record can fill: it would silently be left out of every prompt."""
+        for unknown in sorted(self._names - VARIABLES - DEFAULT_NAMESPACE.keys()):
+            raise ConfigError(
+                f"{name} names {unknown!r}, but there are only title, date and record; "
+                f"for a field of the record write {{{{ record.{unknown} }}}}"
+            )
 
     def render(self, record: Mapping[str, Any]) -> str:
         """Return the prompt for one record.  Raises `InvalidRecordError` when it comes out empty or too long."""
-        if self._uses_record:
+        if "record" in self._names:
             return self._render(real_title(record), record_date(record), record)
         # Most records of an archive have no real title, and dates repeat: few prompts are rendered at all.
         return self._of_title_and_date(real_title(record), record_date(record))

@@ -1,7 +1,7 @@
 """One whole run as a function call: what `etl run` is on the command line."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from etl.domain.views import Progress
@@ -13,7 +13,7 @@ from etl.settings import Settings
 
 
 def run(
-    source: str | Path | None = None,
+    source: str | Path | Sequence[str | Path] | None = None,
     out: str | Path | None = None,
     *,
     model: str | None = None,
@@ -26,10 +26,10 @@ def run(
     """Ingest, fetch, caption and export; called again, go on where the last call ended.
 
     Args:
-        source: manifest or directory of pictures; ``None`` goes on with what the state holds.
+        source: manifest or directory of pictures, or several of them; ``None`` goes on with what the state holds.
         out: file or directory to export to at the end; ``None`` for none.
         model: Hugging Face id, local directory, or ``demo``.
-        prompt: text of a Jinja2 template over ``title``, ``date`` and ``record``.
+        prompt: what the model is asked: words, or a Jinja2 template over ``title``, ``date`` and ``record``.
         state: the state directory.
         settings: everything else; ``model`` and ``state`` go before it.  Neither files nor the environment are read:
             `load_settings` does that.
@@ -45,11 +45,12 @@ def run(
     settings = settings or Settings()
     # A script gives a name where a path is meant, in the settings too.
     settings = dataclasses.replace(settings, state=Path(state or settings.state), model=model or settings.model)
-    template = PromptTemplate() if prompt is None else PromptTemplate(prompt.strip(), "the prompt")
+    template = PromptTemplate() if prompt is None else PromptTemplate.from_text(prompt)
+    sources = () if source is None else (source,) if isinstance(source, str | Path) else source
     plan = Plan(
         fetch=True,
         caption=True,
-        manifest=None if source is None else str(source),
+        sources=tuple(map(str, sources)),
         options=IngestOptions(selection=Selection(limit=limit), template=template),
         output=None if out is None else str(out),
     )

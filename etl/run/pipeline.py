@@ -1,6 +1,6 @@
 """What the commands call: the stages of one run put together, from a manifest to an export."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,17 +44,38 @@ _NOTHING = StageSummary()
 _MANIFEST_LEFT = "deadline reached before the manifest was read; nothing was exported"
 
 
-def ingest_manifest(
-    settings: Settings, path: str, options: IngestOptions, on_batch: Callable[[int], None]
-) -> tuple[IngestSummary, int | None]:
-    """Ingest one manifest as a run of its own; return its summary and the signal that stopped it, if one did."""
-    manifest = Manifest(path)
+def ingest_manifests(
+    settings: Settings, sources: Sequence[str], options: IngestOptions, on_batch: Callable[[int], None]
+) -> tuple[tuple[IngestSummary, ...], int | None]:
+    """Ingest manifests as one run; return a summary of each that was begun, and the signal that stopped it, if any."""
+    manifests = _manifests(sources)
     with watch_signals() as signals, Store.open(settings) as store, store.run((Stage.INGEST,)) as run:
         signals.release = _release(store, run)
-        summary = ingest(store, manifest, options, on_batch=on_batch, should_stop=lambda: bool(signals))
+        summaries = _ingest_all(store, manifests, options, on_batch, should_stop=lambda: bool(signals))
         if signals:
             store.end_run(run, RunState.INTERRUPTED)
-        return summary, signals.first
+        return summaries, signals.first
+
+
+def _manifests(sources: Sequence[str]) -> tuple[Manifest, ...]:
+    """Return the manifests that are meant, each once.  Raises `ManifestError` when one is not there."""
+    return tuple({manifest.path: manifest for manifest in map(Manifest, sources)}.values())
+
+
+def _ingest_all(
+    store: Store,
+    manifests: Sequence[Manifest],
+    options: IngestOptions,
+    on_batch: Callable[[int], None],
+    should_stop: Callable[[], bool],
+) -> tuple[IngestSummary, ...]:
+    """Ingest one behind the other, until a stop is wanted; return a summary of each that was begun."""
+    summaries: list[IngestSummary] = []
+    for manifest in manifests:
+        if summaries and should_stop():
+            break
+        summaries.append(ingest(store, manifest, options, on_batch=on_batch, should_stop=should_stop))
+    return tuple(summaries)
 
 
 def export_manifest(settings: Settings, target: str, options: ExportOptions) -> ExportSummary:
@@ -120,7 +141,7 @@ def _recorded(settings: Settings, plan: Plan, on_progress: Callable[[Progress], 
     if deadline is not None:
         # What a duration means is known from here on, and told by the run's row.
         settings = replace(settings, deadline=deadline.at.isoformat(timespec="milliseconds"))
-    manifest = Manifest(plan.manifest) if plan.manifest is not None else None
+    manifests = _manifests(plan.sources)
     if plan.caption:
         check_model(settings)
     if plan.fetch:
@@ -136,13 +157,13 @@ def _recorded(settings: Settings, plan: Plan, on_progress: Callable[[Progress], 
         refuse_split(settings.state)
     with (
         watch_signals() as signals,
-        Store.open(settings, create=manifest is not None) as store,
+        Store.open(settings, create=bool(manifests)) as store,
         # Before the run is on record: a port that is taken is a mistake of the command line.
         metrics(settings.state, settings.metrics_address, settings.metrics_port),
         store.run(plan.stages) as run,
     ):
         signals.release = _release(store, run)
-        return _Run(store, run, settings, plan, signals, deadline).work(manifest, on_progress)
+        return _Run(store, run, settings, plan, signals, deadline).work(manifests, on_progress)
 
 
 def _release(store: Store, run: int) -> Callable[[str], None]:
@@ -162,9 +183,9 @@ class _Run:
         self._signals = signals
         self._deadline = deadline
 
-    def work(self, manifest: Manifest | None, on_progress: Callable[[Progress], None]) -> Report:
+    def work(self, manifests: Sequence[Manifest], on_progress: Callable[[Progress], None]) -> Report:
         """Do what the plan says, and record how it ended."""
-        ingested, whole = self._ingest(manifest)
+        ingested, whole = self._ingest(manifests)
         result = RunResult(RunState.INTERRUPTED, None, deadline=not whole and not self._signals)
         if whole:
             stages = _stage_functions(self._settings, self._plan)
@@ -201,12 +222,12 @@ class _Run:
             deadline=self._deadline is not None and message is not None,
         )
 
-    def _ingest(self, manifest: Manifest | None) -> tuple[IngestSummary | None, bool]:
-        """Read the manifest, or select anew; return what was read, and whether nothing cut it short."""
-        if manifest is None:
+    def _ingest(self, manifests: Sequence[Manifest]) -> tuple[tuple[IngestSummary, ...], bool]:
+        """Read the manifests, or select anew; return what was read, and whether nothing cut it short."""
+        if not manifests:
             if self._plan.reselect:
                 reselect(self._store, self._plan.options.selection)
-            return None, not self._signals
+            return (), not self._signals
         cut = False
 
         def should_stop() -> bool:
@@ -214,7 +235,8 @@ class _Run:
             cut = bool(self._signals) or (self._deadline is not None and self._deadline.left() <= SPARE_S)
             return cut
 
-        return ingest(self._store, manifest, self._plan.options, should_stop=should_stop), not cut
+        read = _ingest_all(self._store, manifests, self._plan.options, lambda _: None, should_stop)
+        return read, not cut
 
     def _stop_at(self) -> float | None:
         """Return the moment, of `time.monotonic`, from which nothing is claimed so that the deadline is kept."""

@@ -15,8 +15,8 @@ class Plan:
 
     Attributes:
         fetch, caption: the stages to run.
-        manifest: what to ingest first.
-        options: how to read it.
+        sources: the manifests to ingest first, in this order.
+        options: how to read them.
         reselect: apply ``options.selection`` to the manifests that the state holds already.
         refresh: ask again for the sources that were fetched before.
         output: where to export at the end.
@@ -26,7 +26,7 @@ class Plan:
 
     fetch: bool = False
     caption: bool = False
-    manifest: str | None = None
+    sources: tuple[str, ...] = ()
     options: IngestOptions = field(default_factory=IngestOptions)
     reselect: bool = False
     refresh: bool = False
@@ -38,7 +38,7 @@ class Plan:
     def stages(self) -> tuple[Stage, ...]:
         """The stages in their order."""
         wanted = {
-            Stage.INGEST: self.manifest is not None, Stage.FETCH: self.fetch, Stage.CAPTION: self.caption,
+            Stage.INGEST: bool(self.sources), Stage.FETCH: self.fetch, Stage.CAPTION: self.caption,
             Stage.EXPORT: self.output is not None,
         }  # fmt: skip
         return tuple(stage for stage, yes in wanted.items() if yes)
@@ -59,7 +59,8 @@ class Report:
         stages: per stage, what it did in this run.
         progress: the counts at its end.
         failed: records that are failed or invalid, over the whole state.
-        ingested, exported: what was read and written, if anything was.
+        ingested: what was read, source by source.
+        exported: what was written, if anything was.
         cost: what this run and all runs have cost; ``None`` when no price is known.
         deadline: whether its time was over before its work was done.
     """
@@ -69,7 +70,7 @@ class Report:
     stages: dict[Stage, StageSummary]
     progress: Progress
     failed: int
-    ingested: IngestSummary | None = None
+    ingested: tuple[IngestSummary, ...] = ()
     exported: ExportSummary | None = None
     cost: Cost | None = None
     deadline: bool = False

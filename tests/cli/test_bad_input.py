@@ -96,7 +96,7 @@ CASES = {
     "template with a picture": Case(
         "ingest manifest.jsonl --prompt-template t", ("t contains <image>",), before=write("t", "<image> Describe.")
     ),
-    "template without manifest": Case("run --prompt-template t", ("need --input",), before=write("t", "Describe.")),
+    "template without manifest": Case("run --prompt-template t", ("need the SOURCE",), before=write("t", "Describe.")),
     "missing configuration": Case("fetch --config none.toml", ("cannot read the configuration none.toml",)),
     "rewrite of nothing": Case("fetch --rewrite-url nonsense", ("'nonsense'", "REGEX=REPLACEMENT")),
     "rewrite with a broken pattern": Case("run --rewrite-url (=x --model demo", ("rewrite_url", "unterminated")),

@@ -26,7 +26,7 @@ def pipeline(tmp_path: Path) -> Callable[[Path], tuple[Report, dict[str, dict[st
             allow_host=("127.0.0.1",), min_free=0,
         )  # fmt: skip
         output = tmp_path / "captions.jsonl"
-        plan = Plan(fetch=True, caption=True, manifest=str(manifest), output=str(output))
+        plan = Plan(fetch=True, caption=True, sources=(str(manifest),), output=str(output))
         report = run_pipeline(settings, plan, lambda _: None)
         rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
         return report, {row["id"]: row for row in rows}

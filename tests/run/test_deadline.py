@@ -91,7 +91,7 @@ def test_one_that_is_over_begins_nothing(tmp_path: Path) -> None:
     """It is refused before a model is looked for or a state made."""
     settings = Settings(state=tmp_path / "state", deadline="2020-01-01T00:00", model=str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="is over"):
-        run_pipeline(settings, Plan(caption=True, manifest="m.jsonl"), lambda _: None)
+        run_pipeline(settings, Plan(caption=True, sources=("m.jsonl",)), lambda _: None)
     assert not (tmp_path / "state").exists()
 
 
@@ -208,7 +208,7 @@ def test_what_was_finished_before_is_no_matter_of_time(bench: Workbench, monkeyp
 def test_a_manifest_that_is_not_read_to_its_end_is_not_exported(bench: Workbench, tmp_path: Path) -> None:
     """Half a manifest would be half an export; the next run reads on."""
     output = tmp_path / "out.jsonl"
-    plan = Plan(fetch=True, manifest=str(tmp_path / "manifest.jsonl"), output=str(output))
+    plan = Plan(fetch=True, sources=(str(tmp_path / "manifest.jsonl"),), output=str(output))
     write_manifest(tmp_path / "manifest.jsonl", [{"id": "new", "url": str(tmp_path / "0.jpg")}])
     report = run_pipeline(dataclasses.replace(bench.settings, deadline="4s"), plan, lambda _: None)
     assert (report.deadline, report.exported, output.exists()) == (True, None, False)

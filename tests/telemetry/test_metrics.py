@@ -123,7 +123,7 @@ def test_a_run_is_watched_while_it_lasts(tmp_path: Path) -> None:
         settings = Settings(
             state=tmp_path / "state", allow_host=("127.0.0.1",), min_free=0, decoders=1, metrics_port=port
         )
-        plan = Plan(fetch=True, manifest=str(manifest), options=IngestOptions())
+        plan = Plan(fetch=True, sources=(str(manifest),), options=IngestOptions())
         run_pipeline(settings, plan, lambda _: seen.append(scrape(port)))
     assert seen[0]["records", "active"] == 3
     assert seen[0]["run_state", "running"] == 1
