@@ -10,6 +10,7 @@ from typing import Any
 from etl.domain.statuses import RecordOutcome, RecordState
 from etl.domain.views import Failure, Progress
 from etl.errors import ConfigError
+from etl.extras import installer
 from etl.state.read.export_rows import ExportRow, export_rows
 from etl.state.read.failures import failed_items
 from etl.state.read.manifests import all_manifests
@@ -115,7 +116,7 @@ class State:
         try:
             import pandas
         except ImportError as error:
-            raise ConfigError("to_pandas needs one more package: pip install pandas") from error
+            raise ConfigError(f"to_pandas needs one more package: {installer()} pandas") from error
         columns = list(Record.__slots__)
         return pandas.DataFrame(
             ([getattr(record, name) for name in columns] for record in self.records()), None, columns

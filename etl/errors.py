@@ -30,6 +30,7 @@ item waits for another attempt or is dead at once.  Messages are for people and 
 """
 
 from collections.abc import Iterator
+from typing import Self
 
 
 class Interrupted(KeyboardInterrupt):
@@ -45,6 +46,16 @@ class EtlError(Exception):
     """Base of all errors that end with one clear line instead of a traceback."""
 
     exit_code = 1
+
+    def with_cure(self, cure: str) -> Self:
+        """Return the error with what cures it, which is shown on a line of its own."""
+        self.add_note(cure)
+        return self
+
+    @property
+    def cure(self) -> str:
+        """What to do about it, where that is more than the message says."""
+        return "; ".join(getattr(self, "__notes__", ()))
 
 
 class UsageError(EtlError):

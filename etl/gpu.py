@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
@@ -15,6 +16,9 @@ from etl.domain.views import GpuSample
 
 SAMPLE_S = 5
 """Seconds between samples: 1,440 rows in a two-hour run."""
+
+NODES = Path("/dev")
+"""Where the driver's device files are."""
 
 _ANSWER_S = 30
 """The tool answers in a second, or hangs with a driver that does."""
@@ -44,6 +48,16 @@ class Card:
     name: str
     driver: str
     mig: bool
+
+
+def device_nodes() -> list[Path]:
+    """Return the driver's device files of GPUs."""
+    return sorted(path for path in NODES.glob("nvidia*") if path.name[6:].isdecimal())
+
+
+def may_have_gpu() -> bool:
+    """Return whether there is any sign of an NVIDIA GPU, or of its driver, on this machine."""
+    return shutil.which("nvidia-smi") is not None or bool(device_nodes())
 
 
 def find_cards() -> tuple[tuple[Card, ...], str]:

@@ -162,12 +162,12 @@ class Settings:
         help="`auto`, `cpu`, `cuda`, `cuda:1`, ... or `mps`; `auto` is a GPU if there is one.",
     )
     backend: str = setting(
-        "local", CAPTION, OWN, choices=BACKENDS,
+        "local", MODEL, OWN, choices=BACKENDS,
         help="What captions: `local`, the model on this machine, `openai`, OpenAI-compatible endpoints, or `ray`, a Ray"
         " cluster.",
     )
     endpoint: tuple[str, ...] = setting(
-        (), CAPTION, OWN, clean=endpoints,
+        (), MODEL, OWN, clean=endpoints,
         help="Where the endpoints are, such as http://gpu:8000/v1, with commas between them; all serve one model.",
     )
     endpoint_model: str = setting(
@@ -261,7 +261,7 @@ class Settings:
         help="URL that gets one JSON message when a run has ended.",
     )
     gpu_price: float = setting(
-        0.0, (*CAPTION, "dashboard"), HARMLESS, limits=(0, 1e6),
+        0.0, (*MODEL, "dashboard"), HARMLESS, limits=(0, 1e6),
         help="What the machine costs per hour, in any money, to tell what the work has cost; 0 means not known.",
     )
     # fmt: on

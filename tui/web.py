@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from etl.errors import UsageError
+from etl.extras import install_extra
 
 Handler = Callable[[Any], Awaitable[Any]]
 
@@ -28,7 +29,7 @@ def serve(command: Sequence[str], port: int) -> None:
         from aiohttp import web
         from textual_serve.server import Server
     except ModuleNotFoundError as error:
-        raise UsageError("the dashboard in a browser needs more: pip install 'caption-etl[web]'") from error
+        raise UsageError(f"the dashboard in a browser needs more: {install_extra('web')}") from error
 
     @web.middleware  # type: ignore[untyped-decorator]
     async def own_pages_only(request: web.Request, handler: Handler) -> Any:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from etl.caption.captioner import Captioner
 from etl.errors import EtlError, ModelError, UnsupportedProcessorError
+from etl.extras import require_model_libraries
+from etl.gpu import may_have_gpu
 from etl.images.cache import ImageCache
 from etl.settings import Settings
 
@@ -18,14 +20,24 @@ log = logging.getLogger(__name__)
 
 
 def check(settings: Settings) -> None:
-    """Raise `ModelError` for a model that cannot be found or asks for too much.
+    """Raise `ModelError` where captioning is not installed, for a GPU that cannot be used, and for a model that cannot
+    be found, asks for too much or is too large for the GPUs; `DiskFullError` where its weights do not fit on the disk.
 
     A model of the hub has its small files fetched by this, if they are not cached.
     """
+    require_model_libraries()
+    from etl.caption.gpus.plan import chosen_gpus, fits_each
     from etl.caption.model.checkpoint import find_checkpoint
+    from etl.caption.model.hub_weights import weights_of
     from etl.caption.model.vetting import vet
 
-    vet(find_checkpoint(settings.model, settings.revision))
+    gpus = chosen_gpus(settings) if settings.device != "auto" or may_have_gpu() else []
+    checkpoint = find_checkpoint(settings.model, settings.revision)
+    vet(checkpoint)
+    weights = weights_of(checkpoint)
+    weights.require_room()
+    if gpus and weights.values:
+        fits_each(settings, gpus, weights.in_memory(settings.dtype))
 
 
 def open_backend(settings: Settings, cache: ImageCache, longest_edge: int) -> Captioner:

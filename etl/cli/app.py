@@ -65,7 +65,8 @@ def main() -> None:
         known = out_of_files(error) or error
         if not isinstance(known, EtlError):
             raise
-        typer.echo(f"error: {clean(str(known))}", err=True)
+        for line in filter(None, (f"error: {known}", known.cure)):
+            typer.echo(clean(line), err=True)
         code = known.exit_code
     except MemoryError:
         typer.echo(

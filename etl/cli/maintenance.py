@@ -118,17 +118,23 @@ def report(
 def doctor(
     context: Context,
     gpu: Annotated[bool, typer.Option("--gpu", help="Try each GPU, and say how fast it is expected to be.")] = False,
+    net: Annotated[
+        bool,
+        typer.Option("--net", help="Send one request to each host of the state, to the hub, to endpoints."),
+    ] = False,
 ) -> None:
-    """Say what this machine offers and what may go wrong on it."""
-    from etl.cli.doctor import checks
+    """Say whether a run would work here, how long it would take and what it would cost."""
+    from etl.run.checks import checks
 
     failed = False
-    for check in checks(context.settings, gpu=gpu):
+    for check in checks(context.settings, gpu=gpu, net=net):
         failed |= check.verdict == "fail"
         if context.json:
             render.answer(render.summary_json(check))
         else:
             render.say(f"{check.verdict:<5} {check.name:<16} {clean(check.detail)}")
+            if check.cure:
+                render.say(f"{'':<22} {clean(check.cure)}")
     if failed:
         raise typer.Exit(1)
 

@@ -1,6 +1,7 @@
 """What a fetch would do: how many pictures, from which hosts, how many bytes, how long, and the disk it takes."""
 
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable
@@ -130,6 +131,12 @@ def estimate_of(reader: Reader, settings: Settings, *, refresh: bool = False) ->
     )
 
 
+def expected_copies(reader: Reader, settings: Settings, sources: int) -> float:
+    """Return the bytes that the working copies of so many sources are expected to take, within ``max_cache_size``."""
+    working = image_sizes(reader)[0] or WORKING_COPY_BYTES * (settings.longest_edge / 1024) ** 2
+    return min(sources * working, settings.max_cache_size or math.inf)
+
+
 def _add(sums: dict[str, _Sum], lines: list[tuple[int, str, str, bool, bytes]], mirrors: Mirrors) -> None:
     _, url, host, tried, line = lines[0]
     one = sums[mirrors.addresses(url, host, line)[0].host]
@@ -184,11 +191,10 @@ def _disk(reader: Reader, settings: Settings, sums: Iterable[_Sum]) -> int:
         total.bytes += one.bytes
         total.known += one.known
         total.largest = max(total.largest, one.largest)
-    working, original = image_sizes(reader)
-    working = working or WORKING_COPY_BYTES * (settings.longest_edge / 1024) ** 2
+    _, original = image_sizes(reader)
     mean = total.bytes / total.known if total.known else original
     unfinished = settings.concurrency + DECODE_AHEAD * (settings.decoders or os.cpu_count() or 1)
-    disk = total.sources * working + min(unfinished, total.sources) * (total.largest or mean)
+    disk = expected_copies(reader, settings, total.sources) + min(unfinished, total.sources) * (total.largest or mean)
     if settings.keep_originals:
         disk += total.bytes + (total.sources - total.known) * mean
     return round(min(disk, settings.max_cache_size) if settings.max_cache_size else disk)

@@ -79,7 +79,7 @@ class Downloader:
         self.may_follow: Callable[[str], Awaitable[None]] | None = None
         self._settings = settings
         self._context = httpx.create_ssl_context()
-        self._user_agent = _user_agent(settings.contact)
+        self._user_agent = user_agent(settings.contact)
         self.proxied = bool(proxy_transports(self._context, _LIMITS))
         self._clients = ClientPool(self._client, settings.concurrency, is_reusable)
         # Of their own: what `may_follow` reads must not wait for a client that waits for it.
@@ -296,7 +296,8 @@ def _result(response: httpx.Response, writer: PartWriter | None) -> Download:
     )
 
 
-def _user_agent(contact: str) -> str:
+def user_agent(contact: str) -> str:
+    """Return the program's name for itself; raises `ConfigError` for a contact that fits no header."""
     if not (contact.isascii() and (contact.isprintable() or not contact)):
         raise ConfigError(f"contact = {contact!r}: only printable ASCII characters can go into the User-Agent")
     try:

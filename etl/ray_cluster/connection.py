@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from etl.errors import ClusterError, ConfigError
+from etl.extras import install_extra
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def check(address: str, option: str, *, insecure: bool) -> None:
             "cluster, with host:port or auto"
         )
     if importlib.util.find_spec("ray") is None:
-        raise ConfigError(f"{option} needs Ray: pip install 'caption-etl[ray]', on every node")
+        raise ConfigError(f"{option} needs Ray, on every node: {install_extra('ray')}")
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" and not insecure:
         raise ConfigError(
             "whoever reaches a Ray cluster without tokens can run any program on it: start every node and this command "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from etl.domain.statuses import HostState, RunState
 from etl.domain.views import EngineSample, GpuSample, Progress
 from etl.errors import ConfigError
+from etl.extras import install_extra
 from etl.state.read.cost import cost
 from etl.state.read.failures import failure_classes
 from etl.state.read.progress import ProgressReader, engines, gpus
@@ -40,7 +41,7 @@ def metrics(state: Path, address: str, port: int) -> Iterator[None]:
     try:
         from prometheus_client import CollectorRegistry, start_http_server
     except ImportError as error:
-        raise ConfigError("--metrics-port needs prometheus-client: pip install 'caption-etl[metrics]'") from error
+        raise ConfigError(f"--metrics-port needs prometheus-client: {install_extra('metrics')}") from error
     with Reader(state) as reader:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(StateMetrics(reader))

@@ -83,11 +83,11 @@ def test_the_settings_of_a_run_are_stored_without_them(secret: MadeState) -> Non
 
 def test_doctor_redacts_proxies_of_every_form(etl: Etl, monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy without a scheme, as curl takes it, is no less secret."""
-    from etl.cli.doctor import _proxy
+    from etl.run.checks.machine import proxy
 
     for value in (f"http://me:{SECRET}@proxy:3128", f"me:{SECRET}@proxy:3128"):
         monkeypatch.setenv("http_proxy", value)
-        assert SECRET not in _proxy().detail and "proxy:3128" in _proxy().detail
+        assert SECRET not in proxy().detail and "proxy:3128" in proxy().detail
     assert etl("--version").code == 0
 
 

@@ -245,14 +245,14 @@ def test_what_cannot_be_written_is_said_in_one_line(work: Work, monkeypatch: pyt
     with pytest.raises(ConfigError, match="holds an export as webdataset"):
         export(work, "tars", format="imagefolder")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match=r"pip install 'caption-etl\[parquet\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'pyarrow<27,>=19'"):
         export(work, "out.parquet")
     assert not (work.state.parent / "out.parquet").exists()
     runs = work.rows("SELECT count(*) FROM runs")
-    with pytest.raises(ConfigError, match=r"pip install 'caption-etl\[parquet\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'pyarrow<27,>=19'"):
         run_pipeline(work.settings, Plan(fetch=True, output="out.parquet"), lambda _: None)
     assert work.rows("SELECT count(*) FROM runs") == runs
-    with pytest.raises(ConfigError, match=r"pip install 'caption-etl\[parquet\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'pyarrow<27,>=19'"):
         path = work.state.parent / "in.parquet"
         path.write_bytes(b"PAR1")
         list(Manifest(str(path)).lines())

@@ -151,5 +151,8 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path: Path, monkeyp
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with metrics(tmp_path, "127.0.0.1", 0):
         pass
-    with pytest.raises(ConfigError, match=r"pip install 'caption-etl\[metrics\]'"), metrics(tmp_path, "127.0.0.1", 1):
+    with (
+        pytest.raises(ConfigError, match=r"pip install 'prometheus-client<1"),
+        metrics(tmp_path, "127.0.0.1", 1),
+    ):
         pass

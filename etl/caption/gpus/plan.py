@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from etl.caption.model.checkpoint import find_checkpoint
@@ -65,17 +65,24 @@ def plan_workers(settings: Settings) -> list[WorkerPlan]:
         return []
     checkpoint = find_checkpoint(settings.model, settings.revision)
     checkpoint.with_weights()
-    needed = weight_bytes(checkpoint.folder, settings.dtype)
+    if fits_each(settings, gpus, weight_bytes(checkpoint.folder, settings.dtype)):
+        return [WorkerPlan("cuda", gpu.name) for gpu in gpus]
+    log.warning("%s is larger than one GPU; dividing it among %d", settings.model, len(gpus))
+    return [WorkerPlan("cuda", ",".join(gpu.name for gpu in gpus), spread=True)]
+
+
+def fits_each(settings: Settings, gpus: Sequence[Gpu], needed: int) -> bool:
+    """Return whether weights of ``needed`` bytes fit into each of the GPUs.
+
+    Raises `ModelError` when they are larger than all together.
+    """
     room = [round(gpu.memory * settings.gpu_memory_fraction * _BESIDE_WEIGHTS) for gpu in gpus]
-    if needed > min(room):
-        if needed > sum(room):
-            raise ModelError(
-                f"{settings.model} takes {needed / 2**30:.1f} GiB, more than the GPUs have room for "
-                f"({sum(room) / 2**30:.1f} GiB); use more GPUs, a smaller --dtype or a smaller model"
-            )
-        log.warning("%s is larger than one GPU; dividing it among %d", settings.model, len(gpus))
-        return [WorkerPlan("cuda", ",".join(gpu.name for gpu in gpus), spread=True)]
-    return [WorkerPlan("cuda", gpu.name) for gpu in gpus]
+    if needed > sum(room):
+        raise ModelError(
+            f"{settings.model} takes {needed / 2**30:.1f} GiB, more than the GPUs have room for "
+            f"({sum(room) / 2**30:.1f} GiB)"
+        ).with_cure("use more GPUs, a smaller --dtype or a smaller model")
+    return needed <= min(room)
 
 
 def chosen_gpus(settings: Settings) -> list[Gpu]:

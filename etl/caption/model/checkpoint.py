@@ -13,7 +13,7 @@ import huggingface_hub.errors as hub_errors
 
 from etl.caption.model.files import check_files, tensors
 from etl.errors import ModelError
-from etl.settings import DEMO_MODEL
+from etl.settings import DEMO_MODEL, Settings
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,23 @@ def find_checkpoint(model: str, revision: str) -> Checkpoint:
     checkpoint = _find(model, revision)
     check_files(checkpoint.name, checkpoint.folder)
     return checkpoint
+
+
+def cached_checkpoint(settings: Settings) -> Checkpoint | None:
+    """Return what `find_checkpoint` does without asking the hub; ``None`` for a model that is not in its cache."""
+    if _is_local(settings.model):
+        return find_checkpoint(settings.model, settings.revision)
+    try:
+        found = huggingface_hub.snapshot_download(
+            settings.model, revision=settings.revision, allow_patterns=list(_SMALL_FILES), local_files_only=True
+        )
+    except (OSError, ValueError):
+        return None
+    return Checkpoint(settings.model, Path(found), Path(found).name)
+
+
+def _is_local(model: str) -> bool:
+    return model == DEMO_MODEL or model.startswith((".", "/", "~")) or _is_directory(Path(model).expanduser())
 
 
 def _find(model: str, revision: str) -> Checkpoint:

@@ -4,23 +4,36 @@ import logging
 import os
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from etl.caption.model.checkpoint import one_line
 from etl.caption.model.weights import stored_dtype
 from etl.errors import ModelError
-from etl.gpu import Card, find_cards, visible_cards
+from etl.extras import installer
+from etl.gpu import Card, device_nodes, find_cards, visible_cards
 from etl.settings import DEMO_MODEL
 from etl.text import clean
 
 log = logging.getLogger(__name__)
 
-NODES = Path("/dev")
-"""Where the driver's device files are."""
-
 _BUILDS = ((580, "cu130"), (525, "cu126"))
 """Oldest driver of each major version of CUDA (NVIDIA, CUDA Compatibility), and a PyTorch build of that version."""
+
+
+class Unusable(NamedTuple):
+    """Why a GPU that is there is of no use, and what cures it."""
+
+    what: str
+    cure: str
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.cure}"
+
+    def error(self) -> ModelError:
+        """Return the error that says so."""
+        return ModelError(self.what).with_cure(self.cure)
 
 
 def usable_gpus() -> int:
@@ -49,11 +62,11 @@ def choose_device(wanted: str, model: str) -> torch.device:
         if (device.index or 0) >= there:
             raise ModelError(f"device {wanted!r} was asked for, but there are {there} GPUs")
         if why := _too_old(device.index or 0):
-            raise ModelError(why)
+            raise why.error()
         return device
     why = why_unusable()
     if why is not None and (wanted != "auto" or model != DEMO_MODEL):
-        raise ModelError(why)
+        raise why.error()
     if wanted != "auto":
         raise ModelError(f"device {wanted!r} was asked for, but no GPU was found here; use --device cpu")
     if why is not None:
@@ -79,21 +92,22 @@ def choose_dtype(wanted: str, device: torch.device, folder: Path) -> torch.dtype
     return dtype
 
 
-def why_unusable() -> str | None:
-    """Return why PyTorch cannot use a GPU that is there, with what cures it, in one line; ``None`` if none is there.
+def why_unusable() -> Unusable | None:
+    """Return why PyTorch cannot use a GPU that is there, with what cures it; ``None`` if none is there.
 
     A GPU is there when the driver's tool or a device file says so, and ``CUDA_VISIBLE_DEVICES`` does not hide all.
     """
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles"):
         return None
     cards, words = find_cards()
-    nodes = sorted(path for path in NODES.glob("nvidia*") if path.name[6:].isdecimal())
+    nodes = device_nodes()
     if not cards and not nodes and "lost" not in words and "device handle" not in words:
         return None
     what = f"{cards[0].name}, driver {cards[0].driver}" if cards else "a GPU"
     reason, cure = _reason(cards, words, nodes)
-    return clean(
-        f"{what}, is there but PyTorch {torch.__version__} cannot use it: {reason}; {cure}, or use --device cpu"
+    return Unusable(
+        clean(f"{what}, is there but PyTorch {torch.__version__} cannot use it: {reason}"),
+        clean(f"{cure}, or use --device cpu"),
     )
 
 
@@ -138,10 +152,10 @@ def _install(driver: int) -> str:
     if 0 < driver < _BUILDS[-1][0]:
         return f"update the driver to {_BUILDS[0][0]} or later"
     build = next((build for oldest, build in _BUILDS if driver >= oldest), _BUILDS[0][1])
-    return f"`pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/{build}`"
+    return f"`{installer()} --force-reinstall torch --index-url https://download.pytorch.org/whl/{build}`"
 
 
-def _too_old(number: int) -> str | None:
+def _too_old(number: int) -> Unusable | None:
     """Return why this build has no code for a GPU; ``None`` if it has."""
     builds = [name.rpartition("_") for name in torch.cuda.get_arch_list()]
     known = [(kind, int(digits[:-1]), int(digits[-1])) for kind, _, text in builds if (digits := text.rstrip("af"))]
@@ -152,7 +166,8 @@ def _too_old(number: int) -> str | None:
         for kind, major, minor in known
     ):
         return None
-    return (
+    return Unusable(
         f"{clean(gpu.name, 60)} has compute capability {gpu.major}.{gpu.minor}, for which PyTorch {torch.__version__} "
-        f"has no code; try {_install(_BUILDS[-1][0])}, or use --device cpu"
+        "has no code",
+        f"try {_install(_BUILDS[-1][0])}, or use --device cpu",
     )

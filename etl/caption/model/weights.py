@@ -7,7 +7,8 @@ from etl.caption.model.files import tensors
 
 _FILES = "*.safetensors"
 
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes of one number, by its type."""
 
 _TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """The names that safetensors has for types."""
@@ -18,7 +19,7 @@ def weight_bytes(folder: Path, dtype: str) -> int:
 
     Raises `ModelError` for weights that are corrupt.
     """
-    return _ITEM_BYTES.get(dtype, 2) * sum(values for path in folder.glob(_FILES) for _, values in tensors(path))
+    return ITEM_BYTES.get(dtype, 2) * sum(values for path in folder.glob(_FILES) for _, values in tensors(path))
 
 
 def stored_dtype(folder: Path) -> str | None:

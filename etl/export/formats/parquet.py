@@ -17,7 +17,7 @@ class Parquet(FileFormat):
     """The columns of CSV, typed, in row groups of `ROW_GROUP` records."""
 
     name = "parquet"
-    help = "the columns of CSV, typed; needs `pip install 'caption-etl[parquet]'`"
+    help = "the columns of CSV, typed; needs the package `pyarrow`"
     suffixes = (".parquet",)
     suffix = ".parquet"
 

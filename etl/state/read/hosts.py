@@ -52,3 +52,14 @@ def host_rates(reader: Reader, progress: Progress) -> dict[str, tuple[float, flo
 def pending_by_host(reader: Reader) -> dict[str, int]:
     """Return how many sources of each host are still to be fetched."""
     return dict(reader.rows("SELECT host, count(*) FROM sources WHERE status IN ('ready', 'retry') GROUP BY host"))
+
+
+def one_url_by_host(reader: Reader, limit: int) -> dict[str, str]:
+    """Return a URL that is still to be fetched of each host, those with the most of them first."""
+    return dict(
+        reader.rows(
+            "SELECT host, min(url) FROM sources WHERE status IN ('ready', 'retry') AND host <> '' "
+            "GROUP BY host ORDER BY count(*) DESC, host LIMIT ?",
+            (limit,),
+        )
+    )

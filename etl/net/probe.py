@@ -1,0 +1,99 @@
+"""One request to a host, step by step: is its name known, does it take a connection, is its certificate good, does it
+answer, and how long does each take?
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from etl.errors import FetchError
+from etl.net.attempt import Attempt
+from etl.net.client import user_agent
+from etl.net.names import Names
+from etl.net.transport import GuardedTransport, Routes, proxy_transports
+from etl.net.urls import host_of
+from etl.settings import Settings
+
+PROBE_S = 20.0
+"""Longest time for a host, in all."""
+
+AT_ONCE = 8
+"""Hosts asked at once."""
+
+_LIMITS = httpx.Limits(max_connections=1, max_keepalive_connections=0)
+
+_STEPS = {
+    "connection.connect_tcp": "connect",
+    "connection.start_tls": "TLS",
+    "http11.receive_response_headers": "first byte",
+}
+"""What httpcore calls the steps, and what they are called here."""
+
+
+@dataclass(slots=True)
+class Reached:
+    """How a host took one request.
+
+    Attributes:
+        steps: seconds of each step that was finished, in their order.
+        status: of its answer; ``None`` where it gave none.
+        error: why, in that case.
+    """
+
+    steps: dict[str, float] = field(default_factory=dict)
+    status: int | None = None
+    error: str = ""
+
+
+def probe(settings: Settings, urls: Mapping[str, str]) -> dict[str, Reached]:
+    """Return how each host took one request for the first byte of a URL of its own, by host.
+
+    Redirects are not followed.  Raises `ConfigError` as `etl.net.client.Downloader` does.
+    """
+    return asyncio.run(_probe_all(settings, urls))
+
+
+async def _probe_all(settings: Settings, urls: Mapping[str, str]) -> dict[str, Reached]:
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def one(url: str) -> Reached:
+        async with slots:
+            return await _probe(settings, url)
+
+    return dict(zip(urls, await asyncio.gather(*map(one, urls.values())), strict=True))
+
+
+async def _probe(settings: Settings, url: str) -> Reached:
+    context, names, reached = httpx.create_ssl_context(), Names(PROBE_S), Reached()
+    begun: dict[str, float] = {}
+
+    async def trace(event: str, _info: Any) -> None:
+        step, _, what = event.rpartition(".")
+        if step in _STEPS and what == "started":
+            begun[step] = time.monotonic()
+        elif step in _STEPS and what == "complete":
+            reached.steps[_STEPS[step]] = time.monotonic() - begun[step]
+
+    proxies = proxy_transports(context, _LIMITS)
+    transport = Routes(GuardedTransport(context, _LIMITS, settings.allow_host, names), proxies)
+    headers = {"User-Agent": user_agent(settings.contact), "Range": "bytes=0-0"}
+    try:
+        with Attempt.of(url).errors():
+            async with (
+                asyncio.timeout(PROBE_S),
+                httpx.AsyncClient(transport=transport, trust_env=False, timeout=PROBE_S) as client,
+            ):
+                if not proxies:
+                    # Known for the connection then, which so has its own time alone.
+                    asked = time.monotonic()
+                    await names.addresses(host_of(url))
+                    reached.steps["DNS"] = time.monotonic() - asked
+                async with client.stream("GET", url, headers=headers, extensions={"trace": trace}) as response:
+                    reached.status = response.status_code
+    except FetchError as error:
+        reached.error = str(error)
+    return reached

@@ -1,0 +1,49 @@
+"""Will it work, how long will it take, and what will it cost?  Asked by ``etl doctor``, and in short by every run."""
+
+from collections.abc import Iterator
+
+from etl.errors import DiskFullError
+from etl.run.checks import forecast, machine, model, network, room
+from etl.run.checks.check import Check
+from etl.settings import Settings
+
+__all__ = ["Check", "checks", "require_room"]
+
+
+def checks(settings: Settings, *, gpu: bool = False, net: bool = False) -> Iterator[Check]:
+    """Yield the findings, one by one as they are made.
+
+    With ``gpu`` also what is tried on each GPU, with ``net`` also what hosts, hub and endpoints say to one request.
+    """
+    yield machine.python()
+    yield machine.packages()
+    yield machine.sqlite()
+    yield room.disk(settings)
+    yield machine.open_files(settings)
+    yield machine.proxy()
+    if net:
+        yield from network.network(settings)
+    yield from _captioning(settings, gpu=gpu, net=net)
+    yield forecast.work(settings)
+
+
+def _captioning(settings: Settings, *, gpu: bool, net: bool) -> Iterator[Check]:
+    missing = model.libraries(settings)
+    if settings.backend != "local":
+        yield model.elsewhere(settings, net=net)
+    if missing is not None:
+        yield missing
+        return
+    device = model.device(settings)
+    yield device
+    if settings.backend == "local":
+        yield model.weights(settings, net=net)
+    if gpu and device.verdict != "fail":
+        yield from model.trial(settings, forecast.records_to_do(settings))
+
+
+def require_room(settings: Settings) -> None:
+    """Raise `DiskFullError`, before a run begins, where its disk cannot take what is to be fetched."""
+    found = room.disk(settings)
+    if found.verdict == "fail":
+        raise DiskFullError(found.detail).with_cure(found.cure)

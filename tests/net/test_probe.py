@@ -1,0 +1,41 @@
+"""One request to each host, step by step, against a real server."""
+
+import socket
+
+import pytest
+from support.fault_server import FaultServer, disconnect, hang, status
+
+from etl.net import probe as module
+from etl.net.probe import probe
+from etl.settings import Settings
+
+
+def test_one_polite_request_says_how_long_each_step_took(server: FaultServer, settings: Settings) -> None:
+    """The first byte of one picture is asked for, once; connection and answer have their seconds, any status counts."""
+    found = probe(settings, {"a": server.add("/a.jpg", b"x" * 5000), "b": server.fail("/b.jpg", status(403))})
+    assert [request.headers["Range"] for request in server.log] == ["bytes=0-0"] * 2
+    assert server.log[0].headers["User-Agent"].startswith("caption-etl/")
+    assert (found["a"].status, found["b"].status) == (200, 403)
+    assert list(found["a"].steps) == ["DNS", "connect", "first byte"]
+    assert all(0 <= seconds < 5 for seconds in found["a"].steps.values())
+
+
+def test_what_fails_is_told_with_how_far_it_came(
+    server: FaultServer, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refused connection, a private address, a silent host: each has its reason, and none keeps the others."""
+    monkeypatch.setattr(module, "PROBE_S", 0.3)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        found = probe(settings, {
+            "refused": f"http://127.0.0.1:{taken.getsockname()[1]}/a.jpg",
+            "private": "http://127.0.0.2/a.jpg",
+            "silent": server.fail("/hang.jpg", hang),
+            "cut": server.fail("/cut.jpg", disconnect),
+            "good": server.add("/a.jpg", b"x"),
+        })  # fmt: skip
+    assert "no connection" in found["refused"].error and "connect" not in found["refused"].steps
+    assert "not a public address" in found["private"].error
+    assert "no data in time" in found["silent"].error and "connect" in found["silent"].steps
+    assert "without an answer" in found["cut"].error
+    assert [name for name, reached in found.items() if reached.status is not None] == ["good"]
