@@ -1,7 +1,9 @@
 """Making untrusted text safe to show: captions, URLs, record keys, server errors, host names."""
 
+import difflib
 import json
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 ELLIPSIS = "..."
@@ -89,3 +91,19 @@ def clean_json(value: Any) -> str:
     """
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if text.isascii() and text.isprintable() else text.translate(_IN_JSON)
+
+
+_LONGEST_MEANT = 200
+"""Characters of a name that are compared with others: the work grows with their product."""
+
+
+def nearest(wanted: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the known name that was probably meant, whatever its case; ``None`` where none is like it."""
+    folded = {name[:_LONGEST_MEANT].casefold(): name for name in known}
+    near = difflib.get_close_matches(wanted[:_LONGEST_MEANT].casefold(), folded, n=1, cutoff=cutoff)
+    return folded[near[0]] if near else None
+
+
+def did_you_mean(name: str | None) -> str:
+    """Return the question after a name that was probably meant, with a space behind it; empty for none."""
+    return f"did you mean {name}? " if name else ""

@@ -103,10 +103,10 @@ def _sha256(path: Path) -> str | None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         with gzip.open(path) as packed:
             yield cast(BinaryIO, packed)
-    elif path.suffix == ".zst":
+    elif path.suffix.lower() == ".zst":
         with zstd.open(path) as packed:
             yield cast(BinaryIO, packed)
     else:

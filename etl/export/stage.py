@@ -118,7 +118,7 @@ def _target(target: str) -> Iterator[_HashingWriter]:
             yield _HashingWriter(sys.stdout.buffer)
             sys.stdout.buffer.flush()
         return
-    with replaced(target) as file, _compressed(file, checked(target).suffix) as stream:
+    with replaced(target) as file, _compressed(file, checked(target).suffix.lower()) as stream:
         yield _HashingWriter(stream)
 
 

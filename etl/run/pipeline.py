@@ -86,6 +86,7 @@ def export_manifest(settings: Settings, target: str, options: ExportOptions) -> 
     """
     with Reader(settings.state):
         pass
+    check_target(target, options)
     with watch_signals(interrupt=True) as signals:
         try:
             with Store.open(settings, create=False) as store, store.run((Stage.EXPORT,)) as run:

@@ -107,3 +107,45 @@ def test_what_lies_in_the_way_of_a_split_stays(state: Path, tmp_path: Path) -> N
     (parts / ".part-1.new" / "mine").write_text("mine")
     assert run_here("split", "2", parts, "--state", state)[0] == 2
     assert (parts / ".part-1.new" / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("captions.jsno", "the ending .jsno; did you mean {d}/captions.jsonl?"),
+        ("captions.jsno.gz", "did you mean {d}/captions.jsonl.gz?"),
+        ("captions.jsonl.gzip", "did you mean {d}/captions.jsonl.gz?"),
+        ("captions.tsv", "did you mean {d}/captions.csv?"),
+        ("pics.bmp", "Known: .jsonl, .ndjson, .csv, .parquet, with .gz or .zst behind it compressed"),
+        ("out.tar", "webdataset is a directory of such files: `etl export {d}/out --format webdataset`"),
+        ("folder/", "folder/ names a directory, and jsonl is one file: give {d}/folder/captions.jsonl"),
+    ],
+)
+@pytest.mark.parametrize("command", [["export"], ["run", "--model", "demo", "--output"]], ids=["export", "run"])
+def test_a_name_that_says_no_format_is_refused(
+    state: Path, tmp_path: Path, target: str, said: str, command: list[str]
+) -> None:
+    """An ending of no format, or a directory for one file, makes nothing, neither at the end of a run nor at its start."""
+    there = sorted(tmp_path.iterdir())
+    code, _, err = run_here(*command, f"{tmp_path}/{target}", "--state", state)
+    assert (code, err.count("\n")) == (2, 1) and said.format(d=tmp_path) in err, err
+    assert sorted(tmp_path.iterdir()) == there
+    assert '"export"' not in run_here("runs", "--json", "--state", state)[1]
+
+
+def test_names_that_say_a_format(state: Path, tmp_path: Path) -> None:
+    """Capitals, no ending, a format that is named, a pipe and a directory for many files are as good as ever."""
+    os.mkfifo(tmp_path / "captions.pipe")
+    reader = os.open(tmp_path / "captions.pipe", os.O_RDONLY | os.O_NONBLOCK)
+    for target, *options in (
+        ("A.JSONL",), ("b.ndjson",), ("plain",), ("c.tar", "--format", "jsonl"), ("captions.pipe",), ("D.CSV",),
+        ("many/", "--shard-size", "1"), ("D.jsonl.GZ",),
+    ):  # fmt: skip
+        code, _, err = run_here("export", f"{tmp_path}/{target}", *options, "--state", state)
+        assert code == 0, err
+    assert len(os.read(reader, 10_000).splitlines()) == 2
+    os.close(reader)
+    assert (tmp_path / "D.CSV").read_text().startswith("key,")
+    assert (tmp_path / "D.jsonl.GZ").read_bytes()[:2] == b"\x1f\x8b"
+    assert (tmp_path / "many" / "shard-00001.jsonl").is_file()
+    assert run_here("verify", "--deep", "--state", state)[2].count("export") == 1

@@ -9,6 +9,8 @@ from typing import Any
 from etl.errors import ConfigError
 from etl.export.format import Format
 from etl.export.lines import STDOUT, ExportOptions
+from etl.output_file import resolved
+from etl.text import did_you_mean, nearest
 
 _DEFAULT = "jsonl"
 """The format of a name that says nothing else."""
@@ -20,23 +22,58 @@ FORMATS = {one.name: one for one in sorted(_found, key=lambda one: (one.pictures
 """All formats by name; the usual one first, those with pictures last."""
 
 
-def format_of(target: str, options: ExportOptions) -> Format:
-    """Return the format with its options, by what was asked for, else by the name of the target.
+COMPRESSED = (".gz", ".zst")
+"""Endings behind that of the format: the file is compressed."""
 
-    Raises `ConfigError` for an unknown format or option, and where format and target do not fit.
+
+def format_of(target: str, options: ExportOptions) -> Format:
+    """Return the format with its options, by what was asked for, else by the ending of the target.
+
+    A target without an ending is `_DEFAULT`.  Raises `ConfigError` for an unknown format, option or ending, and where
+    format and target do not fit.  Looks at names alone, so that it can be asked before there is anything to export.
     """
-    suffixes = [suffix for suffix in Path(target).suffixes if suffix not in (".gz", ".zst")]
-    named = [name for name, one in FORMATS.items() if suffixes and suffixes[-1] in one.suffixes]
-    name = options.format or (named[0] if named else _DEFAULT)
+    name = options.format or _by_ending(target)
     if name not in FORMATS:
-        raise ConfigError(f"unknown format {name!r}; known: {', '.join(FORMATS)}")
+        raise ConfigError(f"unknown format {name!r}; {did_you_mean(nearest(name, FORMATS))}known: {', '.join(FORMATS)}")
     if unknown := options.format_options.keys() - options_of_formats().keys():
         raise ConfigError(f"unknown option of a format {min(unknown)!r}; known: {', '.join(options_of_formats())}")
     kind = FORMATS[name]
     if target == STDOUT and (not kind.to_stdout or options.shard_size):
         raise ConfigError(f"{name} cannot be written to stdout; give a name")
     known = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{name: value for name, value in options.format_options.items() if name in known})
+    made = kind(**{name: value for name, value in options.format_options.items() if name in known})
+    if target.endswith("/") and not made.is_directory and not options.shard_size:
+        folders = " or ".join(name for name, one in FORMATS.items() if one.pictures)
+        raise ConfigError(
+            f"{target} names a directory, and {name} is one file: give {target}captions{made.suffix}, or `etl export` "
+            f"with --shard-size for a directory of such files, or with --format {folders} for one of pictures"
+        )
+    return made
+
+
+def _by_ending(target: str) -> str:
+    """Return the format that a target's ending says.  Raises `ConfigError` for an ending that is no format's."""
+    path, packed = Path(target), ""
+    if path.suffix.lower() in COMPRESSED:
+        path, packed = path.with_suffix(""), path.suffix
+    ending = path.suffix.lower()
+    if not ending or target.endswith("/"):
+        return _DEFAULT
+    endings = {suffix: name for name, one in FORMATS.items() for suffix in one.suffixes}
+    if ending in endings:
+        return endings[ending]
+    place = resolved(target)
+    if place.exists() and not place.is_file() and not place.is_dir():
+        # A pipe has any name.
+        return _DEFAULT
+    near = nearest(ending, (*endings, *COMPRESSED))
+    folder = next((name for name, one in FORMATS.items() if one.pictures and one.suffix == ending), None)
+    hint = f"{folder} is a directory of such files: `etl export {path.with_suffix('')} --format {folder}`. " * bool(folder)
+    hint = hint or did_you_mean(f"{path.with_suffix(near)}{packed}" if near else None)
+    raise ConfigError(
+        f"{target[:200]}: there is no export with the ending {ending[:40]}; {hint}Known: {', '.join(endings)}, with "
+        f"{' or '.join(COMPRESSED)} behind it compressed; any other name needs `etl export --format`"
+    )
 
 
 def options_of_formats() -> dict[str, dataclasses.Field[Any]]:

@@ -11,7 +11,7 @@ class JsonLines(FileFormat):
 
     name = "jsonl"
     help = "the records as above, one on each line"
-    suffixes = (".jsonl",)
+    suffixes = (".jsonl", ".ndjson")
     suffix = ".jsonl"
     to_stdout = True
 
