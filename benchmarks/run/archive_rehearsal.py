@@ -44,7 +44,7 @@ class Rehearsal:
     def __init__(self, state: Path, server: ArchiveServer) -> None:
         self._environment = os.environ | {
             "ETL_STATE": str(state), "ETL_MODEL": "demo", "ETL_BACKOFF": "0.3", "ETL_BACKOFF_CAP": "3",
-            "ETL_MAX_ATTEMPTS": "3", "ETL_PER_HOST": "8", "HTTP_PROXY": server.url, "http_proxy": server.url,
+            "ETL_MAX_ATTEMPTS": "3", "ETL_PER_HOST": "8", "HTTP_PROXY": server.base, "http_proxy": server.base,
             "NO_PROXY": "", "no_proxy": "",
         }  # fmt: skip
         self.steps: list[Step] = []

@@ -5,19 +5,14 @@ of about its real size.  A fixed share of the URLs fails, by a hash of the URL: 
 """
 
 import hashlib
-import http.server
 import io
 import random
-import socket
-import struct
-import threading
 import urllib.parse
 from collections import Counter
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Self
 
 from PIL import Image, ImageChops
+from support.http_server import Handler, Headers, StandIn
 
 from etl.demo.scenes import Scene, random_scene
 
@@ -48,40 +43,22 @@ def scene_of(url: str) -> Scene:
     return random_scene(random.Random(url))
 
 
-class ArchiveServer:
+class ArchiveServer(StandIn):
     """The stand-in; a context manager.
 
     Attributes:
-        url: what HTTP_PROXY must say.
         requests: requests per URL.
         answered: files sent whole, per URL.
         bytes_sent: of bodies.
     """
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
+        super().__init__(_Handler)
         self.sizes = sizes
         self.healed = False
         self.requests: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.bytes_sent = 0
-        self.lock = threading.Lock()
-        owner = self
-
-        class Handler(_Handler):
-            archive = owner
-
-        self._server = _Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def heal(self) -> None:
         """From now on everything is served."""
@@ -99,61 +76,39 @@ class ArchiveServer:
         return _jpeg(scene, size), "image/jpeg"
 
 
-class _Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Stay quiet: a client that hangs up is part of the rehearsal."""
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    archive: ArchiveServer
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the base class's name
-        pass
+class _Handler(Handler):
+    server: ArchiveServer
 
     def do_GET(self) -> None:
         url = urllib.parse.unquote(self.path)
-        with self.archive.lock:
-            self.archive.requests[url] += 1
-            first = self.archive.requests[url] == 1
+        with self.server.lock:
+            self.server.requests[url] += 1
+            first = self.server.requests[url] == 1
         behaviour = behaviour_of(url)
-        broken = not self.archive.healed
+        broken = not self.server.healed
         if behaviour == "missing" and broken:
             return self._answer(404, b"not here", "text/plain")
         if (behaviour == "unavailable" and broken) or (behaviour == "busy once" and first):
             return self._answer(503, b"busy", "text/plain", {"Retry-After": "1"})
         if behaviour == "html" and broken:
             return self._answer(200, b"<!DOCTYPE html><html><body>Service en maintenance</body></html>", "text/html")
-        body, kind = self.archive.body_of(url)
+        body, kind = self.server.body_of(url)
         if (behaviour == "resetting" and broken) or (behaviour == "reset once" and first):
             return self._reset(body, kind)
         self._answer(200, body, kind)
-        with self.archive.lock:
-            self.archive.answered[url] += 1
+        with self.server.lock:
+            self.server.answered[url] += 1
         return None
 
-    def _answer(self, status: int, body: bytes, kind: str, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-        with self.archive.lock:
-            self.archive.bytes_sent += len(body)
+    def _answer(self, code: int, body: bytes, kind: str, headers: Headers | None = None) -> None:
+        self.answer(code, body, kind, headers)
+        with self.server.lock:
+            self.server.bytes_sent += len(body)
 
     def _reset(self, body: bytes, kind: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
+        self.head(200, {"Content-Type": kind, "Content-Length": str(len(body))})
         self.wfile.write(body[: len(body) // 2])
-        self.wfile.flush()
-        # Zero linger: the close sends RST instead of FIN.
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close_connection = True
-        self.connection.close()
+        self.reset()
 
 
 def _saved(picture: Image.Image, kind: str) -> bytes:

@@ -37,7 +37,7 @@ def rehearse(manifest: Path, limit: int | None, state: Path) -> dict[str, Any]:
         urls = {json.loads(line)["external_url"] for _, line in zip(range(limit or sys.maxsize), lines, strict=False)}
     with SmallArchive() as archive:
         environment = os.environ | SETTINGS | {
-            "ETL_STATE": str(state), "HTTP_PROXY": archive.url, "http_proxy": archive.url, "NO_PROXY": "",
+            "ETL_STATE": str(state), "HTTP_PROXY": archive.base, "http_proxy": archive.base, "NO_PROXY": "",
             "no_proxy": "",
         }  # fmt: skip
         _etl(environment, "ingest", "--all", *(["--limit", str(limit)] if limit else []), str(manifest))
@@ -55,7 +55,7 @@ def rehearse(manifest: Path, limit: int | None, state: Path) -> dict[str, Any]:
         figures = {
             "sources": len(urls), "seconds": round(first.seconds, 1),
             "sources_per_s": round(len(urls) / first.seconds, 1), "cpu_s": round(first.cpu_s, 1),
-            "peak_mb": round(peak / 1e6), "connections": archive.notes.connections,
+            "peak_mb": round(peak / 1e6), "connections": archive.connections,
             "seconds_after_healing": round(second.seconds, 1),
         }  # fmt: skip
     for claim in claims:

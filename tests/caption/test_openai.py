@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 from caption.conftest import Scenes
-from support import chat_server
 from support.chat_server import TRIAL, Asked, ChatServer, Words, half, hang, reply, reset, status
 from support.watching import wait_for
 
@@ -378,8 +377,9 @@ class Process:
 
     def __init__(self, port: int = 0, delay_s: float = 0.0) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, chat_server.__file__, str(port), str(delay_s)], stdout=subprocess.PIPE, text=True
-        )
+            [sys.executable, "-m", "support.chat_server", str(port), str(delay_s)],
+            cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())
         self.url = f"http://127.0.0.1:{self.port}"

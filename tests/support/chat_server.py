@@ -6,23 +6,22 @@
         assert len(server.asked) == 15
 
 The trial with which the program introduces itself (a request that no test's picture is in) is served and counted in
-``trials``; faults meet it only where they say so.  Run as a program (``python chat_server.py PORT``) it is a process
-that can be stopped and killed.
+``trials``; faults meet it only where they say so.  Run as a program
+(``python -m support.chat_server PORT DELAY``) it is a process that can be stopped and killed.
 """
 
 import base64
 import contextlib
 import hashlib
 import json
-import socket
-import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any
+
+from support.http_server import Handler, Headers, StandIn
 
 MODEL = "tiny"
 TRIAL = "Describe this picture."
@@ -87,34 +86,32 @@ def plain(asked: Asked) -> Words:
     return Words(f"{asked.prompt} {hashlib.sha256(asked.jpeg).hexdigest()[:8]}")
 
 
-def status(code: int, body: Any = "", headers: Mapping[str, str] | None = None) -> Behaviour:
+def status(code: int, body: Any = "", headers: Headers | None = None) -> Behaviour:
     """Answer with a status; ``body`` is sent as JSON unless it is a text."""
-    return lambda handler, _: handler.answer(code, body, headers)
+    return lambda handler, _: handler.say(code, body, headers)
 
 
 def reply(**changes: Any) -> Behaviour:
     """Answer 200 with fields of a usual reply changed."""
-    return lambda handler, asked: handler.answer(200, completion(plain(asked)) | changes)
+    return lambda handler, asked: handler.say(200, completion(plain(asked)) | changes)
 
 
 def half(handler: "_Handler", asked: Asked) -> None:
     """Announce a whole answer, send half of it, and close."""
     body = json.dumps(completion(plain(asked))).encode()
-    handler.head(200, len(body))
+    handler.head(200, {"Content-Type": "application/json", "Content-Length": str(len(body))})
     handler.wfile.write(body[: len(body) // 2])
     handler.close_connection = True
 
 
 def reset(handler: "_Handler", _: Asked) -> None:
     """Break the connection without an answer, as a process that dies does."""
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    handler.close_connection = True
-    handler.connection.close()
+    handler.reset()
 
 
 def hang(handler: "_Handler", _: Asked) -> None:
     """Say nothing until the server is closed."""
-    handler.chat.closing.wait(60)
+    handler.server.closing.wait(60)
     handler.close_connection = True
 
 
@@ -135,8 +132,8 @@ class _Fault:
     when: Callable[[Asked], bool]
 
 
-@dataclass
-class ChatServer:
+@dataclass(eq=False)
+class ChatServer(StandIn):
     """A context manager.
 
     Attributes:
@@ -160,32 +157,17 @@ class ChatServer:
     trials: list[Asked] = field(default_factory=list)
     most: int = 0
     captioned: int = 0
-    closing: threading.Event = field(default_factory=threading.Event)
-    lock: threading.Lock = field(default_factory=threading.Lock)
     under_way: int = 0
     _faults: list[_Fault] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        handler = type("Handler", (_Handler,), {"chat": self})
-        self._server = _Server(("127.0.0.1", self.port), handler)
-        self.port = self._server.server_address[1]
+        super().__init__(_Handler, self.port)
         self._writing = threading.Semaphore(self.slots)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     @property
     def url(self) -> str:
         """Its address, as for ``--endpoint``."""
-        return f"http://127.0.0.1:{self.port}"
+        return self.base
 
     def fail(self, behaviour: Behaviour, times: int | None = 1, when: Callable[[Asked], bool] | None = None) -> None:
         """Answer the next requests for captions, of those that ``when`` means, in this way; ``None`` for all."""
@@ -208,34 +190,23 @@ class ChatServer:
     def write(self, asked: Asked) -> Words:
         """Return the caption, when its turn has come."""
         with self._writing:
-            if self.delay_s:
-                time.sleep(self.delay_s)
+            self.closing.wait(self.delay_s)
             return self.caption(asked)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 256
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: clients are meant to break connections."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    chat: ChatServer
+class _Handler(Handler):
+    server: ChatServer
 
     def do_GET(self) -> None:
         if self.path.endswith("/models"):
-            self.answer(200, {"object": "list", "data": self.chat.models})
+            self.say(200, {"object": "list", "data": self.server.models})
         else:
-            self.answer(404, {"detail": "Not Found"})
+            self.say(404, {"detail": "Not Found"})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.body())
         asked = Asked(body, dict(self.headers), time.monotonic())
-        chat = self.chat
+        chat = self.server
         with chat.lock:
             (chat.trials if asked.prompt == TRIAL else chat.asked).append(asked)
             chat.under_way += 1
@@ -248,28 +219,15 @@ class _Handler(BaseHTTPRequestHandler):
             words = chat.write(asked)
             with chat.lock:
                 chat.captioned += asked.prompt != TRIAL
-            self.answer(200, completion(words, body["model"]))
+            self.say(200, completion(words, body["model"]))
         finally:
             with chat.lock:
                 chat.under_way -= 1
 
-    def answer(self, code: int, body: Any, headers: Mapping[str, str] | None = None) -> None:
-        """Send a whole answer."""
-        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-        self.head(code, len(data), headers)
-        self.wfile.write(data)
-
-    def head(self, code: int, length: int, headers: Mapping[str, str] | None = None) -> None:
-        """Send the status line and the headers."""
-        self.send_response(code)
-        for name, value in (
-            {"Content-Type": "application/json", "Content-Length": str(length)} | dict(headers or {})
-        ).items():
-            self.send_header(name, value)
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+    def say(self, code: int, body: Any, headers: Headers | None = None) -> None:
+        """Send a whole answer; ``body`` is sent as JSON unless it is a text."""
+        data = body if isinstance(body, str) else json.dumps(body)
+        self.answer(code, data.encode(), "application/json", headers)
 
 
 if __name__ == "__main__":

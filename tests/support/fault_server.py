@@ -17,16 +17,14 @@ import hashlib
 import re
 import socket
 import ssl
-import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
 from urllib.parse import unquote, urlsplit
+
+from support.http_server import Handler, StandIn
 
 
 @dataclass(frozen=True)
@@ -64,10 +62,7 @@ class Exchange:
 
     def head(self, code: int, headers: dict[str, str]) -> None:
         """Send the status line and exactly these headers (and ``Date``)."""
-        self.handler.send_response(code)
-        for name, value in headers.items():
-            self.handler.send_header(name, value)
-        self.handler.end_headers()
+        self.handler.head(code, headers)
 
     def send(self, data: bytes) -> None:
         """Send raw bytes."""
@@ -84,9 +79,7 @@ class Exchange:
         """End the connection after this answer, with RST instead of FIN if asked."""
         self.handler.close_connection = True
         if reset:
-            # A linger time of 0 makes close() send RST.
-            self.handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.handler.reset = True
+            self.handler.reset()
 
 
 Behaviour = Callable[[Exchange], None]
@@ -280,42 +273,25 @@ def _half(exchange: Exchange) -> None:
     exchange.send(body[: len(body) // 2])
 
 
-class FaultServer:
+class FaultServer(StandIn):
     """The server; a context manager.  ``tls`` is a certificate file (PEM, with its key) to speak HTTPS with.
 
     Attributes:
         requests: number of requests by path, failed ones included.
         log: every request in the order of arrival.
-        connections: number of connections, those whose TLS handshake failed included.
-        base: ``http://127.0.0.1:port``.
-        port: the port.
     """
 
     def __init__(self, *, tls: str | None = None) -> None:
+        super().__init__(_Handler)
         self.requests: Counter[str] = Counter()
         self.log: list[Request] = []
-        self.connections = 0
         self._resources: dict[str, Resource] = {}
         self._faults: dict[str, tuple[Behaviour, int | None]] = {}
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), self, tls)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.port: int = self._server.server_address[1]
-        self.base = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._closing.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.end_connections()
-        self._server.server_close()
+        self._context: ssl.SSLContext | None = None
+        if tls:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.load_cert_chain(tls)
+            self.base = self.base.replace("http:", "https:")
 
     def url(self, path: str) -> str:
         """Return the URL of a path of this server."""
@@ -323,32 +299,32 @@ class FaultServer:
 
     def add(self, path: str, body: bytes, content_type: str = "image/jpeg") -> str:
         """Serve ``body`` under a path, or under a full URL for clients that use this server as proxy; give its URL."""
-        with self._lock:
+        with self.lock:
             self._resources[path] = Resource(body, content_type)
         return path if "://" in path else self.url(path)
 
     def fail(self, path: str, behaviour: Behaviour, times: int | None = None) -> str:
         """Answer with ``behaviour``, always or so many ``times``; a path that was not added gets a small body."""
-        with self._lock:
+        with self.lock:
             self._faults[path] = (behaviour, times)
             self._resources.setdefault(path, Resource(b"behind the fault", "image/jpeg"))
         return path if "://" in path else self.url(path)
 
     def heal(self) -> None:
         """Forget all faults: everything that was added or named in `fail` is served as it is."""
-        with self._lock:
+        with self.lock:
             self._faults.clear()
 
     def answer(self, handler: "_Handler") -> None:
         """Record one request and answer it; called by the connection's thread."""
-        with self._lock:
+        with self.lock:
             path = self._key(handler.path)
             self.requests[path] += 1
             request = Request(handler.command, handler.path, path, dict(handler.headers), time.monotonic())
             self.log.append(request)
             resource = self._resources.get(path)
             behaviour = self._behaviour(path) if resource else status(404)
-        exchange = Exchange(resource or Resource(b"", "text/plain"), handler, self._closing, self.base)
+        exchange = Exchange(resource or Resource(b"", "text/plain"), handler, self.closing, self.base)
         behaviour(exchange)
 
     def _behaviour(self, path: str) -> Behaviour:
@@ -368,68 +344,23 @@ class FaultServer:
             keys = [f"{parts.scheme}://{parts.netloc}{key}" for key in keys] + keys
         return next((key for key in keys if key in self._resources), path)
 
-
-class _Server(ThreadingHTTPServer):
-    # Threads are joined on close, so that no test leaves a connection behind.
-    daemon_threads = False
-    request_queue_size = 128
-
-    def __init__(self, address: tuple[str, int], owner: FaultServer, tls: str | None) -> None:
-        self.owner = owner
-        self._open: set[socket.socket] = set()
-        self._counting = threading.Lock()
-        self._context: ssl.SSLContext | None = None
-        if tls:
-            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self._context.load_cert_chain(tls)
-        super().__init__(address, _Handler)
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        with self._counting:
-            self.owner.connections += 1
-        if self._context:
-            request.settimeout(5)
-            request = self._context.wrap_socket(request, server_side=True)
-            request.settimeout(None)
-        self._open.add(request)
-        try:
-            _Handler(request, client_address, self)
-        finally:
-            self._open.discard(request)
-            request.close()
-
-    def end_connections(self) -> None:
-        """Wake the threads that wait for a kept-alive connection's next request."""
-        for each in list(self._open):
-            try:
-                each.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue  # already closed by its own thread
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: clients that break off are what the tests are about."""
+    def secured(self, connection: socket.socket) -> socket.socket:
+        """Shake hands, where this server speaks HTTPS."""
+        if not self._context:
+            return connection
+        connection.settimeout(5)
+        secured = self._context.wrap_socket(connection, server_side=True)
+        secured.settimeout(None)
+        return secured
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: _Server
-    reset = False
+class _Handler(Handler):
+    server: FaultServer
     answered = 0
     """Requests that came over this connection."""
 
     def do_GET(self) -> None:
         self.answered += 1
-        self.server.owner.answer(self)
+        self.server.answer(self)
 
     do_HEAD = do_GET
-
-    def finish(self) -> None:
-        if self.reset:
-            # Without the orderly shutdown of the base class, close() sends RST.
-            self.rfile.close()
-            self.connection.close()
-            return
-        super().finish()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the base class's signature
-        """Keep the tests' output clean."""

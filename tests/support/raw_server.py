@@ -3,11 +3,10 @@
 import contextlib
 import socket
 import socketserver
-import struct
-import threading
 from collections import Counter
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import cast
+
+from support.http_server import StandIn, reset_on_close
 
 RESET = "reset"
 """Ends the connection with RST."""
@@ -21,7 +20,7 @@ KEEP = "keep"
 Steps = list[bytes | str]
 
 
-class RawServer:
+class RawServer(StandIn):
     """Answers each path once with its own steps, and every other request with ``otherwise``.
 
     Attributes:
@@ -31,36 +30,10 @@ class RawServer:
     """
 
     def __init__(self, otherwise: bytes) -> None:
+        super().__init__(_Handler)
         self.answers: dict[str, Steps] = {}
         self.otherwise = otherwise
         self.requests: Counter[str] = Counter()
-        self.closing = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.owner = self
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-
-    @property
-    def base(self) -> str:
-        """Beginning of every URL, without a slash at its end."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Server(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
-    owner: RawServer
 
 
 class _Handler(socketserver.BaseRequestHandler):
@@ -83,7 +56,7 @@ class _Handler(socketserver.BaseRequestHandler):
 
     def _answer(self, connection: socket.socket, path: str) -> bool:
         """Send what belongs to the path; tell whether the connection goes on."""
-        owner = cast(_Server, self.server).owner
+        owner = cast(RawServer, self.server)
         owner.requests[path] += 1
         steps = owner.answers.pop(path, None)
         for step in [owner.otherwise] if steps is None else steps:
@@ -92,20 +65,17 @@ class _Handler(socketserver.BaseRequestHandler):
             elif step == KEEP:
                 return True
             elif step == RESET:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                reset_on_close(connection)
+                connection.close()
                 return False
             else:
-                self._wait_for_end(connection, owner)
+                # Until the client goes, or the server does.
+                while connection.recv(65536):
+                    pass
+                return False
         with contextlib.suppress(OSError):
             connection.shutdown(socket.SHUT_WR)
             # Closed while unread bytes wait, the connection would be reset and the answer lost.
             while connection.recv(65536):
                 pass
         return False
-
-    def _wait_for_end(self, connection: Any, owner: RawServer) -> None:
-        connection.settimeout(0.1)
-        while not owner.closing.is_set():
-            with contextlib.suppress(TimeoutError):
-                if not connection.recv(65536):
-                    return

@@ -6,23 +6,18 @@ is known by: who asked when, how much was sent, how many requests of one host we
 """
 
 import hashlib
-import http.server
 import io
 import random
 import re
 import select
-import socket
 import struct
-import threading
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
 
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from support.http_server import Handler, Headers, StandIn
 
 from etl.demo.scenes import random_scene
 
@@ -126,51 +121,26 @@ class Notes:
         visits: all requests in the order in which they came.
         refusals: answers with ``Retry-After``.
         peak: most requests that were open at once, by host.
-        connections: number of connections.
     """
 
     visits: list[Visit] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     peak: Counter[str] = field(default_factory=Counter)
-    connections: int = 0
 
 
-class SmallArchive:
+class SmallArchive(StandIn):
     """The stand-in; a context manager.
 
     Attributes:
-        url: what HTTP_PROXY must say, or ``http://127.0.0.1:port`` as the beginning of URLs.
-        port: the port.
         notes: what was seen.
     """
 
     def __init__(self) -> None:
+        super().__init__(_Handler)
         self.notes = Notes()
         self._healed = False
-        self._lock = threading.Lock()
         self._seen: Counter[str] = Counter()
-        self._open: Counter[str] = Counter()
-        owner = self
-
-        class Handler(_Handler):
-            archive = owner
-
-        self._server = _Server(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self.port = self._server.server_port
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.end_connections()
-        self._server.server_close()
+        self._asking: Counter[str] = Counter()
 
     def heal(self) -> None:
         """From now on every picture is served."""
@@ -180,81 +150,36 @@ class SmallArchive:
         """Note a request; return it and how to treat it."""
         host = urllib.parse.urlsplit(url).hostname or ""
         name = behaviour_of(url)
-        with self._lock:
+        with self.lock:
             self._seen[url] += 1
             visit = Visit(url, host, self._seen[url], at)
             self.notes.visits.append(visit)
-            self._open[host] += 1
-            self.notes.peak[host] = max(self.notes.peak[host], self._open[host])
+            self._asking[host] += 1
+            self.notes.peak[host] = max(self.notes.peak[host], self._asking[host])
         times = {"once": 1, "twice": 2}.get(name.rpartition(" ")[2])
         over = self._healed or (times is not None and visit.number > times)
         return visit, "ok" if over else name
 
     def leave(self, visit: Visit) -> None:
         """Note that a request is about to get its last byte."""
-        with self._lock:
-            self._open[visit.host] -= 1
+        with self.lock:
+            self._asking[visit.host] -= 1
 
     def refuse(self, visit: Visit, seconds: float) -> None:
         """Note that the host wants no request for so many seconds."""
         now = time.monotonic()
-        with self._lock:
+        with self.lock:
             self.notes.refusals.append(Refusal(visit.host, now, now + seconds))
 
-    def connected(self) -> None:
-        """Note a connection."""
-        with self._lock:
-            self.notes.connections += 1
 
-
-class _Server(http.server.ThreadingHTTPServer):
-    # Threads are joined on close; a burst of connections waits in the queue instead of being dropped.
-    daemon_threads = False
-    request_queue_size = 128
-
-    def __init__(self, address: tuple[str, int], handler: type["_Handler"]) -> None:
-        self._connections: set[socket.socket] = set()
-        super().__init__(address, handler)
-
-    def process_request(self, request: object, client_address: object) -> None:
-        assert isinstance(request, socket.socket)
-        self._connections.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: object) -> None:
-        assert isinstance(request, socket.socket)
-        self._connections.discard(request)
-        super().shutdown_request(request)
-
-    def end_connections(self) -> None:
-        """Wake the threads that wait for the next request of a kept connection."""
-        for each in list(self._connections):
-            try:
-                each.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue  # already closed by its own thread
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Stay quiet: a client that hangs up is part of the rehearsal."""
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    archive: SmallArchive
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def setup(self) -> None:
-        super().setup()
-        self.archive.connected()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the base class's name
-        pass
+class _Handler(Handler):
+    server: SmallArchive
 
     def do_GET(self) -> None:
         at = time.monotonic()
         path = urllib.parse.unquote(self.path)
         url = path if "://" in path else f"http://{self.headers['Host']}{path}"
-        visit, behaviour = self.archive.arrive(url, at)
+        visit, behaviour = self.server.arrive(url, at)
         time.sleep(LATENCY_S)
         match behaviour:
             case "missing":
@@ -272,16 +197,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             case _:
                 self._picture(visit, behaviour)
 
-    def _answer(
-        self, visit: Visit, status: int, body: bytes, kind: str, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def _answer(self, visit: Visit, status: int, body: bytes, kind: str, headers: Headers | None = None) -> None:
         refused = status >= 400
         if refused:
             # Its status is the end of it: no client need read what follows before it begins another request.
-            self.archive.leave(visit)
-        self._head(status, {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})})
+            self.server.leave(visit)
+        self.head(status, {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})})
         if headers and "Retry-After" in headers:
-            self.archive.refuse(visit, float(headers["Retry-After"]))
+            self.server.refuse(visit, float(headers["Retry-After"]))
         self._body(visit, body, left=refused)
 
     def _picture(self, visit: Visit, behaviour: str) -> None:
@@ -295,24 +218,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             visit.start = int(asked[1])
             head["Content-Range"] = f"bytes {visit.start}-{len(body) - 1}/{len(body)}"
         rest = body[visit.start :]
-        self._head(206 if visit.start else 200, {**head, "Content-Length": str(len(rest))})
+        self.head(206 if visit.start else 200, {**head, "Content-Length": str(len(rest))})
         if behaviour.startswith("reset"):
             return self._reset(visit, rest[: len(rest) // 2])
         self._body(visit, rest)
         visit.whole = True
         return None
 
-    def _head(self, status: int, headers: Mapping[str, str]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-
     def _body(self, visit: Visit, body: bytes, *, left: bool = False) -> None:
         # Without its last byte no client can think this request ended and begin another one.
         self.wfile.write(body[:-1])
         if not left:
-            self.archive.leave(visit)
+            self.server.leave(visit)
         self.wfile.write(body[-1:])
         visit.sent = len(body)
 
@@ -321,15 +238,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         visit.sent = len(body)
         # Let the bytes arrive: RST would discard what the client has not read yet.
         time.sleep(0.1)
-        self.archive.leave(visit)
-        # A linger time of 0 makes close() send RST.
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close_connection = True
-        self.connection.close()
+        self.server.leave(visit)
+        self.reset()
 
     def _say_nothing(self, visit: Visit) -> None:
         time.sleep(SILENCE_S)
-        self.archive.leave(visit)
+        self.server.leave(visit)
         # Until the client hangs up.
         select.select([self.connection], [], [], 60)
         self.close_connection = True

@@ -1,15 +1,14 @@
 """The message at the end of a run: sent once, never in the way, and never more public than it has to be."""
 
-import http.server
 import json
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.http_server import Handler, StandIn
 from support.made_state import MadeState
 
 from etl.errors import ConfigError, EtlError, StateLockedError
@@ -20,40 +19,30 @@ from etl.state.store import Store
 from etl.telemetry import webhook
 
 
-class Room:
+class Room(StandIn):
     """A chat room that takes messages; ``answers`` are the statuses it gives, 200 when there are none left."""
 
     def __init__(self) -> None:
+        super().__init__(_Handler)
         self.messages: list[dict[str, Any]] = []
         self.answers: list[int] = []
         self.wait_s = 0.0
-        room = self
+        self.url = f"{self.base}/hooks/T0KEN"
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                room.messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                time.sleep(room.wait_s)
-                self.send_response(room.answers.pop(0) if room.answers else 200)
-                self.send_header("Location", "/elsewhere")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
 
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
+class _Handler(Handler):
+    server: Room
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/hooks/T0KEN"
+    def do_POST(self) -> None:
+        self.server.messages.append(json.loads(self.body()))
+        self.server.closing.wait(self.server.wait_s)
+        self.answer(self.server.answers.pop(0) if self.server.answers else 200, b"", headers={"Location": "/elsewhere"})
 
 
 @pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    room = Room()
-    threading.Thread(target=room.server.serve_forever, daemon=True).start()
-    yield room
-    room.server.shutdown()
-    room.server.server_close()
+def room() -> Iterator[Room]:
+    with Room() as room:
+        yield room
 
 
 @pytest.mark.parametrize(
