@@ -3,6 +3,7 @@ answer, and how long does each take?
 """
 
 import asyncio
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,17 +59,17 @@ def probe(settings: Settings, urls: Mapping[str, str]) -> dict[str, Reached]:
 
 
 async def _probe_all(settings: Settings, urls: Mapping[str, str]) -> dict[str, Reached]:
-    slots = asyncio.Semaphore(AT_ONCE)
+    slots, context = asyncio.Semaphore(AT_ONCE), httpx.create_ssl_context()
 
     async def one(url: str) -> Reached:
         async with slots:
-            return await _probe(settings, url)
+            return await _probe(settings, url, context)
 
     return dict(zip(urls, await asyncio.gather(*map(one, urls.values())), strict=True))
 
 
-async def _probe(settings: Settings, url: str) -> Reached:
-    context, names, reached = httpx.create_ssl_context(), Names(PROBE_S), Reached()
+async def _probe(settings: Settings, url: str, context: ssl.SSLContext) -> Reached:
+    names, reached = Names(PROBE_S), Reached()
     begun: dict[str, float] = {}
 
     async def trace(event: str, _info: Any) -> None:

@@ -24,7 +24,7 @@ def test_what_fails_is_told_with_how_far_it_came(
     server: FaultServer, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A refused connection, a private address, a silent host: each has its reason, and none keeps the others."""
-    monkeypatch.setattr(module, "PROBE_S", 0.3)
+    monkeypatch.setattr(module, "PROBE_S", 1.0)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         found = probe(settings, {
