@@ -31,16 +31,16 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
+def zygote(testrun_uid: str) -> Iterator[Zygote]:
     """Return what `etl` processes are forked from, torch and all."""
-    with Zygote(torch=True) as made:
+    with Zygote(testrun_uid, torch=True) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
-def plain_zygote() -> Iterator[Zygote]:
+def plain_zygote(testrun_uid: str) -> Iterator[Zygote]:
     """Return what `etl` processes that do not caption are forked from, without torch."""
-    with Zygote(torch=False) as made:
+    with Zygote(testrun_uid, torch=False) as made:
         yield made
 
 
