@@ -14,6 +14,7 @@ All test processes that name the same directory share one zygote.  Failpoints ar
 
 import atexit
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -194,6 +195,8 @@ def _read(file: IO[str]) -> str:
 
 
 def _preload(*, torch: bool) -> None:
+    import typer.main
+
     import etl
 
     for module in pkgutil.walk_packages(etl.__path__, "etl."):
@@ -201,6 +204,11 @@ def _preload(*, torch: bool) -> None:
             continue
         if torch or not module.name.startswith("etl.caption"):
             importlib.import_module(module.name)
+    from etl.cli.app import app
+
+    # Forks find their command line built.
+    typer.main.get_command = functools.cache(typer.main.get_command)
+    typer.main.get_command(app)
     if torch:
         for name in (
             "transformers.models.llava.modeling_llava", "transformers.models.llava.processing_llava",
