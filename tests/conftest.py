@@ -1,6 +1,5 @@
 """What holds for every test: the collector looks only at what tests make, and what processes are forked from."""
 
-import functools
 import gc
 import os
 import tempfile
@@ -9,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 from support.fault_server import FaultServer
+from support.once import make_once
 from support.workbench import Workbench
 from support.zygote import Zygote
 
@@ -20,8 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
     home = tempfile.TemporaryDirectory(prefix="etl-home-")
     config.add_cleanup(home.cleanup)
     os.environ |= {"XDG_CONFIG_HOME": f"{home.name}/config", "XDG_STATE_HOME": f"{home.name}/state"}
-    # A process builds its command line once; this one is the program some thousand times, and one costs 14 ms.
-    typer.main.get_command = functools.cache(typer.main.get_command)
+    make_once()
 
 
 def pytest_collection_finish() -> None:

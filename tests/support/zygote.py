@@ -14,7 +14,6 @@ All test processes that name the same directory share one zygote.  Failpoints ar
 
 import atexit
 import contextlib
-import functools
 import gc
 import importlib
 import json
@@ -195,7 +194,9 @@ def _read(file: IO[str]) -> str:
 
 
 def _preload(*, torch: bool) -> None:
+    import httpx
     import typer.main
+    from support.once import make_once
 
     import etl
 
@@ -206,9 +207,9 @@ def _preload(*, torch: bool) -> None:
             importlib.import_module(module.name)
     from etl.cli.app import app
 
-    # Forks find their command line built.
-    typer.main.get_command = functools.cache(typer.main.get_command)
+    make_once()
     typer.main.get_command(app)
+    httpx.create_ssl_context()
     if torch:
         for name in (
             "transformers.models.llava.modeling_llava", "transformers.models.llava.processing_llava",
