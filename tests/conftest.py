@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.fault_server import FaultServer
+from support.once import make_once
 from support.workbench import Workbench
 from support.zygote import Zygote
 
@@ -18,6 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
     home = tempfile.TemporaryDirectory(prefix="etl-home-")
     config.add_cleanup(home.cleanup)
     os.environ |= {"XDG_CONFIG_HOME": f"{home.name}/config", "XDG_STATE_HOME": f"{home.name}/state"}
+    make_once()
 
 
 def pytest_collection_finish() -> None:
@@ -31,16 +33,16 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
+def zygote(testrun_uid: str) -> Iterator[Zygote]:
     """Return what `etl` processes are forked from, torch and all."""
-    with Zygote(torch=True) as made:
+    with Zygote(testrun_uid, torch=True) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
-def plain_zygote() -> Iterator[Zygote]:
+def plain_zygote(testrun_uid: str) -> Iterator[Zygote]:
     """Return what `etl` processes that do not caption are forked from, without torch."""
-    with Zygote(torch=False) as made:
+    with Zygote(testrun_uid, torch=False) as made:
         yield made
 
 

@@ -1,6 +1,5 @@
 """Compiles the decoding kernel for cards that are not here, with the compiler that Triton brings; a line for each."""
 
-import sys
 from typing import Any
 
 import torch
@@ -39,8 +38,12 @@ def shared_bytes(arch: int, dtype: str, dim: int, group: int) -> int:
     return int(compiled.metadata.shared)
 
 
-def main(whole: bool) -> int:
-    """Return 0 when all fit; without ``whole``, only those that were too large once, for the cards they were."""
+def compiled(whole: bool) -> list[str]:
+    """Return a line for each case; without ``whole``, only for those that were too large once, for the cards they were.
+
+    Where kernels are kept is up to ``TRITON_CACHE_DIR``.
+    """
+    cases = [(86, "fp16", 256, 4), (89, "fp32", 128, 4)]
     if whole:
         cases = [
             (arch, dtype, dim, group)
@@ -50,16 +53,9 @@ def main(whole: bool) -> int:
             for group in (1, 4, 32)
             if (arch, dtype) != (75, "bf16")
         ]
-    else:
-        cases = [(86, "fp16", 256, 4), (89, "fp32", 128, 4)]
-    wrong = 0
+    lines = []
     for arch, dtype, dim, group in cases:
         shared = shared_bytes(arch, dtype, dim, group)
-        fits = shared <= SHARED_MEMORY[arch]
-        wrong += not fits
-        print(f"sm_{arch} {dtype} {dim} {group}: {shared} {'fits' if fits else 'is too much'}", flush=True)
-    return wrong
-
-
-if __name__ == "__main__":
-    sys.exit(main("--whole" in sys.argv))
+        fits = "fits" if shared <= SHARED_MEMORY[arch] else "is too much"
+        lines.append(f"sm_{arch} {dtype} {dim} {group}: {shared} {fits}")
+    return lines

@@ -89,7 +89,7 @@ def penalised(loaded: LoadedModel, scenes: Scenes, oracle: dict[int, str]) -> di
     return {None: oracle} | {p: one_by_one(loaded, scenes, repetition_penalty=p) for p in (5.0, STRONG)}
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 12])
+@pytest.mark.parametrize("batch_size", [5, 12])
 def test_each_item_is_decoded_with_its_own_penalty(
     batch_size: int, loaded: LoadedModel, scenes: Scenes, settings: MakeSettings,
     penalised: dict[float | None, dict[int, str]],

@@ -4,13 +4,17 @@ import dataclasses
 import os
 import shutil
 import signal
+import subprocess
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from caption.conftest import Scenes
+from support.zygote import Zygote
 
+from etl import processes
 from etl.caption.generate.captioner import GenerateCaptioner
 from etl.caption.gpus.plan import WorkerPlan
 from etl.caption.gpus.pool import GpuPool
@@ -70,8 +74,13 @@ def make_pool(cache: Path) -> Iterator[Callable[[], GpuPool]]:
 
 
 @pytest.fixture
-def pool(make_pool: Callable[[], GpuPool]) -> GpuPool:
-    """Return a pool of two workers, which other tests use too: it may have captioned, and replaced workers."""
+def pool(make_pool: Callable[[], GpuPool], zygote: Zygote, monkeypatch: pytest.MonkeyPatch) -> GpuPool:
+    """Return a pool of two workers, which other tests use too: it may have captioned, and replaced workers.
+
+    They are forks, which have imported torch; how a worker really starts shows where a model cannot be loaded.
+    """
+    forking = vars(subprocess) | {"Popen": zygote.popen}
+    monkeypatch.setattr(processes, "subprocess", types.SimpleNamespace(**forking))
     return make_pool()
 
 
@@ -94,7 +103,7 @@ def test_a_stop_leaves_nothing_in_hand(pool: GpuPool, scenes: Scenes, right: dic
 
 def test_a_dead_worker_is_replaced_and_its_items_go_back(pool: GpuPool, scenes: Scenes, right: dict[int, str]) -> None:
     """After kill -9 of one of two workers every item has one outcome: right words, or a crash to be tried again."""
-    items = many_of(scenes, 10)
+    items = many_of(scenes, 6)
     outcomes: list[CaptionResult | ItemFailure] = []
     earlier = [sample.captions for sample in pool.samples()]
     victim = pool._workers[0].child.pid

@@ -124,8 +124,8 @@ def started(processes: int, before: set[int]) -> set[int]:
 
 @both
 def test_every_item_comes_once_with_its_own_pixels(make: Maker, copies: Copies, processes: int) -> None:
-    """Thousands of items, some tens of them pending at a time, come out once each, as `pixels` makes them."""
-    total = 3000
+    """Hundreds of items, some tens of them pending at a time, come out once each, as `pixels` makes them."""
+    total = 900
     seen: Counter[int] = Counter()
     with make(processes) as loader:
         submitted = 0

@@ -14,6 +14,7 @@ from support.chat_server import ChatServer, hang, status
 from support.etl_process import Program
 from support.watching import wait_for
 from support.workbench import Workbench, scenes
+from support.zygote import Zygote
 
 from etl.caption.backends import open_captioner
 from etl.domain.views import StageSummary
@@ -144,12 +145,14 @@ finally:
 """
 
 
-def test_a_killed_driver_loses_nothing_and_repeats_only_what_was_under_way(tmp_path: Path) -> None:
+def test_a_killed_driver_loses_nothing_and_repeats_only_what_was_under_way(
+    tmp_path: Path, plain_zygote: Zygote
+) -> None:
     """After kill -9 and another run, elsewhere, each caption is there once, and none was asked for that was done."""
     count = 24
     bench = prepared(tmp_path, count)
     with ChatServer(delay_s=0.1, slots=4) as first, ChatServer() as second:
-        program = Program(tmp_path, backend="openai", model="tiny", batch_size=1)
+        program = Program(tmp_path, zygote=plain_zygote, backend="openai", model="tiny", batch_size=1)
         with program.start("caption", "-q", "--endpoint", first.url) as run:
             wait_for(lambda: program.count("captions", "done") >= 6, 60)
             run.send(signal.SIGKILL)

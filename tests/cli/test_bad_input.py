@@ -314,7 +314,7 @@ def test_a_lock_from_a_dead_process(etl: Etl, made: MadeState) -> None:
         pass
 
 
-def test_memory_that_ends_is_one_line(process: Etl, tmp_path: Path) -> None:
+def test_memory_that_ends_is_one_line(etl: Etl, tmp_path: Path) -> None:
     """A line that takes more memory than there is ends the ingest with exit 1, and says what to lower."""
     line = b'{"id": "a", "url": "http://a.example/a.jpg", "x": [' + b",".join([b"{}"] * 4_000_000) + b"]}\n"
     (tmp_path / "m.jsonl").write_bytes(b'{"id": "b", "url": "http://a.example/b.jpg"}\n' + line)
@@ -327,4 +327,4 @@ def test_memory_that_ends_is_one_line(process: Etl, tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (1, ""), ended.stderr
     assert ended.stderr.startswith("error: memory ran out; ") and ended.stderr.count("\n") == 1, ended.stderr
-    assert process("runs").code == 0
+    assert etl("runs").code == 0

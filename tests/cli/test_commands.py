@@ -44,14 +44,14 @@ def test_help(etl: Etl, command: str) -> None:
     assert list(Path().iterdir()) == []
 
 
-def test_help_and_version(process: Etl) -> None:
+def test_help_and_version(process: Etl, etl: Etl) -> None:
     """The program names its commands and exit codes, its version, and what to do when nothing is asked of it."""
     answer = process("--help")
     assert answer.code == 0
     assert all(f"  {command} " in answer.out for command in COMMANDS)
     assert "Exit codes:" in answer.out
-    assert process("--version").out == f"caption-etl {__version__}\n"
-    assert process().code == 2
+    assert etl("--version").out == f"caption-etl {__version__}\n"
+    assert etl().code == 2
 
 
 def test_commands_are_functions(made: MadeState, capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,28 +331,28 @@ def test_two_answers_on_one_stdout_are_refused(etl: Etl, made: MadeState) -> Non
     assert etl("status", "--json").json()["run"]["stages"] == [Stage.INGEST]
 
 
-def test_quiet_and_verbose(process: Etl, made: MadeState) -> None:
+def test_quiet_and_verbose(process: Etl, etl: Etl, made: MadeState) -> None:
     """``-q`` leaves errors alone on stderr, ``-vv`` adds log lines; answers stay what they are."""
     made.ingest(b'{"id":"a","url":"http://127.0.0.1:9/a.jpg"}\n')
     quick = ("--max-attempts", "1", "--decoders", "1", "--allow-host", "127.0.0.1")
     loud = process("fetch", *quick, "-vv")
     assert loud.code == 3
     assert " DEBUG " in loud.err
-    quiet = process("fetch", *quick, "-q")
+    quiet = etl("fetch", *quick, "-q")
     assert (quiet.code, quiet.out, quiet.err) == (3, "", "")
-    failed = process("fetch", "--state", "nowhere", "-q")
+    failed = etl("fetch", "--state", "nowhere", "-q")
     assert failed.code == 2
     assert failed.err.startswith("error: ")
 
 
-def test_a_reader_that_goes_away(process: Etl, made: MadeState, tmp_path: Path) -> None:
+def test_a_reader_that_goes_away(etl: Etl, made: MadeState, tmp_path: Path) -> None:
     """When whoever reads the export stops early, the program ends without a traceback."""
     made.ingest(b"".join(b'{"id":"%d","path":"a.jpg","x":"%s"}\n' % (n, b"x" * 500) for n in range(2000)))
     command = f"{sys.executable} -m etl.cli.app export - -q | head -c 10"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 141
     assert done.stderr == b""
-    assert process("status").code == 0
+    assert etl("status").code == 0
 
 
 def test_control_of_a_run_that_does_not_answer(etl: Etl, made: MadeState, monkeypatch: pytest.MonkeyPatch) -> None:

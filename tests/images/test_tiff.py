@@ -138,7 +138,7 @@ def assert_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], I
             one_piece.setattr(tiff, "PIECE_BYTES", 10**12)
             whole = run(path)
         monkeypatch.setattr(bands, "LARGE_BYTES", 0)
-        monkeypatch.setattr(tiff, "PIECE_BYTES", 5000)
+        monkeypatch.setattr(tiff, "PIECE_BYTES", 15_000)
         with Image.open(path) as image:
             assert isinstance(image, TiffImageFile)
             layout = tiff.layout_of(image)
@@ -293,7 +293,7 @@ def test_one_strip_that_cannot_be_cut_is_decoded_at_once(
     drawn().save(tmp_path / "a.tif", compression="tiff_lzw" if compression == 5 else "packbits", strip_size=10**7)
     whole = run(tmp_path / "a.tif")
     monkeypatch.setattr(bands, "LARGE_BYTES", 0)
-    monkeypatch.setattr(tiff, "PIECE_BYTES", 5000)
+    monkeypatch.setattr(tiff, "PIECE_BYTES", 15_000)
     assert greatest_difference(run(tmp_path / "a.tif"), whole) == 0
 
 
@@ -359,7 +359,7 @@ def test_a_strip_beyond_the_end_of_the_file_is_corrupt(
 ) -> None:
     """A large file whose last strip is cut short, or points behind its end, is never half a picture."""
     monkeypatch.setattr(bands, "LARGE_BYTES", 0)
-    monkeypatch.setattr(tiff, "PIECE_BYTES", 5000)
+    monkeypatch.setattr(tiff, "PIECE_BYTES", 15_000)
     data = plain("RGB", rows=rows, deflate=deflate, planar=planar, strips_last=True)
     (tmp_path / "a.tif").write_bytes(data)
     run(tmp_path / "a.tif")
@@ -373,7 +373,7 @@ def test_a_strip_beyond_the_end_of_the_file_is_corrupt(
 def test_a_strip_with_too_few_pixels_is_corrupt(tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Deflate strip that inflates to less than its rows is never half a picture."""
     monkeypatch.setattr(bands, "LARGE_BYTES", 0)
-    monkeypatch.setattr(tiff, "PIECE_BYTES", 5000)
+    monkeypatch.setattr(tiff, "PIECE_BYTES", 15_000)
     strips = rows_of(drawn().tobytes(), 3 * W, rows)
     strips[-1] = strips[-1][:-100]
     tags = {WIDTH: W, HEIGHT: H, BITS: [8] * 3, COMPRESSION: 8, PHOTOMETRIC: 2, SAMPLES: 3, ROWS_PER_STRIP: rows}

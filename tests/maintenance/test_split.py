@@ -47,7 +47,7 @@ def campaigns(draw: st.DrawFn) -> tuple[list[str], int, int, int, list[tuple[int
     )  # fmt: skip
 
 
-@settings(max_examples=5, deadline=None, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=3, deadline=None, phases=(Phase.explicit, Phase.generate))
 @given(campaign=campaigns())
 def test_split_work_is_that_of_one_run(campaign: tuple[list[str], int, int, int, list[tuple[int, str]]]) -> None:
     """Split into parts, done in pieces, merged in any order and some twice: the same lines, stories and history."""

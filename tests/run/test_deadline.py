@@ -12,6 +12,7 @@ from support.common_check import check_state
 from support.etl_process import Program
 from support.watching import wait_for
 from support.workbench import PlainCaptioner, Workbench, scenes, write_manifest
+from support.zygote import Zygote
 
 from etl.caption.stage import caption
 from etl.cli.progress import progress_line
@@ -215,9 +216,9 @@ def test_a_manifest_that_is_not_read_to_its_end_is_not_exported(bench: Workbench
     assert bench.rows("SELECT message FROM runs ORDER BY id DESC LIMIT 1")[0][0].startswith("deadline reached before")
 
 
-def test_the_program_ends_with_a_code_of_its_own(tmp_path: Path) -> None:
+def test_the_program_ends_with_a_code_of_its_own(tmp_path: Path, plain_zygote: Zygote) -> None:
     """`etl fetch` that its deadline cut short exits 6 and says what is left; run again, it finishes."""
-    program = Program(tmp_path)
+    program = Program(tmp_path, zygote=plain_zygote)
     (tmp_path / "0.jpg").write_bytes(scenes(1)[0][1])
     manifest = write_manifest(tmp_path / "manifest.jsonl", [{"id": "r0", "url": str(tmp_path / "0.jpg")}])
     assert program.run("ingest", manifest).code == 0

@@ -89,7 +89,7 @@ def check_export(output: Path, keys: Sequence[str], id_field: str = "id") -> Exp
 
 def _verified(state: Path, program: Program | None) -> dict[str, Any]:
     """Return what `etl verify --deep --json` says, whose exit code must be 0."""
-    done = (program or Program(state.parent, state=state)).run("verify", "--deep", "--json", timeout_s=300)
+    done = (program or Program(state.parent, state=state)).here("verify", "--deep", "--json")
     assert done.code == 0, done.stdout + done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

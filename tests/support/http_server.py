@@ -63,7 +63,7 @@ class StandIn(ThreadingHTTPServer):
         connection = self.secured(request)
         self._open.add(connection)
         try:
-            self.RequestHandlerClass(connection, client_address, self)
+            super().finish_request(connection, client_address)
         finally:
             self._open.discard(connection)
             connection.close()
