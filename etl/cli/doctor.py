@@ -143,9 +143,7 @@ def _tried(settings: Settings) -> Iterator[Check]:
             yield Check(name, verdict, detail)
 
 
-def _findings(
-    settings: dict[str, Any], to_do: int, environment: dict[str, str]
-) -> Iterator[tuple[str, Verdict, str]]:  # fmt: skip
+def _findings(settings: dict[str, Any], to_do: int, environment: dict[str, str]) -> Iterator[tuple[str, Verdict, str]]:
     """Yield what a process finds that is started as one that captions; a GPU that fails takes only that one along."""
     config = {"settings": settings, "to_do": to_do}
     child = ChildProcess("etl.caption.gpus.report:main", config, name="trial", env=environment)

@@ -47,7 +47,7 @@ class WorkQueue:
         self._cap_s = cap_s
 
     def fail(self, failures: Sequence[ItemFailure]) -> list[bool]:
-        """Commit failed attempts in one transaction; tell for each whether the item is now dead.
+        """Commit failed attempts in one transaction; return for each whether the item is now dead.
 
         A failure of an item that this run no longer holds changes nothing and counts as not dead.
         """
