@@ -47,9 +47,13 @@ def run_measured(
     with output.open("wb") as log:
         begun, busy_s = time.perf_counter(), _machine_cpu_s()
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
             env=None if environment is None else dict(environment),
-        )  # fmt: skip
+        )
         sampler = _Sampler(process.pid)
         killer = threading.Timer(timeout_s, _kill, (process.pid,))
         sampler.start()

@@ -90,9 +90,13 @@ class State:
         for row, _ in self._rows():
             idle = row.state != RecordState.ACTIVE
             yield Record(
-                key=row.key, outcome=row.state if idle else row.outcome, url=row.url,
-                caption=None if idle else row.text, error_class=row.error_class, fields=_fields(row.line),
-            )  # fmt: skip
+                key=row.key,
+                outcome=row.state if idle else row.outcome,
+                url=row.url,
+                caption=None if idle else row.text,
+                error_class=row.error_class,
+                fields=_fields(row.line),
+            )
 
     def captions(self) -> Iterator[Caption]:
         """Yield the captions of the current recipe, in the order of their records."""
@@ -100,11 +104,16 @@ class State:
             if recipe is None or row.state != RecordState.ACTIVE or row.outcome != RecordOutcome.CAPTIONED:
                 continue
             yield Caption(
-                key=row.key, url=row.url or "", text=row.text or "", model=recipe.model, revision=recipe.revision,
+                key=row.key,
+                url=row.url or "",
+                text=row.text or "",
+                model=recipe.model,
+                revision=recipe.revision,
                 captioned_at=datetime.fromtimestamp((row.done_at or 0) / 1000, UTC),
-                finish_reason=row.finish_reason or "", tokens=row.tokens or 0,
+                finish_reason=row.finish_reason or "",
+                tokens=row.tokens or 0,
                 flags=tuple(row.flags.split(",")) if row.flags else (),
-            )  # fmt: skip
+            )
 
     def failures(self) -> Iterator[Failure]:
         """Yield what failed for good: sources, captions and lines of manifests."""

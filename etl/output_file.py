@@ -171,7 +171,7 @@ def _held(directory: Path) -> Iterator[None]:
 
 
 def _cleared(part: Path) -> bool:
-    """Remove a part that a dead writer left; tell whether no living one holds it."""
+    """Remove a part that a dead writer left; return whether no living one holds it."""
     try:
         # Opened for reading: it may have been given the mode of a file that nobody may write.
         descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

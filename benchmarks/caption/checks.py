@@ -96,7 +96,7 @@ def _alone(loaded: LoadedModel, workload: Workload, item: CaptionItem, limit: in
     with torch.inference_mode():
         out = loaded.model.generate(
             **inputs, generation_config=config, return_dict_in_generate=True, output_scores=True
-        )  # fmt: skip
+        )
     ids = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
     eps = torch.finfo(loaded.dtype).eps
     top = torch.stack([logits[0].float().topk(2).values for logits in out.scores])

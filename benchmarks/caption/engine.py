@@ -91,7 +91,7 @@ class Benchmark:
         print_checks(self.result["checks"])
 
     def failed(self) -> bool:
-        """Tell whether a row or a check has no figure, or does not hold."""
+        """Return whether a row or a check has no figure, or does not hold."""
         checks = self.result["checks"]
         return (
             any(row.fault for row in self._rows)

@@ -73,7 +73,7 @@ class Lease(Benchmark):
         _print_table(self.result["rows"])
 
     def failed(self) -> bool:
-        """Tell whether a check does not hold, or a row of the product has no figure; candidates may fail."""
+        """Return whether a check does not hold, or a row of the product has no figure; candidates may fail."""
         checks = self.result["checks"]
         return (
             any(row.fault for row in self._rows if row.name in WAYS)

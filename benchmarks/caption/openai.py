@@ -23,10 +23,13 @@ from etl.caption.openai.captioner import EndpointCaptioner
 from etl.domain.items import CaptionItem, CaptionResult
 from etl.settings import Settings
 
-ANSWER = json.dumps({
-    "model": "stub", "usage": {"prompt_tokens": 600, "completion_tokens": 60},
-    "choices": [{"message": {"content": "A stone bridge over a river. " * 8}, "finish_reason": "stop"}],
-}).encode()  # fmt: skip
+ANSWER = json.dumps(
+    {
+        "model": "stub",
+        "usage": {"prompt_tokens": 600, "completion_tokens": 60},
+        "choices": [{"message": {"content": "A stone bridge over a river. " * 8}, "finish_reason": "stop"}],
+    }
+).encode()
 MODELS = json.dumps({"data": [{"id": "stub"}]}).encode()
 
 

@@ -100,9 +100,15 @@ def train_tokenizer(prompts: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>",
-        padding_side="left", model_max_length=4096, extra_special_tokens={"image_token": "<image>"},
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        padding_side="left",
+        model_max_length=4096,
+        extra_special_tokens={"image_token": "<image>"},
+    )
 
 
 def _filled(tokenizer: Tokenizer) -> Tokenizer:
@@ -121,29 +127,49 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         image_processor=CLIPImageProcessorPil(
             size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}, resample=3
         ),
-        tokenizer=tokenizer, patch_size=14, vision_feature_select_strategy="default", image_token="<image>",
-        num_additional_image_tokens=1, chat_template=LLAVA_CHAT_TEMPLATE,
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_CHAT_TEMPLATE,
+    )
 
 
 def config_of(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
     """Return the config of a LLaVA-1.5 of this size."""
     vision = CLIPVisionConfig(
-        hidden_size=size.vision_hidden, intermediate_size=size.vision_intermediate,
-        num_hidden_layers=size.vision_layers, num_attention_heads=size.vision_heads,
-        image_size=336, patch_size=14, projection_dim=768,
-    )  # fmt: skip
+        hidden_size=size.vision_hidden,
+        intermediate_size=size.vision_intermediate,
+        num_hidden_layers=size.vision_layers,
+        num_attention_heads=size.vision_heads,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
     text = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=size.hidden, intermediate_size=size.intermediate,
-        num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.heads,
-        max_position_embeddings=4096, rms_norm_eps=1e-5, pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False,
-    )  # fmt: skip
-    return LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-2, vision_feature_select_strategy="default", image_seq_length=576,
+        vocab_size=VOCABULARY,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_seq_length=576,
+        tie_word_embeddings=False,
+    )
 
 
 def _random_model(config: LlavaConfig, device: torch.device, dtype: torch.dtype, seed: int) -> Any:

@@ -119,13 +119,11 @@ class _Run:
     at_once: Callable[[], int]
 
 
-def _open(
-    way: Way, loaded: LoadedModel, settings: Settings, workload: Workload, stack: contextlib.ExitStack
-) -> _Run:  # fmt: skip
+def _open(way: Way, loaded: LoadedModel, settings: Settings, workload: Workload, stack: contextlib.ExitStack) -> _Run:
     if not way.batch:
         engine = SlotCaptioner(
             loaded, settings, workload.locate, limit_of=workload.limit_of, candidates=Candidates.of(way.candidates)
-        )  # fmt: skip
+        )
         stack.callback(engine.close)
         return _Run(engine.caption, lambda: dict(engine.timings), lambda: engine.sample().slots)
     clock = Timings(loaded.device)
@@ -169,9 +167,17 @@ def _steady(way: Way, run: _Run, supply: Supply, seconds: float) -> Row:
     after = after or _seconds(run)
     phases = {name: value - before.get(name, 0.0) for name, value in after.items()}
     return Row(
-        way.name, way.shown, counted, tokens, ended - (started or begun), phases, whole, time.perf_counter() - begun,
-        run.at_once(), words=words,
-    )  # fmt: skip
+        way.name,
+        way.shown,
+        counted,
+        tokens,
+        ended - (started or begun),
+        phases,
+        whole,
+        time.perf_counter() - begun,
+        run.at_once(),
+        words=words,
+    )
 
 
 def _finished(outcomes: Outcomes, words: dict[int, str]) -> Iterator[int]:

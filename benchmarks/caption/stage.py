@@ -107,7 +107,7 @@ class Bench:
         self._pictures = pictures
         self._settings = Settings(
             state=directory / "state", device="cpu", dtype="float32", slots=SLOTS, feeders=2, batch_size=SLOTS
-        )  # fmt: skip
+        )
         records = read_records(manifest)
         records = [records[number % len(records)] for number in range(pictures)]
         self._prompts = prompts_of(records)
@@ -154,9 +154,12 @@ class Bench:
         lengths = draw_lengths(10_000, self._settings.max_new_tokens)
         cache = ImageCache.of_state(self._settings.state)
         captioner = SlotCaptioner(
-            self._loaded, self._settings, cache.working_path, longest_edge=self._edge,
+            self._loaded,
+            self._settings,
+            cache.working_path,
+            longest_edge=self._edge,
             limit_of=lambda item: lengths[item.id % len(lengths)],
-        )  # fmt: skip
+        )
         captioner._clock = clock = CpuClock()
         found = self._measure(captioner)
         model_ms = 1000 * clock.model_s / self._pictures

@@ -237,7 +237,7 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="img2dataset in an environment of its own:\n"
         "  python3 -m venv peer && peer/bin/pip install img2dataset==1.47.0\n  ... --peer-python peer/bin/python",
-    )  # fmt: skip
+    )
     parser.add_argument("--peer-python", help="Python that has img2dataset 1.47; without it only our side is measured")
     parser.add_argument("--workload", action="append", choices=WORKLOADS, help="only this one; may be repeated")
     parser.add_argument("--runs", type=int, default=1, help="how often everything is measured (default: 1)")

@@ -53,9 +53,12 @@ class Rehearsal:
         """Run one command; exit when it does not end with ``code``."""
         begun = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "etl.cli.app", *arguments], env=self._environment, capture_output=True, text=True,
+            [sys.executable, "-m", "etl.cli.app", *arguments],
+            env=self._environment,
+            capture_output=True,
+            text=True,
             check=False,
-        )  # fmt: skip
+        )
         step = Step(" ".join(("etl", *arguments)), done.returncode, time.monotonic() - begun, done.stdout)
         self.steps.append(step)
         if done.returncode != code:

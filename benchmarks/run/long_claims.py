@@ -101,12 +101,17 @@ def tenths(looks: Sequence[Look], items: int) -> list[Stretch]:
             continue
         found.append(
             Stretch(
-                number + 1, (last.done - first.done) / (last.at - first.at),
-                (last.done - first.done) / (last.cpu_s - first.cpu_s), _median(some, "main_bytes"),
-                _median(some, "child_bytes"), _median(some, "descriptors"), _median(some, "child_descriptors"),
-                _median(some, "threads"), max(look.wal_bytes for look in some),
+                number + 1,
+                (last.done - first.done) / (last.at - first.at),
+                (last.done - first.done) / (last.cpu_s - first.cpu_s),
+                _median(some, "main_bytes"),
+                _median(some, "child_bytes"),
+                _median(some, "descriptors"),
+                _median(some, "child_descriptors"),
+                _median(some, "threads"),
+                max(look.wal_bytes for look in some),
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -126,8 +131,10 @@ def claims(stretches: Sequence[Stretch]) -> Iterator[Claim]:
         cache = CACHE_BYTES if name == "main_bytes" else 0
         yield Claim(text, after <= before * (1 + MEMORY_SHARE) + MEMORY_BYTES + cache)
     for name, what in (
-        ("descriptors", "file descriptors"), ("child_descriptors", "those of a child"), ("threads", "threads"),
-    ):  # fmt: skip
+        ("descriptors", "file descriptors"),
+        ("child_descriptors", "those of a child"),
+        ("threads", "threads"),
+    ):
         before, after = getattr(first, name), getattr(last, name)
         yield Claim(f"{what}: {before} -> {after}", after <= before + 2)
     largest = max(one.wal_bytes for one in stretches)

@@ -66,7 +66,7 @@ class LongRun:
         self.stretches: dict[str, list[Stretch]] = {}
 
     def run(self, *, fetch_only: bool = False) -> bool:
-        """Do everything and print what was seen; tell whether every claim held."""
+        """Do everything and print what was seen; return whether every claim held."""
         with picture_server() as url:
             self._write_manifest(url)
             self._etl("ingest", str(self._directory / "manifest.jsonl"))
@@ -131,11 +131,16 @@ class LongRun:
         others = [one for one in seen if one.pid != pid]
         main = next((one for one in seen if one.pid == pid), seen[0])
         return Look(
-            at=at, done=done, cpu_s=sum(one.cpu_s for one in seen), main_bytes=main.pss,
-            child_bytes=max((one.pss for one in others), default=0), descriptors=main.descriptors,
-            child_descriptors=max((one.descriptors for one in others), default=0), threads=main.threads,
+            at=at,
+            done=done,
+            cpu_s=sum(one.cpu_s for one in seen),
+            main_bytes=main.pss,
+            child_bytes=max((one.pss for one in others), default=0),
+            descriptors=main.descriptors,
+            child_descriptors=max((one.descriptors for one in others), default=0),
+            threads=main.threads,
             wal_bytes=wal.stat().st_size if wal.exists() else 0,
-        )  # fmt: skip
+        )
 
     def _done(self, table: str) -> int:
         try:

@@ -129,8 +129,11 @@ def measure(directory: Path, records: int, parts: int) -> dict[str, Any]:
 
     def step(name: str, function: Callable[..., None], *arguments: Any) -> None:
         figures.update({f"{name}_{kind}": value for kind, value in timed(function, *arguments)._asdict().items()})
-        print(f"{name:>14} {figures[f'{name}_s']:10,.2f} s, of the processor {figures[f'{name}_cpu_s']:10,.2f} s, "
-              f"{figures[f'{name}_peak'] / 2**20:7,.0f} MiB", flush=True)  # fmt: skip
+        print(
+            f"{name:>14} {figures[f'{name}_s']:10,.2f} s, of the processor {figures[f'{name}_cpu_s']:10,.2f} s, "
+            f"{figures[f'{name}_peak'] / 2**20:7,.0f} MiB",
+            flush=True,
+        )
 
     write_manifest(directory / MANIFEST, records)
     step("ingest", load, directory)

@@ -34,7 +34,7 @@ PROGRESS_S = 5.0
 
 
 def run_demo(settings: Settings, directory: Path | None, pictures: int, *, write: Callable[[str], None]) -> bool:
-    """Caption at least four drawn pictures end to end and tell it line by line; tell whether all ended as it should.
+    """Caption at least four drawn pictures end to end and tell it line by line; return whether all ended as it should.
 
     The state is thrown away unless a ``directory`` is given, which must be new or empty; the export then lies there
     as ``captions.jsonl``.  Of ``settings`` only those that belong to the machine count.
@@ -66,9 +66,16 @@ def _checked(directory: Path) -> Path:
 def _demo_settings(settings: Settings, state: Path) -> Settings:
     """Return the defaults, whatever the user's model and limits are, with attempts that do not take long."""
     return Settings(
-        state=state, model=DEMO_MODEL, device=settings.device, dtype="float32", decoders=settings.decoders,
-        allow_host=(HOST,), max_attempts=2, backoff=0.2, min_free=16 * 1024**2,
-    )  # fmt: skip
+        state=state,
+        model=DEMO_MODEL,
+        device=settings.device,
+        dtype="float32",
+        decoders=settings.decoders,
+        allow_host=(HOST,),
+        max_attempts=2,
+        backoff=0.2,
+        min_free=16 * 1024**2,
+    )
 
 
 @contextlib.contextmanager
@@ -148,22 +155,25 @@ class _Demo:
         if len(failures) > SHOWN_ROWS:
             self._write(f"  ... and {len(failures) - SHOWN_ROWS} more")
         return {
-            failure.key if expected[failure.key] in (None, failure.error_class)
+            failure.key
+            if expected[failure.key] in (None, failure.error_class)
             else f"{failure.key} ({expected[failure.key]})"
             for failure in failures
-        }  # fmt: skip
+        }
 
     def _show_captions(self) -> bool:
-        """Show captions beside their pictures, wrong ones first; tell whether all are right."""
+        """Show captions beside their pictures, wrong ones first; return whether all are right."""
         lines = (self._settings.state / EXPORT).read_text("utf-8").splitlines()
         captions = {row["id"]: row.get("vlm_caption") for row in map(json.loads, lines)}
         wanted = [record for record in self._records if record.caption is not None]
         wrong = [record for record in wanted if captions.get(record.key) != record.caption]
         shown = (wrong + [record for record in wanted if record not in wrong])[:SHOWN_ROWS]
-        for line in _table([
-            (record.key, record.format, str(captions.get(record.key)), "WRONG" if record in wrong else "right")
-            for record in shown
-        ]):  # fmt: skip
+        for line in _table(
+            [
+                (record.key, record.format, str(captions.get(record.key)), "WRONG" if record in wrong else "right")
+                for record in shown
+            ]
+        ):
             self._write(line)
         if len(wanted) > len(shown):
             self._write(f"... and {len(wanted) - len(shown)} more")

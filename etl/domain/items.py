@@ -4,7 +4,9 @@ One module although it is long: it holds declarations alone, and well over a hun
 place to look beats several to guess.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from etl.domain.statuses import (
     FinishReason,
@@ -61,6 +63,11 @@ class DecodedImage:
     width: int
     height: int
     working: WorkingCopy
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "DecodedImage":
+        """Return the image of which `dataclasses.asdict` gave the fields, in another process."""
+        return cls(**{**fields, "working": WorkingCopy(**fields["working"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

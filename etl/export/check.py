@@ -16,6 +16,7 @@ from etl.domain.statuses import RecordOutcome, RecordState
 from etl.export.lines import CAPTION, FIELDS
 from etl.state.checks import EXAMPLES, summed_up
 from etl.state.read.export_rows import ExportRow, export_rows
+from etl.state.read.exports import ExportedFile, caption_texts, changed_since, last_exported_file
 from etl.state.read.manifests import all_manifests
 from etl.state.read.reader import Reader
 
@@ -33,17 +34,6 @@ class ExportFound(StrEnum):
     """Runs after it may have changed the records or their pictures, so that it need not be what the state says."""
     COMPARED = "compared"
     """It was read again, line by line."""
-
-
-@dataclass(frozen=True)
-class _Export:
-    """One row of ``exports``."""
-
-    run: int
-    path: Path
-    recipe: int | None
-    rows: int
-    sha256: str
 
 
 @dataclass
@@ -67,15 +57,9 @@ def compare_export(reader: Reader) -> tuple[ExportFound, list[str]]:
     A file that has gone is no fault: exports are made to be taken away.  One that is there and is not what was written
     is: whoever takes it would take it for the export.
     """
-    # What a later export in another form has replaced is not to be there any more.
-    rows = reader.rows(
-        "SELECT run, path, recipe, rows, sha256 FROM exports e WHERE format = 'jsonl' AND NOT EXISTS "
-        "(SELECT 1 FROM exports x WHERE x.path = e.path AND x.id > e.id) ORDER BY id DESC LIMIT 1"
-    )
-    if not rows or rows[0][1] == "-":
+    export = last_exported_file(reader)
+    if export is None:
         return ExportFound.NONE, []
-    run, path, *rest = rows[0]
-    export = _Export(run, Path(path), *rest)
     if not export.path.is_file():
         return ExportFound.GONE, []
     if _sha256(export.path) != export.sha256:
@@ -83,8 +67,7 @@ def compare_export(reader: Reader) -> tuple[ExportFound, list[str]]:
             f"the export {export.path} is not what was written there: it was edited, cut, damaged or replaced; if it "
             "is to be the export, run `etl export` again"
         ]
-    later = reader.rows("SELECT 1 FROM runs WHERE id > ? AND (stages LIKE '%ingest%' OR stages LIKE '%fetch%')", (run,))
-    if later:
+    if changed_since(reader, export):
         return ExportFound.OLDER, []
     return ExportFound.COMPARED, list(_compare(reader, export))
 
@@ -114,7 +97,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield file
 
 
-def _compare(reader: Reader, export: _Export) -> Iterator[str]:
+def _compare(reader: Reader, export: ExportedFile) -> Iterator[str]:
     """Go through file and state side by side: both are in manifest order, so nothing need be remembered."""
     faults, partial = _Faults(), _has_captions_alone(export.path)
     with _opened(export.path) as stream:
@@ -130,7 +113,9 @@ def _compare(reader: Reader, export: _Export) -> Iterator[str]:
                 _check_caption(reader, export, row, line, faults)
                 number, line = next(lines, (0, None))
                 previous = record
-            elif row.state == RecordState.ACTIVE and not (partial and not _held(reader, export, row, export.run)):
+            elif row.state == RecordState.ACTIVE and not (
+                partial and not caption_texts(reader, row.record, export.recipe, export.run)
+            ):
                 faults.add("missing from its place in the export", f"record {row.key}")
         while line is not None:
             faults.add("twice, or out of its place, in the export", f"line {number}")
@@ -144,7 +129,7 @@ def _has_captions_alone(path: Path) -> bool:
         return all(line.get(CAPTION) is not None for _, line in _objects(stream))
 
 
-def _rows(reader: Reader, export: _Export) -> Iterator[ExportRow]:
+def _rows(reader: Reader, export: ExportedFile) -> Iterator[ExportRow]:
     """Yield the records that have a line in an export, in its order."""
     for manifest, *_ in all_manifests(reader):
         for row in export_rows(reader, manifest, export.recipe):
@@ -172,25 +157,12 @@ def _same(line: dict[str, Any], record: dict[str, Any]) -> bool:
     return all(name in line and name in record and line[name] == record[name] for name in names)
 
 
-def _check_caption(reader: Reader, export: _Export, row: ExportRow, line: dict[str, Any], faults: _Faults) -> None:
+def _check_caption(reader: Reader, export: ExportedFile, row: ExportRow, line: dict[str, Any], faults: _Faults) -> None:
     if row.state != RecordState.ACTIVE:
         return
     text = line.get(CAPTION)
     if text is None:
-        if row.outcome == RecordOutcome.CAPTIONED and _held(reader, export, row, export.run):
+        if row.outcome == RecordOutcome.CAPTIONED and caption_texts(reader, row.record, export.recipe, export.run):
             faults.add("without its caption in the export", f"record {row.key}")
-    elif text != row.text and text not in _held(reader, export, row):
+    elif text != row.text and text not in caption_texts(reader, row.record, export.recipe):
         faults.add("with a caption that the state does not hold for it, in the export", f"record {row.key}")
-
-
-def _held(reader: Reader, export: _Export, row: ExportRow, last_run: int | None = None) -> set[str]:
-    """Return the captions that the record has or had under the export's recipe, up to those of ``last_run``."""
-    rows = reader.rows(
-        "WITH mine AS (SELECT c.* FROM records r JOIN sources s ON s.id = r.source JOIN captions c "
-        "ON c.image = s.image AND c.prompt = r.prompt WHERE r.id = ?1 AND c.recipe IS ?2) "
-        "SELECT text FROM mine WHERE status = 'done' AND (?3 IS NULL OR run <= ?3) "
-        "UNION SELECT e.text FROM mine JOIN earlier_captions e ON e.caption = mine.id "
-        "WHERE ?3 IS NULL OR e.run <= ?3",
-        (row.record, export.recipe, last_run),
-    )
-    return {text for (text,) in rows}

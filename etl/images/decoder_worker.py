@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from etl.confinement import limit_memory, limit_time, limit_time_of_next, time_left
-from etl.domain.items import DecodedImage, WorkingCopy
+from etl.domain.items import DecodedImage
 from etl.errors import (
     DecoderLimitError,
     DiskFullError,
@@ -93,7 +93,7 @@ def decoded_or_raise(answer: bytes) -> DecodedImage:
     fields = json.loads(answer)
     if "error" in fields:
         raise _error_classes()[fields["error"]](fields["message"])
-    return DecodedImage(**fields | {"working": WorkingCopy(**fields["working"])})
+    return DecodedImage.from_fields(fields)
 
 
 def _answer(path: Path, cache: ImageCache, config: WorkerConfig) -> bytes:

@@ -21,7 +21,7 @@ from etl.output_file import resolved
 from etl.state.database import DATABASE_NAME
 from etl.state.lock import LOCK_NAME
 from etl.state.log import RunLog
-from etl.state.parts.split import Split, latest_split
+from etl.state.parts.split import Split, is_part, latest_split
 from etl.state.presence import require_cache
 from etl.state.read.manifests import all_manifests
 from etl.state.read.progress import read_progress
@@ -145,7 +145,7 @@ def _check(store: Store, parts: int, directory: Path) -> None:
 def _make(store: Store, found: Split, part: MadePart) -> MadePart:
     """Make one part, unless a split that was killed has done it."""
     if part.path.exists():
-        if not _is_part(part.path, found, part.number):
+        if not is_part(part.path, found, part.number):
             raise ConfigError(f"{part.path} is there already and is not part {part.number} of this split; move it away")
         return part
     new = part.path.with_name(f".{part.path.name}.new")
@@ -177,11 +177,6 @@ def _make(store: Store, found: Split, part: MadePart) -> MadePart:
 def _is_begun(new: Path) -> bool:
     """Return whether a directory is what a split that was killed has left."""
     return (new / DATABASE_NAME).exists() or {path.name for path in new.iterdir()} <= {LOCK_NAME}
-
-
-def _is_part(path: Path, found: Split, number: int) -> bool:
-    with Reader(path) as reader:
-        return bool(reader.rows("SELECT 1 FROM splits WHERE (role, uid, number) = ('part', ?, ?)", (found.uid, number)))
 
 
 def _bring_files(whole: Path, part: Store) -> tuple[CacheTransfer, int]:

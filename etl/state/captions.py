@@ -9,12 +9,8 @@ from etl.domain.statuses import Stage
 from etl.errors import WorkingCopyError
 from etl.state.database import Connection
 from etl.state.images import lose_images, wake_evicted
-from etl.state.work_queue import ALONE_AFTER_CRASHES, DEAD_AFTER_CRASHES, WAKE_CANCELLED, WorkQueue
-
-_POSSIBLE = (
-    "SELECT DISTINCT s.image, r.prompt FROM records r JOIN sources s ON s.id = r.source "
-    "JOIN images i ON i.id = s.image WHERE r.state = 'active' AND i.state = 'present'"
-)
+from etl.state.record_captions import queue_captions, records_of_caption
+from etl.state.work_queue import ALONE_AFTER_CRASHES, DEAD_AFTER_CRASHES, WorkQueue
 
 
 class CaptionQueue(WorkQueue):
@@ -42,17 +38,11 @@ class CaptionQueue(WorkQueue):
             for which in ("status IN ('ready', 'retry')", "status = 'dead'"):
                 db.conn.execute(
                     f"UPDATE captions SET status = 'cancelled' WHERE recipe = ? AND {which} "
-                    "AND NOT EXISTS (SELECT 1 FROM sources s JOIN records r ON r.source = s.id "
-                    "WHERE s.image = captions.image AND r.state = 'active' AND r.prompt = captions.prompt)",
+                    f"AND NOT EXISTS (SELECT 1 {records_of_caption('captions')})",
                     (self.recipe,),
                 )
             wake_evicted(db)
-            # WHERE true: without it SQLite reads ON CONFLICT as a join constraint.
-            return db.conn.execute(
-                f"INSERT INTO captions (image, prompt, recipe) SELECT image, prompt, ? FROM ({_POSSIBLE}) WHERE true "
-                f"{WAKE_CANCELLED}",
-                (self.recipe,),
-            ).rowcount
+            return queue_captions(db, self.recipe)
 
     def claim(self, limit: int) -> list[CaptionItem]:
         """Lease up to ``limit`` due captions, oldest first; items with many crashes are left for `claim_suspect`."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etl.state.read.reader import PAGE, Reader
+from etl.state.record_captions import CURRENT_RECIPE, caption_of_record, records_of_caption
 
 COUNTS = {
     "sources": "SELECT 'sources', 0, status, count(*) FROM sources GROUP BY status",
@@ -23,16 +24,11 @@ COUNTS = {
 EXAMPLES = 5
 """Rows that one line names; the rest is counted."""
 
-_CURRENT = "(SELECT id FROM recipes WHERE current = 1)"
-
 _OF_SOURCE = (
     "'source ' || t.id || coalesce(' of record ' || "
     "(SELECT r.key FROM records r WHERE r.source = t.id AND r.state = 'active' LIMIT 1), '')"
 )
-_OF_CAPTION = (
-    "'caption ' || t.id || coalesce(' of record ' || (SELECT r.key FROM sources s JOIN records r ON r.source = s.id "
-    "WHERE s.image = t.image AND r.prompt = t.prompt AND r.state = 'active' LIMIT 1), '')"
-)
+_OF_CAPTION = f"'caption ' || t.id || coalesce(' of record ' || (SELECT r.key {records_of_caption('t')} LIMIT 1), '')"
 _SUCCESS = "SELECT 1 FROM attempts a WHERE a.stage = 'caption' AND a.item = t.id AND a.error_class IS NULL"
 
 # What a caption made again was before had a lower penalty than what came after it; see `etl.state.requeue`.
@@ -75,8 +71,8 @@ _CHECKS = (
      f"WHERE coalesce(e.repetition_penalty, 1.0) >= {_LATER_PENALTY}"),
     ("stuck: nothing will ever finish it",
      "SELECT 'record ' || r.key FROM records r LEFT JOIN sources s ON s.id = r.source "
-     "LEFT JOIN images i ON i.id = s.image LEFT JOIN captions c ON c.image = i.id AND c.prompt = r.prompt "
-     f"AND c.recipe = {_CURRENT} WHERE r.state = 'active' AND ({_STUCK})"),
+     f"LEFT JOIN images i ON i.id = s.image {caption_of_record(CURRENT_RECIPE)} "
+     f"WHERE r.state = 'active' AND ({_STUCK})"),
 )  # fmt: skip
 
 

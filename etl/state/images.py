@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from etl.errors import WorkingCopyError
 from etl.state.database import Connection
 from etl.state.read.reader import Reader
+from etl.state.record_captions import CURRENT_RECIPE, without_caption
 
 if TYPE_CHECKING:
     from etl.state.sqlite import Database
@@ -48,17 +49,12 @@ class Expected(NamedTuple):
     height: int
 
 
-_CURRENT = "(SELECT id FROM recipes WHERE current = 1)"
 _NEEDED = "SELECT 1 FROM sources s JOIN records r ON r.source = s.id WHERE s.image = images.id AND r.state = 'active'"
-_UNCAPTIONED = (
-    "NOT EXISTS (SELECT 1 FROM captions c WHERE c.image = images.id AND c.prompt = r.prompt "
-    f"AND c.recipe = {_CURRENT} AND c.status = 'done')"
-)
 _UNHELD = "NOT EXISTS (SELECT 1 FROM captions c WHERE c.image = images.id AND +c.status = 'running')"
 _MAY_GO = {
     EvictionReason.ORIGINAL: "true",
     EvictionReason.UNNEEDED: f"NOT EXISTS ({_NEEDED}) AND {_UNHELD}",
-    EvictionReason.CAPTIONED: f"NOT EXISTS ({_NEEDED} AND {_UNCAPTIONED}) AND {_UNHELD}",
+    EvictionReason.CAPTIONED: f"NOT EXISTS ({_NEEDED} AND {without_caption('done')}) AND {_UNHELD}",
 }
 
 
@@ -146,7 +142,7 @@ class Images:
         """
         with self._connection.transaction("images.revive") as db:
             rows = db.conn.execute(
-                f"UPDATE captions SET status = CASE recipe WHEN {_CURRENT} THEN 'ready' ELSE 'cancelled' END, {_ANEW} "
+                f"UPDATE captions SET status = iif(recipe = {CURRENT_RECIPE}, 'ready', 'cancelled'), {_ANEW} "
                 "WHERE status = 'dead' AND error_class = ? "
                 "AND (SELECT state FROM images i WHERE i.id = image) = 'present' RETURNING status",
                 (WorkingCopyError.slug,),
@@ -175,11 +171,10 @@ def wake_evicted(db: "Database", images: Sequence[int] | None = None) -> int:
     """
     among = "" if images is None else f" AND id {_AMONG}"
     return db.conn.execute(
-        f"UPDATE sources SET status = 'ready', {_ANEW} "
+        f"UPDATE sources AS s SET status = 'ready', {_ANEW} "
         f"WHERE image IN (SELECT id FROM images WHERE state = 'evicted'{among}) AND status = 'done' "
-        "AND EXISTS (SELECT 1 FROM records r WHERE r.source = sources.id AND r.state = 'active' AND NOT EXISTS ("
-        "SELECT 1 FROM captions c WHERE c.image = sources.image AND c.prompt = r.prompt "
-        f"AND c.recipe = {_CURRENT} AND c.status IN ('done', 'dead')))",
+        "AND EXISTS (SELECT 1 FROM records r WHERE r.source = s.id AND r.state = 'active' "
+        f"AND {without_caption('done', 'dead')})",
         () if images is None else (json.dumps(images),),
     ).rowcount
 

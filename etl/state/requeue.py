@@ -12,6 +12,7 @@ from etl.domain.views import FailureFilter
 from etl.state.database import Connection
 from etl.state.images import wake_evicted
 from etl.state.read.failures import filter_condition
+from etl.state.record_captions import records_of_caption
 
 PENALTY = 1.2
 """The usual repetition penalty; 1 is none.  What CTRL, which brought it in, found to balance truth and loops."""
@@ -41,10 +42,7 @@ _REVIVED = {
 }
 """What an item's status becomes; a caption without its picture would only be claimed and fail."""
 
-_NEEDED = (
-    " AND EXISTS (SELECT 1 FROM sources s JOIN records r ON r.source = s.id "
-    "WHERE s.image = t.image AND r.state = 'active' AND r.prompt = t.prompt)"
-)
+_NEEDED = f" AND EXISTS (SELECT 1 {records_of_caption('t')})"
 _FLAGGED = "t.status = 'done' AND t.flags <> '' AND instr(',' || t.flags || ',', ',' || ? || ',')"
 _LAST = "coalesce(t.repetition_penalty, 1.0)"
 

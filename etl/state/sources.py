@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from etl.clock import now_ms
 from etl.domain.items import FetchedImage, ItemFailure, KnownImage, SourceItem
 from etl.domain.statuses import Stage
+from etl.state.record_captions import queue_captions
 from etl.state.sqlite import Database
-from etl.state.work_queue import WAKE_CANCELLED, WorkQueue
+from etl.state.work_queue import WorkQueue
 
 
 class SourceQueue(WorkQueue):
@@ -142,12 +143,7 @@ class SourceQueue(WorkQueue):
         self._finish(db, fetched, image, now)
         self._log_attempt(db, source.id, fetched.started_at, now, None, None)
         if recipe is not None:
-            db.conn.execute(
-                "INSERT INTO captions (image, prompt, recipe) SELECT DISTINCT ?, prompt, ? FROM records "
-                "WHERE source = ? AND state = 'active' "
-                f"{WAKE_CANCELLED}",
-                (image, recipe, source.id),
-            )
+            queue_captions(db, recipe, source.id)
         return True
 
     @staticmethod

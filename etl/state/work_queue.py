@@ -27,12 +27,6 @@ ALONE_AFTER_CRASHES = 3
 DEAD_AFTER_CRASHES = 5
 """Two deaths alone prove the item guilty; one could still be an operator's kill -9 at a bad moment."""
 
-WAKE_CANCELLED = (
-    "ON CONFLICT (image, prompt, recipe) DO UPDATE SET status = 'ready', attempts = 0, crashes = 0, not_before = 0, "
-    "error_class = NULL, error = NULL WHERE status = 'cancelled'"
-)
-"""End of an INSERT into ``captions``: one that was cancelled begins anew, any other stays as it is."""
-
 
 class WorkQueue:
     """The moves that sources and captions share.  Subclasses claim and commit.
@@ -53,7 +47,7 @@ class WorkQueue:
         self._cap_s = cap_s
 
     def fail(self, failures: Sequence[ItemFailure]) -> list[bool]:
-        """Commit failed attempts in one transaction; tell for each whether the item is now dead.
+        """Commit failed attempts in one transaction; return for each whether the item is now dead.
 
         A failure of an item that this run no longer holds changes nothing and counts as not dead.
         """

@@ -32,7 +32,7 @@ def announce(settings: Settings, facts: dict[str, Any], text: str) -> None:
 
 
 def send(url: str, message: dict[str, Any], attempts: int = ATTEMPTS) -> bool:
-    """POST a message as JSON; tell whether it was taken.
+    """POST a message as JSON; return whether it was taken.
 
     Never raises and is never tried for long: the work is done, and whoever waits for the program shall not wait for a
     chat room.  A redirect counts as a refusal, since what is sent may be meant for one place alone.

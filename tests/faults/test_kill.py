@@ -139,7 +139,7 @@ def test_ten_states_survive_five_hundred_random_kills(large_world: World, tally:
 
 
 def kill_a_child(run: EtlProcess, rng: random.Random, *, starting: bool) -> bool | None:
-    """Kill one of the processes that a run has started; tell whether it was still starting, ``None`` for no kill.
+    """Kill one of the processes that a run has started; return whether it was still starting, ``None`` for no kill.
 
     Decoders make themselves nicer than the run as their first act.
     """

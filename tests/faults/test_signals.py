@@ -148,7 +148,7 @@ def test_in_verify_and_gc(program: Program, server: FaultServer) -> None:
 
 
 def writes(program: Program) -> bool:
-    """Tell whether somebody has a transaction open that writes."""
+    """Return whether somebody has a transaction open that writes."""
     connection = sqlite3.connect(program.state / "state.db", timeout=0, isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")

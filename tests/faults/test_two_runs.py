@@ -51,7 +51,7 @@ def content(place: Place) -> dict[str, str]:
 
 
 def is_at_rest(place: Place) -> bool:
-    """Tell whether a run holds all that it can, and waits for the server."""
+    """Return whether a run holds all that it can, and waits for the server."""
     if place.program.count("sources", "running") < 4:
         return False
     before = content(place)

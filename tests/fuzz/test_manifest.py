@@ -276,7 +276,7 @@ def judge_line(line: bytes, row: tuple[str, str, str, bytes], exported: Any) -> 
 
 
 def same(one: object, other: object) -> bool:
-    """Tell whether two values of JSON are the same, names in order."""
+    """Return whether two values of JSON are the same, names in order."""
     return repr(one) == repr(other)
 
 

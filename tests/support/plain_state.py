@@ -65,7 +65,7 @@ class Item:
         self.status = "retry" if self.attempts else "ready"
 
     def fail(self, now: float, error: str, *, retryable: bool) -> bool:
-        """Charge an attempt; tell whether it was the last."""
+        """Charge an attempt; return whether it was the last."""
         self.attempts += 1
         dead = not retryable or self.attempts >= MAX_ATTEMPTS
         wait = 0 if dead else min(CAP_S, BACKOFF_S * 2 ** (self.attempts - 1))
@@ -74,7 +74,7 @@ class Item:
         return dead
 
     def is_due(self, now: float) -> bool:
-        """Tell whether it may be claimed."""
+        """Return whether it may be claimed."""
         assert not self.earliest <= now < self.latest, "the test's clock stands where nobody can tell"
         return self.status in ("ready", "retry") and self.latest <= now
 

@@ -55,7 +55,7 @@ class _Handler(socketserver.BaseRequestHandler):
         return head.split(b" ")[1].decode("latin-1")
 
     def _answer(self, connection: socket.socket, path: str) -> bool:
-        """Send what belongs to the path; tell whether the connection goes on."""
+        """Send what belongs to the path; return whether the connection goes on."""
         owner = cast(RawServer, self.server)
         owner.requests[path] += 1
         steps = owner.answers.pop(path, None)

@@ -69,9 +69,14 @@ def build_tokenizer(rng: random.Random) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=specials, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left",
-        model_max_length=1024, extra_special_tokens={"image_token": "<image>"},
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        padding_side="left",
+        model_max_length=1024,
+        extra_special_tokens={"image_token": "<image>"},
+    )
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
@@ -80,28 +85,48 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         size={"shortest_edge": IMAGE_EDGE}, crop_size={"height": IMAGE_EDGE, "width": IMAGE_EDGE}
     )
     return LlavaProcessor(
-        image_processor=images, tokenizer=tokenizer, patch_size=PATCH, vision_feature_select_strategy="default",
-        image_token="<image>", num_additional_image_tokens=1, chat_template=CHAT_TEMPLATE,
-    )  # fmt: skip
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
     """Return the untrained model."""
     vision = CLIPVisionConfig(
-        hidden_size=96, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
-        image_size=IMAGE_EDGE, patch_size=PATCH, projection_dim=64,
-    )  # fmt: skip
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=IMAGE_EDGE,
+        patch_size=PATCH,
+        projection_dim=64,
+    )
     text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=320, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=1024,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=False,
+    )
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-2, vision_feature_select_strategy="default",
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
         image_seq_length=(IMAGE_EDGE // PATCH) ** 2,
-    )  # fmt: skip
+    )
     return LlavaForConditionalGeneration(config)
 
 
@@ -171,8 +196,9 @@ def evaluate(
         inputs = processor(
             images=[working_copy_image(scene.draw(*rng.choice(DRAWN_SIZES))) for scene in scenes],
             text=[wrap(template.render(random_record(rng))) for _ in scenes],
-            return_tensors="pt", padding=True,
-        )  # fmt: skip
+            return_tensors="pt",
+            padding=True,
+        )
         output = model.generate(**inputs, max_new_tokens=80, do_sample=False)
         texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for text, scene in zip(texts, scenes, strict=True):

@@ -17,10 +17,11 @@ from etl.domain.items import DecodedImage
 from etl.errors import EtlError, InternalError, StateError
 from etl.fetch.robots import MAX_BYTES, Robots
 from etl.fetch.workers.base import decoder_pool
-from etl.fetch.workers.wire import Fields, error_fields, plain, validators_of
+from etl.fetch.workers.wire import Fields, error_fields, plain
 from etl.images.cache import ImageCache
 from etl.images.decoder_pool import DecoderPool
 from etl.net import resume
+from etl.net.attempt import Validators
 from etl.net.client import Downloader
 from etl.net.part import Download
 from etl.ray_cluster.directory import own_directory
@@ -82,7 +83,8 @@ class FetchNode:
 
     async def _download(self, url: str, validators: Mapping[str, Any] | None) -> Download:
         assert self._downloader is not None
-        return await self._downloader.download(url, self._cache.part_of(url), validators=validators_of(validators))
+        known = Validators(**validators) if validators is not None else None
+        return await self._downloader.download(url, self._cache.part_of(url), validators=known)
 
     async def decode(self, url: str) -> Fields:
         """Decode what was downloaded; return ``decoded`` and the bytes of its ``working`` copy, or ``error``."""

@@ -19,7 +19,7 @@ from etl.errors import NodeFailedError
 from etl.fetch.hosts.limiter import HostNotReadyError
 from etl.fetch.workers.base import Decoders, Downloads, LostError, decoder_pool
 from etl.fetch.workers.peers import LOOK_S, Cluster, Worker, WorkerPool
-from etl.fetch.workers.wire import Fields, NodeFaultError, decoded_of, download_of, error_of, plain, rest_of
+from etl.fetch.workers.wire import Fields, NodeFaultError, error_of, plain
 from etl.images.cache import ImageCache
 from etl.net import resume
 from etl.net.part import Download, PartWriter
@@ -99,10 +99,10 @@ class ClusterBackend:
             raise HostNotReadyError(now_ms())
         answer = await self._workers.ask(worker, url, "download", url, plain(validators))
         if "error" in answer:
-            if (rest := rest_of(answer["rest"])) is not None:
-                self._held[part] = _Held(worker, url, rest)
+            if answer["rest"] is not None:
+                self._held[part] = _Held(worker, url, Rest(**answer["rest"]))
             raise self._error(worker, answer["error"])
-        download = download_of(answer["download"])
+        download = Download(**answer["download"])
         if download.not_modified:
             worker.peer.node.fruitless = 0
         else:
@@ -136,7 +136,7 @@ class ClusterBackend:
         answer = await self._workers.ask(held.worker, held.url, "decode", held.url)
         if "error" in answer:
             raise self._error(held.worker, answer["error"])
-        decoded = decoded_of(answer["decoded"])
+        decoded = DecodedImage.from_fields(answer["decoded"])
         if hashlib.sha256(answer["working"]).hexdigest() != decoded.working.sha256:
             raise _damaged(held.worker, "the working copy")
         await asyncio.to_thread(self._cache.put_working, answer["working"])

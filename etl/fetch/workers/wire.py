@@ -8,11 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from etl.domain.items import DecodedImage, WorkingCopy
 from etl.errors import EtlError, FetchError, InternalError, ItemError, item_error_classes
-from etl.net.attempt import Validators
-from etl.net.part import Download
-from etl.net.resume import Rest
 
 Fields = dict[str, Any]
 
@@ -40,26 +36,6 @@ def error_of(fields: Mapping[str, Any]) -> EtlError:
     if isinstance(error, FetchError):
         error.http_status = fields["http_status"]
     return error
-
-
-def validators_of(fields: Mapping[str, Any] | None) -> Validators | None:
-    """Return the validators of which `dataclasses.asdict` gave the fields."""
-    return None if fields is None else Validators(**fields)
-
-
-def download_of(fields: Mapping[str, Any]) -> Download:
-    """Return the download of which `dataclasses.asdict` gave the fields."""
-    return Download(**fields)
-
-
-def rest_of(fields: Mapping[str, Any] | None) -> Rest | None:
-    """Return the rest of which `dataclasses.asdict` gave the fields."""
-    return None if fields is None else Rest(**fields)
-
-
-def decoded_of(fields: Mapping[str, Any]) -> DecodedImage:
-    """Return the decoded image of which `dataclasses.asdict` gave the fields."""
-    return DecodedImage(**dict(fields) | {"working": WorkingCopy(**fields["working"])})
 
 
 def plain(value: Any) -> Fields | None:

@@ -74,6 +74,13 @@ def latest_split(reader: Reader) -> Split | None:
     return _split(reader, "role = 'given' ORDER BY id DESC")
 
 
+def is_part(directory: Path, split: Split, number: int) -> bool:
+    """Return whether a state directory is part ``number`` of the split."""
+    with Reader(directory) as reader:
+        sql = "SELECT 1 FROM splits WHERE (role, uid, number) = ('part', ?, ?)"
+        return bool(reader.rows(sql, (split.uid, number)))
+
+
 def refuse_split(directory: Path) -> None:
     """Raise `StateSplitError` where the work of a state is with its parts."""
     try:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from etl.state.database import ENGINE_VERSION, HOSTS_VERSION
 from etl.state.read.reader import PAGE, Reader
+from etl.state.record_captions import caption_of_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ earlier_captions AS (SELECT *, id AS caption FROM captions WHERE false)
 """
 """What a database knew before captions could be made again, in the words of the one that does."""
 
-_EXPORT = """
+_EXPORT = f"""
 SELECT r.position, r.id, r.key, r.state,
   CASE WHEN c.status = 'done' OR e.id IS NOT NULL THEN 'captioned'
        WHEN s.status = 'dead' OR c.status = 'dead' THEN 'failed' ELSE 'pending' END,
@@ -74,7 +75,7 @@ SELECT r.position, r.id, r.key, r.state,
                ELSE r.error_class END,
   iif(e.id, e.text, c.text), iif(e.id, e.done_at, c.done_at), iif(e.id, e.finish_reason, c.finish_reason),
   iif(e.id, e.tokens, c.tokens), iif(e.id, e.flags, c.flags), iif(e.id, e.repetition_penalty, c.repetition_penalty),
-  i.sha256, {mirror}, s.url,
+  i.sha256, {{mirror}}, s.url,
   CASE WHEN c.status = 'dead' THEN coalesce(c.done_at, (SELECT max(a.ended_at) FROM attempts a
          WHERE a.stage = 'caption' AND a.item = c.id))
        WHEN s.status = 'dead' THEN coalesce(s.done_at, (SELECT max(a.ended_at) FROM attempts a
@@ -84,7 +85,7 @@ FROM records r
 JOIN record_lines l ON l.record = r.id
 LEFT JOIN sources s ON s.id = r.source
 LEFT JOIN images i ON i.id = s.image
-LEFT JOIN captions c ON c.image = s.image AND c.prompt = r.prompt AND c.recipe = ?
+{caption_of_record("?")}
 LEFT JOIN earlier_captions e
   ON e.id = CASE WHEN c.status <> 'done' THEN (SELECT max(x.id) FROM earlier_captions x WHERE x.caption = c.id) END
 WHERE r.manifest = ? AND (r.position, r.id) > (?, ?) AND r.state <> 'removed'

@@ -5,18 +5,16 @@ from collections.abc import Iterator
 from etl.domain.statuses import Stage
 from etl.domain.views import Failure, FailureFilter
 from etl.state.read.reader import PAGE, Reader
+from etl.state.record_captions import CURRENT_RECIPE, asked_by_record, records_of_caption
 
 SHOWN = 200
 """Items on a page of `failure_page`."""
 
-CURRENT = "recipe = (SELECT id FROM recipes WHERE current = 1)"
+CURRENT = f"recipe = {CURRENT_RECIPE}"
 """Condition over ``captions``: those of the current recipe."""
 
 _OF_SOURCE = "FROM records r WHERE r.source = t.id AND r.state = 'active'"
-_OF_CAPTION = (
-    "FROM sources s JOIN records r ON r.source = s.id "
-    "WHERE s.image = t.image AND r.prompt = t.prompt AND r.state = 'active'"
-)
+_OF_CAPTION = records_of_caption("t")
 
 _ITEMS = {
     Stage.INGEST: (
@@ -49,8 +47,7 @@ _FILTERS = {
     },
     Stage.CAPTION: {
         "host": "t.image IN (SELECT image FROM sources WHERE host = ?)",
-        "key": "(t.image, t.prompt) = (SELECT s.image, r.prompt FROM records r JOIN sources s ON s.id = r.source "
-        "WHERE r.key = ?)",
+        "key": asked_by_record("t", "r.key = ?"),
     },
 }
 

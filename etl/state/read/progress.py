@@ -37,10 +37,7 @@ def read_progress(reader: Reader) -> Progress:
             "captions": {},
             "images": {},
         }
-        for stage, status, n in reader.rows(
-            "SELECT stage, status, n FROM counters WHERE recipe = 0 "
-            "OR recipe = (SELECT id FROM recipes WHERE current = 1)"
-        ):
+        for stage, status, n in reader.rows(f"SELECT stage, status, n FROM counters WHERE recipe = 0 OR {CURRENT}"):
             counts[stage][status] = n
         runs = latest_runs(reader, 1)
         now = now_ms()

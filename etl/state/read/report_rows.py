@@ -12,6 +12,7 @@ from etl.state.read.export_rows import ExportRow, export_rows
 from etl.state.read.manifests import all_manifests
 from etl.state.read.reader import Reader
 from etl.state.read.titles import title_and_date
+from etl.state.record_captions import caption_of_record
 
 PAGE = 500
 """Records whose sources and pictures are read at once."""
@@ -71,8 +72,7 @@ def _details(reader: Reader, recipe: int | None, records: list[int]) -> dict[int
         f"ELSE r.error END, 1, {LINE + 1}), ''), "
         "CASE WHEN i.state = 'present' THEN i.working_sha256 END "
         "FROM records r LEFT JOIN sources s ON s.id = r.source LEFT JOIN images i ON i.id = s.image "
-        "LEFT JOIN captions c ON c.image = s.image AND c.prompt = r.prompt AND c.recipe = ? "
-        "WHERE r.id IN (SELECT value FROM json_each(?))",
+        f"{caption_of_record('?')} WHERE r.id IN (SELECT value FROM json_each(?))",
         (recipe, json.dumps(records)),
     )
     return {number: (url, host, error, sha256) for number, url, host, error, sha256 in found}

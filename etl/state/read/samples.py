@@ -12,6 +12,7 @@ from typing import NamedTuple
 from etl.state.database import LOOKING_VERSION
 from etl.state.read.reader import Reader
 from etl.state.read.titles import title_and_date
+from etl.state.record_captions import records_of_caption
 
 LOOKED_AT_ONCE = 2000
 """Captions that one step of a search reads: about 20 ms."""
@@ -90,10 +91,7 @@ class Sample:
     height: int
 
 
-_OF_CAPTION = (
-    "FROM sources s JOIN records r ON r.source = s.id AND r.state = 'active' "
-    "WHERE s.image = c.image AND r.prompt = c.prompt"
-)
+_OF_CAPTION = records_of_caption("c")
 
 
 def step(reader: Reader, cursor: Cursor, chosen: CaptionFilter, *, older: bool) -> Step:
@@ -189,7 +187,8 @@ def _next_flagged(reader: Reader, cursor: Cursor, *, older: bool) -> Step:
 def _search(reader: Reader, cursor: Cursor, chosen: CaptionFilter, *, older: bool) -> Step:
     flagged = "AND c.flags <> ''" if chosen.flagged else ""
     rows = reader.rows(
-        f"SELECT c.done_at, c.id, c.text, (SELECT l.line {_OF_LINE} LIMIT 1) FROM captions c "
+        "SELECT c.done_at, c.id, c.text, "
+        f"(SELECT l.line FROM record_lines l WHERE l.record = (SELECT r.id {_OF_CAPTION} LIMIT 1)) FROM captions c "
         f"WHERE c.status = 'done' {flagged} {_beyond(older)} LIMIT {LOOKED_AT_ONCE}",
         cursor,
     )
@@ -199,9 +198,6 @@ def _search(reader: Reader, cursor: Cursor, chosen: CaptionFilter, *, older: boo
             return Step(Cursor(done_at, caption), Cursor(done_at, caption), looked_at)
     whole = len(rows) == LOOKED_AT_ONCE
     return Step(None, Cursor(rows[-1][0], rows[-1][1]) if whole else None, len(rows))
-
-
-_OF_LINE = _OF_CAPTION.replace(" WHERE ", " JOIN record_lines l ON l.record = r.id WHERE ")
 
 
 def _in_title(wanted: str, line: bytes) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from etl.state.read.reader import Reader
 from etl.state.read.titles import title_and_date
+from etl.state.record_captions import CURRENT_RECIPE, caption_of_record
 
 FOUND_AT_ONCE = 200
 """Records that are listed."""
@@ -54,9 +55,7 @@ def records_by_text(reader: Reader, text: str, after: int = 0) -> tuple[list[Fou
     rows = reader.rows(
         "SELECT r.id, r.key, r.state, r.outcome, l.line, c.text FROM records r "
         "LEFT JOIN record_lines l ON l.record = r.id LEFT JOIN sources s ON s.id = r.source "
-        "LEFT JOIN captions c ON c.image = s.image AND c.prompt = r.prompt "
-        "AND c.recipe = (SELECT id FROM recipes WHERE current = 1) "
-        f"WHERE r.id > ? ORDER BY r.id LIMIT {LOOKED_AT_ONCE}",
+        f"{caption_of_record(CURRENT_RECIPE)} WHERE r.id > ? ORDER BY r.id LIMIT {LOOKED_AT_ONCE}",
         (after,),
     )
     found = [_found(row[:5]) for row in rows if _holds(row, text.casefold())]

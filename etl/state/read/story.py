@@ -5,6 +5,7 @@ from typing import Any
 from etl.domain.statuses import Stage
 from etl.state.database import ENGINE_VERSION
 from etl.state.read.reader import Reader
+from etl.state.record_captions import CAPTIONS_OF_RECORDS, PROMPT_OF_RECORD
 
 
 def record_story(reader: Reader, key: str) -> dict[str, Any] | None:
@@ -12,20 +13,17 @@ def record_story(reader: Reader, key: str) -> dict[str, Any] | None:
     record = _one(
         reader,
         "SELECT r.id, r.key, m.path AS manifest, r.position AS line, r.state, r.outcome, r.error_class, r.error, "
-        "r.source, r.prompt AS prompt_id, p.text AS prompt FROM records r "
-        "JOIN manifests m ON m.id = r.manifest LEFT JOIN prompts p ON p.id = r.prompt WHERE r.key = ?",
+        f"r.source, {PROMPT_OF_RECORD} AS prompt FROM records r JOIN manifests m ON m.id = r.manifest WHERE r.key = ?",
         key,
     )
     if record is None:
         return None
     source = _one(reader, "SELECT * FROM sources WHERE id = ?", record.pop("source"))
-    prompt = record.pop("prompt_id")
     image = _one(reader, "SELECT * FROM images WHERE id = ?", source["image"]) if source else None
     captions = reader.dicts(
-        "SELECT c.*, p.model, p.revision, p.current FROM captions c JOIN recipes p ON p.id = c.recipe "
-        "WHERE c.image = ? AND c.prompt = ? ORDER BY c.id",
-        image["id"] if image else None,
-        prompt,
+        f"SELECT c.*, p.model, p.revision, p.current FROM {CAPTIONS_OF_RECORDS} JOIN recipes p ON p.id = c.recipe "
+        "WHERE r.key = ? ORDER BY c.id",
+        key,
     )
     attempts = _attempts(reader, Stage.FETCH, source["id"]) if source else []
     for caption in captions:

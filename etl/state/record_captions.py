@@ -1,0 +1,70 @@
+"""Which captions a record asks for, and which it has: the one place that knows.
+
+A record asks of its source's image what its prompt asks, and has the caption that a recipe gave for these two.  All SQL
+that goes from records to captions, or back, is put together from these pieces; their tables are ``records r``,
+``sources s`` and ``captions c``.  The database's own triggers say the same in the view ``record_outcomes``.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from etl.state.sqlite import Database
+
+CURRENT_RECIPE = "(SELECT id FROM recipes WHERE current = 1)"
+"""The recipe that outcomes and counts speak of, as an SQL expression."""
+
+PROMPT_OF_RECORD = "(SELECT text FROM prompts WHERE id = r.prompt)"
+"""What ``r`` asks, in words."""
+
+_OF_RECORD = "c.image = s.image AND c.prompt = r.prompt"
+
+CAPTIONS_OF_RECORDS = f"records r JOIN sources s ON s.id = r.source JOIN captions c ON {_OF_RECORD}"
+"""What follows FROM: records with their captions, whatever the recipe."""
+
+
+def caption_of_record(recipe: str) -> str:
+    """Return the join by which ``r`` and ``s`` get their caption of a recipe, an SQL expression; NULLs for none."""
+    return f"LEFT JOIN captions c ON {_OF_RECORD} AND c.recipe = {recipe}"
+
+
+def records_of_caption(caption: str) -> str:
+    """Return ``FROM ... WHERE ...`` over the active records that ask for a caption, by the name of its table."""
+    return (
+        "FROM sources s JOIN records r ON r.source = s.id AND r.state = 'active' "
+        f"WHERE s.image = {caption}.image AND r.prompt = {caption}.prompt"
+    )
+
+
+def asked_by_record(caption: str, which: str) -> str:
+    """Return the condition that a caption, by the name of its table, is what one record ``r`` asks for.
+
+    ``which`` is the condition that tells the record.
+    """
+    return (
+        f"({caption}.image, {caption}.prompt) = "
+        f"(SELECT s.image, r.prompt FROM records r JOIN sources s ON s.id = r.source WHERE {which})"
+    )
+
+
+def without_caption(*statuses: str) -> str:
+    """Return the condition that ``r`` and ``s`` have no caption of the current recipe in any of these statuses."""
+    among = ", ".join(f"'{status}'" for status in statuses)
+    return (
+        f"NOT EXISTS (SELECT 1 FROM captions c WHERE {_OF_RECORD} AND c.recipe = {CURRENT_RECIPE} "
+        f"AND c.status IN ({among}))"
+    )
+
+
+def queue_captions(db: "Database", recipe: int, source: int | None = None) -> int:
+    """Queue what active records ask of images that are here, of one source or of all, inside a transaction.
+
+    A caption that was cancelled begins anew, any other stays as it is.  Returns how many are new or wanted again.
+    """
+    sql = (
+        "INSERT INTO captions (image, prompt, recipe) SELECT DISTINCT s.image, r.prompt, ? FROM records r "
+        "JOIN sources s ON s.id = r.source JOIN images i ON i.id = s.image "
+        f"WHERE r.state = 'active' AND i.state = 'present'{'' if source is None else ' AND s.id = ?'} "
+        "ON CONFLICT (image, prompt, recipe) DO UPDATE SET status = 'ready', attempts = 0, crashes = 0, "
+        "not_before = 0, error_class = NULL, error = NULL WHERE status = 'cancelled'"
+    )
+    return db.conn.execute(sql, (recipe,) if source is None else (recipe, source)).rowcount
