@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
+from etl.units import duration
+
 # Unlike the monotonic clock it goes on while the machine sleeps, as the waits do.
 _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -62,7 +64,7 @@ def iso_utc(milliseconds: int) -> str:
 
 
 def ago(moment: int, now: int, shown: Callable[[float], str]) -> str:
-    """Return how long ago a moment was, as ``5 s ago`` with what ``shown`` makes of seconds; both in milliseconds.
+    """Return how long ago a moment was, as ``5s ago`` with what ``shown`` makes of seconds; both in milliseconds.
 
     Where the machine's clock was set meanwhile, an age would be absurd: a date then, or that the moment is yet to come.
     """
@@ -74,16 +76,13 @@ def ago(moment: int, now: int, shown: Callable[[float], str]) -> str:
 
 
 def stops_at(moment: int, now: int) -> str:
-    """Return ``stops at 17:30 (in 1 h 12)`` for a deadline, in local time; both are Unix times in milliseconds."""
+    """Return ``stops at 17:30 (in 1h 12m)`` for a deadline, in local time; both are Unix times in milliseconds."""
     at, today = (datetime.fromtimestamp(each / 1000).astimezone() for each in (moment, now))
     shown = f"{at:%H:%M}" if at - today < timedelta(hours=20) else f"{at:%Y-%m-%d %H:%M}"
     left = (moment - now) // 1000
     if left <= 0:
         return f"stops at {shown} (now)"
-    if left < 60:
-        return f"stops at {shown} (in {left} s)"
-    minutes = left // 60
-    return f"stops at {shown} (in {f'{minutes // 60} h {minutes % 60:02}' if minutes >= 60 else f'{minutes} min'})"
+    return f"stops at {shown} (in {duration(left)})"
 
 
 def _wall_ms() -> int:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from etl.errors import ConfigError
+from etl.units import SECONDS, parse
 
 ACCEPTED = "a time (17:30), a date and time (2026-11-25T17:30, also with a zone) or a duration (90m, 2h30m, +2h)"
 
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?")
-_DURATION = re.compile(r"\+?(?=\d)(?:(\d{1,4})d)?(?:(\d{1,6})h)?(?:(\d{1,8})m)?(?:(\d{1,9})s)?")
+_NUMBER = re.compile(r"[+-]?[\d.,_]*")
 _MOMENT = re.compile(r"\d{4}-?\d\d-?\d\d[T ]\d.*")
 
 
@@ -31,9 +32,9 @@ def moment(text: str, now: datetime) -> datetime:
             return next(day for n in (0, 1) if (day := (local + timedelta(days=n)).astimezone()) > now or n)
         if _MOMENT.fullmatch(text):
             return datetime.fromisoformat(text).astimezone()
-        if duration := _DURATION.fullmatch(text):
-            days, hours, minutes, seconds = (int(part or 0) for part in duration.groups())
-            return now.astimezone() + timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+        # A bare number might be an hour as well.
+        if not _NUMBER.fullmatch(text):
+            return now.astimezone() + timedelta(seconds=parse(text.removeprefix("+"), SECONDS))
     except (ValueError, OverflowError) as error:
         raise ConfigError(f"deadline = {text[:40]!r}: {error}; give {ACCEPTED}") from error
     raise ConfigError(f"deadline = {text[:40]!r}: give {ACCEPTED}")

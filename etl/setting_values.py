@@ -7,7 +7,7 @@ import functools
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, time
 from pathlib import Path
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from etl.deadline import moment
 from etl.errors import ConfigError
 from etl.redaction import host_of
+from etl.units import metavar, parse, understood, written
 
 BACKENDS = ("local", "openai", "ray")
 
@@ -43,6 +44,21 @@ class Trust(enum.Enum):
     HARMLESS = "any folder's etl.toml: how hard, how long and how large, within what the user asks for"
 
 
+class Group(enum.StrEnum):
+    """What a setting or an option is about: its heading in a command's help and in the documentation."""
+
+    GENERAL = "General"
+    MANIFEST = "Manifest"
+    NETWORK = "Network"
+    HOSTS = "Hosts"
+    PICTURES = "Pictures"
+    MODEL = "Model"
+    GENERATION = "Generation"
+    CLUSTER = "Cluster"
+    OUTPUT = "Output"
+    OBSERVATION = "Observation"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """One setting: its flag, variable and key, its checks and its line in the documentation follow from this.
@@ -54,7 +70,11 @@ class Setting:
         commands: those that go by it and take it as an option; all where there is none.
         trust: whose word counts.
         help: what it means, as a sentence; backticks around what can be typed.
-        unit: of a number, such as ``s``.
+        group: what it is about.
+        first: the commands whose help shows it at once; the others show it with ``--help-all``.
+        unit: of a number: ``bytes``, ``bytes/s`` or ``s``, or a word for what is counted.
+        value: what stands for its value in a help text; follows from unit and choices unless given.
+        short: a flag of one letter, such as ``-m``.
         limits: the least and the largest number.
         choices: the texts that it may be.
         clean: returns a value in the one form that it is kept in, and raises `ConfigError` for what is none.
@@ -68,7 +88,11 @@ class Setting:
     commands: tuple[str, ...]
     trust: Trust
     help: str
+    group: Group = Group.GENERAL
+    first: tuple[str, ...] = ()
     unit: str = ""
+    value: str = ""
+    short: str = ""
     limits: tuple[float, float] | None = None
     choices: tuple[str, ...] = ()
     clean: Callable[[Any], Any] | None = None
@@ -80,13 +104,26 @@ class Setting:
         """Return the flag, such as ``--per-host``."""
         return "--" + self.name.replace("_", "-")
 
+    @property
+    def metavar(self) -> str:
+        """Return what stands for its value in a help text."""
+        return self.value or "|".join(self.choices) or (metavar(self.unit) if self.kind in (int, float) else "NAME")
+
+    @property
+    def default_text(self) -> str:
+        """Return the default as people write it; empty where nothing is the default."""
+        if self.kind in (int, float):
+            return written(self.default, self.unit)
+        return "" if self.default in ("", (), False) else str(self.default)
+
     def accepted(self, value: Any) -> Any:
         """Return a value of the right type as it is kept.  Raises `ConfigError` where the setting may not have it."""
         if self.limits and not self.limits[0] <= value <= self.limits[1]:
-            span = f"{self.limits[0]:g} and {self.limits[1]:g} {self.unit}".rstrip()
+            span = " and ".join(written(limit, self.unit) for limit in self.limits)
             raise ConfigError(f"{self.name} = {shown(value)}: must be between {span}")
         if self.choices and value not in self.choices:
-            raise ConfigError(f"{self.name} = {shown(value)}: must be one of {', '.join(self.choices)}")
+            hint = did_you_mean(value, self.choices)
+            raise ConfigError(f"{self.name} = {shown(value)}: {hint}it must be one of {', '.join(self.choices)}")
         if self.clean is not None:
             value = self.clean(value)
         texts = value if isinstance(value, tuple) else (str(value),) if isinstance(value, str | Path) else ()
@@ -97,14 +134,23 @@ class Setting:
     def convert(self, value: Any, where: str) -> Any:
         """Return a value as the setting's type.  Raises `ConfigError` naming ``where`` it is from."""
         try:
-            converted = _converted(value, self.kind)
+            converted = _converted(value, self.kind, self.unit)
         except (ValueError, KeyError, TypeError, OverflowError) as error:
-            wanted = "list of texts" if isinstance(self.kind, types.GenericAlias) else self.kind.__name__
-            raise ConfigError(f"{where}: {self.name} = {shown(value)} is not a valid {wanted}") from error
+            raise ConfigError(
+                f"{where}: {self.name} = {shown(value)} is not understood: give {self._wanted}"
+            ) from error
         try:
             return self.accepted(converted)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
+
+    @property
+    def _wanted(self) -> str:
+        if self.kind is float and not self.unit:
+            return "a number such as 2 or 0.5"
+        if self.kind in (int, float):
+            return understood(self.unit)
+        return {bool: "true or false", str: "a text", Path: "a path"}.get(self.kind, "a list of texts")
 
 
 def setting(
@@ -113,7 +159,11 @@ def setting(
     trust: Trust,
     *,
     help: str,  # noqa: A002 - as everywhere in this trade
+    group: Group = Group.GENERAL,
+    first: tuple[str, ...] = (),
     unit: str = "",
+    value: str = "",
+    short: str = "",
     limits: tuple[float, float] | None = None,
     choices: tuple[str, ...] = (),
     clean: Callable[[Any], Any] | None = None,
@@ -122,8 +172,9 @@ def setting(
 ) -> T:
     """Return the dataclass field of a setting; the arguments are those of `Setting`."""
     facts: dict[str, Any] = {
-        "default": default, "commands": commands, "trust": trust, "help": help, "unit": unit, "limits": limits,
-        "choices": choices, "clean": clean, "former": former, "also": also or {},
+        "default": default, "commands": commands, "trust": trust, "help": help, "group": group, "first": first,
+        "unit": unit, "value": value, "short": short, "limits": limits, "choices": choices, "clean": clean,
+        "former": former, "also": also or {},
     }  # fmt: skip
     return field(default=default, metadata=facts)
 
@@ -162,13 +213,19 @@ def read(
 
 
 def _unknown(name: str, names: list[str]) -> str:
+    near = did_you_mean(name, names)
+    hint = f"{near}If not, take it out" if near else "take it out"
+    return f"unknown setting {shown(name)}; {hint} (`etl run --help-all` lists most settings)"
+
+
+def did_you_mean(wrong: object, names: Iterable[str], cutoff: float = 0.7) -> str:
+    """Return "did you mean NAME? " with the name that is most like the wrong one; nothing where none is."""
     lower = {one.lower(): one for one in names}
-    near = difflib.get_close_matches(name[:MAX_SHOWN].lower(), lower, n=1, cutoff=0.7)
-    hint = f"did you mean {lower[near[0]]}? If not, take it out" if near else "take it out"
-    return f"unknown setting {shown(name)}; {hint} (`etl run --help` lists most settings)"
+    near = difflib.get_close_matches(str(wrong)[:MAX_SHOWN].lower(), lower, n=1, cutoff=cutoff)
+    return f"did you mean {lower[near[0]]}? " if near else ""
 
 
-def _converted(value: Any, kind: Any) -> Any:
+def _converted(value: Any, kind: Any, unit: str) -> Any:
     if kind is str and isinstance(value, datetime | time):
         # TOML has times of its own, and nobody puts quotes around a deadline.
         return value.isoformat()
@@ -179,8 +236,10 @@ def _converted(value: Any, kind: Any) -> Any:
         return tuple(item.strip() for item in items if item.strip())
     if kind is bool and isinstance(value, str):
         return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
+    if isinstance(value, str) and (kind is int or (kind is float and unit)):
+        return kind(parse(value, unit))
     # `gpus = 0` is a text to us, but nobody puts quotes around it.
-    accepted = (bool,) if kind is bool else (str, int, float)
+    accepted = (bool,) if kind is bool else (str, int, float, Path)
     if not isinstance(value, accepted) or (kind is bool) != isinstance(value, bool):
         raise TypeError
     if kind is int and isinstance(value, float):
@@ -192,14 +251,17 @@ def model_name(value: str) -> str:
     """Return the model if there is one.  Raises `ConfigError`."""
     if not value:
         raise ConfigError("model is empty: give a Hugging Face id, a directory, or 'demo'")
+    # An id of Hugging Face is OWNER/NAME, but for a few of old.
+    hint = did_you_mean(value, ("demo",)) if "/" not in value and value != "demo" else ""
+    if hint and not Path(value).exists():
+        raise ConfigError(f"model = {shown(value)}: {hint}Else give a Hugging Face id (OWNER/NAME) or a directory")
     return value
 
 
 def device_name(value: str) -> str:
     """Return the device if it is one.  Raises `ConfigError`."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value, re.ASCII):
-        near = difflib.get_close_matches(value.lower().replace("gpu", "cuda"), DEVICES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(value.lower().replace("gpu", "cuda"), DEVICES, 0.6)
         raise ConfigError(f"device = {shown(value)}: {hint}it must be one of {', '.join(DEVICES)} or cuda:N")
     return value
 

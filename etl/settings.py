@@ -16,6 +16,7 @@ from etl.setting_values import (
     DTYPES,
     ENGINES,
     FETCH_BACKENDS,
+    Group,
     Trust,
     deadline_text,
     device_name,
@@ -48,39 +49,44 @@ class Settings:
 
     # A table: a field is one entry.
     # fmt: off
-    state: Path = setting(Path("state"), EVERY, OWN, help="The state directory: database, image cache, logs.")
+    state: Path = setting(
+        Path("state"), EVERY, OWN, first=(*WORK, "doctor"), value="DIR", short="-s",
+        help="The state directory: database, image cache, logs.",
+    )
     concurrency: int = setting(
-        16, FETCH, HARMLESS, limits=(1, 32),
+        16, FETCH, HARMLESS, group=Group.HOSTS, first=("fetch",), limits=(1, 32),
         help="Downloads at once, over all hosts (at most 32: httpx slows down beyond that).",
     )
-    per_host: int = setting(4, FETCH, HARMLESS, limits=(1, 32), help="Downloads at once from one host.")
+    per_host: int = setting(
+        4, FETCH, HARMLESS, group=Group.HOSTS, first=FETCH, limits=(1, 32), help="Downloads at once from one host."
+    )
     host_rate: float = setting(
-        0.0, FETCH, OWN, limits=(0, 1000),
+        0.0, FETCH, OWN, group=Group.HOSTS, first=("fetch",), limits=(0, 1000),
         help="Requests per second to one host at most; 0 means no limit but what the host itself makes necessary.",
     )
     host_patience: float = setting(
-        900.0, FETCH, HARMLESS, unit="s", limits=(1, 7 * 86400), former="host_patience_s",
-        help="Seconds for which a host may fail every request before what is left of it is given up.",
+        900.0, FETCH, HARMLESS, group=Group.HOSTS, unit="s", limits=(1, 7 * 86400), former="host_patience_s",
+        help="How long a host may fail every request before what is left of it is given up.",
     )
-    respect_robots: bool = setting(False, FETCH, OWN, help="Obey each host's robots.txt.")
+    respect_robots: bool = setting(False, FETCH, OWN, group=Group.HOSTS, help="Obey each host's robots.txt.")
     connect_timeout: float = setting(
-        15.0, FETCH, HARMLESS, unit="s", limits=(0.05, 3600), former="connect_timeout_s",
-        help="Seconds to connect.",
+        15.0, FETCH, HARMLESS, group=Group.NETWORK, unit="s", limits=(0.05, 3600), former="connect_timeout_s",
+        help="Longest wait for a connection.",
     )
     read_timeout: float = setting(
-        60.0, FETCH, HARMLESS, unit="s", limits=(0.05, 3600), former="read_timeout_s",
-        help="Seconds without a byte before a download is given up.",
+        60.0, FETCH, HARMLESS, group=Group.NETWORK, unit="s", limits=(0.05, 3600), former="read_timeout_s",
+        help="Longest wait for the next byte of a download.",
     )
     min_rate: int = setting(
-        4096, FETCH, HARMLESS, unit="bytes/s", limits=(0, 1e12),
-        help="Bytes per second that a download must reach on average; with the size it gives the deadline.",
+        4096, FETCH, HARMLESS, group=Group.NETWORK, unit="bytes/s", limits=(0, 1e12),
+        help="What a download must reach on average; with the size it gives the deadline.",
     )
     max_bytes: int = setting(
-        512 * 1024 * 1024, FETCH, OWN, unit="bytes", limits=(1, 1e12),
-        help="Largest accepted original, in bytes.",
+        512 * 1024 * 1024, FETCH, OWN, group=Group.PICTURES, unit="bytes", limits=(1, 1e12),
+        help="Largest accepted original.",
     )
     max_pixels: int = setting(
-        400_000_000, FETCH, OWN, unit="pixels", limits=(1, 1e10),
+        400_000_000, FETCH, OWN, group=Group.PICTURES, unit="pixels", limits=(1, 1e10),
         help="Largest accepted picture, in pixels.",
     )
     max_attempts: int = setting(
@@ -88,180 +94,182 @@ class Settings:
         help="Attempts before a retryable failure is final.",
     )
     backoff: float = setting(
-        5.0, FETCH, HARMLESS, unit="s", limits=(0, 86400), former="backoff_s",
-        help="Wait before the second attempt, in seconds; doubles with each further one, with jitter.",
+        5.0, FETCH, HARMLESS, group=Group.NETWORK, unit="s", limits=(0, 86400), former="backoff_s",
+        help="Wait before the second attempt; doubles with each further one, with jitter.",
     )
     backoff_cap: float = setting(
-        600.0, FETCH, HARMLESS, unit="s", limits=(0, 7 * 86400), former="backoff_cap_s",
-        help="Longest wait between attempts that we choose ourselves, in seconds.",
+        600.0, FETCH, HARMLESS, group=Group.NETWORK, unit="s", limits=(0, 7 * 86400), former="backoff_cap_s",
+        help="Longest wait between attempts that we choose ourselves.",
     )
     contact: str = setting(
-        "", FETCH, HARMLESS,
+        "", FETCH, HARMLESS, group=Group.NETWORK, first=("fetch",), value="ADDRESS",
         help="Address put into the User-Agent, so that a host's operator can reach you.",
     )
     allow_host: tuple[str, ...] = setting(
-        (), FETCH, OWN,
+        (), FETCH, OWN, group=Group.NETWORK, first=("fetch",), value="HOST",
         help="Hosts that may be dialled although their address is private or loopback.",
     )
     allow_path: tuple[str, ...] = setting(
-        (), FETCH, OWN,
+        (), FETCH, OWN, group=Group.PICTURES, value="DIR",
         help="Directories whose pictures a manifest may name, beside the one that the manifest lies in.",
     )
     rewrite_url: tuple[str, ...] = setting(
-        (), FETCH, OWN,
+        (), FETCH, OWN, group=Group.NETWORK, value="REGEX=TEXT",
         help="REGEX=REPLACEMENT, where else a picture may lie, made from its URL; can be given more than once.",
     )
     mirror_template: str = setting(
-        "", FETCH, OWN,
+        "", FETCH, OWN, group=Group.NETWORK, first=("fetch",), value="URL",
         help="Where else a picture may lie, made from its record: https://store.example/{field}.",
     )
-    prefer_mirror: bool = setting(False, FETCH, OWN, help="Ask the mirrors before the URL of the record.")
+    prefer_mirror: bool = setting(
+        False, FETCH, OWN, group=Group.NETWORK, help="Ask the mirrors before the URL of the record."
+    )
     longest_edge: int = setting(
-        1024, FETCH, HARMLESS, unit="pixels", limits=(32, 16384),
+        1024, FETCH, HARMLESS, group=Group.PICTURES, unit="pixels", limits=(32, 16384),
         help="Longest edge of the working copies, in pixels.",
     )
     keep_originals: bool = setting(
-        False, FETCH, HARMLESS,
+        False, FETCH, HARMLESS, group=Group.PICTURES, first=("fetch",),
         help="Keep the original bytes in the cache beside the working copy.",
     )
     fetch_backend: str = setting(
-        "local", FETCH, OWN, choices=FETCH_BACKENDS, also={"fetch": "--backend"},
+        "local", FETCH, OWN, group=Group.CLUSTER, choices=FETCH_BACKENDS, also={"fetch": "--backend"},
         help="What fetches: `local`, this machine, or `ray`, the nodes of a Ray cluster.",
     )
     decoders: int = setting(
-        0, FETCH, HARMLESS, limits=(0, 256),
+        0, FETCH, HARMLESS, group=Group.PICTURES, limits=(0, 256),
         help="Decoder processes, on each node of a cluster; 0 means one for each core.",
     )
     decoder_memory: int = setting(
-        4 * 1024**3, FETCH, OWN, unit="bytes", limits=(256 * 1024**2, 1e12),
-        help="Address space of one decoder process, in bytes.",
+        4 * 1024**3, FETCH, OWN, group=Group.PICTURES, unit="bytes", limits=(256 * 1024**2, 1e12),
+        help="Address space of one decoder process.",
     )
     min_free: int = setting(
-        256 * 1024 * 1024, FETCH, OWN, unit="bytes", limits=(0, 1e15),
-        help="Bytes of disk that fetch leaves free.",
+        256 * 1024 * 1024, FETCH, OWN, group=Group.PICTURES, unit="bytes", limits=(0, 1e15),
+        help="Disk that fetch leaves free.",
     )
     max_cache_size: int = setting(
-        0, (*FETCH, "gc"), OWN, unit="bytes", limits=(0, 1e15),
-        help="Bytes that the image cache may take; 0 means no limit.",
+        0, (*FETCH, "gc"), OWN, group=Group.PICTURES, first=FETCH, unit="bytes", limits=(0, 1e15),
+        help="What the image cache may take; 0 means no limit.",
     )
     model: str = setting(
-        DEFAULT_MODEL, MODEL, OWN, clean=model_name,
+        DEFAULT_MODEL, MODEL, OWN, group=Group.MODEL, first=MODEL, short="-m", clean=model_name,
         help="Hugging Face id, local directory, or `demo`.",
     )
     revision: str = setting(
-        "main", MODEL, OWN,
+        "main", MODEL, OWN, group=Group.MODEL,
         help="Branch, tag or commit of the model; the resolved commit goes into the recipe.",
     )
     dtype: str = setting(
-        "auto", MODEL, HARMLESS, choices=DTYPES,
+        "auto", MODEL, HARMLESS, group=Group.MODEL, first=("caption",), choices=DTYPES,
         help="`auto` (on a GPU bfloat16 for weights stored so, else float16; float32 on a CPU), `float32`, `float16` or"
         " `bfloat16`.",
     )
     device: str = setting(
-        "auto", MODEL, HARMLESS, clean=device_name,
+        "auto", MODEL, HARMLESS, group=Group.MODEL, first=("caption", "doctor"), value="DEVICE", clean=device_name,
         help="`auto`, `cpu`, `cuda`, `cuda:1`, ... or `mps`; `auto` is a GPU if there is one.",
     )
     backend: str = setting(
-        "local", MODEL, OWN, choices=BACKENDS,
+        "local", MODEL, OWN, group=Group.CLUSTER, first=("caption",), choices=BACKENDS,
         help="What captions: `local`, the model on this machine, `openai`, OpenAI-compatible endpoints, or `ray`, a Ray"
         " cluster.",
     )
     endpoint: tuple[str, ...] = setting(
-        (), MODEL, OWN, clean=endpoints,
+        (), MODEL, OWN, group=Group.CLUSTER, first=MODEL, value="URL", clean=endpoints,
         help="Where the endpoints are, such as http://gpu:8000/v1, with commas between them; all serve one model.",
     )
     endpoint_model: str = setting(
-        "", CAPTION, OWN,
+        "", CAPTION, OWN, group=Group.CLUSTER,
         help="The model's name at the endpoints, where it is neither `model` nor the only one served.",
     )
     endpoint_concurrency: int = setting(
-        64, CAPTION, HARMLESS, limits=(1, 1024),
+        64, CAPTION, HARMLESS, group=Group.CLUSTER, limits=(1, 1024),
         help="Requests at once to one endpoint at most; how many it bears is found out.",
     )
     endpoint_timeout: float = setting(
-        300.0, CAPTION, HARMLESS, unit="s", limits=(0.05, 86400), former="endpoint_timeout_s",
-        help="Seconds for an endpoint to give one caption.",
+        300.0, CAPTION, HARMLESS, group=Group.CLUSTER, unit="s", limits=(0.05, 86400), former="endpoint_timeout_s",
+        help="Longest wait for one caption of an endpoint.",
     )
     endpoint_patience: float = setting(
-        600.0, WORK, HARMLESS, unit="s", limits=(0.05, 7 * 86400), former="endpoint_patience_s",
-        help="Seconds for which all endpoints may fail, or no Ray node be there, before the run ends.",
+        600.0, WORK, HARMLESS, group=Group.CLUSTER, unit="s", limits=(0.05, 7 * 86400), former="endpoint_patience_s",
+        help="How long all endpoints may fail, or no Ray node be there, before the run ends.",
     )
     ray_address: str = setting(
-        "", WORK, OWN,
+        "", WORK, OWN, group=Group.CLUSTER, value="HOST:PORT",
         help="Where the Ray cluster is: host:port, or `auto` on one of its nodes.",
     )
     ray_cpus: int = setting(
-        0, CAPTION, HARMLESS, limits=(0, 1024),
+        0, CAPTION, HARMLESS, group=Group.CLUSTER, limits=(0, 1024),
         help="CPUs of each actor where the cluster captions without GPUs; 0 for one actor on each GPU.",
     )
     ray_timeout: float = setting(
-        900.0, WORK, HARMLESS, unit="s", limits=(0.05, 86400), former="ray_timeout_s",
-        help="Seconds for which a captioning actor may finish nothing, a fetching one fall silent, before it is ended.",
+        900.0, WORK, HARMLESS, group=Group.CLUSTER, unit="s", limits=(0.05, 86400), former="ray_timeout_s",
+        help="How long a captioning actor may finish nothing, a fetching one fall silent, before it is ended.",
     )
     insecure: bool = setting(
-        False, WORK, OWN,
+        False, WORK, OWN, group=Group.CLUSTER,
         help="Send the endpoints' key over plain http to public hosts too; join a Ray cluster that takes anybody.",
     )
     engine: str = setting(
-        "auto", CAPTION, HARMLESS, choices=ENGINES,
+        "auto", CAPTION, HARMLESS, group=Group.MODEL, choices=ENGINES,
         help="`slots` (continuous batching), `generate` (transformers' own), or `auto`: slots where the model allows "
         "it.",
     )
     slots: int = setting(
-        0, MODEL, HARMLESS, limits=(0, 4096),
+        0, MODEL, HARMLESS, group=Group.MODEL, limits=(0, 4096),
         help="Captions written at once by the slot engine; 0 means as many as the memory holds.",
     )
     gpu_memory_fraction: float = setting(
-        0.92, MODEL, HARMLESS, limits=(0.05, 1),
+        0.92, MODEL, HARMLESS, group=Group.MODEL, limits=(0.05, 1),
         help="Share of a GPU's memory that may be used.",
     )
     gpus: str = setting(
-        "all", MODEL, HARMLESS, clean=gpu_numbers,
+        "all", MODEL, HARMLESS, group=Group.MODEL, first=("caption", "doctor"), value="LIST", clean=gpu_numbers,
         help="Which GPUs to use: `all`, or numbers such as 0,1; each has a process of its own.",
     )
     feeders: int = setting(
-        0, CAPTION, HARMLESS, limits=(0, 64),
+        0, CAPTION, HARMLESS, group=Group.MODEL, limits=(0, 64),
         help="Processes that open pictures for each GPU; 0 means as many as it takes.",
     )
     batch_size: int = setting(
-        16, CAPTION, HARMLESS, limits=(1, 4096),
+        16, CAPTION, HARMLESS, group=Group.GENERATION, first=("caption",), limits=(1, 4096),
         help="Pictures captioned together by `generate`, and captions committed together; halved when memory runs out.",
     )
     max_new_tokens: int = setting(
-        200, MODEL, HARMLESS, unit="tokens", limits=(1, 4096),
+        200, MODEL, HARMLESS, group=Group.GENERATION, first=("caption",), unit="tokens", limits=(1, 4096),
         help="Longest caption, in tokens.",
     )
     pad_to_square: bool = setting(
-        False, CAPTION, HARMLESS,
+        False, CAPTION, HARMLESS, group=Group.GENERATION,
         help="Pad pictures to a square, as the original LLaVA did, where its Hugging Face version cuts the sides off.",
     )
     max_aspect: float = setting(
-        4.0, CAPTION, HARMLESS, limits=(1, 1000),
+        4.0, CAPTION, HARMLESS, group=Group.GENERATION, limits=(1, 1000),
         help="Pictures longer than this ratio are cropped around their centre before the model sees them.",
     )
     deadline: str = setting(
-        "", WORK, HARMLESS, clean=deadline_text,
-        help="When the run is to have ended, with what is left for a later one: a time (17:30), a date and time "
-        "(2026-11-25T17:30, also with a zone) or a duration (90m, 2h30m, +2h).",
+        "", WORK, HARMLESS, first=WORK, value="WHEN", clean=deadline_text,
+        help="When the run is to have ended, with what is left for a later one: 17:30, 2026-11-25T17:30, or 90m from"
+        " now.",
     )
     interval: float = setting(
-        30.0, ("ingest", *WORK), HARMLESS, unit="s", limits=(0.1, 3600), former="interval_s",
-        help="Seconds between plain progress lines when there is no terminal.",
+        30.0, ("ingest", *WORK), HARMLESS, group=Group.OBSERVATION, unit="s", limits=(0.1, 3600), former="interval_s",
+        help="Time between plain progress lines when there is no terminal.",
     )
     metrics_port: int = setting(
-        0, WORK, OWN, limits=(0, 65535),
+        0, WORK, OWN, group=Group.OBSERVATION, value="PORT", limits=(0, 65535),
         help="Serve metrics for Prometheus at this port while a run lasts; 0 for none.",
     )
     metrics_address: str = setting(
-        "127.0.0.1", WORK, OWN,
+        "127.0.0.1", WORK, OWN, group=Group.OBSERVATION, value="ADDRESS",
         help="Address to serve them at; 0.0.0.0 lets other machines ask.",
     )
     webhook: str = setting(
-        "", WORK, OWN, clean=webhook_url,
+        "", WORK, OWN, group=Group.OBSERVATION, value="URL", clean=webhook_url,
         help="URL that gets one JSON message when a run has ended.",
     )
     gpu_price: float = setting(
-        0.0, (*MODEL, "dashboard"), HARMLESS, limits=(0, 1e6),
+        0.0, (*MODEL, "dashboard"), HARMLESS, group=Group.OBSERVATION, limits=(0, 1e6),
         help="What the machine costs per hour, in any money, to tell what the work has cost; 0 means not known.",
     )
     # fmt: on

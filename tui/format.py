@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
+from etl import units
 from etl.domain.statuses import RunState
-
-_SECOND, _MINUTE, _HOUR, _DAY = 1, 60, 3600, 86400
 
 NOTHING = "-"
 """Shown where there is no number to show."""
@@ -103,15 +102,6 @@ def per_second(number: float) -> str:
     return f"{number:.2f}" if number < 0.995 else f"{number:.1f}" if number < 99.95 else count(round(number))
 
 
-def size(number: float) -> str:
-    """Return bytes in powers of 1024, at most nine characters: ``512 B``, ``1.5 KiB``, ``14.2 GiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 999.5:
-            return f"{number:.0f} {unit}" if unit == "B" or number >= 99.95 else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:,.1f} TiB"
-
-
 def money(amount: float) -> str:
     """Return an amount of whatever money the price is in; whole from ten thousand on."""
     return f"{amount:,.2f}" if amount < 10_000 else f"{amount:,.0f}"
@@ -155,18 +145,8 @@ def folded(text: str, width: int, most: int) -> list[str]:
 
 
 def duration(seconds: float | None) -> str:
-    """Return the two largest units, at most seven characters: ``45s``, ``2m 05s``, ``1h 07m``, ``3d 4h``."""
-    if seconds is None:
-        return NOTHING
-    whole = max(0, int(seconds))
-    if whole < _MINUTE:
-        return f"{whole}s"
-    if whole < _HOUR:
-        return f"{whole // _MINUTE}m {whole % _MINUTE:02d}s"
-    if whole < _DAY:
-        return f"{whole // _HOUR}h {whole % _HOUR // _MINUTE:02d}m"
-    days, rest = divmod(whole, _DAY)
-    return f"{days}d {rest // _HOUR}h" if days < 1000 else f"{days}d"
+    """Return seconds as `etl.units.duration` writes them, and a dash where they are not known."""
+    return NOTHING if seconds is None else units.duration(seconds)
 
 
 def percent(done: int, total: int) -> str:

@@ -9,23 +9,28 @@ from typing import Annotated
 
 import typer
 
-from etl.cli import control, inspection, maintenance, parts, work
+from etl.cli.help import USAGE_ERROR, Program, usage_line
+from etl.cli.options import MAX_LINE, ConfigOption, JsonOption, QuietOption, StateOption, VerboseOption
 from etl.cli.terminal import outlive_the_terminal
-from etl.errors import EtlError
+from etl.errors import EtlError, UsageError
 from etl.open_files import out_of_files, raise_limit
 from etl.run_control import RunControl
 from etl.text import clean, clean_lines
 from etl.version import __version__
 
+EPILOG = """`etl COMMAND --help` tells more; `etl --install-completion` sets up completion for your shell.
+
+Exit codes: 0 done; 1 fatal; 2 wrong usage; 3 some records failed; 4 another run holds the state;
+5 disk full, a limit reached or no image cache; 6 deadline reached, run again; 128 and more: stopped by a signal."""
+
 app = typer.Typer(
     name="etl",
-    no_args_is_help=True,
+    cls=Program,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EPILOG,
 )
-for _module in (work, parts, inspection, control, maintenance):
-    app.add_typer(_module.group)
 
 
 def _print_version(wanted: bool) -> None:
@@ -35,16 +40,21 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _options(
+def _options(  # the command that follows takes the global ones from its parent
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    state: StateOption = None,
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = 0,
 ) -> None:
-    """Caption every picture of a manifest once, resumably: ingest, fetch, caption, export.
+    """Caption every picture of a manifest once, resumably:
 
-    Exit codes: 0 done; 1 fatal error; 2 wrong usage; 3 finished, but some records failed; 4 another run
-    holds the state; 5 disk full, a limit reached or no image cache; 6 deadline reached, work is left: run again;
-    129/130/143 stopped by a signal after committing.
+        etl run manifest.jsonl -o captions.jsonl
+
+    Run it again to go on after any stop; `etl status` tells from another terminal how it stands.
     """
 
 
@@ -60,7 +70,10 @@ def main() -> None:
     code: int | str | None = 0
     try:
         raise_limit()
-        app(prog_name="etl")
+        code = app(prog_name="etl", standalone_mode=False)
+    except USAGE_ERROR as error:
+        typer.echo(f"error: {clean(usage_line(error), 2 * MAX_LINE)}", err=True)
+        code = UsageError.exit_code
     except (EtlError, OSError) as error:
         known = out_of_files(error) or error
         if not isinstance(known, EtlError):

@@ -28,6 +28,7 @@ FlagOption = Annotated[
 PenaltyOption = Annotated[
     float | None,
     typer.Option(
+        metavar="P",
         help=f"How strongly words that are there already are avoided, from {LOWEST_PENALTY} to {HIGHEST_PENALTY:g}; "
         f"what it exceeds 1 by is added to the penalty that a caption was made with. [default: {PENALTY}]",
         show_default=False,
@@ -46,7 +47,7 @@ def retry_failed(
     repetition_penalty: PenaltyOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
 ) -> None:
-    """Put failed items, or captions with a quality flag, back to ready; their history is kept."""
+    """Have failed items tried again, or flagged captions made again; their history is kept."""
     from etl.state.store import Store
 
     chosen = FailureFilter(

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from etl.cli import render
-from etl.cli.options import Context, command
+from etl.cli.options import Context, command, number
 from etl.cli.record_story import redacted, story_lines
 from etl.clock import iso_utc
 from etl.domain.statuses import Stage
@@ -24,9 +24,12 @@ from etl.text import clean
 group = typer.Typer()
 
 StageOption = Annotated[Stage | None, typer.Option(help="Only this stage.")]
-ClassOption = Annotated[str | None, typer.Option("--class", help="Only this error class.")]
-HostOption = Annotated[str | None, typer.Option(help="Only this host.")]
-KeyOption = Annotated[str | None, typer.Option(help="Only the record with this key.")]
+ClassOption = Annotated[
+    str | None,
+    typer.Option("--class", metavar="CLASS", help="Only this error class."),
+]
+HostOption = Annotated[str | None, typer.Option(metavar="HOST", help="Only this host.")]
+KeyOption = Annotated[str | None, typer.Option(metavar="KEY", help="Only the record with this key.")]
 
 
 @command(group)
@@ -54,7 +57,7 @@ def failures(
     error_class: ClassOption = None,
     host: HostOption = None,
     key: KeyOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    limit: Annotated[int | None, number("--limit", "-n", least=1, help="At most so many.")] = None,
 ) -> None:
     """List what failed and why; with --json one object per line."""
     with Reader(context.settings.state) as reader:
@@ -86,7 +89,9 @@ def why(
 
 
 @command(group)
-def runs(context: Context, limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20) -> None:
+def runs(
+    context: Context, limit: Annotated[int, number("--limit", "-n", least=1, help="At most so many.")] = 20
+) -> None:
     """List the latest runs, newest first."""
     with Reader(context.settings.state) as reader:
         found = latest_runs(reader, limit)

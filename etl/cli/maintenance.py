@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from etl.cli import render
-from etl.cli.options import Context, command, ends_when_interrupted
+from etl.cli.options import Context, command, either, ends_when_interrupted, number
 from etl.errors import ConfigError, EtlError
 from etl.state.read.reader import Reader
 from etl.text import clean
@@ -90,20 +90,28 @@ def collect(
 @command(group, works=True)
 def report(
     context: Context,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("report.html"),
+    output: Annotated[str | None, typer.Argument(help="File to write. [default: report.html]")] = None,
+    output_option: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="The same as OUTPUT.")
+    ] = None,
     limit: Annotated[
-        int, typer.Option(min=1, max=1_000_000, help="Most records; of more, every second, third, ... is shown.")
+        int,
+        number(
+            "--limit", "-n", least=1, most=1_000_000, help="Most records; of more, every second, third, ... is shown."
+        ),
     ] = 20_000,
     thumbnail: Annotated[
-        int, typer.Option(min=0, max=512, help="Longest edge of the pictures in pixels; 0 for none.")
+        int, number("--thumbnail", least=0, most=512, help="Longest edge of the pictures in pixels; 0 for none.")
     ] = 160,
 ) -> None:
-    """Write one HTML page with pictures, captions, failures and plots; it opens without a network."""
+    """Write a page of pictures, captions, failures and plots; one HTML file, which opens without a network."""
     from etl.report.page import ReportOptions, write_report
     from etl.run.signals import watch_signals
 
+    given = output_option is not None or output is not None
+    target = Path(either(output, output_option, "report.html") if given else "report.html")
     with ends_when_interrupted(), watch_signals(interrupt=True), Reader(context.settings.state) as reader:
-        summary = write_report(reader, output, ReportOptions(limit, thumbnail))
+        summary = write_report(reader, target, ReportOptions(limit, thumbnail))
     if context.json:
         render.answer(render.summary_json(summary))
     else:
@@ -145,7 +153,7 @@ def dashboard(
     readonly: Annotated[bool, typer.Option("--readonly", help="Refuse keys that change the run.")] = False,
     ascii_only: Annotated[bool, typer.Option("--ascii", help="Draw with ASCII characters alone.")] = False,
     web: Annotated[bool, typer.Option("--web", help="Serve it to a browser on this machine instead.")] = False,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="With --web: the port.")] = 8000,
+    port: Annotated[int, number("--port", least=1, most=65535, help="With --web: the port.")] = 8000,
 ) -> None:
     """Watch a run live; it is another process and may come and go."""
     flags = ["--readonly"] * readonly + ["--ascii"] * ascii_only + (["--web", "--port", str(port)] if web else [])
@@ -162,9 +170,9 @@ def demo(
     directory: Annotated[
         Path | None, typer.Argument(help="State directory to keep. [default: a throw-away one]")
     ] = None,
-    pictures: Annotated[int, typer.Option(min=4, max=2000, help="How many pictures to draw.")] = 24,
+    pictures: Annotated[int, number("--pictures", least=4, most=2000, help="How many pictures to draw.")] = 24,
 ) -> None:
-    """Caption drawn pictures end to end with the tiny model that ships with the program."""
+    """Caption drawn pictures end to end with a tiny model; both ship with the program."""
     from etl.demo.run import run_demo
 
     if not run_demo(context.settings, directory, pictures, write=lambda line: render.note(context, line)):

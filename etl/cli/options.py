@@ -15,11 +15,13 @@ from typing import Annotated, Any
 
 import typer
 
-from etl.errors import Interrupted
+from etl.cli.help import Command, show_everything
+from etl.errors import Interrupted, UsageError
 from etl.setting_sources import load
-from etl.setting_values import Setting, known
+from etl.setting_values import MAX_SHOWN, Group, Setting, known
 from etl.settings import Settings
 from etl.text import clean, clean_lines
+from etl.units import metavar, parse, written
 
 MAX_LINE = 200
 """Characters of the line that says what a file has set."""
@@ -42,14 +44,34 @@ class Context:
     config: Path | None = None
 
 
-_GLOBALS: dict[str, Any] = {
-    "config": Annotated[
-        Path | None, typer.Option(help="Settings file (default: etl.toml, if there is one).", show_default=False)
-    ],
-    "json_output": Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")],
-    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")],
-    "verbose": Annotated[int, typer.Option("--verbose", "-v", count=True, help="More log lines; twice: debug.")],
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(help="Settings file. [default: etl.toml, if there is one]", rich_help_panel=Group.GENERAL),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Machine-readable output on stdout.", rich_help_panel=Group.OUTPUT)
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress, no notes.", rich_help_panel=Group.OBSERVATION)
+]
+VerboseOption = Annotated[
+    int,
+    typer.Option(
+        "--verbose", "-v", count=True, help="More log lines; twice: debug.", rich_help_panel=Group.OBSERVATION
+    ),
+]
+HelpAllOption = Annotated[
+    bool, typer.Option("--help-all", callback=show_everything, is_eager=True, help="Show all options, by groups.")
+]
+
+_GLOBALS: dict[str, tuple[Any, Any]] = {
+    "config": (ConfigOption, None),
+    "json_output": (JsonOption, False),
+    "quiet": (QuietOption, False),
+    "verbose": (VerboseOption, 0),
+    "help_all": (HelpAllOption, False),
 }
+"""The options of every command beside the state, with their defaults."""
 
 
 def command(
@@ -72,25 +94,30 @@ def command(
         ]
 
         @functools.wraps(function)
-        def wrapper(**values: Any) -> Any:
+        def wrapper(_context: typer.Context, **values: Any) -> Any:
             given = {parameter.name: values.pop(parameter.name) for parameter in own}
+            values |= {name: value for name, value in _before(_context).items() if not values[name]}
             try:
-                return function(_context(values, [one.name for one in settings], works=works), **given)
+                return function(_resolved(values, [one.name for one in settings], works=works), **given)
             except BrokenPipeError as error:
                 # Whoever read our output has gone (`| head`); what is still buffered has nowhere to go.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(128 + signal.SIGPIPE) from error
 
+        # The state last, as every command has it.
+        settings.sort(key=lambda one: one.name == "state")
         parameters = own + [_parameter(one, called) for one in settings]
         parameters += [
-            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=_default(option), annotation=annotation)
-            for option, annotation in _GLOBALS.items()
+            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for option, (annotation, default) in _GLOBALS.items()
         ]
+        context = inspect.Parameter("_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        parameters.append(context)
         # Typer reads both; what functools.wraps copied would hide the options from it.
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         del wrapper.__wrapped__
-        app.command(name=called)(wrapper)
+        app.command(name=called, cls=Command)(wrapper)
         return function
 
     return register
@@ -106,16 +133,19 @@ def ends_when_interrupted() -> Iterator[None]:
         raise typer.Exit(128 + error.number) from error
 
 
-def _default(option: str) -> Any:
-    return {"json_output": False, "quiet": False, "verbose": 0}.get(option)
+def _before(context: typer.Context) -> dict[str, Any]:
+    """Return the global options that stand before the command."""
+    return {} if context.parent is None else {name: context.parent.params.get(name) for name in (*_GLOBALS, "state")}
 
 
-def _context(values: dict[str, Any], used: list[str], *, works: bool) -> Context:
+def _resolved(values: dict[str, Any], used: list[str], *, works: bool) -> Context:
+    values.pop("help_all")
     _configure_logging(values.pop("verbose"), values["quiet"])
     json_output, quiet = values.pop("json_output"), values.pop("quiet")
     config = values.pop("config")
-    flags = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    flags = {name: value for name, value in flags.items() if value != ()}
+    about = known(Settings)
+    given = {name: value for name, value in values.items() if value not in (None, [], ())}
+    flags = {name: about[name].convert(value, about[name].flag) for name, value in given.items()}
     loaded = load(flags, file=config, used=used)
     for line in loaded.lines if works and not quiet else ():
         typer.echo(clean(line, MAX_LINE), err=True)
@@ -143,15 +173,60 @@ class _Clean(logging.Formatter):
         return clean_lines(super().formatException(info))
 
 
+def number(
+    *flags: str,
+    help: str,  # noqa: A002 - as everywhere in this trade
+    least: int,
+    most: int | None = None,
+    group: Group | None = None,
+    unit: str = "",
+) -> Any:
+    """Return an option, or an argument where there are no flags, with a number that may be written as settings are."""
+
+    def parsed(text: str) -> int:
+        try:
+            value = parse(text, unit)
+        except ValueError as error:
+            raise typer.BadParameter(f"{text[:MAX_SHOWN]!r} is not understood: {error}") from error
+        if not least <= value <= (most or value):
+            span = f"at least {written(least)}" if most is None else f"between {written(least)} and {written(most)}"
+            raise typer.BadParameter(f"{text[:MAX_SHOWN]!r}: must be {span}")
+        return int(value)
+
+    if not flags:
+        return typer.Argument(parser=parsed, metavar=metavar(unit), help=help)
+    return typer.Option(*flags, parser=parsed, metavar=metavar(unit), help=help, rich_help_panel=group)
+
+
+def either(place: str | None, option: str | None, example: str) -> str:
+    """Return what a command writes to, as an argument or behind ``--output``.  Raises `UsageError` unless once."""
+    if (place is None) == (option is None):
+        raise UsageError(f"say once where to write to: `{example}`, or `--output {example}`")
+    return place or option or ""
+
+
 def _parameter(setting: Setting, command: str) -> inspect.Parameter:
     """Return the option for a setting: ``None`` stands for "not given", so that file and environment count."""
-    default = setting.default
-    shown = ", ".join(default) if isinstance(default, tuple) else f"{default} {setting.unit}".rstrip()
-    text = setting.help.replace("`", "") + (f" [default: {shown}]" if shown else "")
-    flags = [f"{setting.flag}/--no-{setting.flag[2:]}"] if setting.kind is bool else [setting.flag]
-    flags += [setting.also[command]] if command in setting.also else []
-    kind = list[str] | None if isinstance(default, tuple) else setting.kind | None
-    option = typer.Option(*flags, help=text, show_default=False)
+    option = _option(setting, command)
+    # Texts but for switches: what a text means is the setting's to say.
+    kind: Any = bool if setting.kind is bool else list[str] if isinstance(setting.default, tuple) else str
     return inspect.Parameter(
-        setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+        setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
+
+
+def _option(setting: Setting, command: str) -> Any:
+    shown, switch = setting.default_text, setting.kind is bool
+    flags = [f"{setting.flag}/--no-{setting.flag[2:]}"] if switch else [setting.flag]
+    flags += [flag for flag in (setting.short, setting.also.get(command)) if flag]
+    return typer.Option(
+        *flags,
+        # What 0 means is said where it is one's default.
+        help=setting.help.replace("`", "") + (f" [default: {shown}]" if shown not in ("", "0") else ""),
+        show_default=False,
+        metavar=None if switch else setting.metavar,
+        rich_help_panel=None if command in setting.first else setting.group,
+    )
+
+
+StateOption = Annotated[str | None, _option(known(Settings)["state"], "run")]

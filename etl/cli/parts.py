@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from etl.cli import render
-from etl.cli.options import Context, command
+from etl.cli.options import Context, command, number
 from etl.text import clean
 
 group = typer.Typer()
@@ -15,7 +15,7 @@ group = typer.Typer()
 @command(group, works=True)
 def split(
     context: Context,
-    parts: Annotated[int, typer.Argument(min=2, max=10_000, help="How many parts.", metavar="N")],
+    parts: Annotated[int, number(least=2, most=10_000, help="How many parts.")],
     directory: Annotated[Path, typer.Argument(help="Where to make them: DIRECTORY/part-1, part-2, ...")],
     force: Annotated[
         bool, typer.Option("--force", help="Also when parts of an earlier split have not come back.")
@@ -45,7 +45,7 @@ def merge(
         bool, typer.Option("--final", help="What these parts have not done is done here from now on.")
     ] = False,
 ) -> None:
-    """Take over what parts have done, into the state that was split or into a new one; again when they go on."""
+    """Take over what parts have done; into the state that was split or into a new one, again when they go on."""
     from etl.maintenance.merge import MergeSummary
     from etl.maintenance.merge import merge as unite
     from etl.state.store import Store

@@ -10,7 +10,6 @@ from etl.cli.options import Context
 from etl.clock import ago, now_ms, stops_at
 from etl.domain.statuses import LIVE, QueueStatus, RecordOutcome, RecordState, RunState, Stage, status_in_words
 from etl.domain.views import ExportSummary, IngestSummary, Progress, RunInfo
-from etl.state.requeue import UNLIKELY
 from etl.text import clean, clean_json
 from etl.units import duration, size
 
@@ -239,6 +238,8 @@ def cost_line(cost: "Cost") -> str:
 
 def flag_lines(flags: Mapping[str, int]) -> Iterator[str]:
     """Yield what can be done about captions with quality flags."""
+    from etl.state.requeue import UNLIKELY
+
     for flag, n in flags.items():
         if flag in UNLIKELY:
             yield f"{n:,} captions are flagged {flag}; making them again is unlikely to help: {UNLIKELY[flag]}"

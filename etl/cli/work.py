@@ -1,4 +1,4 @@
-"""Commands that do the work: ingest, fetch, caption, export, run."""
+"""Commands that do the work: ingest, fetch, caption, run."""
 
 import sys
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from etl.cli import render
-from etl.cli.format_options import FORMAT_HELP, with_format_options
 from etl.cli.hosts import estimate_lines
-from etl.cli.options import Context, command, ends_when_interrupted
+from etl.cli.options import Context, command, number
 from etl.cli.progress import ingest_progress, progress
 from etl.errors import ConfigError
+from etl.setting_values import Group
 
 group = typer.Typer()
 
@@ -31,13 +31,25 @@ SyntheticOption = Annotated[
         show_default=False,
     ),
 ]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first N records of each source.")]
-OffsetOption = Annotated[int, typer.Option(min=0, help="Skip the first N records of each source.")]
+LimitOption = Annotated[int | None, number("--limit", "-n", least=1, help="Only the first N records of each source.")]
+OffsetOption = Annotated[
+    int, number("--offset", least=0, group=Group.MANIFEST, help="Skip the first N records of each source.")
+]
 IdFieldOption = Annotated[
-    str | None, typer.Option(help="Field with the record's key. [default: metadata_filename, id or key]")
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=Group.MANIFEST,
+        help="Field with the record's key. [default: metadata_filename, id or key]",
+    ),
 ]
 ImageFieldOption = Annotated[
-    str | None, typer.Option(help="Field with the image. [default: external_url, url, image_url, image or path]")
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=Group.MANIFEST,
+        help="Field with the image. [default: external_url, url, image_url, image or path]",
+    ),
 ]
 PromptOption = Annotated[
     str | None,
@@ -49,17 +61,26 @@ PromptOption = Annotated[
     ),
 ]
 TemplateOption = Annotated[
-    Path | None, typer.Option(help="File with the prompt, which may be a Jinja2 template as for --prompt.")
+    Path | None,
+    typer.Option(
+        rich_help_panel=Group.GENERATION,
+        help="File with the prompt, which may be a Jinja2 template as for --prompt.",
+    ),
 ]
-StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at the first bad line.")]
-RecipeOption = Annotated[
-    str | None, typer.Option(help="Beginning of the recipe's hash (see `etl status`). [default: the latest]")
+StrictOption = Annotated[
+    bool, typer.Option("--strict", rich_help_panel=Group.MANIFEST, help="Stop at the first bad line.")
 ]
-ProvenanceOption = Annotated[bool, typer.Option("--provenance", help="Add how each caption came to be.")]
+ProvenanceOption = Annotated[
+    bool, typer.Option("--provenance", rich_help_panel=Group.OUTPUT, help="Add how each caption came to be.")
+]
 ForceOption = Annotated[
-    bool, typer.Option("--force", help="Also where `etl split` gave the work to parts; it may then be done twice.")
+    bool,
+    typer.Option(
+        "--force",
+        rich_help_panel=Group.GENERAL,
+        help="Also where `etl split` gave the work to parts; it may then be done twice.",
+    ),
 ]
-OnlyCaptionedOption = Annotated[bool, typer.Option("--only-captioned", help="Leave out records without a caption.")]
 
 
 @command(group, works=True)
@@ -122,41 +143,6 @@ def caption(context: Context, force: ForceOption = False) -> None:
 
 
 @command(group, works=True)
-@with_format_options
-def export(
-    context: Context,
-    output: Annotated[str, typer.Argument(help="File to write (.gz and .zst compress) or directory, or - for stdout.")],
-    recipe: RecipeOption = None,
-    provenance: ProvenanceOption = False,
-    only_captioned: OnlyCaptionedOption = False,
-    since: Annotated[
-        str, typer.Option(help="Only what was captioned or failed since this run began (uid or number).")
-    ] = "",
-    format: Annotated[str, typer.Option(help=FORMAT_HELP)] = "",  # noqa: A002 - the option's name
-    shard_size: Annotated[
-        int, typer.Option(min=0, help="Records in each file of a directory. [default: one file]")
-    ] = 0,
-    **format_options: bool,
-) -> None:
-    """Write the manifest with its captions, in manifest order."""
-    from etl.export.stage import ExportOptions
-    from etl.run.pipeline import export_manifest
-
-    options = ExportOptions(
-        recipe=recipe,
-        provenance=provenance,
-        only_captioned=only_captioned,
-        since=since,
-        format=format,
-        shard_size=shard_size,
-        format_options=format_options,
-    )
-    with ends_when_interrupted():
-        summary = export_manifest(context.settings, output, options)
-    render.exported(context, summary)
-
-
-@command(group, works=True)
 def run(
     context: Context,
     sources: Annotated[
@@ -166,7 +152,10 @@ def run(
         list[str] | None, typer.Option("--input", "-i", metavar="SOURCE", help="The same as SOURCE.")
     ] = None,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", help="File or directory to export to at the end, or - for stdout.")
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="File or directory to export to at the end, or - for stdout."
+        ),
     ] = None,
     only_synthetic: SyntheticOption = None,
     limit: LimitOption = None,

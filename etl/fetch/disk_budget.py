@@ -12,8 +12,7 @@ from etl.settings import Settings
 from etl.state.presence import require_directory
 from etl.state.sources import SourceQueue
 from etl.state.store import Store
-
-MIB = 2**20
+from etl.units import BYTES, size, written
 
 
 class DiskBudget:
@@ -46,7 +45,7 @@ class DiskBudget:
         if self._limit.make_room(thorough=True):
             return True
         raise DiskFullError(
-            f"the image cache has reached max_cache_size = {self._settings.max_cache_size // MIB} MiB, and every "
+            f"the image cache has reached max_cache_size = {written(self._settings.max_cache_size, BYTES)}, and every "
             "picture in it is still needed; caption them (`etl run` does both), or raise max_cache_size, and run again"
         )
 
@@ -70,6 +69,6 @@ class DiskBudget:
         free = self._cache.free_bytes()
         if free < self._settings.min_free:
             raise DiskFullError(
-                f"only {free // MIB} MiB are free for {self._cache.root}, fewer than min_free = "
-                f"{self._settings.min_free // MIB} MiB; free some space and run again, or lower min_free"
+                f"only {size(free)} are free for {self._cache.root}, fewer than min_free = "
+                f"{written(self._settings.min_free, BYTES)}; free some space and run again, or lower min_free"
             )

@@ -19,6 +19,7 @@ from etl.state.read.recipes import all_recipes
 from etl.state.read.report_rows import LINE, failures_by_host, finished_by_time
 from etl.state.read.runs import latest_runs
 from etl.text import clean
+from etl.units import duration, size
 from etl.version import __version__
 
 BUCKETS = 120
@@ -72,7 +73,7 @@ def _figures(progress: Progress, spent: Cost | None) -> Iterator[dict[str, str]]
         "not selected": records.get(RecordState.UNSELECTED, 0),
     }
     yield from ({"name": name, "value": f"{count:,}"} for name, count in counts.items())
-    yield {"name": "fetched", "value": f"{progress.bytes_fetched / 1e9:,.2f} GB"}
+    yield {"name": "fetched", "value": size(progress.bytes_fetched)}
     if spent is not None:
         yield {"name": "spent", "value": f"{spent.total:,.2f}"}
 
@@ -90,7 +91,7 @@ def _run(run: RunInfo, spent: float | None) -> dict[str, str]:
         "uid": clean(run.uid, LINE), "began": iso_utc(run.started_at)[:16].replace("T", " "),
         "stages": clean(" + ".join(run.stages), LINE),
         "state": clean(f"{run.state}{f': {run.message}' if run.message else ''}", LINE),
-        "took": f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}",
+        "took": duration(seconds),
         "cost": "" if spent is None else f"{spent:,.2f}",
     }  # fmt: skip
 

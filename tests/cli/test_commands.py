@@ -39,7 +39,7 @@ def test_help(etl: Etl, command: str) -> None:
     answer = etl(command, "--help")
     assert (answer.code, answer.err) == (0, "")
     assert f"Usage: etl {command}" in answer.out
-    assert "--state" in answer.out and "--json" in answer.out
+    assert "--state" in answer.out and "--json" in etl(command, "--help-all").out
     assert "``" not in answer.out
     assert list(Path().iterdir()) == []
 
@@ -66,12 +66,12 @@ def test_commands_are_functions(made: MadeState, capsys: pytest.CaptureFixture[s
 
 def test_every_setting_of_fetch_explains_itself(etl: Etl) -> None:
     """Each setting has a text of its own in the help, from the one place where settings are described."""
-    text = " ".join(etl("fetch", "--help").out.split())
+    text = " ".join(etl("fetch", "--help-all").out.split())
     helps = [one.help for one in known(Settings).values()]
     assert len(helps) == len(set(helps))
     assert "Waits" not in text
-    assert "Wait before the second attempt, in seconds; doubles with each further one, with jitter." in text
-    assert "Address space of one decoder process, in bytes." in text
+    assert "Wait before the second attempt; doubles with each further one, with jitter. [default: 5s]" in text
+    assert "Address space of one decoder process. [default: 4GiB]" in text
 
 
 def test_a_whole_run(finished: Any) -> None:

@@ -23,14 +23,15 @@ CLI = (DOCS / "cli.md").read_text(encoding="utf-8")
 ERRORS = (DOCS / "errors.md").read_text(encoding="utf-8")
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-GLOBALS = {"--state", "--config", "--json", "--quiet", "-q", "--verbose", "-v", "--help", "-h"}
+GLOBALS = {"--state", "-s", "--help-all", "--config", "--json", "--quiet", "-q", "--verbose", "-v", "--help", "-h"}
 
 
 def section(title: str) -> str:
     """Return the text under a heading of the command line's page."""
-    found = re.search(rf"^(#+) {re.escape(title)}.*?$(.*?)(?=^##|\Z)", CLI, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^(#+) {re.escape(title)}.*?$", CLI, re.MULTILINE)
     assert found, f"docs/cli.md has no heading {title!r}"
-    return found[2]
+    behind = CLI[found.end() :]
+    return re.split(rf"^#{{2,{len(found[1])}}} ", behind, maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def flags_of(command: str) -> dict[str, list[str]]:
@@ -80,7 +81,7 @@ def test_examples_are_accepted(example: str) -> None:
     words = [word for word in shlex.split(example) if not re.match(r"[A-Z_]+=", word)]
     assert words[0] == "etl"
     command = COMMANDS[words[1]]
-    if "-h" in words or "--help" in words:
+    if {"-h", "--help", "--help-all"} & {*words}:
         return
     command.make_context(words[1], words[2:])
 

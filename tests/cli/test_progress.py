@@ -42,9 +42,9 @@ def test_the_plain_line_tells_hosts_errors_and_time() -> None:
     )
     line = progress_line(now)
     assert line.count("\n") == 0
-    assert "fetch 1,200/2,000 (12 failed, 3 will retry) 4.2/s 12.5 MiB/s, 34 min left" in line
+    assert "fetch 1,200/2,000 (12 failed, 3 will retry) 4.2/s 12.5 MiB/s, 34m" in line
     assert "errors: 9 timeout, 3 http_404, 1 dns, 1 reset, 1 others" in line
-    assert "host slow.test 300 to come, not answering, asked again in 25 s: 8 sources failed in a row: timeout" in line
+    assert "host slow.test 300 to come, not answering, asked again in 25s: 8 sources failed in a row: timeout" in line
     assert "host good.test 4.2/s 12.5 MiB/s, 4 at once, 485 to come" in line
     assert "done.test" not in line
 
@@ -70,9 +70,9 @@ def test_an_estimate_says_what_it_does_not_know() -> None:
     )
     lines = list(estimate_lines(FetchEstimate(hosts, None, 10 * 2**20, 2**20), refresh=False))
     assert lines[0] == "13 pictures to fetch, 5.0 MiB and 3 of unknown size"
-    assert lines[1] == "host      one.test: 10 pictures, 2 of them after a failure, 5.0 MiB, about 1 min"
+    assert lines[1] == "host      one.test: 10 pictures, 2 of them after a failure, 5.0 MiB, about 1m 30s"
     assert lines[2] == "host      two.test: 3 pictures, sizes not known"
-    assert "about 1 min for the others; not known for two.test" in lines[3]
+    assert "about 1m 30s for the others; not known for two.test" in lines[3]
     assert lines[4].endswith("1.0 MiB free: NOT ENOUGH")
 
 

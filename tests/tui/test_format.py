@@ -2,6 +2,7 @@
 
 import pytest
 
+from etl.units import size
 from tui.format import (
     ASCII,
     UNICODE,
@@ -15,7 +16,6 @@ from tui.format import (
     percent,
     rate,
     short,
-    size,
     spark,
 )
 from tui.rates import SAMPLES, Steadiness

@@ -15,7 +15,8 @@ from etl.domain.views import FailureFilter
 from etl.redaction import redact_line, redact_url
 from etl.state.read.story import record_story
 from etl.text import clean
-from tui.format import breaks, duration, plural, size
+from etl.units import size
+from tui.format import breaks, duration, plural
 from tui.retry_selection import RetrySelection
 from tui.screens.base import StateScreen
 from tui.snapshot import Snapshot

@@ -4,7 +4,8 @@ from textual.content import Content
 
 from etl.domain.statuses import Stage
 from etl.domain.views import GpuSample
-from tui.format import bar, count, per_second, size, spark
+from etl.units import size
+from tui.format import bar, count, per_second, spark
 from tui.theme import GOOD, QUIET, STRONG
 from tui.widgets.fetch import PLOT
 from tui.widgets.panel import Panel

@@ -6,7 +6,8 @@ from etl.clock import now_ms
 from etl.domain.statuses import HostState
 from etl.domain.views import HostProgress
 from etl.text import clean
-from tui.format import duration, per_second, plural, short, size, spark
+from etl.units import size
+from tui.format import duration, per_second, plural, short, spark
 from tui.theme import ALERT, GOOD, QUIET, STRONG
 from tui.widgets.panel import Panel, cut
 

@@ -11,6 +11,7 @@ from etl.caption.model.weights import weight_bytes
 from etl.errors import ModelError
 from etl.gpu import allocator_environment
 from etl.settings import Settings
+from etl.units import size
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +80,7 @@ def fits_each(settings: Settings, gpus: Sequence[Gpu], needed: int) -> bool:
     room = [round(gpu.memory * settings.gpu_memory_fraction * _BESIDE_WEIGHTS) for gpu in gpus]
     if needed > sum(room):
         raise ModelError(
-            f"{settings.model} takes {needed / 2**30:.1f} GiB, more than the GPUs have room for "
-            f"({sum(room) / 2**30:.1f} GiB)"
+            f"{settings.model} takes {size(needed)}, more than the GPUs have room for ({size(sum(room))})"
         ).with_cure("use more GPUs, a smaller --dtype or a smaller model")
     return needed <= min(room)
 

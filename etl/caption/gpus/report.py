@@ -22,6 +22,7 @@ from etl.caption.slots.capacity import max_seq_len_for, slots_within
 from etl.errors import EtlError, ModelError
 from etl.processes import Parent
 from etl.settings import Settings
+from etl.units import size
 
 PROMPT_TOKENS = 43
 """Of the default prompt with the chat around it, beside those of the picture (`benchmarks/README.md`)."""
@@ -104,7 +105,7 @@ def _memory(settings: Settings, device: torch.device, model: _Model, shapes: Sha
     weights = model.weights or values * model.dtype.itemsize
     free, total = cuda.memory(device)
     name = str(model.dtype).removeprefix("torch.")
-    said = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free, weights {weights / 2**30:.1f} GiB as {name}"
+    said = f"{size(free)} of {size(total)} free, weights {size(weights)} as {name}"
     text = model.config.get_text_config()
     longest = shapes.image_tokens + PROMPT_TOKENS + settings.max_new_tokens
     max_seq_len = max_seq_len_for(longest, getattr(text, "max_position_embeddings", None))
@@ -121,8 +122,8 @@ def _memory(settings: Settings, device: torch.device, model: _Model, shapes: Sha
 
 def _speed(settings: Settings, device: torch.device, model: _Model, shapes: Shapes, slots: int, to_do: int) -> Finding:
     ceilings = measure_ceilings(device, model.dtype)
-    size = model.dtype.itemsize
-    load = Load(shapes.image_tokens + PROMPT_TOKENS, settings.max_new_tokens / 2, slots, size, size)
+    width = model.dtype.itemsize
+    load = Load(shapes.image_tokens + PROMPT_TOKENS, settings.max_new_tokens / 2, slots, width, width)
     most = bounds(shapes, ceilings, load).serial
     rate = OF_BOUND * most
     said = (

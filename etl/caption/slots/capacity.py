@@ -8,6 +8,7 @@ from etl.caption.slots.families import FAMILIES, Llava
 from etl.caption.slots.kv_cache import CacheLayout
 from etl.caption.slots.state import EngineConfig
 from etl.settings import Settings
+from etl.units import size
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +48,11 @@ def choose_slots(loaded: LoadedModel, settings: Settings, max_seq_len: int, *, p
     free, total = cuda.memory(loaded.device)
     slots = max(1, slots_within(loaded, settings, max_seq_len, (free, total), penalised=penalised))
     log.info(
-        "%d slots of %d tokens: %.1f of %.1f GiB of the GPU's memory are free",
+        "%d slots of %d tokens: %s of %s of the GPU's memory are free",
         slots,
         max_seq_len,
-        free / 2**30,
-        total / 2**30,
+        size(free),
+        size(total),
     )
     return slots
 

@@ -45,7 +45,7 @@ def device(settings: Settings) -> Check:
         asked = "" if settings.device == "auto" else f"--device {settings.device}; "
         return Check("gpu", "note", f"{asked}torch {torch.__version__} uses none; captions are made on the CPU")
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    shown = "; ".join(f"{n}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for n, gpu in enumerate(gpus))
+    shown = "; ".join(f"{n}: {gpu.name}, {size(gpu.total_memory)}" for n, gpu in enumerate(gpus))
     if importlib.util.find_spec("triton") is None:
         return Check("gpu", "note", f"{shown}; without Triton, so decoding reads more memory than it needs to")
     return Check("gpu", "ok", shown)
