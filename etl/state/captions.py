@@ -10,7 +10,7 @@ from etl.errors import WorkingCopyError
 from etl.state.database import Connection
 from etl.state.images import lose_images, wake_evicted
 from etl.state.record_captions import queue_captions, records_of_caption
-from etl.state.work_queue import ALONE_AFTER_CRASHES, DEAD_AFTER_CRASHES, WorkQueue
+from etl.state.work_queue import ALONE_AFTER_CRASHES, DEAD_AFTER_CRASHES, RetryPolicy, WorkQueue
 
 
 class CaptionQueue(WorkQueue):
@@ -21,10 +21,8 @@ class CaptionQueue(WorkQueue):
     # A worker holds hundreds of captions; only one that is tried alone is judged by its death.
     dead_after_crashes = DEAD_AFTER_CRASHES
 
-    def __init__(
-        self, connection: Connection, run: int, recipe: int, *, max_attempts: int, backoff_s: float, cap_s: float
-    ) -> None:
-        super().__init__(connection, run, max_attempts=max_attempts, backoff_s=backoff_s, cap_s=cap_s)
+    def __init__(self, connection: Connection, run: int, recipe: int, policy: RetryPolicy) -> None:
+        super().__init__(connection, run, policy)
         self.recipe = recipe
 
     def enqueue_possible(self) -> int:

@@ -38,7 +38,7 @@ from etl.state.parts.merge import Merge
 from etl.state.parts.split import Split
 from etl.state.requeue import Recaption
 from etl.state.sources import SourceQueue
-from etl.state.work_queue import recover
+from etl.state.work_queue import RetryPolicy, recover
 from etl.version import __version__
 
 
@@ -96,7 +96,7 @@ class Store:
 
     def sources(self, run: int) -> SourceQueue:
         """Return the fetch queue, leased to ``run``."""
-        return SourceQueue(self._connection, run, **self._patience())
+        return SourceQueue(self._connection, run, RetryPolicy.of(self.settings))
 
     def hosts(self, run: int) -> HostLog:
         """Return the log of how hosts fare, written by ``run``."""
@@ -104,7 +104,7 @@ class Store:
 
     def captions(self, run: int, recipe: int) -> CaptionQueue:
         """Return the caption queue of one recipe, leased to ``run``."""
-        return CaptionQueue(self._connection, run, recipe, **self._patience())
+        return CaptionQueue(self._connection, run, recipe, RetryPolicy.of(self.settings))
 
     def images(self) -> Images:
         """Return the writer of what the cache holds of each image."""
@@ -142,14 +142,6 @@ class Store:
             "WHERE id > ? AND (state = 'present' OR original_kept = 1) ORDER BY id LIMIT ?",
             (after, limit),
         )
-
-    def _patience(self) -> dict[str, Any]:
-        settings = self.settings
-        return {
-            "max_attempts": settings.max_attempts,
-            "backoff_s": settings.backoff,
-            "cap_s": settings.backoff_cap,
-        }
 
     def use_recipe(self, *, sha256: str, model: str, revision: str, spec: str) -> int:
         """Make a recipe the current one; return its id."""

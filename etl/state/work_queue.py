@@ -11,10 +11,12 @@ its lease changes nothing.
 
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from etl.clock import now_ms
 from etl.domain.items import ItemFailure
 from etl.domain.statuses import Stage
+from etl.settings import Settings
 from etl.state import waits
 from etl.state.database import Connection
 from etl.state.log import journal
@@ -28,6 +30,34 @@ DEAD_AFTER_CRASHES = 5
 """Two deaths alone prove the item guilty; one could still be an operator's kill -9 at a bad moment."""
 
 
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often a failed item is tried, and when again.
+
+    Attributes:
+        max_attempts: after which a retryable failure is final.
+        backoff_s: wait before the second attempt; doubles with each further one.
+        cap_s: longest wait that is our own choice.
+    """
+
+    max_attempts: int
+    backoff_s: float
+    cap_s: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> "RetryPolicy":
+        """Return what the settings say."""
+        return cls(settings.max_attempts, settings.backoff, settings.backoff_cap)
+
+    def wait_ms(self, attempts: int, retry_after_s: float | None) -> int:
+        """Return the wait before the next attempt: exponential with full jitter above half, never under
+        what the server asked for.
+        """
+        ceiling = min(self.cap_s, self.backoff_s * 2.0 ** (attempts - 1))
+        wait = ceiling * random.uniform(0.5, 1.0)
+        return round(1000 * max(wait, min(retry_after_s or 0.0, LONGEST_ASKED_WAIT_S)))
+
+
 class WorkQueue:
     """The moves that sources and captions share.  Subclasses claim and commit.
 
@@ -39,12 +69,10 @@ class WorkQueue:
     stage: Stage
     dead_after_crashes = ALONE_AFTER_CRASHES
 
-    def __init__(self, connection: Connection, run: int, *, max_attempts: int, backoff_s: float, cap_s: float) -> None:
+    def __init__(self, connection: Connection, run: int, policy: RetryPolicy) -> None:
         self._connection = connection
         self._run = run
-        self._max_attempts = max_attempts
-        self._backoff_s = backoff_s
-        self._cap_s = cap_s
+        self._policy = policy
 
     def fail(self, failures: Sequence[ItemFailure]) -> list[bool]:
         """Commit failed attempts in one transaction; return for each whether the item is now dead.
@@ -67,10 +95,10 @@ class WorkQueue:
             return False
         attempts, crashes = int(row[0]) + 1, int(row[1]) + failure.crashed
         # A process that died is no proof against the picture until it happened again and again.
-        spent: bool = crashes >= self.dead_after_crashes if failure.crashed else attempts >= self._max_attempts
+        spent: bool = crashes >= self.dead_after_crashes if failure.crashed else attempts >= self._policy.max_attempts
         dead = bool(spent or not (failure.retryable or failure.crashed))
         now = now_ms()
-        wait = 0 if dead else self._wait_ms(attempts, failure.retry_after_s)
+        wait = 0 if dead else self._policy.wait_ms(attempts, failure.retry_after_s)
         db.conn.execute(
             f"UPDATE {self.table} SET status = ?, attempts = ?, crashes = ?, not_before = ?, lease_run = NULL, "
             "error_class = ?, error = ?, done_at = ? WHERE id = ?",
@@ -87,14 +115,6 @@ class WorkQueue:
         )
         self._log_attempt(db, failure.id, failure.started_at, now, failure.slug, failure.message)
         return dead
-
-    def _wait_ms(self, attempts: int, retry_after_s: float | None) -> int:
-        """Return the wait before the next attempt: exponential with full jitter above half, never under
-        what the server asked for.
-        """
-        ceiling = min(self._cap_s, self._backoff_s * 2.0 ** (attempts - 1))
-        wait = ceiling * random.uniform(0.5, 1.0)
-        return round(1000 * max(wait, min(retry_after_s or 0.0, LONGEST_ASKED_WAIT_S)))
 
     def release(self, ids: Iterable[int]) -> None:
         """Put claimed items back without charging an attempt: we stopped, they did not fail."""

@@ -21,7 +21,7 @@ from etl.domain.statuses import Stage
 from etl.state import work_queue
 from etl.state.sources import SourceQueue
 from etl.state.store import Store
-from etl.state.work_queue import recover
+from etl.state.work_queue import RetryPolicy, recover
 
 URL = "http://a.example/1.jpg"
 HOUR_MS = 3_600_000
@@ -140,7 +140,7 @@ def test_second_result_of_the_same_item_changes_nothing(store: Store, queue: Sou
 def test_wait_doubles_within_its_bounds(store: Store, run: int) -> None:
     """The n-th wait is between half of and the whole backoff * 2^(n-1), and never beyond the cap."""
     put_sources(store, URL)
-    queue = SourceQueue(store._connection, run, max_attempts=100, backoff_s=2.0, cap_s=20.0)
+    queue = SourceQueue(store._connection, run, RetryPolicy(max_attempts=100, backoff_s=2.0, cap_s=20.0))
     for ceiling in (2.0, 4.0, 8.0, 16.0, 20.0, 20.0):
         (item,) = queue.claim("a.example", 1)
         before = now_ms()
@@ -155,7 +155,7 @@ def test_wait_doubles_within_its_bounds(store: Store, run: int) -> None:
 def test_server_is_never_asked_before_it_said(store: Store, run: int, asked: float, least: float, most: float) -> None:
     """``Retry-After`` beats our own, shorter wait, up to one day; a wait of zero does not shorten ours."""
     put_sources(store, URL)
-    queue = SourceQueue(store._connection, run, max_attempts=100, backoff_s=1.0, cap_s=20.0)
+    queue = SourceQueue(store._connection, run, RetryPolicy(max_attempts=100, backoff_s=1.0, cap_s=20.0))
     (item,) = queue.claim("a.example", 1)
     before = now_ms()
     queue.fail([failed(item.id, "http_429", retry_after_s=asked, http_status=429)])
