@@ -18,12 +18,13 @@ from etl.version import __version__
 if TYPE_CHECKING:
     from etl import errors
     from etl.api import Caption, Record, State
-    from etl.domain.views import Failure, Progress
+    from etl.domain.views import Progress
     from etl.errors import EtlError
     from etl.run.call import run
     from etl.run.plan import Report
     from etl.setting_sources import load_settings
     from etl.settings import Settings
+    from etl.state.read.failures import Failure
 
 __all__ = [
     "Caption", "EtlError", "Failure", "Progress", "Record", "Report", "Settings", "State", "__version__", "errors",
@@ -32,7 +33,7 @@ __all__ = [
 
 _HOMES = {
     "Caption": "etl.api", "Record": "etl.api", "State": "etl.api",
-    "Failure": "etl.domain.views", "Progress": "etl.domain.views",
+    "Failure": "etl.state.read.failures", "Progress": "etl.domain.views",
     "EtlError": "etl.errors",
     "Report": "etl.run.plan",
     "Settings": "etl.settings",

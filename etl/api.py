@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from etl.domain.statuses import RecordOutcome, RecordState
-from etl.domain.views import Failure, Progress
+from etl.domain.views import Progress
 from etl.errors import ConfigError
 from etl.extras import installer
 from etl.state.read.export_rows import ExportRow, export_rows
-from etl.state.read.failures import failed_items
+from etl.state.read.failures import Failure, failed_items
 from etl.state.read.manifests import all_manifests
 from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader

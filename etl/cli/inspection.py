@@ -9,11 +9,11 @@ from etl.cli.options import Context, command, number
 from etl.cli.record_story import redacted, story_lines
 from etl.clock import iso_utc
 from etl.domain.statuses import Stage
-from etl.domain.views import Failure, FailureFilter
+from etl.domain.views import FailureFilter
 from etl.errors import UsageError
 from etl.redaction import redact_url
 from etl.state.parts.split import latest_split
-from etl.state.read.failures import failed_items
+from etl.state.read.failures import Failure, failed_items
 from etl.state.read.progress import ProgressReader
 from etl.state.read.reader import Reader
 from etl.state.read.recipes import all_recipes

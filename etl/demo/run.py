@@ -13,12 +13,12 @@ from pathlib import Path
 from etl.demo.archive import DemoRecord, build_archive, write_manifest
 from etl.demo.server import HOST, DemoServer
 from etl.domain.statuses import QueueStatus, RecordOutcome
-from etl.domain.views import Failure, FailureFilter, Progress
+from etl.domain.views import FailureFilter, Progress
 from etl.errors import UsageError
 from etl.run.pipeline import run_pipeline
 from etl.run.plan import Plan, Report
 from etl.settings import DEMO_MODEL, Settings
-from etl.state.read.failures import failed_items
+from etl.state.read.failures import Failure, failed_items
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 from etl.text import clean

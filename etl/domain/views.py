@@ -1,4 +1,4 @@
-"""What is shown of a state and told of a run: counts, failures, runs, hosts, GPUs, progress."""
+"""What is shown of a state and told of a run: counts, runs, hosts, GPUs, progress."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,27 +9,6 @@ from etl.domain.statuses import (
     RunState,
     Stage,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """One line of ``etl failures``: a failed item and one record that needs it.
-
-    Attributes:
-        stage: where it failed (`Stage`).
-        item: row in the stage's queue.
-        key: key of the first record that needs the item, or of the invalid record.
-        records: number of active records that need it.
-    """
-
-    stage: str
-    item: int
-    error_class: str
-    message: str
-    key: str
-    url: str
-    attempts: int
-    records: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ def describe(head: bytes) -> str:
         if head.startswith(marker):
             return f"the file is {name}, not a picture"
     if head[4:8] == b"ftyp":
-        return f"the file is of the type {_printable(head[8:12])} (HEIC, AVIF or video), which is not accepted"
+        return f"the file is of the type {_printable(head[8:12])}, which is not accepted"
     if text[:1] in (b"{", b"["):
         return f"the server sent what looks like JSON, not a picture: {_printable(text[:40])}"
     if text[:5].lower() == b"<?xml":

@@ -7,10 +7,10 @@ from support.states import captioned, failed, fetch_all, fetched, put_records, p
 
 from etl.clock import now_ms
 from etl.domain.statuses import RunState, Stage
-from etl.domain.views import Failure, FailureFilter
+from etl.domain.views import FailureFilter
 from etl.state.read import reader as queries
 from etl.state.read.export_rows import export_rows
-from etl.state.read.failures import failed_items, failure_classes, retry_classes
+from etl.state.read.failures import Failure, failed_items, failure_classes, retry_classes
 from etl.state.read.manifests import all_manifests, manifest_lines
 from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader

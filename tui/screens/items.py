@@ -10,9 +10,9 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from etl.domain.statuses import Stage
-from etl.domain.views import Failure, FailureFilter
+from etl.domain.views import FailureFilter
 from etl.redaction import redact_url
-from etl.state.read.failures import SHOWN, failure_page
+from etl.state.read.failures import SHOWN, Failure, failure_page
 from etl.text import clean
 from tui.format import count, folded, plural
 from tui.keys import bindings

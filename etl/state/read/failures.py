@@ -1,9 +1,10 @@
 """What failed: the items that were given up, those that will be tried again, and which of them somebody means."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from etl.domain.statuses import Stage
-from etl.domain.views import Failure, FailureFilter
+from etl.domain.views import FailureFilter
 from etl.state.read.reader import PAGE, Reader
 from etl.state.record_captions import CURRENT_RECIPE, asked_by_record, records_of_caption
 
@@ -12,6 +13,28 @@ SHOWN = 200
 
 CURRENT = f"recipe = {CURRENT_RECIPE}"
 """Condition over ``captions``: those of the current recipe."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One line of ``etl failures``: a failed item and one record that needs it.
+
+    Attributes:
+        stage: where it failed (`Stage`).
+        item: row in the stage's queue.
+        key: key of the first record that needs the item, or of the invalid record.
+        records: number of active records that need it.
+    """
+
+    stage: str
+    item: int
+    error_class: str
+    message: str
+    key: str
+    url: str
+    attempts: int
+    records: int = 1
+
 
 _OF_SOURCE = "FROM records r WHERE r.source = t.id AND r.state = 'active'"
 _OF_CAPTION = records_of_caption("t")
