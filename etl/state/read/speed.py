@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from etl.state.read.reader import Reader
+from etl.state.record_captions import CURRENT_RECIPE
 
 LEAST = 20
 """Captions from which a run says anything of speed."""
@@ -22,7 +23,7 @@ def caption_speed(reader: Reader) -> CaptionSpeed | None:
     """Return the speed of the latest run that made enough captions under the current recipe; ``None`` for none."""
     rows = reader.rows(
         "SELECT count(*), max(c.done_at) - min(c.done_at), r.uid, r.host FROM captions c JOIN runs r ON r.id = c.run "
-        "WHERE c.status = 'done' AND c.recipe = (SELECT id FROM recipes WHERE current = 1) "
+        f"WHERE c.status = 'done' AND c.recipe = {CURRENT_RECIPE} "
         "GROUP BY r.id HAVING count(*) >= ? AND max(c.done_at) > min(c.done_at) ORDER BY r.id DESC LIMIT 1",
         (LEAST,),
     )
