@@ -1,5 +1,5 @@
 # docker build --tag caption-etl .
-# docker run --rm --init --gpus all --volume "$PWD:/work" --user "$(id -u):$(id -g)" caption-etl run --input ...
+# docker run --rm --init --gpus all --volume "$PWD:/work" --user "$(id -u):$(id -g)" caption-etl run manifest.jsonl.gz -o captions.jsonl
 # For a driver before 580 (docs/operations.md): --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126
 FROM python:3.12-slim
 
