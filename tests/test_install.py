@@ -84,7 +84,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def install(folder: Path, *arguments: str | Path) -> Path:
     """Make an environment with only this in it, and return where its programs are."""
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-    pip = [folder / "venv" / "bin" / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt"]
+    pip: list[str | Path] = [
+        folder / "venv" / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "-c",
+        ROOT / "constraints.txt",
+    ]
     subprocess.run([*pip, *arguments], check=True, timeout=1800)
     return folder / "venv" / "bin"
 

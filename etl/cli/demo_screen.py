@@ -10,8 +10,11 @@ from etl.cli.render import note
 from etl.domain.views import Progress
 from etl.text import clean
 
-COLUMNS = 24
+COLUMNS = 16
 """Of a drawn picture; half as many lines."""
+
+_ENOUGH = ("256", "truecolor", "windows")
+"""What rich calls terminals with colours enough for a picture."""
 
 
 class DemoScreen:
@@ -29,24 +32,26 @@ class DemoScreen:
         return progress(self._context)
 
     def draw(self, picture: bytes, caption: str) -> bool:
-        """Draw a picture beside its caption where the terminal has colours; return whether it has."""
-        from PIL import Image
+        """Draw the middle of a picture, which is what the model sees of it, beside its caption.
+
+        Return whether the terminal has the colours for it.
+        """
+        from PIL import Image, ImageOps
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
         console = Console(stderr=True)
-        if self._context.quiet or console.color_system is None or console.no_color:
+        if self._context.quiet or console.color_system not in _ENOUGH or console.no_color:
             return False
         with Image.open(io.BytesIO(picture)) as image:
-            lines = COLUMNS * image.height // image.width // 2
-            data = image.convert("RGB").resize((COLUMNS, 2 * lines)).tobytes()
+            data = ImageOps.fit(image.convert("RGB"), (COLUMNS, COLUMNS)).tobytes()
         colours = [f"#{data[at : at + 3].hex()}" for at in range(0, len(data), 3)]
         drawn = Text(no_wrap=True)
-        for line in range(lines):
-            drawn.append("\n" if line else "")
+        for begin in range(0, len(colours), 2 * COLUMNS):
+            drawn.append("\n" if begin else "")
             # Two pixels in each cell: the upper one in the letter's colour, the lower one in the ground's.
-            for upper in range(2 * line * COLUMNS, (2 * line + 1) * COLUMNS):
+            for upper in range(begin, begin + COLUMNS):
                 drawn.append("▀", f"{colours[upper]} on {colours[upper + COLUMNS]}")
         side = Table.grid(padding=(0, 2))
         side.add_row(drawn, Text(clean(caption)))

@@ -68,7 +68,7 @@ def run_demo(settings: Settings, directory: Path | None, pictures: int, screen: 
             screen.write(f"kept in {shown}, captions in {clean(str(state / EXPORT))}; look around:")
             screen.write(f"  etl dashboard --state {shown}    # or status, failures, why scene-0001, report")
         else:
-            screen.write("`etl demo DIRECTORY` keeps all this to look at; `etl run --help` for pictures of your own")
+            screen.write("`etl demo DIRECTORY` keeps all this to look at; your own: `etl run PICTURES`")
     return good
 
 
@@ -175,8 +175,10 @@ class _Demo:
         wanted = [record for record in self._records if record.caption is not None]
         wrong = [record for record in wanted if captions.get(record.key) != record.caption]
         shown = (wrong + [record for record in wanted if record not in wrong])[:SHOWN_ROWS]
-        first = self._server.body(wanted[0].path)
-        if wrong or not self._screen.draw(first, str(wanted[0].caption)):
+        # The one with the most to say, of those that any library opens.
+        plain = [record for record in wanted if record.format in ("JPEG", "PNG")]
+        told = max(plain, key=lambda record: len(record.caption or ""))
+        if wrong or not self._screen.draw(self._server.body(told.path), str(told.caption)):
             rows = [
                 (record.key, record.format, str(captions.get(record.key)), "WRONG" if record in wrong else "right")
                 for record in shown

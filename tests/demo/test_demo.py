@@ -103,7 +103,7 @@ def test_the_demo_touches_no_directory_that_holds_something(tmp_path: Path) -> N
 def test_a_picture_is_drawn_where_there_are_colours(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two pixels in each cell, the caption beside them with nothing hidden in it; without colours nothing is drawn."""
+    """Two pixels in each cell, the caption beside them with nothing hidden in it; with few colours nothing is drawn."""
     picture = io.BytesIO()
     drawn = Image.new("RGB", (240, 160), (255, 0, 0))
     drawn.paste((0, 0, 255), (0, 80, 240, 160))
@@ -115,8 +115,11 @@ def test_a_picture_is_drawn_where_there_are_colours(
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert screen.draw(picture.getvalue(), "Red\x1b[2J above blue.")
     lines = capsys.readouterr().err.splitlines()
-    assert (len(lines), lines[0].count("▀")) == (8, 24)
+    assert (len(lines), lines[0].count("▀")) == (8, 16)
     assert "38;2;255;0;0;48;2;255;0;0m" in lines[0] and "38;2;0;0;255;48;2;0;0;255m" in lines[-1]
     assert "Red\\x1b[2J above blue." in lines[0]
+    monkeypatch.delenv("COLORTERM")
+    assert not screen.draw(picture.getvalue(), "sixteen colours")
+    monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("NO_COLOR", "1")
     assert not screen.draw(picture.getvalue(), "no colours")
