@@ -4,44 +4,58 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEV := $(VENV)/.dev
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench soak fuzz constraints clean
+.PHONY: help setup dev light demo test lint format bench soak fuzz constraints clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
-setup: $(READY)  ## Make the virtual environment
+setup: $(READY)  ## Make the virtual environment, with what captioning needs
 
-$(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+dev: $(DEV)  ## The same with the developers' tools, which tests and lint want
+
+light: $(BIN)/python  ## The same for machines that only ingest, fetch, watch and export: 110 MB, no torch
+	$(PIP) --requirement requirements/light.txt
+	$(PIP) --no-deps --editable .
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(READY): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
 	touch $(READY)
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[dev]'
+	touch $(DEV) $(READY)
 
 demo: $(READY)  ## Caption drawn pictures end to end with the tiny model that ships with the project
 	$(BIN)/etl demo
 
-test: $(READY) lint  ## Lint, check types and layers, run the tests
+test: $(DEV) lint  ## Lint, check types and layers, run the tests
 	$(BIN)/python -m pytest -m 'not soak' --numprocesses auto --maxprocesses 4 --dist worksteal
 
-lint: $(READY)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(READY)  ## Format the code
+format: $(DEV)  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## Run the benchmarks that need no GPU (benchmarks/README.md)
+bench: $(DEV)  ## Run the benchmarks that need no GPU (benchmarks/README.md)
 	$(BIN)/python -m benchmarks.ingest
 
-soak: $(READY)  ## Kill, cut and garble for minutes, one test after the other; ends with a table of all faults
+soak: $(DEV)  ## Kill, cut and garble for minutes, one test after the other; ends with a table of all faults
 	$(BIN)/python -m pytest -m soak --ignore tests/fuzz
 
-fuzz: $(READY)  ## Feed bad input to everything that reads a stranger's bytes, for minutes; ends with a table
+fuzz: $(DEV)  ## Feed bad input to everything that reads a stranger's bytes, for minutes; ends with a table
 	$(BIN)/python -m pytest -m soak tests/fuzz
 
 constraints:  ## Write the exact versions of this environment into constraints.txt
@@ -51,19 +65,19 @@ clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .PHONY: rehearsal
-rehearsal: $(READY)  ## Run the archive's manifest against stand-ins for its hosts: make rehearsal MANIFEST=file
+rehearsal: $(DEV)  ## Run the archive's manifest against stand-ins for its hosts: make rehearsal MANIFEST=file
 	@test -n "$(MANIFEST)" || { echo "usage: make rehearsal MANIFEST=manifest.jsonl.gz"; exit 2; }
 	$(BIN)/python -m benchmarks.run.archive_rehearsal $(MANIFEST)
 
 .PHONY: rehearsal-small
-rehearsal-small: $(READY)  ## Fetch all of the archive's manifest as small pictures, a tenth of them faulty: MANIFEST=file
+rehearsal-small: $(DEV)  ## Fetch all of the archive's manifest as small pictures, a tenth of them faulty: MANIFEST=file
 	@test -n "$(MANIFEST)" || { echo "usage: make rehearsal-small MANIFEST=manifest.jsonl.gz"; exit 2; }
 	$(BIN)/python -m benchmarks.run.archive_rehearsal $(MANIFEST) --small
 
 .PHONY: screenshots
-screenshots: $(READY)  ## Make the pictures of docs/dashboard.md (needs rsvg-convert)
+screenshots: $(DEV)  ## Make the pictures of docs/dashboard.md (needs rsvg-convert)
 	$(BIN)/python -m benchmarks.tui.screenshots
 
 .PHONY: long-run
-long-run: $(READY)  ## Fetch and caption 100,000 small pictures: does anything grow or become slower?
+long-run: $(DEV)  ## Fetch and caption 100,000 small pictures: does anything grow or become slower?
 	$(BIN)/python -m benchmarks.run.long_run

@@ -14,7 +14,7 @@ from etl.errors import ConfigError, ModelError
 
 DISTRIBUTION = "caption-etl"
 
-MODEL_LIBRARIES = ("accelerate", "huggingface_hub", "safetensors", "tokenizers", "torch", "transformers")
+MODEL_LIBRARIES = ("torch", "transformers", "accelerate", "huggingface_hub", "safetensors", "tokenizers")
 """What captions on this machine, and almost all of an installation's size; nothing else needs them."""
 
 
@@ -46,9 +46,10 @@ def require_model_libraries() -> None:
     if missing:
         wanted = {name.replace("_", "-") for name in missing}
         command = _install(one for one, _ in _requirements() if _name(one) in wanted)
+        more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
         raise ModelError(
-            f"captioning on this machine needs {', '.join(missing)}, which {'are' if missing[1:] else 'is'} not "
-            "installed; fetch, export, status and the dashboard go without"
+            f"captioning on this machine needs packages that are not installed: {', '.join(missing[:2])}{more}; "
+            "all else goes without"
         ).with_cure(f"{command}, or let another machine caption: --backend openai")
 
 

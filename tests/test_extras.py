@@ -53,7 +53,7 @@ def test_what_captioning_lacks_is_named_with_its_versions(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *_: None if name in ("torch", "huggingface_hub") else find(name)
     )
-    with pytest.raises(ModelError, match="needs huggingface_hub, torch, which are not installed") as caught:
+    with pytest.raises(ModelError, match="packages that are not installed: torch, huggingface_hub; all else") as caught:
         require_model_libraries()
     assert "pip install 'huggingface_hub<3,>=1' 'torch<3,>=2.11', or" in caught.value.cure
 

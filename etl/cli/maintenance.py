@@ -132,7 +132,7 @@ def doctor(
     ] = False,
 ) -> None:
     """Say whether a run would work here, how long it would take and what it would cost."""
-    from etl.run.checks import checks
+    from etl.run.checks.doctor import checks
 
     failed = False
     for check in checks(context.settings, gpu=gpu, net=net):
@@ -173,9 +173,10 @@ def demo(
     pictures: Annotated[int, number("--pictures", least=4, most=2000, help="How many pictures to draw.")] = 24,
 ) -> None:
     """Caption drawn pictures end to end with a tiny model; both ship with the program."""
+    from etl.cli.demo_screen import DemoScreen
     from etl.demo.run import run_demo
 
-    if not run_demo(context.settings, directory, pictures, write=lambda line: render.note(context, line)):
+    if not run_demo(context.settings, directory, pictures, DemoScreen(context)):
         raise EtlError("the demo did not end as it should; see above")
 
 

@@ -8,17 +8,19 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
 from etl.demo.archive import DemoRecord, build_archive, write_manifest
 from etl.demo.server import HOST, DemoServer
-from etl.domain.statuses import QueueStatus, RecordOutcome
+from etl.domain.statuses import RecordOutcome
 from etl.domain.views import FailureFilter, Progress
 from etl.errors import UsageError
 from etl.run.pipeline import run_pipeline
 from etl.run.plan import Plan, Report
 from etl.settings import DEMO_MODEL, Settings
-from etl.state.read.failures import Failure, failed_items
+from etl.state.read.failures import failed_items
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 from etl.text import clean
@@ -26,14 +28,26 @@ from etl.text import clean
 MANIFEST = "manifest.jsonl"
 EXPORT = "captions.jsonl"
 
-SHOWN_ROWS = 12
-"""Rows of a table; the rest is counted."""
+SHOWN_ROWS = 3
+"""Rows of the table; the rest is counted."""
 
-PROGRESS_S = 5.0
-"""Seconds between two lines of progress."""
+Show = Callable[[Progress], None]
 
 
-def run_demo(settings: Settings, directory: Path | None, pictures: int, *, write: Callable[[str], None]) -> bool:
+class Screen(Protocol):
+    """Where the demo is told."""
+
+    def write(self, line: str) -> None:
+        """Say one line."""
+
+    def watch(self) -> AbstractContextManager[Show]:
+        """Yield what shows the progress of one run."""
+
+    def draw(self, picture: bytes, caption: str) -> bool:
+        """Draw a picture beside its caption; return false where nothing can be drawn."""
+
+
+def run_demo(settings: Settings, directory: Path | None, pictures: int, screen: Screen) -> bool:
     """Caption at least four drawn pictures end to end and tell it line by line; return whether all ended as it should.
 
     The state is thrown away unless a ``directory`` is given, which must be new or empty; the export then lies there
@@ -44,15 +58,17 @@ def run_demo(settings: Settings, directory: Path | None, pictures: int, *, write
     with contextlib.ExitStack() as stack:
         if directory:
             state = _checked(directory)
-            write(f"the state is kept in {clean(str(state))}")
         else:
             state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="etl-demo-")))
-            write(f"the state lies in {state} and is removed at the end")
         stack.enter_context(_no_proxies())
         server = stack.enter_context(DemoServer())
-        good = _Demo(_demo_settings(settings, state), server, build_archive(server, pictures), write).run()
+        good = _Demo(_demo_settings(settings, state), server, build_archive(server, pictures), screen).run()
         if directory:
-            _tell_where_next(state, write)
+            shown = clean(str(state))
+            screen.write(f"kept in {shown}, captions in {clean(str(state / EXPORT))}; look around:")
+            screen.write(f"  etl dashboard --state {shown}    # or status, failures, why scene-0001, report")
+        else:
+            screen.write("`etl demo DIRECTORY` keeps all this to look at; your own: `etl run PICTURES`")
     return good
 
 
@@ -93,19 +109,18 @@ def _no_proxies() -> Iterator[None]:
 class _Demo:
     """The demo at work."""
 
-    def __init__(
-        self, settings: Settings, server: DemoServer, records: list[DemoRecord], write: Callable[[str], None]
-    ) -> None:
+    def __init__(self, settings: Settings, server: DemoServer, records: list[DemoRecord], screen: Screen) -> None:
         self._settings = settings
         self._server = server
         self._records = records
-        self._write = write
+        self._screen = screen
+        self._write = screen.write
 
     def run(self) -> bool:
         state, write = self._settings.state, self._write
         write_manifest(self._records, state / MANIFEST)
         urls = len({record.path for record in self._records})
-        write(f"{len(self._records)} records with {urls} URLs on {self._server.base}")
+        write(f"{len(self._records)} records, {urls} URLs of drawn pictures on a server of this machine; some fail")
         plan = Plan(fetch=True, caption=True, sources=(str(state / MANIFEST),), output=str(state / EXPORT))
         first = self._run("first run", plan)
         failing = {record.key for record in self._records if record.error_class or record.heals}
@@ -114,12 +129,12 @@ class _Demo:
         self._server.heal()
         with Store.open(self._settings, create=False) as store:
             again = sum(store.retry_failed(FailureFilter()).values())
-        write(f"the server is healed; retry-failed: {again} sources are ready again")
+        write(f"the server is mended, and `etl retry-failed` gives {again} pictures another chance")
         self._run("second run", dataclasses.replace(plan, sources=()))
         lost = self._show_failures()
         hopeless = {record.key for record in self._records if record.error_class}
         if lost == hopeless:
-            write("these stay failed, as they should: there is no picture behind their URLs")
+            write("  as it should be: there is no picture behind these URLs")
 
         right = self._show_captions()
         first_url = self._records[0].path
@@ -127,16 +142,9 @@ class _Demo:
         return as_planned and lost == hopeless and right and self._server.requests[first_url] == 1
 
     def _run(self, name: str, plan: Plan) -> Report:
-        begun = shown = time.monotonic()
-
-        def show(now: Progress) -> None:
-            nonlocal shown
-            if time.monotonic() - shown > PROGRESS_S:
-                shown = time.monotonic()
-                fetched, captioned = (counts.get(QueueStatus.DONE, 0) for counts in (now.sources, now.captions))
-                self._write(f"{name}: {fetched} pictures fetched, {captioned} captions so far")
-
-        report = run_pipeline(self._settings, plan, show)
+        begun = time.monotonic()
+        with self._screen.watch() as show:
+            report = run_pipeline(self._settings, plan, show)
         if report.signal is not None:
             self._write(f"{name}: stopped")
             raise SystemExit(128 + report.signal)
@@ -150,10 +158,9 @@ class _Demo:
         expected = {record.key: record.error_class for record in self._records}
         with Reader(self._settings.state) as reader:
             failures = list(failed_items(reader))
-        for failure in failures[:SHOWN_ROWS]:
-            self._write(clean(_failure_line(failure), _width()))
-        if len(failures) > SHOWN_ROWS:
-            self._write(f"  ... and {len(failures) - SHOWN_ROWS} more")
+        told = ", ".join(f"{failure.key} {failure.error_class}" for failure in failures[:SHOWN_ROWS])
+        more = f" and {len(failures) - SHOWN_ROWS} more" if len(failures) > SHOWN_ROWS else ""
+        self._write(f"  failed: {told}{more}")
         return {
             failure.key
             if expected[failure.key] in (None, failure.error_class)
@@ -168,21 +175,18 @@ class _Demo:
         wanted = [record for record in self._records if record.caption is not None]
         wrong = [record for record in wanted if captions.get(record.key) != record.caption]
         shown = (wrong + [record for record in wanted if record not in wrong])[:SHOWN_ROWS]
-        for line in _table(
-            [
+        # The one with the most to say, of those that any library opens.
+        plain = [record for record in wanted if record.format in ("JPEG", "PNG")]
+        told = max(plain, key=lambda record: len(record.caption or ""))
+        if wrong or not self._screen.draw(self._server.body(told.path), str(told.caption)):
+            rows = [
                 (record.key, record.format, str(captions.get(record.key)), "WRONG" if record in wrong else "right")
                 for record in shown
             ]
-        ):
-            self._write(line)
-        if len(wanted) > len(shown):
-            self._write(f"... and {len(wanted) - len(shown)} more")
+            for line in _table(rows):
+                self._write(line)
         self._write(f"{len(wanted) - len(wrong)} of {len(wanted)} captions are right, word for word")
         return not wrong
-
-
-def _failure_line(failure: Failure) -> str:
-    return f"  {failure.key:<12} {failure.stage:<8} {failure.error_class:<13} {failure.message}"
 
 
 def _table(rows: list[tuple[str, str, str, str]]) -> Iterator[str]:
@@ -201,10 +205,3 @@ def _width() -> int:
 
 def _times(number: int) -> str:
     return "once" if number == 1 else f"{number} times"
-
-
-def _tell_where_next(state: Path, write: Callable[[str], None]) -> None:
-    shown = clean(str(state))
-    write(f"captions in {clean(str(state / EXPORT))}; look around:")
-    for command in ("status", "failures", "why scene-0001", "why gone", "runs", "dashboard"):
-        write(f"  etl {command} --state {shown}")

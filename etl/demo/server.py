@@ -71,6 +71,10 @@ class DemoServer:
         self._files[path] = _File(body, content_type, refusals, cut_short)
         return self.url(path)
 
+    def body(self, path: str) -> bytes:
+        """Return a file that was added."""
+        return self._files[path].body
+
     def heal(self) -> None:
         """Serve every file whole from now on; what is not there stays 404."""
         self._healed = True

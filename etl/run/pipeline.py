@@ -16,7 +16,6 @@ from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest, reselect
 from etl.output_file import resolved
 from etl.ray_cluster.connection import check as check_cluster
-from etl.run.checks import require_room
 from etl.run.plan import Plan, Report
 from etl.run.signals import Signals, watch_signals
 from etl.run.supervisor import RunResult, StageFunction, run_stages
@@ -147,6 +146,8 @@ def _recorded(settings: Settings, plan: Plan, on_progress: Callable[[Progress], 
     if plan.caption:
         check_model(settings)
     if plan.fetch:
+        from etl.run.checks.room import require_room
+
         require_room(settings)
         # Refused before anything begins, so that no run is on record for it.
         Mirrors.of(settings)

@@ -20,7 +20,7 @@ from etl.domain.views import HostInfo
 from etl.errors import DiskFullError, ModelError
 from etl.run.checks.forecast import work
 from etl.run.checks.network import network
-from etl.run.checks.room import disk
+from etl.run.checks.room import disk, require_room
 from etl.run.pipeline import run_pipeline
 from etl.run.plan import Plan
 from etl.settings import Settings
@@ -77,7 +77,7 @@ def test_a_disk_without_room_for_what_is_to_come_ends_a_run(make: MAKE, free: Ca
     free(500_000_000)
     assert disk(settings).verdict == "ok"
     free(0)
-    assert "are to stay free" in disk(settings).detail
+    assert "are to stay so" in disk(settings).detail
 
 
 def test_few_pictures_refuse_nothing(make: MAKE, free: Callable[[int], None]) -> None:
@@ -161,3 +161,12 @@ def test_weights_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ModelError, match=r"not \(wholly\) in the local cache, .* answer: no route\n") as caught:
         weights_of(Checkpoint("some/llava", tmp_path, "0123"))
     assert "give its directory" in caught.value.cure
+
+
+def test_nothing_to_fetch_needs_no_room(make: MAKE, free: Callable[[int], None]) -> None:
+    """A run that only has captions to make begins on a full disk, too; a first run does not."""
+    settings = make(100)
+    free(0)
+    require_room(settings)
+    with pytest.raises(DiskFullError, match="are to stay so"):
+        require_room(settings_for(settings.state.parent / "new"))

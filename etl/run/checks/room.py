@@ -1,9 +1,10 @@
 """Whether the disk of the state takes what is still to be fetched."""
 
 import shutil
+from pathlib import Path
 
 from etl.domain.statuses import QueueStatus
-from etl.errors import StateError
+from etl.errors import DiskFullError, StateError
 from etl.fetch.estimate import expected_copies
 from etl.run.checks.check import Check
 from etl.settings import Settings
@@ -21,37 +22,71 @@ def disk(settings: Settings) -> Check:
 
     How large those are is known from the ones that are here; while there are few, too little room is only a note.
     """
-    place = settings.state.absolute()
-    while not place.exists():
-        place = place.parent
-    kind, free = file_system_of(place), shutil.disk_usage(place).free
-    detail = f"{settings.state} on {kind or 'an unknown file system'}, {size(free)} free"
+    place = _existing(settings.state)
+    kind = file_system_of(place)
+    where = f"{settings.state} on {kind or 'an unknown file system'}"
     if is_shared(kind):
         return Check(
-            "disk", "fail", f"{detail}; a file system that others share cannot hold a state",
+            "disk", "fail", f"{where}; a file system that others share cannot hold a state",
             "put it on a disk of this machine: --state DIR, or ETL_STATE",
         )  # fmt: skip
+    found = _room(settings, where)
+    if found.verdict == "ok" and settings.state.exists() and settings.state.stat().st_mode & 0o022:
+        said = f"{found.detail}; other users may write to it"
+        return Check("disk", "note", said, f"`chmod go-w {settings.state}`")
+    return found
+
+
+def require_room(settings: Settings) -> None:
+    """Raise `DiskFullError`, before a run begins, where its disk cannot take what is to be fetched."""
+    sources = _sources(settings)
+    if sources is not None and not _due(sources):
+        return
+    found = _room(settings, f"the disk of {settings.state}")
+    if found.verdict == "fail":
+        raise DiskFullError(found.detail).with_cure(found.cure)
+
+
+def _room(settings: Settings, where: str) -> Check:
+    free = shutil.disk_usage(_existing(settings.state)).free
     room = free - settings.min_free
     if room <= 0:
-        least = f"{detail}, and {size(settings.min_free)} are to stay free (min_free)"
-        return Check("disk", "fail", least, "make room, or name another disk: --state DIR")
-    needed, measured = _to_come(settings)
-    if needed:
-        detail += f", about {size(needed)} of pictures to come"
-    if needed > room:
-        bound = f"make room, or bound the cache so that captioned pictures go: --max-cache-size {room * 9 // 10}"
-        return Check("disk", "fail" if measured >= MEASURED else "note", f"{detail}: NOT ENOUGH", bound)
-    if settings.state.exists() and settings.state.stat().st_mode & 0o022:
-        return Check("disk", "note", f"{detail}; other users may write to it", f"`chmod go-w {settings.state}`")
-    return Check("disk", "ok", detail)
+        return Check(
+            "disk", "fail", f"{where}: {size(free)} free, of which {size(settings.min_free)} are to stay so (min_free)",
+            "free some space and run again, lower min_free, or name another disk: --state DIR",
+        )  # fmt: skip
+    sources = _sources(settings) or {}
+    needed = _bytes(settings, _due(sources)) if _due(sources) else 0
+    said = f"{where}: {size(free)} free" + (f", about {size(needed)} of pictures to come" if needed else "")
+    if needed <= room:
+        return Check("disk", "ok", said)
+    measured = sources.get(QueueStatus.DONE, 0) >= MEASURED
+    return Check(
+        "disk", "fail" if measured else "note", f"{said}: NOT ENOUGH",
+        f"free some space, or bound the cache so that captioned pictures go: --max-cache-size {room * 9 // 10}",
+    )  # fmt: skip
 
 
-def _to_come(settings: Settings) -> tuple[int, int]:
-    """Return the bytes that the cache is about to grow by, and how many pictures that is known from."""
+def _existing(place: Path) -> Path:
+    place = place.absolute()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def _sources(settings: Settings) -> dict[str, int] | None:
+    """Return the counts of the state's sources; ``None`` where there is no state yet, or none that can be read."""
     try:
         with Reader(settings.state) as reader:
-            sources = read_progress(reader).sources
-            open_ones = sum(sources.get(status, 0) for status in (QueueStatus.READY, QueueStatus.RETRY))
-            return round(expected_copies(reader, settings, open_ones)), sources.get(QueueStatus.DONE, 0)
+            return read_progress(reader).sources
     except StateError:
-        return 0, 0
+        return None
+
+
+def _due(sources: dict[str, int]) -> int:
+    return sum(sources.get(status, 0) for status in (QueueStatus.READY, QueueStatus.RETRY))
+
+
+def _bytes(settings: Settings, sources: int) -> int:
+    with Reader(settings.state) as reader:
+        return round(expected_copies(reader, settings, sources))
