@@ -1,4 +1,4 @@
-"""Bytes and seconds as short texts for people."""
+"""Bytes, seconds and numbers of things as short texts for people."""
 
 
 def size(number: float) -> str:
@@ -17,3 +17,8 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60:.0f} min"
     return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def count(number: int, thing: str) -> str:
+    """Return a number of things, as ``1 picture`` and ``2,000 pictures``."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 group = typer.Typer()
 
+DAMAGE_FOUND = 3
+"""Exit code of `verify`: files were missing or damaged, which is put right now."""
+
 
 @command(group, works=True)
 def verify(
@@ -58,6 +61,8 @@ def verify(
             render.note(context, clean(line))
     if result.problems:
         raise typer.Exit(1)
+    if result.damage and not accept_missing:
+        raise typer.Exit(DAMAGE_FOUND)
 
 
 @command(group, name="gc", works=True)

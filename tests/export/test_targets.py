@@ -125,7 +125,7 @@ def test_what_lies_in_the_way_of_a_split_stays(state: Path, tmp_path: Path) -> N
 def test_a_name_that_says_no_format_is_refused(
     state: Path, tmp_path: Path, target: str, said: str, command: list[str]
 ) -> None:
-    """An ending of no format, or a directory for one file, makes nothing, neither at the end of a run nor at its start."""
+    """An ending of no format, or a directory for one file, is refused; by a run at its start."""
     there = sorted(tmp_path.iterdir())
     code, _, err = run_here(*command, f"{tmp_path}/{target}", "--state", state)
     assert (code, err.count("\n")) == (2, 1) and said.format(d=tmp_path) in err, err

@@ -52,3 +52,8 @@ def host_rates(reader: Reader, progress: Progress) -> dict[str, tuple[float, flo
 def pending_by_host(reader: Reader) -> dict[str, int]:
     """Return how many sources of each host are still to be fetched."""
     return dict(reader.rows("SELECT host, count(*) FROM sources WHERE status IN ('ready', 'retry') GROUP BY host"))
+
+
+def source_hosts(reader: Reader) -> list[str]:
+    """Return the hosts of all sources, in alphabetical order; an empty one is that of local files."""
+    return [host for (host,) in reader.rows("SELECT DISTINCT host FROM sources ORDER BY host")]
