@@ -17,7 +17,7 @@ from etl.images.cache import ImageCache
 from etl.settings import Settings
 from etl.state.read.hosts import all_hosts
 from etl.state.read.reader import Reader
-from etl.state.read.sources import image_sizes, open_sources
+from etl.state.read.sources import active_lines, image_sizes, open_sources
 
 SIZE_FIELDS = ("image_size_bytes", "size_bytes", "file_size", "bytes")
 """Fields of a record that may hold the size of its picture in bytes; the first that does counts."""
@@ -115,6 +115,7 @@ def estimate_of(reader: Reader, settings: Settings, *, refresh: bool = False) ->
     Pictures count for the host that is asked first.  Raises `ConfigError` for a mirror that is wrongly given.
     """
     mirrors = Mirrors.of(settings)
+    mirrors.check(active_lines(reader))
     sums: dict[str, _Sum] = defaultdict(_Sum)
     for _, lines in groupby(open_sources(reader, fetched_too=refresh), key=itemgetter(0)):
         _add(sums, list(lines), mirrors)

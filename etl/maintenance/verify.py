@@ -66,7 +66,9 @@ class VerifySummary:
         gone = f"; {self.evicted:,} evicted" if self.evicted else ""
         yield f"images    {self.images:,} in the database, {self.missing:,} missing, {self.damaged:,} damaged{gone}"
         if self.requeued:
-            ready = f"{count(self.requeued, 'source')} {'is' if self.requeued == 1 else 'are'} ready to be fetched again"
+            ready = (
+                f"{count(self.requeued, 'source')} {'is' if self.requeued == 1 else 'are'} ready to be fetched again"
+            )
             yield f"put right {ready}: run `etl fetch`"
         if self.revived:
             yield f"captions  {self.revived:,} that had failed for want of a picture are ready again: run `etl caption`"

@@ -41,7 +41,7 @@ def state(made: MadeState) -> MadeState:
         ("retry-failed --class timeout", 0, "nothing that failed has --class timeout;"),
         ("retry-failed --class invalid_json", 2, "mend it, then run `etl ingest`"),
         ("retry-failed --stage ingest", 2, "mend it, then run `etl ingest`"),
-        ("retry-failed --class blocked_path --dry-run", 0, "3 blocked_path will fail again unless this is done first: if"),
+        ("retry-failed --class blocked_path --dry-run", 0, "3 blocked_path will fail again unless this is done first"),
         ("retry-failed --class http_404 --key VM97-05", 0, "fetch: 1 failed item is ready again"),
         ("retry-failed --flag repetition", 0, "no caption that is meant is flagged repetition"),
         ("why VM97-02", 0, "`--allow-path DIR` when fetching; then `etl retry-failed --key VM97-02`, `etl run`"),
