@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
+from click.core import ParameterSource
 
 from etl.cli import render
 from etl.cli.options import Context, command, ends_when_interrupted
@@ -166,7 +168,15 @@ def demo(
     """Caption drawn pictures end to end with the tiny model that ships with the program."""
     from etl.demo.run import run_demo
 
-    if not run_demo(context.settings, directory, pictures, write=lambda line: render.note(context, line)):
+    parsed = click.get_current_context(silent=True)
+    if parsed is not None and parsed.get_parameter_source("state") is ParameterSource.COMMANDLINE:
+        raise ConfigError(
+            f"etl demo takes no --state: name the directory to keep, as in `etl demo {context.settings.state}`"
+        )
+    good = run_demo(context.settings, directory, pictures, write=lambda line: render.note(context, line))
+    if context.json:
+        render.answer({"good": good, "state": directory and str(directory), "pictures": pictures})
+    if not good:
         raise EtlError("the demo did not end as it should; see above")
 
 

@@ -93,4 +93,4 @@ def _why_failed(item: dict[str, Any]) -> str:
         return ""
     due = (item["not_before"] - now_ms()) / 1000
     again = f"; next attempt in {duration(due)}" if item["status"] == QueueStatus.RETRY and due > 0 else ""
-    return f", {item['error_class']} after {count(item['attempts'], 'attempt')}: {clean(item['error'])}{again}"
+    return f", {item['error_class']} after {count(max(0, item['attempts']), 'attempt')}: {clean(item['error'])}{again}"

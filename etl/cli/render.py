@@ -268,11 +268,9 @@ def report(context: Context, done: "Report") -> None:
     if Stage.CAPTION in done.stages:
         for line in flag_lines(done.progress.flags):
             note(context, line)
-        if (lost := done.stages[Stage.CAPTION].lost) and Stage.FETCH not in done.stages:
-            note(
-                context,
-                f"{lost:,} captions wait for pictures that the cache had lost: run `etl fetch`, then this again",
-            )
+    if waiting := done.without_pictures:
+        wait = f"{count(waiting, 'caption')} wait{'s' * (waiting == 1)}"
+        note(context, f"{wait} for pictures that are not in the cache: run `etl fetch`, then this again")
     if done.deadline:
         note(context, f"{done.progress.run.message if done.progress.run else ''}; run the same command again to go on")
     elif done.state is RunState.INTERRUPTED:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from typing import Any
 
 from etl.domain.statuses import HostState
 from etl.domain.views import HostInfo
+from etl.errors import InvalidUrlError
 from etl.fetch.loop import DECODE_AHEAD
 from etl.fetch.mirrors import Mirrors
 from etl.images.cache import ImageCache
+from etl.net.urls import is_local, local_path
 from etl.settings import Settings
 from etl.state.read.hosts import all_hosts
 from etl.state.read.reader import Reader
@@ -137,10 +140,21 @@ def _add(sums: dict[str, _Sum], lines: list[tuple[int, str, str, bool, bytes]], 
     one.sources += 1
     one.retries += tried
     size = next((size for *_, line in lines if (size := _size(line)) is not None), None)
+    if size is None and is_local(address := mirrors.addresses(url, host, line)[0].url):
+        size = _file_size(address)
     if size is not None:
         one.known += 1
         one.bytes += size
         one.largest = max(one.largest, size)
+
+
+def _file_size(address: str) -> int | None:
+    """Return the size of a local file; ``None`` where there is none."""
+    try:
+        found = local_path(address).stat()
+    except (OSError, ValueError, InvalidUrlError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _size(line: bytes) -> int | None:

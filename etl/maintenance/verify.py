@@ -78,7 +78,7 @@ class VerifySummary:
                 f"{self.damaged_originals:,} damaged"
             )
         if removed := self.damaged + self.damaged_originals:
-            yield f"put right {count(removed, 'damaged file')} removed, so that nobody takes {_IT[removed > 1]} for sound"
+            yield f"put right {count(removed, 'damaged file')} removed"
         yield f"orphans   {self.orphans:,} files" + (" deleted" if self.deleted and self.orphans else "")
         if self.parts:
             yield f"parts     {self.parts:,} unfinished files, which the next `etl fetch` resumes or removes"
@@ -98,8 +98,6 @@ _EXPORT = {
     ExportFound.OLDER: "not compared: records or pictures may have changed since the last one",
     ExportFound.COMPARED: "the last one was read again and compared",
 }
-
-_IT = ("it", "them")
 
 
 @dataclass

@@ -1,6 +1,8 @@
 """What commands that look answer: tables that fit, words for nothing, the nearest name for one that there is not."""
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +31,7 @@ def state(made: MadeState) -> MadeState:
         ("failures", 0, "      3  fetch    http_404         a.example  VM97-06\n"),
         ("failures --by class", 0, "      6  fetch    http_404         2 hosts  VM97-06\n"),
         ("failures --by host --limit 1", 0, "      5  in 2 rows more: raise --limit\n"),
-        ("failures --by item --class blocked_path --limit 1", 0, "/2.jpg?token=...\n2 more: raise --limit\nnext      if it is meant, ing"),
+        ("failures --by item --class blocked_path --limit 1", 0, "...\n2 more: raise --limit\nnext      if it is"),
         ("failures --class timeout", 0, "nothing that failed has --class timeout; 10 failed: 9"),
         ("failures --key VM97-00", 0, "nothing that failed has --key VM97-00;"),
         ("failures --class http_44", 2, "there is no error class 'http_44'; did you mean http_404?"),
@@ -108,3 +110,19 @@ def test_nothing_failed(etl: Etl, made: MadeState) -> None:
     assert (answer.code, answer.out, answer.err) == (0, "", "nothing has failed\n")
     assert etl("retry-failed").err == "nothing has failed\n"
     assert etl("retry-failed", "--json").json() == {"fetch": 0, "caption": 0}
+
+
+def test_a_stranger_s_negative_attempts(etl: Etl, state: MadeState) -> None:
+    """They are shown as none, and ``verify --deep`` names the row."""
+    with contextlib.closing(sqlite3.connect(state.settings.state / "state.db")) as database, database:
+        database.execute("UPDATE sources SET attempts = -5 WHERE url LIKE '%/6.jpg%'")
+    assert "http_404 after 0 attempts:" in etl("why", "VM97-06").out
+    assert "tried less often than never" in etl("verify", "--deep", "--accept-missing").err
+
+
+@pytest.mark.usefixtures("state")
+def test_the_demo_takes_no_state(etl: Etl) -> None:
+    """``demo --state`` is refused with what is meant, in place of being ignored."""
+    answer = etl("demo", "--state", "kept")
+    assert (answer.code, answer.out) == (2, "")
+    assert "name the directory to keep, as in `etl demo kept`" in answer.err
