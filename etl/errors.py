@@ -154,11 +154,13 @@ class ItemError(EtlError):
     Attributes:
         slug: the stable name stored as ``error_class``.
         retryable: whether another attempt may succeed.
+        first: what must be done before another attempt can help, as an order; empty where waiting may be enough.
         retry_after_s: seconds that the other side asked us to wait, when it said so.
     """
 
     slug = "error"
     retryable = False
+    first = ""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -176,6 +178,7 @@ class InvalidRecordError(ItemError):
     """The manifest line cannot become a record."""
 
     slug = "invalid_record"
+    first = "mend the line of the manifest, or the options that it was read with, and ingest it again"
 
 
 class InvalidJsonError(InvalidRecordError):
@@ -266,12 +269,14 @@ class NotFoundError(FetchError):
     """HTTP 404 or 410: the picture is not there."""
 
     slug = "http_404"
+    first = "correct the address in the manifest and ingest it again, or name a mirror"
 
 
 class ForbiddenError(FetchError):
     """HTTP 401, 403 or 407: the host refuses."""
 
     slug = "http_403"
+    first = "ask the host's operator, or name a mirror"
 
 
 class ClientStatusError(FetchError):
@@ -291,6 +296,7 @@ class RobotsError(FetchError):
     """The host's robots.txt forbids it, and ``respect_robots`` is set."""
 
     slug = "robots"
+    first = "ask the host's operator, or leave out `--respect-robots`"
 
 
 class HostDownError(FetchError):
@@ -303,42 +309,49 @@ class InvalidUrlError(FetchError):
     """The URL cannot be requested: malformed, or neither http, https nor a local path."""
 
     slug = "invalid_url"
+    first = "correct the address in the manifest and ingest it again"
 
 
 class BlockedAddressError(FetchError):
     """The URL leads to an address that must not be dialled (private, loopback, link-local, ...)."""
 
     slug = "blocked_address"
+    first = "if it is meant, name its host with `--allow-host HOST` when fetching"
 
 
 class BlockedPathError(FetchError):
     """The local path leads out of the manifest's directory and of those that ``allow_path`` names."""
 
     slug = "blocked_path"
+    first = "if it is meant, ingest the manifest again on this machine, or give `--allow-path DIR` when fetching"
 
 
 class TooManyRedirectsError(FetchError):
     """The redirects did not end."""
 
     slug = "redirects"
+    first = "correct the address in the manifest and ingest it again"
 
 
 class TlsError(FetchError):
     """The host's certificate could not be verified."""
 
     slug = "tls"
+    first = "set right this machine's clock and certificates, or the host's"
 
 
 class BodyTooLargeError(FetchError):
     """The body is larger than the limit for one file."""
 
     slug = "too_large"
+    first = "raise `--max-bytes`"
 
 
 class LocalFileError(FetchError):
     """The local path is missing, not a file, or not readable."""
 
     slug = "local_file"
+    first = "put the file where the manifest says"
 
 
 class ImageError(ItemError):
@@ -351,24 +364,28 @@ class NotAnImageError(ImageError):
     """The bytes are of no format that is accepted (HTML with status 200, for one)."""
 
     slug = "not_an_image"
+    first = "look at the address in a browser; the file there must be a picture"
 
 
 class CorruptImageError(ImageError):
     """The format was recognised, but the picture is broken or cut short."""
 
     slug = "corrupt_image"
+    first = "replace the file"
 
 
 class ImageTooLargeError(ImageError):
     """The picture has more pixels than the limit."""
 
     slug = "too_many_pixels"
+    first = "raise `--max-pixels`"
 
 
 class DecoderLimitError(ImageError):
     """The decoder ran out of its time or memory, or died."""
 
     slug = "decoder_limit"
+    first = "raise `--decoder-memory`"
 
 
 class DecoderCrashedError(DecoderLimitError):
@@ -387,6 +404,7 @@ class PromptTooLongError(CaptionError):
     """Prompt, image tokens and new tokens do not fit the model's context."""
 
     slug = "prompt_too_long"
+    first = "shorten the prompt template and ingest again, or lower `--max-new-tokens`"
 
 
 class WorkingCopyError(CaptionError):
@@ -470,3 +488,8 @@ def item_error_classes() -> Iterator[type[ItemError]]:
         cls = pending.pop()
         yield cls
         pending += cls.__subclasses__()
+
+
+def first_of(slug: str | None) -> str:
+    """Return what must be done before another attempt at an item of this class can help; empty for nothing."""
+    return next((cls.first for cls in item_error_classes() if cls.slug == slug), "")

@@ -77,7 +77,8 @@ def _read(path: Path, *, named: bool = False) -> dict[str, Any]:
             text = file.read(_MAX_BYTES + 1)
         if len(text) > _MAX_BYTES:
             raise ConfigError(f"cannot read the configuration {path}: it is larger than {_MAX_BYTES} bytes")
-        return tomllib.loads(text.decode())
+        # Windows' editors begin with a byte order mark.
+        return tomllib.loads(text.decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     # Not only `tomllib.TOMLDecodeError`: numbers and nesting may be more than Python itself reads.

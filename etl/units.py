@@ -138,3 +138,8 @@ def duration(seconds: float) -> str:
         return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
     days, rest = divmod(whole, 86400)
     return f"{days}d {rest // 3600}h" if days < 1000 else f"{days}d"
+
+
+def count(number: int, thing: str) -> str:
+    """Return a number of things, as ``1 picture`` and ``2,000 pictures``."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"

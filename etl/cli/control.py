@@ -1,18 +1,23 @@
 """Commands to a state or to the run at work on it: retry-failed, pause, resume, stop."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from etl.cli import render
+from etl.cli.failure_table import By, check_filter, merged, nothing_line
 from etl.cli.inspection import ClassOption, HostOption, KeyOption, StageOption
 from etl.cli.options import Context, command
 from etl.domain.statuses import QualityFlag, Stage
 from etl.domain.views import FailureFilter
-from etl.errors import EtlError, StateLockedError, UsageError
+from etl.errors import EtlError, StateLockedError, UsageError, first_of
 from etl.state import commands as control
+from etl.state.read.failures import FailureGroup, failure_groups
+from etl.state.read.reader import Reader
 from etl.state.requeue import HIGHEST_PENALTY, LOWEST_PENALTY, PENALTY, UNLIKELY
+from etl.units import count
 
 if TYPE_CHECKING:
     from etl.state.store import Store
@@ -54,6 +59,18 @@ def retry_failed(
         stage=stage, error_class=error_class, host=host, key=key, flag=flag, repetition_penalty=repetition_penalty
     )
     _check(chosen)
+    with Reader(context.settings.state) as reader:
+        check_filter(reader, chosen)
+        groups = failure_groups(reader, chosen) if flag is None else []
+        everything = failure_groups(reader, FailureFilter()) if flag is None and not groups else []
+    if stage is Stage.INGEST or (groups and all(group.stage == Stage.INGEST for group in groups)):
+        raise UsageError("an invalid line is not tried again: mend it, then run `etl ingest` on its manifest")
+    if flag is None and not groups and not context.json:
+        render.note(context, nothing_line(chosen, everything))
+        return
+    if not context.json:
+        for line in _first_lines(groups):
+            render.note(context, line)
     if flag in UNLIKELY and not context.json:
         render.note(context, f"a repetition penalty is unlikely to help: {UNLIKELY[flag]}")
     try:
@@ -96,6 +113,13 @@ def _check(chosen: FailureFilter) -> None:
         raise UsageError(f"--repetition-penalty must be from {LOWEST_PENALTY} to {HIGHEST_PENALTY:g}, not {penalty:g}")
 
 
+def _first_lines(groups: list[FailureGroup]) -> Iterator[str]:
+    """Yield what must be done before another attempt can help, by class."""
+    for group in merged(groups, By.CLASS):
+        if group.stage != Stage.INGEST and (first := first_of(group.error_class)):
+            yield f"{group.items:,} {group.error_class} will fail again unless this is done first: {first}"
+
+
 def _retry_failed(context: Context, store: "Store", chosen: FailureFilter, *, dry_run: bool) -> None:
     counts = store.retry_failed(chosen, dry_run=dry_run)
     if context.json:
@@ -103,7 +127,8 @@ def _retry_failed(context: Context, store: "Store", chosen: FailureFilter, *, dr
         return
     verb = "would be" if dry_run else "are"
     for name, n in counts.items():
-        render.note(context, f"{name}: {n:,} failed items {verb} ready again")
+        if n:
+            render.note(context, f"{name}: {count(n, 'failed item')} {verb if n != 1 or dry_run else 'is'} ready again")
     if any(counts.values()) and not dry_run:
         render.note(context, "now run `etl run` (or `etl fetch` and `etl caption`) again")
 
@@ -112,6 +137,9 @@ def _caption_again(context: Context, store: "Store", chosen: FailureFilter, *, d
     again = store.recaption(chosen, dry_run=dry_run)
     if context.json:
         render.answer(dataclasses.asdict(again))
+        return
+    if not again.caption and not again.exhausted:
+        render.note(context, f"no caption that is meant is flagged {chosen.flag}; `etl status` counts the flags")
         return
     render.note(context, again.line(dry_run=dry_run))
     if again.caption and not dry_run:

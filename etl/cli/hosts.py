@@ -7,7 +7,7 @@ from etl.clock import now_ms
 from etl.domain.statuses import HostState
 from etl.domain.views import HostProgress, Progress
 from etl.text import clean
-from etl.units import duration, size
+from etl.units import count, duration, size
 
 if TYPE_CHECKING:
     from etl.fetch.estimate import FetchEstimate, HostEstimate
@@ -75,10 +75,12 @@ def estimate_lines(estimate: "FetchEstimate", *, refresh: bool) -> Iterator[str]
         yield "nothing to fetch"
         return
     again = "to fetch or to ask for again" if refresh else "to fetch"
-    yield f"{estimate.sources:,} pictures {again}, {_bytes(estimate.bytes, estimate.unknown, estimate.sources)}"
+    yield f"{count(estimate.sources, 'picture')} {again}, {_bytes(estimate.bytes, estimate.unknown, estimate.sources)}"
     for host in estimate.hosts:
         yield f"host      {_host_line(host)}"
-    if estimate.seconds is not None:
+    if all(not host.host for host in estimate.hosts):
+        yield "time      not estimated for local files, which take what decoding them takes"
+    elif estimate.seconds is not None:
         yield f"time      about {duration(estimate.seconds)}, at the rates seen so far"
     else:
         rest = [host for host in estimate.hosts if host.seconds is None]
@@ -91,7 +93,7 @@ def estimate_lines(estimate: "FetchEstimate", *, refresh: bool) -> Iterator[str]
 
 
 def _host_line(host: "HostEstimate") -> str:
-    text = f"{clean(host.host) or 'local files'}: {host.sources:,} pictures"
+    text = f"{clean(host.host) or 'local files'}: {count(host.sources, 'picture')}"
     if host.retries:
         text += f", {host.retries:,} of them after a failure"
     text += f", {_bytes(host.bytes, host.unknown, host.sources)}"

@@ -1,23 +1,26 @@
 """Commands that only look: status, failures, why, runs.  Their answer goes to stdout."""
 
+import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from etl.cli import render
+from etl.cli import failure_table, render
+from etl.cli.failure_table import By, columns
 from etl.cli.options import Context, command, number
 from etl.cli.record_story import redacted, story_lines
-from etl.clock import iso_utc
+from etl.cli.run_table import run_lines
 from etl.domain.statuses import Stage
 from etl.domain.views import FailureFilter
 from etl.errors import UsageError
-from etl.redaction import redact_url
 from etl.state.parts.split import latest_split
-from etl.state.read.failures import Failure, failed_items
+from etl.state.read.failures import failed_items, failure_groups
+from etl.state.read.match import LISTED, keys_meant
 from etl.state.read.progress import ProgressReader
 from etl.state.read.reader import Reader
 from etl.state.read.recipes import all_recipes
-from etl.state.read.runs import latest_runs
+from etl.state.read.runs import latest_runs, work_of_runs
 from etl.state.read.story import record_story
 from etl.text import clean
 
@@ -48,6 +51,8 @@ def status(context: Context) -> None:
     for recipe in recipes:
         mark = "current" if recipe.current else "earlier"
         render.say(f"recipe    {recipe.sha256[:12]} {clean(recipe.model)}@{clean(recipe.revision)} ({mark})")
+    if not parts:
+        render.say(f"next      {render.next_step(progress)}")
 
 
 @command(group)
@@ -57,30 +62,49 @@ def failures(
     error_class: ClassOption = None,
     host: HostOption = None,
     key: KeyOption = None,
-    limit: Annotated[int | None, number("--limit", "-n", least=1, help="At most so many.")] = None,
+    by: Annotated[
+        By | None,
+        typer.Option(help="What a row is. [default: a class on a host; with --key or --json an item]"),
+    ] = None,
+    limit: Annotated[int | None, number("--limit", "-n", least=1, help="At most so many rows.")] = None,
 ) -> None:
-    """List what failed and why; with --json one object per line."""
+    """Tell what failed and why, counted by class and host; with --json one failed item per line."""
+    chosen = FailureFilter(stage=stage, error_class=error_class, host=host, key=key)
+    items = by is By.ITEM or (by is None and (context.json or key is not None))
     with Reader(context.settings.state) as reader:
-        for failure in failed_items(
-            reader, FailureFilter(stage=stage, error_class=error_class, host=host, key=key), limit
-        ):
-            if context.json:
-                render.answer(_failure_json(failure))
-            else:
-                render.say(_failure_line(failure))
+        failure_table.check_filter(reader, chosen)
+        groups = failure_groups(reader, chosen)
+        found = failed_items(reader, chosen, limit) if items and groups else iter(())
+        rows = failure_table.merged(groups, by)
+        if context.json:
+            for answer in map(failure_table.failure_json, found) if items else map(asdict, rows[:limit]):
+                render.answer(answer)
+        if not groups:
+            line = failure_table.nothing_line(chosen, failure_groups(reader, FailureFilter()))
+            render.note(context, line) if context.json else render.say(line)
+        elif not context.json:
+            render.say(failure_table.total_line(groups))
+            width = columns() if sys.stdout.isatty() else None
+            table = failure_table.item_lines(found, width) if items else failure_table.group_lines(rows, limit)
+            for line in table:
+                render.say(line)
+            if items and limit is not None and (more := sum(group.items for group in groups) - limit) > 0:
+                render.say(f"{more:,} more: raise --limit")
+            render.say(failure_table.next_line(groups, items=items))
 
 
 @command(group)
 def why(
     context: Context,
-    key: Annotated[str, typer.Argument(help="The record's key.")],
+    key: Annotated[str, typer.Argument(help="The record's key, a part of it, or its picture's URL.")],
     raw: Annotated[bool, typer.Option("--raw", help="With --json: URLs whole, with what is secret in them.")] = False,
 ) -> None:
     """Tell the whole story of one record."""
     with Reader(context.settings.state) as reader:
-        story = record_story(reader, key)
+        whole = _meant(reader, key)
+        story = record_story(reader, whole)
     if story is None:
-        raise UsageError(f"there is no record with the key {key!r}")
+        raise UsageError(f"the record {clean(whole, 80)!r} is gone, as another ingest has just left it out")
     if context.json:
         render.answer(story if raw else redacted(story))
         return
@@ -95,31 +119,23 @@ def runs(
     """List the latest runs, newest first."""
     with Reader(context.settings.state) as reader:
         found = latest_runs(reader, limit)
-    for run in found:
-        if context.json:
-            render.answer(render.run_json(run))
-        else:
-            render.say(
-                f"{run.uid}  {iso_utc(run.started_at)}  {'+'.join(run.stages):<14} {run.state:<12} "
-                f"{clean(run.host)} {run.pid}  {clean(run.message or '')}".rstrip()
-            )
+        work = work_of_runs(reader, [run.id for run in found])
+    if context.json:
+        for run in found:
+            render.answer(render.run_json(run) | asdict(work[run.id]))
+        return
+    for line in run_lines(found, work, columns()):
+        render.say(line)
 
 
-def _failure_json(failure: Failure) -> dict[str, object]:
-    return {
-        "stage": failure.stage,
-        "error_class": failure.error_class,
-        "key": failure.key,
-        "url": redact_url(failure.url),
-        "attempts": failure.attempts,
-        "message": failure.message,
-        "records": failure.records,
-    }
-
-
-def _failure_line(failure: Failure) -> str:
-    more = f" (+{failure.records - 1} records)" if failure.records > 1 else ""
-    return (
-        f"{failure.stage:<8} {failure.error_class:<16} {clean(failure.key)}{more}  "
-        f"{clean(redact_url(failure.url))}  {clean(failure.message)}"
-    )
+def _meant(reader: Reader, text: str) -> str:
+    """Return the key of the one record that is meant.  Raises `UsageError` where none is, or several."""
+    keys = keys_meant(reader, text)
+    if not keys:
+        raise UsageError(failure_table.no_record(reader, text))
+    if len(keys) > 1:
+        for key in keys[:LISTED]:
+            typer.echo(clean(key, columns()), err=True)
+        many = f"more than {LISTED}" if len(keys) > LISTED else len(keys)
+        raise UsageError(f"{many} records are like {clean(text, 80)!r}, see above; give the whole key of one")
+    return keys[0]

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
+from click.core import ParameterSource
 
 from etl.cli import render
 from etl.cli.options import Context, command, either, ends_when_interrupted, number
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 
 group = typer.Typer()
+
+DAMAGE_FOUND = 3
+"""Exit code of `verify`: files were missing or damaged, which is put right now."""
 
 
 @command(group, works=True)
@@ -58,6 +63,8 @@ def verify(
             render.note(context, clean(line))
     if result.problems:
         raise typer.Exit(1)
+    if result.damage and not accept_missing:
+        raise typer.Exit(DAMAGE_FOUND)
 
 
 @command(group, name="gc", works=True)
@@ -176,7 +183,15 @@ def demo(
     from etl.cli.demo_screen import DemoScreen
     from etl.demo.run import run_demo
 
-    if not run_demo(context.settings, directory, pictures, DemoScreen(context)):
+    parsed = click.get_current_context(silent=True)
+    if parsed is not None and parsed.get_parameter_source("state") is ParameterSource.COMMANDLINE:
+        raise ConfigError(
+            f"etl demo takes no --state: name the directory to keep, as in `etl demo {context.settings.state}`"
+        )
+    good = run_demo(context.settings, directory, pictures, DemoScreen(context))
+    if context.json:
+        render.answer({"good": good, "state": directory and str(directory), "pictures": pictures})
+    if not good:
         raise EtlError("the demo did not end as it should; see above")
 
 

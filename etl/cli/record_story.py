@@ -1,13 +1,15 @@
 """How ``etl why`` looks: the whole story of one record."""
 
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
 from etl.clock import iso_utc, now_ms
-from etl.domain.statuses import QueueStatus, RecordState, status_in_words
+from etl.domain.statuses import QueueStatus, RecordOutcome, RecordState, status_in_words
+from etl.errors import first_of
 from etl.redaction import redact, redact_line, redact_url
 from etl.text import clean
-from etl.units import duration, size
+from etl.units import count, duration, size
 
 
 def redacted(story: dict[str, Any]) -> dict[str, Any]:
@@ -53,6 +55,26 @@ def story_lines(story: dict[str, Any]) -> Iterator[str]:
         took = max(0, attempt["ended_at"] - attempt["started_at"]) / 1000
         what = f"{attempt['error_class']}: {clean(attempt['message'])}" if attempt["error_class"] else "done"
         yield f"attempt   {iso_utc(attempt['ended_at'])} {attempt['stage']} {attempt['n']}, {took:.1f} s: {what}"
+    if step := _next_step(story):
+        yield f"next      {step}"
+
+
+def _next_step(story: dict[str, Any]) -> str:
+    """Return what can be done about the record; empty where nothing need be."""
+    record, source = story["record"], story["source"]
+    if record["state"] == RecordState.UNSELECTED:
+        return "it is not selected: `etl run` with --all, or with another --limit and --offset, takes it"
+    if record["state"] == RecordState.INVALID:
+        manifest = clean(record["manifest"])
+        return first_of(record["error_class"]) or f"mend line {record['line']} of {manifest}, `etl ingest {manifest}`"
+    if record["state"] != RecordState.ACTIVE or record["outcome"] == RecordOutcome.CAPTIONED:
+        return ""
+    current = [caption for caption in story["captions"] if caption["current"]]
+    dead = [item for item in (source, *current) if item and item["status"] == QueueStatus.DEAD]
+    if not dead:
+        return "`etl run` goes on with it"
+    first = first_of(dead[0]["error_class"])
+    return f"{first}; then " * bool(first) + f"`etl retry-failed --key {shlex.quote(clean(record['key']))}`, `etl run`"
 
 
 def _words(caption: dict[str, Any]) -> Iterator[str]:
@@ -71,4 +93,4 @@ def _why_failed(item: dict[str, Any]) -> str:
         return ""
     due = (item["not_before"] - now_ms()) / 1000
     again = f"; next attempt in {duration(due)}" if item["status"] == QueueStatus.RETRY and due > 0 else ""
-    return f", {item['error_class']} after {item['attempts']} attempts: {clean(item['error'])}{again}"
+    return f", {item['error_class']} after {count(max(0, item['attempts']), 'attempt')}: {clean(item['error'])}{again}"

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from etl.cli.hosts import errors_text, host_json, host_line, is_news
 from etl.cli.options import Context
-from etl.clock import ago, now_ms, stops_at
+from etl.clock import ago, iso_utc, now_ms, stops_at
 from etl.domain.statuses import LIVE, QueueStatus, RecordOutcome, RecordState, RunState, Stage, status_in_words
-from etl.domain.views import ExportSummary, IngestSummary, Progress, RunInfo
+from etl.domain.views import ExportSummary, HostProgress, IngestSummary, Progress, RunInfo
+from etl.state.requeue import UNLIKELY
 from etl.text import clean, clean_json
-from etl.units import duration, size
+from etl.units import count, duration, size
 
 if TYPE_CHECKING:
     from etl.run.plan import Report
@@ -95,6 +96,7 @@ def run_json(run: RunInfo | None) -> dict[str, Any]:
     if run is None:
         return {"uid": None, "state": RunState.NONE.value, "heartbeat_age_s": None}
     return {
+        "number": run.id,
         "uid": run.uid,
         "state": run.state.value,
         "heartbeat_age_s": round(max(0, now_ms() - run.heartbeat_at) / 1000, 1),
@@ -115,7 +117,7 @@ def status_lines(progress: Progress) -> Iterator[str]:
     yield (
         f"records   {records['total']:,} in the manifest, {records['selected']:,} selected: "
         f"{records['captioned']:,} captioned, {records['failed']:,} failed, {records['pending']:,} pending"
-        + (f"; {records['invalid']:,} invalid" if records["invalid"] else "")
+        + "".join(f"; {records[name]:,} {word}" for name, word in _BESIDE.items() if records[name])
     )
     for stage in ("sources", "captions"):
         counts = ", ".join(f"{n:,} {status_in_words(status)}" for status, n in value[stage].items() if n)
@@ -124,20 +126,67 @@ def status_lines(progress: Progress) -> Iterator[str]:
         yield f"flags     {', '.join(f'{n:,} {flag}' for flag, n in progress.flags.items())}"
     if progress.bytes_fetched:
         yield f"fetched   {size(progress.bytes_fetched)}"
-    yield from (f"host      {host_line(host)}" for host in progress.hosts if is_news(host))
+    run = progress.run
+    live = run is not None and run.state in LIVE
+    if live:
+        yield (
+            f"rates     {progress.fetched_per_s:.1f} pictures/s, {size(progress.bytes_per_s)}/s, "
+            f"{progress.captioned_per_s:.1f} captions/s"
+        )
+    hosts = progress.hosts if live else map(_at_rest, progress.hosts)
+    yield from (f"host      {host_line(host)}" for host in hosts if is_news(host))
     if progress.fetch_errors:
         yield f"errors    {errors_text(progress)}"
-    run = value["run"]
-    if progress.run is None:
-        yield "run       none yet"
+    yield f"run       {_run_text(run) if run else 'none yet'}"
+    if run is not None and live and run.stops_at is not None:
+        yield f"deadline  {stops_at(run.stops_at, now_ms())}"
+
+
+_BESIDE = {"unselected": "not selected", "invalid": "invalid"}
+"""Records that are not to be captioned, and the words for them."""
+
+_ENDED = {
+    RunState.DONE: "ended well",
+    RunState.PARTIAL: "ended, some records failed",
+    RunState.INTERRUPTED: "was stopped",
+    RunState.FAILED: "failed",
+}
+"""How a run has ended."""
+
+
+def _run_text(run: RunInfo) -> str:
+    """Return which run it is, and how it fares or ended."""
+    beat = f"last heartbeat {ago(run.heartbeat_at, now_ms(), duration)}"
+    if run.ended_at is None:
+        how = f"{run.state}, {beat}"
     else:
-        yield (
-            f"run       {run['uid']} ({', '.join(run['stages'])}) on {clean(run['host'])}: {run['state']}, "
-            f"last heartbeat {ago(progress.run.heartbeat_at, now_ms(), duration)}"
-            + (f"; {clean(run['message'])}" if run["message"] else "")
+        how = (
+            f"{_ENDED.get(run.state, run.state)} {ago(run.ended_at, now_ms(), duration)}, {iso_utc(run.ended_at)[:19]}Z"
         )
-        if progress.run.stops_at is not None and progress.run.state in LIVE:
-            yield f"deadline  {stops_at(progress.run.stops_at, now_ms())}"
+    named = f"{run.id}, {run.uid} ({', '.join(run.stages)}) on {clean(run.host)}"
+    return f"{named}: {how}" + (f"; {clean(run.message)}" if run.message else "")
+
+
+def _at_rest(host: HostProgress) -> HostProgress:
+    """Return a host when nobody works any more: the rates of the last minute are no longer true."""
+    return HostProgress(dataclasses.replace(host.info, in_flight=0), host.pending)
+
+
+def next_step(progress: Progress) -> str:
+    """Return in one line what somebody who looks at a state may do next."""
+    run, pending = progress.run, progress.outcomes.get(RecordOutcome.PENDING, 0)
+    failed = progress.outcomes.get(RecordOutcome.FAILED, 0) + progress.records.get(RecordState.INVALID, 0)
+    if run is not None and run.state in LIVE:
+        return "`etl resume` lets the run go on" if run.state is RunState.PAUSED else "`etl dashboard` shows it live"
+    if not any(n for state, n in progress.records.items() if state != RecordState.REMOVED):
+        return "`etl ingest MANIFEST`: there are no records yet"
+    if pending:
+        return f"`etl run` goes on with the {count(pending, 'record')} that {'are' if pending != 1 else 'is'} pending"
+    if failed:
+        return "`etl failures` tells what failed, `etl retry-failed` tries it again; `etl export captions.jsonl`"
+    if not progress.outcomes.get(RecordOutcome.CAPTIONED, 0):
+        return "no record is selected: `etl run --all` captions all of them"
+    return "all is captioned: `etl export captions.jsonl`"
 
 
 def ingested(context: Context, summary: IngestSummary) -> None:
@@ -176,14 +225,15 @@ def export_line(summary: ExportSummary) -> str:
     where = "stdout" if str(summary.path) == "-" else clean(str(summary.path))
     line = (
         f"{where}: {summary.rows:,} rows, {size(summary.size)}: {summary.captioned:,} captioned, "
-        f"{summary.failed:,} failed, {summary.pending:,} pending, {summary.unselected:,} not selected"
+        f"{summary.failed:,} failed, {summary.pending:,} pending"
+        + "".join(f"; {getattr(summary, name):,} {word}" for name, word in _BESIDE.items() if getattr(summary, name))
     )
     if summary.shards:
         line += f"; {summary.shards:,} shards, {summary.written:,} of them written"
     if summary.without_picture:
         line += f"; {summary.without_picture:,} captioned records whose picture has left the cache were left out"
     if summary.left_out:
-        line += f"; {summary.left_out:,} lines that are not JSON were left out"
+        line += f"; {count(summary.left_out, 'line')} without a JSON object left out"
     return line
 
 
@@ -218,11 +268,9 @@ def report(context: Context, done: "Report") -> None:
     if Stage.CAPTION in done.stages:
         for line in flag_lines(done.progress.flags):
             note(context, line)
-        if (lost := done.stages[Stage.CAPTION].lost) and Stage.FETCH not in done.stages:
-            note(
-                context,
-                f"{lost:,} captions wait for pictures that the cache had lost: run `etl fetch`, then this again",
-            )
+    if waiting := done.without_pictures:
+        wait = f"{count(waiting, 'caption')} wait{'s' * (waiting == 1)}"
+        note(context, f"{wait} for pictures that are not in the cache: run `etl fetch`, then this again")
     if done.deadline:
         note(context, f"{done.progress.run.message if done.progress.run else ''}; run the same command again to go on")
     elif done.state is RunState.INTERRUPTED:
@@ -238,7 +286,6 @@ def cost_line(cost: "Cost") -> str:
 
 def flag_lines(flags: Mapping[str, int]) -> Iterator[str]:
     """Yield what can be done about captions with quality flags."""
-    from etl.state.requeue import UNLIKELY
 
     for flag, n in flags.items():
         if flag in UNLIKELY:

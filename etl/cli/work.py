@@ -218,10 +218,14 @@ def _ingest_options(
 
 
 def _work(context: Context, run_pipeline: Any, plan: Any) -> None:
+    from etl.run.kept_back import kept_back_line
+
+    if line := kept_back_line(context.settings, plan):
+        render.note(context, line)
     with progress(context) as on_progress:
         report = run_pipeline(context.settings, plan, on_progress)
     render.report(context, report)
-    _leave(report.signal, failed=report.failed > 0, deadline=report.deadline)
+    _leave(report.signal, failed=report.failed > 0 or report.without_pictures > 0, deadline=report.deadline)
 
 
 def _leave(signal: int | None, *, failed: bool, deadline: bool = False) -> None:

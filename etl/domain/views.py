@@ -74,7 +74,8 @@ class ExportSummary:
     """What one export holds.
 
     Attributes:
-        left_out: invalid lines that are not JSON objects.
+        failed, invalid: as `etl status` counts them: selected records that failed, and lines that are no record.
+        left_out: invalid lines that are not JSON objects, and so in no export.
         size, sha256: of the lines before compression; of a directory the bytes of its shards, and a hash over theirs.
         format: as `etl.export.lines.FORMATS`, with ``-since`` behind it for a part of the records and
             ``-shards`` for a directory.
@@ -88,6 +89,7 @@ class ExportSummary:
     failed: int
     pending: int
     unselected: int
+    invalid: int
     left_out: int
     size: int
     sha256: str
@@ -116,6 +118,15 @@ class RunInfo:
     pid: int
     message: str | None = None
     stops_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunWork:
+    """What a run has done: pictures fetched, captions made, and attempts at either that failed."""
+
+    fetched: int = 0
+    captioned: int = 0
+    failed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,6 +82,7 @@ def summary_of(path: str, counts: Counter[str], **more: Any) -> ExportSummary:
         failed=counts[RecordOutcome.FAILED],
         pending=counts[RecordOutcome.PENDING],
         unselected=counts[RecordState.UNSELECTED],
+        invalid=counts[RecordState.INVALID],
         left_out=counts["left_out"],
         **more,
     )
@@ -181,6 +182,7 @@ def _line(
 ) -> tuple[str, bytes | None]:
     """Return what became of the record, and its line; ``None`` for one that is left out."""
     if row.state == RecordState.INVALID:
+        counts[RecordState.INVALID] += 1
         if row.error_class == "invalid_json":
             counts["left_out"] += 1
             return RecordOutcome.FAILED, None
@@ -190,7 +192,7 @@ def _line(
         return row.state, None if options.only_captioned else row.line
     else:
         outcome = row.outcome
-    counts[outcome] += 1
+        counts[outcome] += 1
     if options.only_captioned and outcome != RecordOutcome.CAPTIONED:
         return outcome, None
     if outcome == RecordOutcome.PENDING:

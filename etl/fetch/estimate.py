@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from typing import Any
 
 from etl.domain.statuses import HostState
 from etl.domain.views import HostInfo
+from etl.errors import InvalidUrlError
 from etl.fetch.loop import DECODE_AHEAD
 from etl.fetch.mirrors import Mirrors
 from etl.images.cache import ImageCache
+from etl.net.urls import is_local, local_path
 from etl.settings import Settings
 from etl.state.read.hosts import all_hosts
 from etl.state.read.reader import Reader
-from etl.state.read.sources import image_sizes, open_sources
+from etl.state.read.sources import active_lines, image_sizes, open_sources
 
 SIZE_FIELDS = ("image_size_bytes", "size_bytes", "file_size", "bytes")
 """Fields of a record that may hold the size of its picture in bytes; the first that does counts."""
@@ -116,6 +119,7 @@ def estimate_of(reader: Reader, settings: Settings, *, refresh: bool = False) ->
     Pictures count for the host that is asked first.  Raises `ConfigError` for a mirror that is wrongly given.
     """
     mirrors = Mirrors.of(settings)
+    mirrors.check(active_lines(reader))
     sums: dict[str, _Sum] = defaultdict(_Sum)
     for _, lines in groupby(open_sources(reader, fetched_too=refresh), key=itemgetter(0)):
         _add(sums, list(lines), mirrors)
@@ -143,10 +147,21 @@ def _add(sums: dict[str, _Sum], lines: list[tuple[int, str, str, bool, bytes]], 
     one.sources += 1
     one.retries += tried
     size = next((size for *_, line in lines if (size := _size(line)) is not None), None)
+    if size is None and is_local(address := mirrors.addresses(url, host, line)[0].url):
+        size = _file_size(address)
     if size is not None:
         one.known += 1
         one.bytes += size
         one.largest = max(one.largest, size)
+
+
+def _file_size(address: str) -> int | None:
+    """Return the size of a local file; ``None`` where there is none."""
+    try:
+        found = local_path(address).stat()
+    except (OSError, ValueError, InvalidUrlError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _size(line: bytes) -> int | None:

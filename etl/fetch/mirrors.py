@@ -6,7 +6,7 @@ from the manifest's record.  Either may also give a local path.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,8 +15,12 @@ from urllib.parse import quote
 from etl.errors import ConfigError, InvalidUrlError
 from etl.net.urls import host_of, is_local, local_path
 from etl.settings import Settings
+from etl.text import clean, did_you_mean, nearest
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
+
+_NAMES = 1000
+"""Names of fields that a mistyped one is compared with."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,27 @@ class Mirrors:
     def needs_record(self) -> bool:
         """Whether `addresses` needs the record's line."""
         return bool(self._template)
+
+    def check(self, lines: Iterable[bytes]) -> None:
+        """Raise `ConfigError` where the template has a field that not one of these records has."""
+        missing, names = set(_FIELD.findall(self._template)), dict[str, None]()
+        for line in lines if missing else ():
+            try:
+                record = json.loads(line.decode("utf-8-sig"))
+            except ValueError:
+                continue
+            missing = {field for field in missing if not _has(record, field)}
+            if not missing:
+                return
+            if len(names) < _NAMES:
+                names |= dict.fromkeys(_names(record))
+        if names:
+            field = min(missing)
+            hint = did_you_mean(nearest(field.strip(), names))
+            raise ConfigError(
+                f"mirror_template: no record has the field {clean(field, 80)!r}, so no mirror would be asked; "
+                f"{clean(hint, 80)}records have {clean(', '.join(names), 300)}"
+            )
 
     @property
     def directories(self) -> list[Path]:
@@ -141,6 +166,22 @@ def _value(record: Any, path: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise LookupError(path)
     return str(value).strip()
+
+
+def _has(record: Any, path: str) -> bool:
+    try:
+        return bool(_value(record, path))
+    except LookupError:
+        return False
+
+
+def _names(record: Any, before: str = "") -> Iterator[str]:
+    """Yield the fields of a record that a template can name, inner ones as it names them."""
+    for name, value in record.items() if isinstance(record, Mapping) else ():
+        if isinstance(value, Mapping):
+            yield from _names(value, f"{before}{name}.")
+        elif _has(record, name):
+            yield f"{before}{name}"
 
 
 def _filled(value: str, *, local: bool) -> str:

@@ -10,6 +10,7 @@ A walk over the cache goes from shard to shard, the two digits that hashes begin
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -71,7 +72,11 @@ def disk_errors(path: Path) -> Iterator[None]:
             f"no room to write {path} ({error.strerror}): free some space, or move the state directory to a "
             "larger disk, and run the same command again; what was done so far is kept"
         )
-        raise files.disk_error(error, full, StateError(f"cannot write {path}: {error.strerror or error}")) from error
+        why = error.strerror or str(error)
+        if error.errno == errno.EXDEV:
+            why = "something is mounted inside the image cache, whose files must lie on one file system: mount that at "
+            why += "the directory images/ of the state instead, with its files, and run the same command again"
+        raise files.disk_error(error, full, StateError(f"cannot write {path}: {why}")) from error
 
 
 class ImageCache:

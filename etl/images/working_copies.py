@@ -65,6 +65,8 @@ def holds(path: Path, sha256: str) -> bool:
     try:
         with files.reading(path) as content:
             return hashlib.file_digest(content, "sha256").hexdigest() == sha256
+    except NotPlainError:
+        return False
     except OSError as error:
         if error.errno in _ITS_OWN_FAULT:
             return False

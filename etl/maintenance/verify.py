@@ -16,6 +16,7 @@ from etl.state.images import Expected, evicted, originals_of, working_copies_of
 from etl.state.presence import require_cache
 from etl.state.read.reader import Reader
 from etl.state.store import Store
+from etl.units import count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +56,20 @@ class VerifySummary:
     export: ExportFound | None = None
     revived: int = 0
 
+    @property
+    def damage(self) -> int:
+        """Files that were missing or damaged; what could be put right has been."""
+        return self.missing + self.damaged + self.missing_originals + self.damaged_originals
+
     def lines(self) -> Iterator[str]:
         """Yield the findings for people."""
         gone = f"; {self.evicted:,} evicted" if self.evicted else ""
         yield f"images    {self.images:,} in the database, {self.missing:,} missing, {self.damaged:,} damaged{gone}"
         if self.requeued:
-            yield f"          {self.requeued:,} sources are ready to be fetched again: run `etl fetch`"
+            ready = (
+                f"{count(self.requeued, 'source')} {'is' if self.requeued == 1 else 'are'} ready to be fetched again"
+            )
+            yield f"put right {ready}: run `etl fetch`"
         if self.revived:
             yield f"captions  {self.revived:,} that had failed for want of a picture are ready again: run `etl caption`"
         if self.originals:
@@ -68,6 +77,8 @@ class VerifySummary:
                 f"originals {self.originals:,} kept, {self.missing_originals:,} missing, "
                 f"{self.damaged_originals:,} damaged"
             )
+        if removed := self.damaged + self.damaged_originals:
+            yield f"put right {count(removed, 'damaged file')} removed"
         yield f"orphans   {self.orphans:,} files" + (" deleted" if self.deleted and self.orphans else "")
         if self.parts:
             yield f"parts     {self.parts:,} unfinished files, which the next `etl fetch` resumes or removes"

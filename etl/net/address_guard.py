@@ -42,6 +42,14 @@ _ISATAP = (0x00005EFE, 0x02005EFE)
 """RFC 5214: an IPv6 address whose third 32 bits are one of these ends in the IPv4 address that is dialled."""
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether a host's name or address is this machine itself, which no proxy can reach for us."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.rstrip(".").lower() == "localhost" or host.rstrip(".").lower().endswith(".localhost")
+
+
 def is_public(ip: str | Address) -> bool:
     """Whether the address belongs to the public internet, whatever IPv4 address it may carry inside included.
 

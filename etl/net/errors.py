@@ -1,5 +1,6 @@
 """What the exceptions of httpx, httpcore, ssl and the system mean: each gets a class of our own."""
 
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from etl.errors import (
 
 MAX_SHOWN = 500
 """Characters of a URL in an error message."""
+
+_FIGURES = re.compile(r"received (\d+) bytes, expected (\d+)")
 
 # First match wins, so the narrower class stands before the wider one.
 _CLASSES: tuple[tuple[tuple[type[Exception], ...], type[FetchError], str], ...] = (
@@ -53,13 +56,19 @@ def fetch_error(error: Exception) -> FetchError:
     text = str(error)
     if isinstance(error, httpx.RemoteProtocolError):
         if "peer closed connection" in text:
-            return TruncatedBodyError(one_line(text))
+            return TruncatedBodyError(_ended_early(text))
         if "disconnected" in text:
             return BrokenConnectionError("the server closed the connection without an answer")
     cls, phrase = next((cls, phrase) for kinds, cls, phrase in _CLASSES if isinstance(error, kinds))
     if cls is TransientFetchError:
         phrase = f"{phrase} ({type(error).__name__})"
     return cls(f"{phrase}: {one_line(text)}" if text else phrase)
+
+
+def _ended_early(text: str) -> str:
+    """Return what became of a body in our words; the library's have the figures."""
+    figures = _FIGURES.search(text)
+    return "the body ended early" + (f", after {figures[1]} of {figures[2]} bytes" if figures else "")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -1,6 +1,7 @@
 """What the commands call: the stages of one run put together, from a manifest to an export."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,34 +10,32 @@ from etl.deadline import Deadline
 from etl.domain.statuses import QueueStatus, RecordOutcome, RecordState, RunState, Stage
 from etl.domain.views import ExportSummary, IngestSummary, Progress, StageSummary
 from etl.errors import ConfigError, EtlError, StateLockedError, StateSplitError
-from etl.export.stage import STDOUT, ExportOptions, check_target, export, export_seconds
+from etl.export.stage import STDOUT, ExportOptions, check_target, export
 from etl.fetch.mirrors import Mirrors
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest, reselect
 from etl.output_file import resolved
 from etl.ray_cluster.connection import check as check_cluster
+from etl.run.kept_back import SPARE_S, KeptBack
 from etl.run.plan import Plan, Report
 from etl.run.signals import Signals, watch_signals
 from etl.run.supervisor import RunResult, StageFunction, run_stages
-from etl.run_control import GRACE_S, RunControl
+from etl.run_control import RunControl
 from etl.settings import Settings
+from etl.state.log import RunLog
 from etl.state.parts.split import refuse_split
 from etl.state.read.cost import cost
-from etl.state.read.progress import ProgressReader, read_progress
+from etl.state.read.progress import ProgressReader
 from etl.state.read.reader import Reader
 from etl.state.read.runs import latest_runs
-from etl.state.read.sources import longest_edges
+from etl.state.read.sources import active_lines, longest_edges
 from etl.state.recognise import spare_own_files
 from etl.state.store import Store
 from etl.telemetry.metrics import metrics
 
 if TYPE_CHECKING:
     from etl.fetch.estimate import FetchEstimate
-
-SPARE_S = 5.0
-"""Seconds between the last moment of work in flight and the deadline, beside the export: to end decoders and GPU
-workers, to commit, and to end the process."""
 
 _NOTHING = StageSummary()
 """What a stage has done that did not begin."""
@@ -134,7 +133,8 @@ def _announce(settings: Settings, facts: dict[str, Any], text: str) -> None:
     if settings.webhook:
         from etl.telemetry.webhook import announce
 
-        announce(settings, facts, text)
+        with RunLog(settings.state) if settings.state.is_dir() else nullcontext():
+            announce(settings, facts, text)
 
 
 def _recorded(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]) -> Report:
@@ -150,7 +150,7 @@ def _recorded(settings: Settings, plan: Plan, on_progress: Callable[[Progress], 
 
         require_room(settings)
         # Refused before anything begins, so that no run is on record for it.
-        Mirrors.of(settings)
+        _check_mirrors(settings, known=not manifests)
         if settings.fetch_backend == "ray":
             check_cluster(settings.ray_address, "--fetch-backend ray", insecure=settings.insecure)
     if plan.output is not None:
@@ -174,6 +174,14 @@ def _release(store: Store, run: int) -> Callable[[str], None]:
     return lambda why: store.end_run(run, RunState.INTERRUPTED, why)
 
 
+def _check_mirrors(settings: Settings, *, known: bool) -> None:
+    """Raise `ConfigError` for mirrors that are wrongly given; where records are ``known``, for fields of none too."""
+    mirrors = Mirrors.of(settings)
+    if known and mirrors.needs_record:
+        with Reader(settings.state) as reader:
+            mirrors.check(active_lines(reader))
+
+
 class _Run:
     """One recorded run of a plan."""
 
@@ -192,6 +200,8 @@ class _Run:
         ingested, whole = self._ingest(manifests)
         result = RunResult(RunState.INTERRUPTED, None, deadline=not whole and not self._signals)
         if whole:
+            if ingested and self._plan.fetch:
+                _check_mirrors(self._settings, known=True)
             stages = _stage_functions(self._settings, self._plan)
             result = run_stages(
                 self._store, self._run, stages, on_progress=on_progress, signals=self._signals, stop_at=self._stop_at()
@@ -246,11 +256,7 @@ class _Run:
         """Return the moment, of `time.monotonic`, from which nothing is claimed so that the deadline is kept."""
         if self._deadline is None:
             return None
-        needed = GRACE_S + SPARE_S
-        if self._plan.output is not None:
-            with Reader(self._store.directory) as reader:
-                needed += export_seconds(sum(read_progress(reader).records.values()))
-        return self._deadline.ends - needed
+        return self._deadline.ends - KeptBack.of(self._settings, self._plan).seconds
 
     def _export(self) -> ExportSummary | None:
         """Export, where that is wanted and no signal has come; one that comes now ends it."""

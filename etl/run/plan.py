@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from etl.domain.statuses import RunState, Stage
+from etl.domain.statuses import RecordOutcome, RunState, Stage
 from etl.domain.views import ExportSummary, IngestSummary, Progress, StageSummary
 from etl.export.stage import ExportOptions
 from etl.ingest.options import IngestOptions
@@ -74,3 +74,13 @@ class Report:
     exported: ExportSummary | None = None
     cost: Cost | None = None
     deadline: bool = False
+
+    @property
+    def without_pictures(self) -> int:
+        """What caption, at work without fetch, could not do: captions whose picture was lost, else records whose
+        picture is not there, where it had nothing to do but those."""
+        alone = Stage.CAPTION in self.stages and Stage.FETCH not in self.stages
+        if not alone or self.deadline or self.state is RunState.INTERRUPTED:
+            return 0
+        did = self.stages[Stage.CAPTION]
+        return did.lost or (0 if did.done else self.progress.outcomes.get(RecordOutcome.PENDING, 0))

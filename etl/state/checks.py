@@ -46,6 +46,8 @@ _STUCK = (
 )
 
 _CHECKS = (
+    ("tried less often than never", f"SELECT {_OF_SOURCE} FROM sources t WHERE t.attempts < 0 OR t.crashes < 0"),
+    ("tried less often than never", f"SELECT {_OF_CAPTION} FROM captions t WHERE t.attempts < 0 OR t.crashes < 0"),
     ("running, or leased, although no run is alive",
      f"SELECT {_OF_SOURCE} FROM sources t WHERE t.status = 'running' OR t.lease_run IS NOT NULL"),
     ("running, or leased, although no run is alive",

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from etl.net.address_guard import is_loopback
 from etl.redaction import host_of
 from etl.settings import Settings
 from etl.text import clean
@@ -42,11 +43,19 @@ def send(url: str, message: dict[str, Any], attempts: int = ATTEMPTS) -> bool:
         if attempt:
             time.sleep(PAUSE_S)
         try:
-            answer = httpx.post(url, json=message, timeout=TIMEOUT_S, follow_redirects=False)
+            answer = httpx.post(
+                url,
+                json=message,
+                timeout=TIMEOUT_S,
+                follow_redirects=False,
+                # A proxy would ask itself, or be told what was to stay on this machine.
+                trust_env=not is_loopback(host_of(url)),
+            )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             why = type(error).__name__
             continue
         if answer.is_success:
+            log.info("the webhook at %s took the message", host_of(url))
             return True
         why = f"status {answer.status_code}"
         if not (answer.status_code == 429 or answer.status_code >= 500):

@@ -102,6 +102,15 @@ CASES = {
     "rewrite with a broken pattern": Case("run --rewrite-url (=x --model demo", ("rewrite_url", "unterminated")),
     "rewrite in a dry run": Case("fetch --dry-run --rewrite-url nonsense", ("REGEX=REPLACEMENT",)),
     "template without a field": Case("fetch --mirror-template http://x.example/", ("names no field", "{field}")),
+    "template with a field of no record": Case(
+        "fetch --mirror-template http://x.example/{pth}", ("no record has the field 'pth'", "did you mean path?")
+    ),
+    "template with a field of no record, in a dry run": Case(
+        "fetch --dry-run --mirror-template http://x.example/{pth}", ("did you mean path?",)
+    ),
+    "template with a field of no record, in run": Case(
+        "run --model demo --mirror-template http://x.example/{pth}", ("did you mean path?",)
+    ),
     "preferred without a mirror": Case("fetch --prefer-mirror", ("neither rewrite_url nor mirror_template",)),
     "no state": Case("fetch --state elsewhere", ("no state database in elsewhere", "etl ingest")),
     "no state to show": Case("status --state elsewhere", ("no state database in elsewhere", "etl ingest")),

@@ -46,10 +46,10 @@ def test_each_place_beats_the_one_before(etl: Etl, made: MadeState, monkeypatch:
 
 
 def test_a_named_file(etl: Etl, made: MadeState) -> None:
-    """``--config`` names another file, which is read in place of ``etl.toml``."""
+    """``--config`` names another file, which is read in place of ``etl.toml``; a byte order mark is no matter."""
     made.ingest(MANIFEST)
     Path("etl.toml").write_text("unknown = 1\n")
-    Path("other.toml").write_text('contact = "me@archive.example"\nkeep_originals = true\n')
+    Path("other.toml").write_text('\ufeffcontact = "me@archive.example"\nkeep_originals = true\n', encoding="utf-8")
     assert etl("fetch", "--config", "other.toml", "--no-keep-originals").code == 3
     assert (used(made, 2)["contact"], used(made, 2)["keep_originals"]) == ("me@archive.example", False)
 

@@ -232,7 +232,7 @@ def test_invalid_lines(made: MadeState) -> None:
     made.ingest(content)
     data, summary = made.export()
     assert [record.get("vlm_error") for record in read(data)] == [None, "duplicate_key", "no_image_field"]
-    assert (summary.rows, summary.failed, summary.left_out) == (3, 2, 3)
+    assert (summary.rows, summary.failed, summary.invalid, summary.left_out) == (3, 0, 5, 3)
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])

@@ -1,6 +1,7 @@
 """An image cache that is not there, or goes in the midst of a run, and single files of it that are gone or bad."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -274,8 +275,24 @@ def test_captioning_alone_says_who_waits(fetched: Workbench, monkeypatch: pytest
     monkeypatch.setattr("etl.run.pipeline.open_captioner", lambda *_: OpeningCaptioner(fetched.state))
     program = Program(fetched.state.parent)
     ended = program.here("caption")
-    assert ended.code == 0, ended.stderr
-    assert "1 captions wait for pictures that the cache had lost: run `etl fetch`" in ended.stderr
+    assert ended.code == 3, ended.stderr
+    assert "1 caption waits for pictures that are not in the cache: run `etl fetch`" in ended.stderr
+    again = program.here("caption")
+    assert (again.code, "1 caption waits for pictures" in again.stderr) == (3, True)
+    assert fetched.fetch().done == 1
+    complete(fetched)
+
+
+def test_what_is_no_file_costs_its_own_picture_alone(fetched: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FIFO in the place of a working copy is a lost picture: the others are captioned, and it is fetched again."""
+    path = working_path(fetched, 4)
+    path.unlink()
+    os.mkfifo(path)
+    monkeypatch.setattr("etl.run.pipeline.open_captioner", lambda *_: OpeningCaptioner(fetched.state))
+    ended = Program(fetched.state.parent).here("caption")
+    assert ended.code == 3, ended.stderr
+    assert fetched.counts("captions")["done"] == PICTURES - 1
+    assert not path.exists()
     assert fetched.fetch().done == 1
     complete(fetched)
 

@@ -108,7 +108,7 @@ def lose_an_original(place: Place) -> None:
 
 def verify_again(place: Place) -> None:
     """Let what was found, and perhaps not committed, be found once more."""
-    assert place.run("verify").code == 0
+    assert place.run("verify").code in (0, 3)
 
 
 def allow_everything_again(place: Place) -> None:

@@ -8,6 +8,7 @@ import pytest
 from support.fault_server import FaultServer, status
 from support.workbench import Workbench, scenes
 
+from etl.cli.hosts import estimate_lines
 from etl.domain.statuses import Stage
 from etl.domain.views import HostInfo
 from etl.fetch.estimate import WORKING_COPY_BYTES, FetchEstimate, estimate_of
@@ -121,3 +122,14 @@ def test_an_estimate_changes_nothing_and_asks_nobody(server: FaultServer, bench:
     assert {path: path.stat().st_mtime_ns for path in bench.state.rglob("*.db")} == before
     assert server.log == []
     assert not (tmp_path / "state" / "images").exists()
+
+
+def test_local_files_have_their_size_and_no_rate(bench: Workbench, tmp_path: Path) -> None:
+    """The size of a local file is looked up; nobody speaks of rates where none was seen."""
+    (tmp_path / "a.jpg").write_bytes(b"x" * 1500)
+    bench.ingest({"id": "a", "path": str(tmp_path / "a.jpg")}, {"id": "b", "path": str(tmp_path / "gone.jpg")})
+    found = estimated(bench)
+    assert [(host.host, host.bytes, host.unknown) for host in found.hosts] == [("", 1500, 1)]
+    lines = list(estimate_lines(found, refresh=False))
+    assert lines[1] == "host      local files: 2 pictures, 1.5 KiB and 1 of unknown size"
+    assert lines[2].startswith("time      not estimated for local files")

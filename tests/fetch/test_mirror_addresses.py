@@ -93,3 +93,21 @@ def test_what_cannot_work_is_refused(rewrites: tuple[str, ...], template: str, p
     """A mirror that is wrongly given ends the command before any request, with what is wrong."""
     with pytest.raises(ConfigError, match=complaint):
         Mirrors(rewrites, template, prefer=prefer)
+
+
+@pytest.mark.parametrize(
+    ("template", "complaint"),
+    [
+        ("https://store.example/{flie}", "no record has the field 'flie', .*mean file[?] records have file, outer"),
+        ("https://store.example/{outer.nmae}", "did you mean outer.name[?]"),
+        ("https://store.example/{file}/{empty}", "no record has the field 'empty'"),
+    ],
+)  # fmt: skip
+def test_a_field_of_no_record_is_refused(template: str, complaint: str) -> None:
+    """A template that could never give an address names the nearest field; one record that has it is enough."""
+    lines = [_line(other=1), b"nonsense", _line(file="1.jpg", outer={"name": "x"}, empty="")]
+    with pytest.raises(ConfigError, match=complaint):
+        Mirrors((), template).check(lines)
+    Mirrors((), "https://store.example/{file}?{outer.name}").check(lines)
+    Mirrors(("a=b",)).check(lines)
+    Mirrors((), template).check([])

@@ -1,5 +1,6 @@
 """The image cache on a real file system."""
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -134,6 +135,13 @@ def test_a_full_disk_is_told_with_what_to_do() -> None:
     device = Path("/dev/full")
     with pytest.raises(DiskFullError, match=r"/dev/full.*free some space"), disk_errors(device):
         device.write_bytes(b"x")
+
+
+def test_a_mount_inside_the_cache_is_told_with_what_to_do() -> None:
+    """Files cannot be renamed across a mount; the cure is to mount it at the whole of images/."""
+    said = r"mounted inside the image cache.*at the directory images/ of the state"
+    with pytest.raises(StateError, match=said), disk_errors(Path("images/working")):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
 
 
 def test_a_failed_put_leaves_nothing(tmp_path: Path) -> None:

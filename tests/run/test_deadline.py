@@ -24,7 +24,8 @@ from etl.domain.views import Progress, StageSummary
 from etl.errors import ConfigError
 from etl.export.stage import export_seconds
 from etl.run import pipeline
-from etl.run.pipeline import SPARE_S, run_pipeline
+from etl.run.kept_back import SPARE_S, KeptBack
+from etl.run.pipeline import run_pipeline
 from etl.run.plan import Plan
 from etl.run.supervisor import run_stages
 from etl.run_control import GRACE_S, RunControl
@@ -103,6 +104,16 @@ def test_it_is_measured_with_a_clock_that_nobody_sets(monkeypatch: pytest.Monkey
     monkeypatch.setattr(time, "time", lambda: 0.0)
     monkeypatch.setattr(time, "time_ns", lambda: 0)
     assert 3500 < deadline.left() <= 3600
+
+
+def test_what_is_kept_back_is_said() -> None:
+    """How long before the deadline nothing is begun any more, and what for; where that is all of it, too."""
+    plain = "20 s for what is in flight, 5 s to end"
+    assert KeptBack(0).line(3600) == f"the deadline is in 1 h 0 min; in the last 25 s nothing is begun ({plain})"
+    assert KeptBack(6).line(20) == (
+        f"the deadline is in 20 s, and the last 31 s are kept back ({plain}, 6 s for the export): "
+        "nothing new is begun, give a later one"
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,6 +235,7 @@ def test_the_program_ends_with_a_code_of_its_own(tmp_path: Path, plain_zygote: Z
     assert program.run("ingest", manifest).code == 0
     cut = program.run("fetch", "--deadline", "20s")
     assert (cut.code, "deadline reached, 1 picture left; run the same command again" in cut.stderr) == (6, True)
+    assert "nothing new is begun, give a later one" in cut.stderr.splitlines()[0]
     assert program.status()["run"]["stops_at"] is not None
     late = program.run("fetch", "--deadline", "2020-01-01T00:00")
     assert (late.code, late.stderr.count("\n"), "is over" in late.stderr) == (2, 1, True)

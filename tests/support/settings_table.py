@@ -1,4 +1,4 @@
-"""The tables of settings in docs/cli.md, a heading for each group, as the settings have it; run as a program, it writes that there."""
+"""The tables of settings in docs/cli.md, one for each group, as the settings have it; run as a program, it writes them."""
 
 import re
 from pathlib import Path

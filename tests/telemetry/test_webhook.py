@@ -67,6 +67,13 @@ def test_it_is_tried_again_where_that_may_help(
     assert "T0KEN" not in caplog.text
 
 
+def test_what_is_on_this_machine_is_told_without_a_proxy(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy of the environment is not asked for a loopback address."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert webhook.send(room.url, {"text": "done"}) is True
+    assert webhook.send("http://chat.example/x", {}, attempts=1) is False
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/x", "http://[::1", "http://nowhere.invalid/"])
 def test_a_room_that_is_not_there_costs_a_moment(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """No error comes out, whatever is wrong with the URL or the network."""
@@ -110,6 +117,8 @@ def test_the_end_of_a_run_is_told(state: MadeState, room: Room) -> None:
         configs = store._connection.rows("SELECT config FROM runs")
     assert len(configs) == 3
     assert not [config for (config,) in configs if "T0KEN" in config]
+    logged = (state.settings.state / "logs" / "etl.log").read_text()
+    assert "webhook at 127.0.0.1 took the message" in logged and "T0KEN" not in logged
 
 
 def test_a_run_that_fails_is_told_and_still_fails(

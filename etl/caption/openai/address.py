@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from etl.errors import ConfigError, ModelError
-from etl.net.address_guard import is_public
+from etl.net.address_guard import is_loopback, is_public
 from etl.settings import Settings
 
 KEY = "ETL_API_KEY"
@@ -55,7 +55,7 @@ def _address(url: str, key: str, *, insecure: bool) -> Address:
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
     base = f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
     if parts.scheme == "https":
-        return Address(base, key)
+        return Address(base, key, direct=is_loopback(parts.hostname or ""))
     private = _is_private(parts.hostname or "", parts.port or 80)
     if key and not private and not insecure:
         raise ConfigError(

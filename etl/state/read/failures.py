@@ -56,6 +56,12 @@ _ITEMS = {
 }
 """Per stage: item, error_class, message, key, url, attempts, records; in `Failure`'s order."""
 
+_HOSTS = {
+    Stage.INGEST: "coalesce((SELECT host FROM sources WHERE id = t.source), '')",
+    Stage.FETCH: "t.host",
+    Stage.CAPTION: "coalesce((SELECT s.host FROM sources s WHERE s.image = t.image ORDER BY s.id LIMIT 1), '')",
+}
+
 _FAILED = {Stage.INGEST: "t.state = 'invalid'", Stage.FETCH: "t.status = 'dead'", Stage.CAPTION: "t.status = 'dead'"}
 _WILL_RETRY = "t.status IN ('ready', 'retry') AND t.error_class IS NOT NULL"
 
@@ -111,6 +117,35 @@ def failed_items(reader: Reader, chosen: FailureFilter | None = None, limit: int
             if len(rows) < size:
                 break
             after = (rows[-1][1], rows[-1][0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureGroup:
+    """Failed items of one stage with one class and host, which is empty for local files; ``key`` is of one of them."""
+
+    stage: str
+    error_class: str
+    host: str
+    items: int
+    key: str
+
+
+def failure_groups(reader: Reader, chosen: FailureFilter) -> list[FailureGroup]:
+    """Return how many items failed, by stage, class and host, the largest groups first."""
+    groups = []
+    for stage, sql in _ITEMS.items():
+        if chosen.stage not in (None, stage):
+            continue
+        table = sql.rpartition(" FROM ")[2]
+        condition, arguments = filter_condition(stage, chosen)
+        for slug, host, n, item in reader.rows(
+            f"SELECT t.error_class, {_HOSTS[stage]}, count(*), min(t.id) FROM {table} "
+            f"WHERE {_FAILED[stage]}{condition} GROUP BY 1, 2",
+            arguments,
+        ):
+            key = reader.rows(f"{sql} WHERE t.id = ?", (item,))[0][3]
+            groups.append(FailureGroup(stage=stage, error_class=slug or "", host=host, items=n, key=key))
+    return sorted(groups, key=lambda group: -group.items)
 
 
 def failure_page(

@@ -63,3 +63,8 @@ def one_url_by_host(reader: Reader, limit: int) -> dict[str, str]:
             (limit,),
         )
     )
+
+
+def source_hosts(reader: Reader) -> list[str]:
+    """Return the hosts of all sources, in alphabetical order; an empty one is that of local files."""
+    return [host for (host,) in reader.rows("SELECT DISTINCT host FROM sources ORDER BY host")]

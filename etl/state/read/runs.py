@@ -1,10 +1,12 @@
 """Which runs there were, and how they stand."""
 
+from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from etl.domain.statuses import RunState
-from etl.domain.views import RunInfo
+from etl.domain.statuses import RunState, Stage
+from etl.domain.views import RunInfo, RunWork
 from etl.state.database import known
 from etl.state.lock import is_locked
 from etl.state.read.reader import Reader
@@ -39,6 +41,17 @@ def _run(reader: Reader, number: int, uid: str, stages: str, state: str, *rest: 
         message=message,
         stops_at=_unix_ms(deadline),
     )
+
+
+def work_of_runs(reader: Reader, runs: Sequence[int]) -> dict[int, RunWork]:
+    """Return what each of these runs has done."""
+    counts: Counter[tuple[int, str]] = Counter()
+    for run, stage, failed, n in reader.rows(
+        "SELECT run, stage, error_class IS NOT NULL, count(*) FROM attempts WHERE run >= ? GROUP BY 1, 2, 3",
+        (min(runs, default=0),),
+    ):
+        counts[run, "failed" if failed else stage] += n
+    return {run: RunWork(counts[run, Stage.FETCH], counts[run, Stage.CAPTION], counts[run, "failed"]) for run in runs}
 
 
 def run_began_at(reader: Reader, run: str) -> int | None:

@@ -22,6 +22,19 @@ def open_sources(reader: Reader, *, fetched_too: bool = False) -> Iterator[tuple
         after = rows[-1][:2]
 
 
+def active_lines(reader: Reader) -> Iterator[bytes]:
+    """Yield the lines of all active records."""
+    after = 0
+    while rows := reader.page(
+        "SELECT r.id, l.line FROM records r JOIN record_lines l ON l.record = r.id "
+        "WHERE r.state = 'active' AND r.id > ? ORDER BY r.id LIMIT ?",
+        (after, PAGE),
+        line=1,
+    ):
+        yield from (line for _, line in rows)
+        after = rows[-1][0]
+
+
 def image_sizes(reader: Reader) -> tuple[float, float]:
     """Return the mean bytes of a working copy and of an original, over all images so far; zeros for none."""
     row = reader.rows("SELECT coalesce(avg(working_bytes), 0), coalesce(avg(bytes), 0) FROM images")[0]
