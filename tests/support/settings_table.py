@@ -1,4 +1,4 @@
-"""The tables of settings in docs/cli.md, one for each group, as the settings have it; run as a program, it writes them."""
+"""The tables of settings in docs/cli.md, one a group, as the settings have it; run as a program, it writes them."""
 
 import re
 from pathlib import Path
