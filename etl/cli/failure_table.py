@@ -14,6 +14,7 @@ from etl.state.read.failures import Failure, FailureGroup, failure_classes
 from etl.state.read.hosts import source_hosts
 from etl.state.read.match import keys_like
 from etl.state.read.reader import Reader
+from etl.state.read.search import is_record
 from etl.text import clean, did_you_mean, nearest
 from etl.units import count
 
@@ -53,7 +54,7 @@ def check_filter(reader: Reader, chosen: FailureFilter) -> None:
     if chosen.host is not None and chosen.host not in (hosts := source_hosts(reader)):
         named = [host for host in hosts if host]
         raise _unknown("host", chosen.host, named, f"hosts here: {_listed(named)}")
-    if chosen.key is not None and not reader.rows("SELECT 1 FROM records WHERE key = ?", (chosen.key,)):
+    if chosen.key is not None and not is_record(reader, chosen.key):
         raise UsageError(no_record(reader, chosen.key))
 
 

@@ -38,6 +38,11 @@ def first_records(reader: Reader) -> list[FoundRecord]:
     return [_found(row) for row in reader.rows(f"{_FOUND} ORDER BY r.id LIMIT {FOUND_AT_ONCE}")]
 
 
+def is_record(reader: Reader, key: str) -> bool:
+    """Return whether there is a record of exactly this key."""
+    return bool(reader.rows("SELECT 1 FROM records WHERE key = ?", (key,)))
+
+
 def records_by_key(reader: Reader, text: str) -> list[FoundRecord]:
     """Return the records whose key begins with the text, in the order of their keys: the same key comes first."""
     rows = reader.rows(
