@@ -89,7 +89,7 @@ def test_bar_total_and_finish_are_always_there(width: int) -> None:
     """However many hosts have however much to tell, the first line has bar, done of all that is selected, and when."""
     lines = drawn(WHOLE, 3.0, width, 24)
     assert lines[0].startswith("records  ━") and "─ 1,234/14,659  8 %  ETA " in lines[0]
-    assert "3.0/s  12 min so far" in lines[1] and "1 h 14 min left" in lines[1]
+    assert "3.0/s  12m 00s so far" in lines[1] and "1h 14m left" in lines[1]
     assert ("1.20 spent" in lines[1], "NVIDIA H200" in lines[1]) == (True, width > 60)
     assert lines[2].startswith("fetch    ━") and "900/9,859  4.2/s  32 failed" in lines[2]
     assert lines[3].startswith("caption  ━") and "1,200/14,659  3.1/s" in lines[3]
@@ -103,7 +103,7 @@ def test_what_else_is_told() -> None:
     assert drawn(FETCH_ONLY, 1.0, 80, 24)[0].startswith("pictures ━")
     assert not any(line.startswith("caption") for line in drawn(FETCH_ONLY, 1.0, 80, 24))
     huge = drawn(HUGE, 0.01, 120, 30)
-    assert any(line.startswith("model") and "3.0 GiB/14.0 GiB  85.0 MiB/s  2 min left" in line for line in huge)
+    assert any(line.startswith("model") and "3.0 GiB/14.0 GiB  85.0 MiB/s  2m 12s left" in line for line in huge)
     assert "stopping" in huge[1]
     nearly = Progress(records={"active": 1000}, outcomes={"captioned": 999, "pending": 1}, sources={}, captions={})
     assert "99 %" in drawn(nearly, 0.0, 80, 24)[0]
