@@ -43,7 +43,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class EtlError(Exception):
-    """Base of all errors that end with one clear line instead of a traceback."""
+    """Base of all errors that end with one clear line instead of a traceback.
+
+    Attributes:
+        cure: what to do next, where that deserves lines of its own; a part of the message's text.
+    """
 
     exit_code = 1
 

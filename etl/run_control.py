@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from etl.domain.statuses import Stage
+from etl.domain.views import Download
 
 GRACE_S = 20.0
 """How long work in flight may go on after a stop, in seconds; a spot machine gives 25 to 30."""
@@ -16,12 +17,20 @@ class RunControl:
 
     Attributes:
         recipe: row of the current recipe once the model is loaded, so that fetch queues captions for it.
+        device: what captions, in words, once the model is loaded.
+        awaits_picture: whether a model is not loaded because no picture wants a caption so far.
+        loading: whether a model is being loaded.
+        download: of the model's weights, while that lasts.
     """
 
     _abandoned: ClassVar[list[threading.Thread]] = []
 
     def __init__(self) -> None:
         self.recipe: int | None = None
+        self.device = ""
+        self.awaits_picture = False
+        self.loading = False
+        self.download: Download | None = None
         self._known: set[Stage] = set()
         self._active: set[Stage] = set()
         self._recalled: set[Stage] = set()
@@ -67,6 +76,10 @@ class RunControl:
         """Return whether a stage is loading its model: it has nothing in flight that could be lost."""
         return stage is Stage.CAPTION and self.model_is_loading
 
+    def note_download(self, now: Download) -> None:
+        """Remember how far the download of a model has come."""
+        self.download = now
+
     def pause(self) -> None:
         """Claim nothing until `resume`; what is in flight goes on."""
         self._paused.set()
@@ -78,7 +91,7 @@ class RunControl:
     @property
     def model_is_loading(self) -> bool:
         """Whether this run will caption, but does not know by which recipe yet."""
-        return self.recipe is None and self.is_active(Stage.CAPTION)
+        return self.recipe is None and not self.awaits_picture and self.is_active(Stage.CAPTION)
 
     @property
     def stopping(self) -> bool:

@@ -3,10 +3,14 @@
 A new one is a module of its own, its line in `BACKENDS`, and its name among those that the setting takes.
 """
 
+import os
+from collections.abc import Callable
 from importlib import import_module
 from typing import Protocol, cast
 
 from etl.caption.captioner import Captioner
+from etl.domain.views import Download
+from etl.gpu import find_cards, visible_cards
 from etl.images.cache import ImageCache
 from etl.settings import Settings
 
@@ -42,6 +46,34 @@ def backend(settings: Settings) -> Backend:
 def open_captioner(settings: Settings, cache: ImageCache, longest_edge: int) -> Captioner:
     """Return the captioner of ``settings.backend``; see `Backend.open_backend`."""
     return backend(settings).open_backend(settings, cache, longest_edge)
+
+
+def fetch_weights(settings: Settings, on_progress: Callable[[Download], None]) -> None:
+    """Fetch what a model of this machine lacks, here and once, instead of in the process of each GPU.
+
+    ``on_progress`` is told how far that is, from several threads.  Raises `ModelError`.
+    """
+    if settings.backend == "local":
+        from etl.caption.model.checkpoint import find_checkpoint
+
+        checkpoint = find_checkpoint(settings.model, settings.revision)
+        if checkpoint.commit is not None:
+            checkpoint.with_weights(on_progress)
+
+
+def device_in_words(settings: Settings, captioner: Captioner) -> str:
+    """Return what captions: the GPUs, the CPU, endpoints or a cluster."""
+    if settings.backend == "openai":
+        return f"{len(settings.endpoint)} endpoint{'s' * (len(settings.endpoint) != 1)}"
+    if settings.backend == "ray":
+        return "Ray cluster"
+    from etl.caption.gpus.pool import GpuPool
+
+    if not isinstance(captioner, GpuPool):
+        return "MPS" if settings.device == "mps" else "CPU"
+    cards = visible_cards(find_cards()[0], os.environ)
+    workers, name = len(captioner.samples()), cards[0].name if cards else "GPU"
+    return name if workers == 1 else f"{workers} x {name}"
 
 
 def check_model(settings: Settings) -> None:

@@ -78,8 +78,9 @@ def main() -> None:
         known = out_of_files(error) or error
         if not isinstance(known, EtlError):
             raise
-        for line in filter(None, (f"error: {known}", known.cure)):
-            typer.echo(clean(line), err=True)
+        typer.echo(f"error: {clean(str(known))}", err=True)
+        if known.cure:
+            typer.echo(clean_lines(known.cure), err=True)
         code = known.exit_code
     except MemoryError:
         typer.echo(

@@ -1,20 +1,27 @@
 """Live progress on stderr: bars on a terminal, one plain line per interval elsewhere."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
-from etl.cli.hosts import errors_text, host_line, is_news
 from etl.cli.options import Context
+from etl.cli.progress_rows import Pace, Row, progress_line, rows
 from etl.cli.render import note
-from etl.clock import stops_at
-from etl.domain.statuses import QueueStatus, RecordState, Stage
 from etl.domain.views import Progress
-from etl.text import clean
-from etl.units import duration, size
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.text import Text
+
+REFRESH_PER_S = 2
+"""How often bars are drawn; their counts come once a second."""
+
+_BAR, _REST = "━", "─"
+_ASCII_BAR, _ASCII_REST = "#", "-"
 
 
 @contextmanager
@@ -36,58 +43,29 @@ def progress(context: Context) -> Iterator[Callable[[Progress], None]]:
     """Yield a function that shows progress: bars on a terminal, one plain line per interval elsewhere."""
     if context.quiet:
         yield lambda _: None
-    elif sys.stderr.isatty():
+    elif can_draw():
         with _bars() as show:
             yield show
     else:
         yield _plain_lines(context)
 
 
+def can_draw() -> bool:
+    """Return whether stderr is a terminal that can be drawn on, and nobody wants it plain."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
+
+
 def _plain_lines(context: Context) -> Callable[[Progress], None]:
-    last = time.monotonic()
+    last, pace = time.monotonic(), Pace()
 
     def show(now: Progress) -> None:
         nonlocal last
+        per_s = pace.per_s(now)
         if time.monotonic() - last >= context.settings.interval:
             last = time.monotonic()
-            note(context, progress_line(now))
+            note(context, progress_line(now, per_s))
 
     return show
-
-
-def progress_line(now: Progress) -> str:
-    """Return the counts and rates as one plain line."""
-    parts = []
-    for stage, counts, rate in (
-        (Stage.FETCH, now.sources, now.fetched_per_s),
-        (Stage.CAPTION, now.captions, now.captioned_per_s),
-    ):
-        done, total = counts.get(QueueStatus.DONE, 0), wanted(counts)
-        parts.append(
-            f"{stage} {done:,}/{total:,} ({counts.get(QueueStatus.DEAD, 0):,} failed, "
-            f"{counts.get(QueueStatus.RETRY, 0):,} will retry) {rate:.1f}/s"
-        )
-    if now.bytes_per_s:
-        parts[0] += f" {size(now.bytes_per_s)}/s"
-    if now.fetch_seconds:
-        parts[0] += f", {duration(now.fetch_seconds)} left"
-    if now.fetch_errors:
-        parts.append(f"errors: {errors_text(now)}")
-    parts += [f"host {host_line(host)}" for host in now.hosts if is_news(host)]
-    if now.run is not None and now.run.stops_at is not None:
-        parts.append(stops_at(now.run.stops_at, now.at))
-    return "; ".join(parts)
-
-
-def wanted(counts: dict[str, int]) -> int:
-    """Return how many items of a queue some record needs."""
-    return sum(n for status, n in counts.items() if status != QueueStatus.CANCELLED)
-
-
-_STAGES = (Stage.FETCH, Stage.CAPTION)
-
-HOST_WIDTH = 24
-"""Characters of a host's name beside its bar; two bars and their numbers fit into 80 columns."""
 
 
 @contextmanager
@@ -103,45 +81,73 @@ def _log_above_bars() -> Iterator[None]:
                 handler.setStream(stream)
 
 
+class Screen:
+    """The rows of the latest progress, as wide as the terminal is when they are drawn."""
+
+    def __init__(self) -> None:
+        self._now: Progress | None = None
+        self._pace = Pace()
+        self._per_s = 0.0
+        self.drawn: list[int] = []
+        """Columns of each line that was drawn last."""
+
+    def show(self, now: Progress) -> None:
+        """Take over what is to be drawn from now on."""
+        self._now, self._per_s = now, self._pace.per_s(now)
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich.text import Text
+
+        # The last column stays free: a terminal that wraps there would break every line in two.
+        width = max(1, options.max_width - 1)
+        lines = [] if self._now is None else list(rows(self._now, self._per_s, max(1, options.size.height - 3)))
+        text = Text(no_wrap=True, overflow="crop", end="")
+        self.drawn = []
+        for number, row in enumerate(lines[: max(1, options.size.height - 2)]):
+            line = _drawn(row, width, ascii_only=options.ascii_only)
+            self.drawn.append(line.cell_len)
+            text.append("\n" if number else "").append_text(line)
+        yield text
+
+    def height_at(self, width: int) -> int:
+        """Return how many lines of a terminal what was drawn takes, now that it is so wide."""
+        return sum(max(1, -(-columns // width)) for columns in self.drawn)
+
+
+def _drawn(row: Row, width: int, *, ascii_only: bool) -> "Text":
+    from rich.text import Text
+
+    name, bar, facts = row.parts(width)
+    line = Text(name, style="bold", end="")
+    if row.bar is not None:
+        full, rest = (_ASCII_BAR, _ASCII_REST) if ascii_only else (_BAR, _REST)
+        done = round(bar * row.bar)
+        line.append(full * done, "green").append(rest * (bar - done), "dim").append(" ")
+    line.append(facts, "" if row.bar is not None else "dim")
+    line.truncate(width, overflow="crop")
+    return line
+
+
 @contextmanager
 def _bars() -> Iterator[Callable[[Progress], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
+    from rich.console import Console, RenderableType
+    from rich.live import Live
 
-    columns = (
-        TextColumn("{task.description:<8}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rest]}", markup=False),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=Console(stderr=True), transient=False) as bars, _log_above_bars():
-        tasks: dict[str, Any] = {stage: bars.add_task(stage, total=None, rest="") for stage in _STAGES}
+    screen = Screen()
 
-        told = False
+    class _Resized(Live):
+        """Takes back as many lines as what it drew has become, where the terminal is narrower than it was."""
 
-        def show(now: Progress) -> None:
-            nonlocal told
-            if not told and now.run is not None and now.run.stops_at is not None:
-                bars.console.print(stops_at(now.run.stops_at, now.at), highlight=False)
-            told = True
-            selected = now.records.get(RecordState.ACTIVE, 0)
-            for stage, counts, rate in (
-                (Stage.FETCH, now.sources, now.fetched_per_s),
-                (Stage.CAPTION, now.captions, now.captioned_per_s),
-            ):
-                failed, retrying = counts.get(QueueStatus.DEAD, 0), counts.get(QueueStatus.RETRY, 0)
-                rest = f"{rate:5.1f}/s  {failed:,} failed  {retrying:,} will retry"
-                total = wanted(counts) or (selected if stage is Stage.CAPTION else None)
-                bars.update(tasks[stage], total=total, completed=counts.get(QueueStatus.DONE, 0), rest=rest)
-            for host in now.hosts:
-                name = host.info.host
-                if name not in tasks and is_news(host):
-                    tasks[name] = bars.add_task(clean(name)[:HOST_WIDTH], total=None, rest="")
-                if name in tasks:
-                    rest = host_line(host).removeprefix(clean(name)).strip()
-                    done = host.info.done
-                    bars.update(tasks[name], total=done + host.pending, completed=done, rest=rest)
+        def process_renderables(self, renderables: list[RenderableType]) -> list[RenderableType]:  # type: ignore[override]
+            if screen.drawn and self._live_render._shape is not None:
+                self._live_render._shape = (0, screen.height_at(self.console.width))
+            return super().process_renderables(renderables)  # type: ignore[arg-type, return-value]
 
-        yield show
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    with (
+        _Resized(
+            screen, console=console, refresh_per_second=REFRESH_PER_S, redirect_stdout=False, vertical_overflow="crop"
+        ),
+        _log_above_bars(),
+    ):
+        yield screen.show

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 from etl.cli.hosts import errors_text, host_json, host_line, is_news
 from etl.cli.options import Context
 from etl.clock import ago, iso_utc, now_ms, stops_at
-from etl.domain.statuses import LIVE, QueueStatus, RecordOutcome, RecordState, RunState, Stage, status_in_words
+from etl.domain.statuses import LIVE, QueueStatus, RecordOutcome, RecordState, RunState, status_in_words
 from etl.domain.views import ExportSummary, HostProgress, IngestSummary, Progress, RunInfo
 from etl.state.requeue import UNLIKELY
 from etl.text import clean, clean_json
 from etl.units import count, duration, size
 
+END_S = 25
+"""Seconds within which a stopped program has ended, as docs/cli.md promises."""
+
 if TYPE_CHECKING:
-    from etl.run.plan import Report
     from etl.state.parts.split import Split
     from etl.state.read.cost import Cost
 
@@ -44,6 +46,11 @@ def note(context: Context, text: str) -> None:
     """Print one line for people on stderr."""
     if not context.quiet:
         print(clean(text), file=sys.stderr, flush=True)
+
+
+def stopping(context: Context) -> None:
+    """Answer a signal that asks for the end."""
+    note(context, f"stopping: what is in flight is finished, up to {END_S} s; once more to leave now")
 
 
 def say(text: str) -> None:
@@ -199,7 +206,8 @@ def ingested(context: Context, summary: IngestSummary) -> None:
 
 def ingest_line(summary: IngestSummary) -> str:
     """Return one line on what an ingest did."""
-    head = f"{clean(str(summary.path))}: {summary.records:,} records, {summary.selected:,} selected"
+    head = f"{clean(str(summary.path))}: {summary.records:,} record{'s' * (summary.records != 1)}, "
+    head += f"{summary.selected:,} selected"
     if summary.unchanged:
         return f"{head}; unchanged"
     parts = [f"{summary.added:,} new", f"{summary.changed:,} changed", f"{summary.removed:,} removed"]
@@ -235,48 +243,6 @@ def export_line(summary: ExportSummary) -> str:
     if summary.left_out:
         line += f"; {count(summary.left_out, 'line')} without a JSON object left out"
     return line
-
-
-def report(context: Context, done: "Report") -> None:
-    """Tell what a run did and what to do next."""
-    if context.json:
-        answer(
-            {
-                "state": done.state,
-                "signal": done.signal,
-                "deadline": done.deadline,
-                "failed": done.failed,
-                "stages": {stage: summary_json(summary) for stage, summary in done.stages.items()},
-                "ingested": [summary_json(summary) for summary in done.ingested],
-                "exported": summary_json(done.exported) if done.exported else None,
-                "cost": summary_json(done.cost) if done.cost else None,
-                "status": progress_json(done.progress),
-            }
-        )
-        return
-    for read in done.ingested:
-        note(context, ingest_line(read))
-    for stage, summary in done.stages.items():
-        line = f"{stage}: {summary.done:,} done, {summary.dead:,} failed, {summary.retried:,} attempts to be repeated"
-        note(context, line + (f", {summary.released:,} given back" if summary.released else ""))
-    for line in status_lines(done.progress):
-        note(context, line)
-    if done.cost:
-        note(context, f"cost      {cost_line(done.cost)}")
-    if done.exported:
-        note(context, f"exported  {export_line(done.exported)}")
-    if Stage.CAPTION in done.stages:
-        for line in flag_lines(done.progress.flags):
-            note(context, line)
-    if waiting := done.without_pictures:
-        wait = f"{count(waiting, 'caption')} wait{'s' * (waiting == 1)}"
-        note(context, f"{wait} for pictures that are not in the cache: run `etl fetch`, then this again")
-    if done.deadline:
-        note(context, f"{done.progress.run.message if done.progress.run else ''}; run the same command again to go on")
-    elif done.state is RunState.INTERRUPTED:
-        note(context, "stopped; everything finished is kept: run the same command again to go on")
-    elif done.failed:
-        note(context, "some records failed: `etl failures` lists them, `etl retry-failed` tries them again")
 
 
 def cost_line(cost: "Cost") -> str:

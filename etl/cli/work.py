@@ -1,15 +1,18 @@
 """Commands that do the work: ingest, fetch, caption, run."""
 
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from etl.cli import render
+from etl.cli import render, run_report
 from etl.cli.hosts import estimate_lines
 from etl.cli.options import Context, command, number
 from etl.cli.progress import ingest_progress, progress
+from etl.domain.views import Progress
 from etl.errors import ConfigError
 from etl.setting_values import Group
 
@@ -98,12 +101,17 @@ def ingest(
 ) -> None:
     """Load manifests into the state; again after an edit, or to resume."""
     options = _ingest_options(only_synthetic, limit, offset, id_field, image_field, prompt, prompt_template, strict)
-    from etl.run.pipeline import ingest_manifests
+    from etl.ingest.options import LeftOut
+    from etl.run.sources import ingest_manifests
 
     with ingest_progress(context) as on_batch:
-        summaries, signal = ingest_manifests(context.settings, sources, options, on_batch)
+        summaries, signal = ingest_manifests(
+            context.settings, sources, options, on_batch, lambda: render.stopping(context)
+        )
     for summary in summaries:
         render.ingested(context, summary)
+        if summary.unselected and not context.json:
+            render.note(context, LeftOut(summary.unselected, *options.selection.why()).line())
     _leave(signal, failed=any(summary.invalid for summary in summaries))
 
 
@@ -191,7 +199,10 @@ def run(
             "--prompt, --prompt-template, --id-field and --image-field need the SOURCE, which is read anew with them: "
             "etl run SOURCE ..."
         )
-    _work(context, run_pipeline, plan)
+    command = (
+        None if output is not None else f"etl export captions.jsonl --state {shlex.quote(str(context.settings.state))}"
+    )
+    _work(context, run_pipeline, plan, export_command=command)
 
 
 def _ingest_options(
@@ -217,15 +228,33 @@ def _ingest_options(
     return IngestOptions(id_field, image_field, Selection(only_synthetic, offset, limit), template, strict)
 
 
-def _work(context: Context, run_pipeline: Any, plan: Any) -> None:
+def _work(context: Context, run_pipeline: Any, plan: Any, *, export_command: str | None = None) -> None:
     from etl.run.kept_back import kept_back_line
 
     if line := kept_back_line(context.settings, plan):
         render.note(context, line)
     with progress(context) as on_progress:
-        report = run_pipeline(context.settings, plan, on_progress)
-    render.report(context, report)
+        if export_command is not None:
+            on_progress = _after(
+                f"no output is named (-o captions.jsonl); when this is done: {export_command}", context, on_progress
+            )
+        report = run_pipeline(context.settings, plan, on_progress, lambda: render.stopping(context))
+    run_report.report(context, report, export_command=export_command)
     _leave(report.signal, failed=report.failed > 0 or report.without_pictures > 0, deadline=report.deadline)
+
+
+def _after(words: str, context: Context, show: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """Return what shows progress, and says something before the first time: once the run has begun."""
+    said = False
+
+    def told(now: Progress) -> None:
+        nonlocal said
+        if not said:
+            render.note(context, words)
+        said = True
+        show(now)
+
+    return told
 
 
 def _leave(signal: int | None, *, failed: bool, deadline: bool = False) -> None:

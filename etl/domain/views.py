@@ -214,6 +214,20 @@ class EngineSample:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Download:
+    """How far the download of a model's weights has come.
+
+    Attributes:
+        done, total: bytes, those that earlier runs left included.
+        bytes_per_s: since this run began with it.
+    """
+
+    done: int
+    total: int
+    bytes_per_s: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """Counts at one instant, from one short read transaction.
@@ -230,6 +244,10 @@ class Progress:
         fetch_errors: sources that failed or wait for another attempt, by error class; as ``hosts``.
         fetch_seconds: until the slowest host is done; ``None`` while its rate is not known; as ``hosts``.
         flags: finished captions of the current recipe by quality flag; as ``hosts``.
+        spent: what the latest run has cost so far; ``None`` where no price is known; as ``hosts``.
+        device: what captions, in words; empty until that is known, and for who is not in the run's process.
+        loading: whether the model is being loaded; as ``device``.
+        download: of the model's weights, while that lasts; as ``device``.
     """
 
     records: dict[str, int]
@@ -246,3 +264,7 @@ class Progress:
     fetch_errors: dict[str, int] = field(default_factory=dict)
     fetch_seconds: float | None = None
     flags: dict[str, int] = field(default_factory=dict)
+    spent: float | None = None
+    device: str = ""
+    loading: bool = False
+    download: Download | None = None

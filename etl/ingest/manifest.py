@@ -3,12 +3,14 @@
 Offsets and hashes are taken over this stream, so checkpoints mean the same for every format and compression.
 """
 
+import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
 from etl.errors import ManifestError
 from etl.ingest import manifest_formats
 from etl.ingest.manifest_formats.file import ManifestFile
+from etl.text import clean
 
 STDIN = "-"
 
@@ -30,7 +32,7 @@ class Manifest:
             return
         file = Path(path)
         if not _exists(file):
-            raise ManifestError(f"there is no manifest {path}")
+            raise ManifestError(f"there is no manifest {path}").with_cure(_cure(file))
         try:
             str(file.resolve()).encode()
         except UnicodeEncodeError as error:
@@ -46,6 +48,37 @@ class Manifest:
         Raises `ManifestError`, while they are read, when the file cannot be read to its end.
         """
         return manifest_formats.lines(self._file)
+
+
+_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
+_PACKED = ("", ".gz", ".zst")
+_SHOWN = 5
+
+
+def near_manifests(directory: Path) -> list[str]:
+    """Return the names of the files in a directory that look like manifests; at most a few."""
+    endings = tuple(f"{suffix}{packed}" for suffix in _SUFFIXES for packed in _PACKED)
+    try:
+        return sorted(clean(file.name, 80) for file in directory.iterdir() if file.name.lower().endswith(endings))[
+            :_SHOWN
+        ]
+    except OSError:
+        return []
+
+
+def _cure(file: Path) -> str:
+    """Return what may have been meant by a name that is not there; empty where nothing is near."""
+    try:
+        names = [entry.name for entry in file.parent.iterdir()]
+    except OSError:
+        return ""
+    # A name without the ending, or with another one, is nearer than its letters tell.
+    near = [name for name in names if name.split(".")[0] == file.name.split(".")[0]]
+    near = near or difflib.get_close_matches(file.name, names, n=1, cutoff=0.7)
+    if near:
+        return f"did you mean {clean(str(file.with_name(min(near, key=len))), 200)}?"
+    here = near_manifests(file.parent)
+    return f"{clean(str(file.parent), 100)} has {', '.join(here)}" if here else ""
 
 
 def _exists(file: Path) -> bool:

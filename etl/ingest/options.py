@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from etl.errors import StateError
 from etl.ingest.prompts import PromptTemplate
+from etl.state.read.manifests import unselected_records
+from etl.state.read.reader import Reader
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,53 @@ class Selection:
         if self.synthetic is False or (self.synthetic is None and "description_source" not in record):
             return True
         return "synthetic" in str(record.get("description_source") or "")
+
+    def why(self) -> tuple[str, str]:
+        """Return why records are left out, in words, and what takes them."""
+        reasons, cures = [], []
+        if self.offset or self.limit is not None:
+            reasons.append(
+                "outside --offset and --limit"
+                if self.offset and self.limit is not None
+                else "behind --limit"
+                if self.limit is not None
+                else "before --offset"
+            )
+            cures.append("without it" if len(reasons[0].split("--")) == 2 else "without them")
+        if self.synthetic is not False:
+            reasons.append("description_source is not synthetic")
+            cures.insert(0, "--all")
+        return " or ".join(reasons), " ".join(cures)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Records of a manifest that are not needed.
+
+    Attributes:
+        records: how many.
+        why: in words.
+        cure: what takes them, as flags of `etl run` and `etl ingest`.
+    """
+
+    records: int
+    why: str
+    cure: str
+
+    def line(self) -> str:
+        """Return it as one line for people."""
+        return f"{self.records:,} not selected: {self.why}" + (f"; {self.cure} takes them" if self.cure else "")
+
+
+def left_out(reader: Reader) -> tuple[LeftOut, ...]:
+    """Return what the manifests of a state leave out, reason by reason."""
+    found: dict[tuple[str, str], int] = {}
+    for spec, records in unselected_records(reader):
+        with suppress(ValueError, LookupError, TypeError):
+            values = json.loads(spec)
+            why = Selection(values["synthetic"], values["offset"], values["limit"]).why()
+            found[why] = found.get(why, 0) + records
+    return tuple(LeftOut(records, *why) for why, records in found.items())
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ from etl.state.records import NewRecord
 
 KEY_FIELDS = ("metadata_filename", "id", "key")
 IMAGE_FIELDS = ("external_url", "url", "image_url", "image", "path")
+KEY_FIELD_MISSING = "no field"
+"""How the message of a record without the field of its key begins."""
+
 MAX_KEY_CHARS = 512
 
 MAX_DEPTH = 200
@@ -75,7 +78,7 @@ class RecordParser:
                     raise InvalidRecordError(f"{name} has {len(key)} characters, more than {MAX_KEY_CHARS}")
                 return _storable(key, name)
         if self._options.id_field:
-            raise InvalidRecordError(f"no field {self._options.id_field!r} for the record's key")
+            raise InvalidRecordError(f"{KEY_FIELD_MISSING} {self._options.id_field!r} for the record's key")
         return None
 
     def _url(self, record: Mapping[str, Any]) -> str:

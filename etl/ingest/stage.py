@@ -6,12 +6,13 @@ when the part already read is unchanged; a manifest that is already complete in 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from etl.domain.statuses import RecordState
 from etl.domain.views import IngestSummary
 from etl.errors import DuplicateKeyError, ManifestError
+from etl.ingest.columns import refuse_unknown_columns
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions, Selection
 from etl.ingest.record_parser import RecordParser
@@ -69,14 +70,16 @@ def ingest(
     *,
     on_batch: Callable[[int], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
+    beside: Sequence[str] = (),
 ) -> IngestSummary:
     """Bring the state to what the manifest says.
 
+    ``beside`` are the paths of the manifests that the same command names, whose keys are left to them.
     ``on_batch`` is told the number of records read so far.  Raises `ManifestError` when the manifest cannot be
     read or holds no record, or at the first bad line with ``strict``; committed batches stay, and the next
     ingest goes on behind them.
     """
-    return _Ingest(store.manifest(manifest.path), manifest, options, on_batch, should_stop).run()
+    return _Ingest(store.manifest(manifest.path, beside), manifest, options, on_batch, should_stop).run()
 
 
 class _Ingest:
@@ -132,6 +135,8 @@ class _Ingest:
         """Store what the reader still has; begin a new generation where there is none to go on with."""
         parser = RecordParser(self._options, self._manifest.name, self._manifest.base)
         for batch in _batches(parser.parse(*line) for line in self._reader):
+            if self._row is None:
+                refuse_unknown_columns(self._manifest.name, batch, self._options)
             self._store(batch)
             self._on_batch(self._reader.checkpoint().rows)
             if self._should_stop():

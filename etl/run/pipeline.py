@@ -5,32 +5,30 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from etl.caption.backends import check_model, open_captioner
+from etl.caption.backends import device_in_words, fetch_weights, open_captioner
 from etl.deadline import Deadline
 from etl.domain.statuses import QueueStatus, RecordOutcome, RecordState, RunState, Stage
 from etl.domain.views import ExportSummary, IngestSummary, Progress, StageSummary
 from etl.errors import ConfigError, EtlError, StateLockedError, StateSplitError
-from etl.export.stage import STDOUT, ExportOptions, check_target, export
-from etl.fetch.mirrors import Mirrors
+from etl.export.stage import ExportOptions, check_target, export
 from etl.ingest.manifest import Manifest
-from etl.ingest.options import IngestOptions
-from etl.ingest.stage import ingest, reselect
-from etl.output_file import resolved
-from etl.ray_cluster.connection import check as check_cluster
+from etl.ingest.options import left_out
+from etl.ingest.stage import reselect
 from etl.run.kept_back import SPARE_S, KeptBack
 from etl.run.plan import Plan, Report
+from etl.run.preflight import check, check_mirrors
 from etl.run.signals import Signals, watch_signals
+from etl.run.sources import give_back, ingest_all
 from etl.run.supervisor import RunResult, StageFunction, run_stages
 from etl.run_control import RunControl
 from etl.settings import Settings
 from etl.state.log import RunLog
-from etl.state.parts.split import refuse_split
 from etl.state.read.cost import cost
-from etl.state.read.progress import ProgressReader
+from etl.state.read.failures import failure_classes
+from etl.state.read.progress import SHOWN_HOSTS, ProgressReader
 from etl.state.read.reader import Reader
 from etl.state.read.runs import latest_runs
-from etl.state.read.sources import active_lines, longest_edges
-from etl.state.recognise import spare_own_files
+from etl.state.read.sources import longest_edges, unreachable_hosts
 from etl.state.store import Store
 from etl.telemetry.metrics import metrics
 
@@ -41,40 +39,6 @@ _NOTHING = StageSummary()
 """What a stage has done that did not begin."""
 
 _MANIFEST_LEFT = "deadline reached before the manifest was read; nothing was exported"
-
-
-def ingest_manifests(
-    settings: Settings, sources: Sequence[str], options: IngestOptions, on_batch: Callable[[int], None]
-) -> tuple[tuple[IngestSummary, ...], int | None]:
-    """Ingest manifests as one run; return a summary of each that was begun, and the signal that stopped it, if any."""
-    manifests = _manifests(sources)
-    with watch_signals() as signals, Store.open(settings) as store, store.run((Stage.INGEST,)) as run:
-        signals.release = _release(store, run)
-        summaries = _ingest_all(store, manifests, options, on_batch, should_stop=lambda: bool(signals))
-        if signals:
-            store.end_run(run, RunState.INTERRUPTED)
-        return summaries, signals.first
-
-
-def _manifests(sources: Sequence[str]) -> tuple[Manifest, ...]:
-    """Return the manifests that are meant, each once.  Raises `ManifestError` when one is not there."""
-    return tuple({manifest.path: manifest for manifest in map(Manifest, sources)}.values())
-
-
-def _ingest_all(
-    store: Store,
-    manifests: Sequence[Manifest],
-    options: IngestOptions,
-    on_batch: Callable[[int], None],
-    should_stop: Callable[[], bool],
-) -> tuple[IngestSummary, ...]:
-    """Ingest one behind the other, until a stop is wanted; return a summary of each that was begun."""
-    summaries: list[IngestSummary] = []
-    for manifest in manifests:
-        if summaries and should_stop():
-            break
-        summaries.append(ingest(store, manifest, options, on_batch=on_batch, should_stop=should_stop))
-    return tuple(summaries)
 
 
 def export_manifest(settings: Settings, target: str, options: ExportOptions) -> ExportSummary:
@@ -88,22 +52,29 @@ def export_manifest(settings: Settings, target: str, options: ExportOptions) -> 
     with watch_signals(interrupt=True) as signals:
         try:
             with Store.open(settings, create=False) as store, store.run((Stage.EXPORT,)) as run:
-                signals.release = _release(store, run)
+                signals.release = give_back(store, run)
                 return _export(store, run, target, options)
         except StateLockedError:
             with Reader(settings.state) as reader:
                 return export(reader, target, options)[0]
 
 
-def run_pipeline(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]) -> Report:
+def run_pipeline(
+    settings: Settings,
+    plan: Plan,
+    on_progress: Callable[[Progress], None],
+    on_stop: Callable[[], None] = lambda: None,
+) -> Report:
     """Run the stages of a plan over one state directory, and tell the webhook how that ended, where there is one.
+
+    ``on_stop`` is called, in a thread of its own, as soon as a signal asks for the end.
 
     Raises, before anything begins, `ModelError` when the model cannot be found, `ConfigError` for a mirror that is
     wrongly given or a deadline that is over, `StateSplitError` for a state whose work was given to parts, and what
     `check_target` says of the output, else the errors of `Store.open` and of the stages.
     """
     try:
-        report = _recorded(settings, plan, on_progress)
+        report = _recorded(settings, plan, on_progress, on_stop)
     except (ConfigError, StateLockedError, StateSplitError):
         # Nothing began, so nothing has ended.
         raise
@@ -137,49 +108,23 @@ def _announce(settings: Settings, facts: dict[str, Any], text: str) -> None:
             announce(settings, facts, text)
 
 
-def _recorded(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]) -> Report:
+def _recorded(
+    settings: Settings, plan: Plan, on_progress: Callable[[Progress], None], on_stop: Callable[[], None]
+) -> Report:
     deadline = Deadline.begin(settings.deadline)
     if deadline is not None:
         # What a duration means is known from here on, and told by the run's row.
         settings = replace(settings, deadline=deadline.at.isoformat(timespec="milliseconds"))
-    manifests = _manifests(plan.sources)
-    if plan.caption:
-        check_model(settings)
-    if plan.fetch:
-        from etl.run.checks.room import require_room
-
-        require_room(settings)
-        # Refused before anything begins, so that no run is on record for it.
-        _check_mirrors(settings, known=not manifests)
-        if settings.fetch_backend == "ray":
-            check_cluster(settings.ray_address, "--fetch-backend ray", insecure=settings.insecure)
-    if plan.output is not None:
-        check_target(plan.output, plan.export)
-        if plan.output != STDOUT:
-            spare_own_files(settings.state, resolved(plan.output))
-    if (plan.fetch or plan.caption) and not plan.force:
-        refuse_split(settings.state)
+    manifests = check(settings, plan)
     with (
-        watch_signals() as signals,
+        watch_signals(on_stop=on_stop) as signals,
         Store.open(settings, create=bool(manifests)) as store,
         # Before the run is on record: a port that is taken is a mistake of the command line.
         metrics(settings.state, settings.metrics_address, settings.metrics_port),
         store.run(plan.stages) as run,
     ):
-        signals.release = _release(store, run)
+        signals.release = give_back(store, run)
         return _Run(store, run, settings, plan, signals, deadline).work(manifests, on_progress)
-
-
-def _release(store: Store, run: int) -> Callable[[str], None]:
-    return lambda why: store.end_run(run, RunState.INTERRUPTED, why)
-
-
-def _check_mirrors(settings: Settings, *, known: bool) -> None:
-    """Raise `ConfigError` for mirrors that are wrongly given; where records are ``known``, for fields of none too."""
-    mirrors = Mirrors.of(settings)
-    if known and mirrors.needs_record:
-        with Reader(settings.state) as reader:
-            mirrors.check(active_lines(reader))
 
 
 class _Run:
@@ -201,7 +146,7 @@ class _Run:
         result = RunResult(RunState.INTERRUPTED, None, deadline=not whole and not self._signals)
         if whole:
             if ingested and self._plan.fetch:
-                _check_mirrors(self._settings, known=True)
+                check_mirrors(self._settings, known=True)
             stages = _stage_functions(self._settings, self._plan)
             result = run_stages(
                 self._store, self._run, stages, on_progress=on_progress, signals=self._signals, stop_at=self._stop_at()
@@ -223,7 +168,9 @@ class _Run:
             )
         self._store.end_run(self._run, state, message)
         with Reader(self._store.directory) as reader:
-            progress = replace(progress, run=latest_runs(reader, 1)[0])
+            progress = replace(progress, run=latest_runs(reader, 1)[0], device=result.device)
+            failures, unreachable = failure_classes(reader), unreachable_hosts(reader, SHOWN_HOSTS)
+            unneeded = left_out(reader) if progress.records.get(RecordState.UNSELECTED) else ()
         return Report(
             state=state,
             signal=self._signals.first,
@@ -234,6 +181,9 @@ class _Run:
             exported=exported,
             cost=spent,
             deadline=self._deadline is not None and message is not None,
+            failures=tuple(failures),
+            left_out=unneeded,
+            unreachable=tuple(unreachable),
         )
 
     def _ingest(self, manifests: Sequence[Manifest]) -> tuple[tuple[IngestSummary, ...], bool]:
@@ -249,7 +199,7 @@ class _Run:
             cut = bool(self._signals) or (self._deadline is not None and self._deadline.left() <= SPARE_S)
             return cut
 
-        read = _ingest_all(self._store, manifests, self._plan.options, lambda _: None, should_stop)
+        read = ingest_all(self._store, manifests, self._plan.options, lambda _: None, should_stop)
         return read, not cut
 
     def _stop_at(self) -> float | None:
@@ -293,6 +243,7 @@ def _fetch(store: Store, run: int, settings: Settings, control: RunControl, refr
 
 
 def _caption(store: Store, run: int, settings: Settings, control: RunControl) -> StageSummary:
+    from etl.caption.need import wait_for_picture
     from etl.caption.stage import caption
     from etl.images.cache import ImageCache
     from etl.state.presence import require_cache
@@ -301,10 +252,16 @@ def _caption(store: Store, run: int, settings: Settings, control: RunControl) ->
         edges = longest_edges(reader)
         # Before minutes are spent on a model that would have nothing to look at.
         require_cache(reader)
-    # The copies that are there decide, not the setting: they may have been made on another machine.
-    edge = edges[0] if edges else settings.longest_edge
+        # The copies that are there decide, not the setting: they may have been made on another machine.
+        edge = edges[0] if edges else settings.longest_edge
+        if not wait_for_picture(reader, settings, edge, control, lambda: control.is_active(Stage.FETCH)):
+            return _NOTHING
+    control.loading = True
+    fetch_weights(settings, control.note_download)
+    control.download = None
     captioner = open_captioner(settings, ImageCache.of_state(store.directory), edge)
     try:
+        control.device, control.loading = device_in_words(settings, captioner), False
         if control.stopping:
             # The run may have gone on without us: it waits for nobody who only loads.
             return _NOTHING

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from etl.domain.statuses import RecordOutcome, RunState, Stage
 from etl.domain.views import ExportSummary, IngestSummary, Progress, StageSummary
 from etl.export.stage import ExportOptions
-from etl.ingest.options import IngestOptions
+from etl.ingest.options import IngestOptions, LeftOut
 from etl.state.read.cost import Cost
 
 
@@ -63,6 +63,9 @@ class Report:
         exported: what was written, if anything was.
         cost: what this run and all runs have cost; ``None`` when no price is known.
         deadline: whether its time was over before its work was done.
+        failures: ``(stage, error class, items)`` of what has failed or is invalid, over the whole state.
+        left_out: records that are not needed, and why.
+        unreachable: ``(host, error class, pictures)`` of hosts that could not be reached, a few of them.
     """
 
     state: RunState
@@ -74,6 +77,9 @@ class Report:
     exported: ExportSummary | None = None
     cost: Cost | None = None
     deadline: bool = False
+    failures: tuple[tuple[str, str, int], ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    unreachable: tuple[tuple[str, str, int], ...] = ()
 
     @property
     def without_pictures(self) -> int:

@@ -43,10 +43,13 @@ class Signals:
     Attributes:
         first: the signal that asked for the end, if one did.
         release: called with the reason before a forced end.
+        on_stop: called as soon as the first one has come, whatever the main thread is doing, in a thread of its own,
+            so that a terminal which takes no words keeps nobody waiting.
     """
 
-    def __init__(self, *, interrupt: bool = False) -> None:
+    def __init__(self, *, interrupt: bool = False, on_stop: Callable[[], None] = lambda: None) -> None:
         self.first: int | None = None
+        self.on_stop = on_stop
         self.release: Callable[[str], None] = lambda _why: None
         self._interrupt = interrupt
         self._leaving = threading.Lock()
@@ -124,19 +127,22 @@ class _Guard(threading.Thread):
                 self._signals.note(number)
                 if first_at is None:
                     first_at = now
+                    threading.Thread(target=self._signals.on_stop, name="stopping", daemon=True).start()
                 elif now - first_at > ONE_WISH_S:
                     self._signals.leave("a second signal", number)
 
 
 @contextlib.contextmanager
-def watch_signals(*, interrupt: bool = False) -> Iterator[Signals]:
+def watch_signals(*, interrupt: bool = False, on_stop: Callable[[], None] = lambda: None) -> Iterator[Signals]:
     """Collect signals instead of dying of them, and force the end when it does not come by itself.
+
+    ``on_stop`` is called when the first one has come, see `Signals`.
 
     With ``interrupt`` the first one raises `Interrupted` in the main thread, for work that may be cut off anywhere and
     has nobody who looks.  SIGHUP stays ignored where it is, as `nohup` wants it.  Outside the main thread (in a test)
     there is nothing to collect.
     """
-    signals = Signals(interrupt=interrupt)
+    signals = Signals(interrupt=interrupt, on_stop=on_stop)
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return

@@ -4,6 +4,7 @@ The first signal (`etl.run.signals`), a deadline and `etl stop` stop claiming an
 grace period.
 """
 
+import dataclasses
 import functools
 import logging
 import threading
@@ -55,12 +56,14 @@ class RunResult:
         signal: the signal that stopped it, if one did.
         summaries: per stage.
         deadline: whether it was stopped because its time was over.
+        device: what captioned, in words; empty when no model was loaded.
     """
 
     state: RunState
     signal: int | None
     summaries: dict[Stage, StageSummary] = field(default_factory=dict)
     deadline: bool = False
+    device: str = ""
 
 
 class _Worker:
@@ -120,10 +123,16 @@ def run_stages(
         supervisor.look()
         for worker in workers:
             worker.thread.start()
+        outlook = ProgressReader(reader)
+
+        def told() -> Progress:
+            return dataclasses.replace(
+                outlook.progress(), device=control.device, loading=control.loading, download=control.download
+            )
+
         try:
-            outlook = ProgressReader(reader)
-            supervisor.supervise(lambda: on_progress(outlook.progress()))
-            on_progress(outlook.progress())
+            supervisor.supervise(lambda: on_progress(told()))
+            on_progress(told())
         except BaseException:
             control.stop()
             for worker in workers:
@@ -213,7 +222,7 @@ class _Supervisor:
             raise error
         summaries = {worker.stage: worker.summary for worker in ended if worker.summary is not None}
         state = RunState.INTERRUPTED if self._control.stopping else RunState.DONE
-        return RunResult(state, self._signals.first, summaries, self._deadline)
+        return RunResult(state, self._signals.first, summaries, self._deadline, self._control.device)
 
 
 def _state(control: RunControl) -> RunState:

@@ -6,6 +6,7 @@ An ingest that was killed so goes on exactly behind its last committed line.
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from etl.domain.statuses import RecordState
 from etl.state.database import Connection
@@ -47,9 +48,11 @@ class ManifestRow:
 class ManifestWriter:
     """Stores the records of one manifest, one generation at a time."""
 
-    def __init__(self, connection: Connection, path: str) -> None:
+    def __init__(self, connection: Connection, path: str, beside: Sequence[str] = ()) -> None:
+        """Open the manifest known as ``path``; the keys of those ``beside`` it are left to them."""
         self._connection = connection
         self.path = path
+        self._beside = beside
 
     def find(self) -> ManifestRow | None:
         """Return what is known of this manifest, or ``None``."""
@@ -93,7 +96,14 @@ class ManifestWriter:
         With ``strict`` a key that was seen before raises `DuplicateKeyError`, and nothing of the batch is kept.
         """
         with self._connection.transaction("ingest.batch") as db:
-            counts = write_batch(db, manifest.id, manifest.generation, records, strict=strict)
+            beside = [
+                number
+                for number, path in db.conn.execute("SELECT id, path FROM manifests").fetchall()
+                if path in self._beside and number != manifest.id
+            ]
+            counts = write_batch(
+                db, manifest.id, manifest.generation, records, strict=strict, beside=beside, name=Path(self.path).name
+            )
             db.conn.execute(
                 "UPDATE manifests SET offset = ?, offset_sha256 = ?, lines = ?, rows = ? WHERE id = ?",
                 (checkpoint.offset, checkpoint.sha256, checkpoint.lines, checkpoint.rows, manifest.id),

@@ -5,8 +5,8 @@ Ids are given out here: this is the only writer.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from etl.domain.statuses import RecordState
@@ -52,14 +52,25 @@ class BatchCounts:
 
 
 def write_batch(
-    db: Database, manifest: int, generation: int, records: Sequence[NewRecord], *, strict: bool
+    db: Database,
+    manifest: int,
+    generation: int,
+    records: Sequence[NewRecord],
+    *,
+    strict: bool,
+    beside: Collection[int] = (),
+    name: str = "",
 ) -> BatchCounts:
     """Write one batch of a manifest's generation, with the sources and prompts that it names first.
 
-    With ``strict`` a key that was seen before raises `DuplicateKeyError`.
+    A record whose key belongs to one of the manifests ``beside`` gets a key of its own, with this one's ``name``
+    behind it; from any other manifest it is taken over.  With ``strict`` a key that was seen before in this manifest
+    raises `DuplicateKeyError`.
     """
     counts = BatchCounts()
     known = _known(db, [record.key for record in records])
+    if beside:
+        records = _told_apart(db, beside, name, records, known)
     records = _without_duplicates(db, manifest, generation, records, known, strict=strict)
     sources = _source_ids(db, records)
     prompts = _prompt_ids(db, records)
@@ -86,6 +97,10 @@ class _Known(NamedTuple):
     content: tuple[object, ...]
 
 
+_STATE = 3
+"""Where the content has the record's state."""
+
+
 def _known(db: Database, keys: Sequence[str]) -> dict[str, _Known]:
     """Return the records that the state has under these keys."""
     return {
@@ -96,6 +111,22 @@ def _known(db: Database, keys: Sequence[str]) -> dict[str, _Known]:
             (json.dumps(keys),),
         ).fetchall()
     }
+
+
+def _told_apart(
+    db: Database, beside: Collection[int], name: str, records: Sequence[NewRecord], known: dict[str, _Known]
+) -> list[NewRecord]:
+    """Give every record whose key another manifest has a longer one; ``known`` gains what the state has under it."""
+    new: dict[str, str] = {}
+    taken = {record.key: record.key for record in records}
+    while taken := {
+        key: f"{now} ({name})"
+        for key, now in taken.items()
+        if now in known and known[now].manifest in beside and known[now].content[_STATE] != RecordState.REMOVED
+    }:
+        new |= taken
+        known |= _known(db, list(taken.values()))
+    return [replace(record, key=new[record.key]) if record.key in new else record for record in records]
 
 
 def _without_duplicates(

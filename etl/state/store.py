@@ -86,9 +86,9 @@ class Store:
         """The state directory."""
         return self.settings.state
 
-    def manifest(self, path: str) -> ManifestWriter:
-        """Return the writer for the manifest known as ``path``."""
-        return ManifestWriter(self._connection, path)
+    def manifest(self, path: str, beside: Sequence[str] = ()) -> ManifestWriter:
+        """Return the writer for the manifest known as ``path``, which takes no key from those ``beside`` it."""
+        return ManifestWriter(self._connection, path, beside)
 
     def reselect(self, selections: Iterable[tuple[int, str, Iterable[tuple[int, RecordState]]]]) -> None:
         """Apply other selections of records (`etl.state.manifests.reselect`), all of them or none."""

@@ -67,8 +67,8 @@ class Case:
 
 
 CASES = {
-    "missing manifest": Case("ingest missing.jsonl", ("there is no manifest missing.jsonl",)),
-    "missing manifest in run": Case("run --input missing.jsonl", ("there is no manifest missing.jsonl",)),
+    "missing manifest": Case("ingest missing/x.jsonl", ("there is no manifest missing/x.jsonl",)),
+    "missing manifest in run": Case("run --input missing/x.jsonl", ("there is no manifest missing/x.jsonl",)),
     "empty manifest": Case(
         "ingest x.jsonl", ("x.jsonl holds no records", "nothing was changed"), before=write("x.jsonl", "")
     ),

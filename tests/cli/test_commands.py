@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import resource
 import sqlite3
@@ -21,6 +22,7 @@ from etl.caption.model.checkpoint import DEMO_CHECKPOINT
 from etl.cli import control, inspection
 from etl.cli.app import app
 from etl.cli.options import Context
+from etl.demo.scenes import random_scene
 from etl.domain.statuses import QueueStatus, Stage
 from etl.setting_values import known
 from etl.settings import Settings
@@ -254,7 +256,8 @@ def test_a_gpu_that_cannot_be_used_ends_it(etl: Etl, tmp_path: Path, monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr("torch.version.cuda", None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    (tmp_path / "empty.jsonl").write_text('{"id": "1", "path": "none.jpg", "description_source": "synthetic"}\n')
+    random_scene(random.Random(1)).draw().save(tmp_path / "1.png")
+    (tmp_path / "one.jsonl").write_text('{"id": "1", "path": "1.png", "description_source": "synthetic"}\n')
     why = "NVIDIA H200, driver 580.65, is there but PyTorch"
     answer = etl("doctor")
     assert answer.code == 1
@@ -264,7 +267,7 @@ def test_a_gpu_that_cannot_be_used_ends_it(etl: Etl, tmp_path: Path, monkeypatch
         elsewhere.setenv("ETL_BACKEND", "openai")
         assert etl("doctor").code == 0
     local = ("--model", str(DEMO_CHECKPOINT))
-    assert etl("run", "--input", "empty.jsonl", "--output", "out.jsonl", *local).code == 2
+    assert etl("run", "--input", "one.jsonl", "--output", "out.jsonl", *local).code == 2
     told = etl("caption", *local)
     assert (told.code, told.out) == (2, "")
     what, cure = told.err.splitlines()

@@ -18,7 +18,7 @@ def test_a_run_tells_what_it_has_cost(etl: Etl, made: MadeState) -> None:
     assert "cost" not in etl("fetch").err
     Path("etl.toml").write_text("gpu_price = 3600\n")
     told = etl("fetch").err
-    assert "cost      " in told and "at 3,600.00 an hour; all runs " in told
+    assert "cost 0." in told and "at 3,600.00 an hour; all runs " in told
     cost = etl("fetch", "--json").json()["cost"]
     assert cost["price"] == 3600
     assert 0 < cost["run"] < cost["total"] < 600

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from etl.cli.hosts import estimate_lines
-from etl.cli.progress import _log_above_bars, progress_line
+from etl.cli.progress import _log_above_bars
+from etl.cli.progress_rows import progress_line
 from etl.cli.render import progress_json, status_lines
 from etl.clock import now_ms
 from etl.domain.statuses import HostState
@@ -40,7 +41,7 @@ def test_the_plain_line_tells_hosts_errors_and_time() -> None:
             HostProgress(HostInfo(host="done.test"), 0),
         ),
     )
-    line = progress_line(now)
+    line = progress_line(now, 4.2)
     assert line.count("\n") == 0
     assert "fetch 1,200/2,000 (12 failed, 3 will retry) 4.2/s 12.5 MiB/s, 34m" in line
     assert "errors: 9 timeout, 3 http_404, 1 dns, 1 reset, 1 others" in line
@@ -59,7 +60,9 @@ def test_people_read_words_and_programs_read_codes() -> None:
 def test_names_of_hosts_cannot_act_on_the_terminal() -> None:
     """Host names and reasons come from outside; their control characters are shown, not sent."""
     host = HostProgress(HostInfo(host="a\x1b[2J.test", state=HostState.SLOWED, reason="after \x1b]0;x"), 1)
-    assert "\x1b" not in progress_line(Progress(records={}, outcomes={}, sources=QUEUE, captions={}, hosts=(host,)))
+    assert "\x1b" not in progress_line(
+        Progress(records={}, outcomes={}, sources=QUEUE, captions={}, hosts=(host,)), 0.0
+    )
 
 
 def test_an_estimate_says_what_it_does_not_know() -> None:

@@ -15,7 +15,7 @@ from support.workbench import PlainCaptioner, Workbench, scenes, write_manifest
 from support.zygote import Zygote
 
 from etl.caption.stage import caption
-from etl.cli.progress import progress_line
+from etl.cli.progress_rows import progress_line
 from etl.clock import stops_at
 from etl.deadline import Deadline, moment
 from etl.domain.items import CaptionItem
@@ -180,7 +180,7 @@ def test_the_export_is_written_in_time_and_the_run_says_what_is_left(
     assert run.message == "deadline reached, 6 records left"
     assert run.stops_at is not None
     assert 15_000 < run.stops_at - run.started_at <= 20_000
-    assert "stops at " in progress_line(shown[-1])
+    assert "stops at " in progress_line(shown[-1], 0.0)
     assert bench.counts("sources") == {"ready": 6}
 
 

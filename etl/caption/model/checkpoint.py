@@ -3,7 +3,8 @@
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import httpx
 import huggingface_hub
 import huggingface_hub.errors as hub_errors
 
+from etl.caption.model.download import counting
 from etl.caption.model.files import check_files, tensors
+from etl.domain.views import Download
 from etl.errors import ModelError
 from etl.settings import DEMO_MODEL, Settings
+from etl.text import clean, nearest
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +44,13 @@ class Checkpoint:
     folder: Path
     commit: str | None
 
-    def with_weights(self) -> None:
-        """Fetch the weights that are not here yet.
+    def with_weights(self, on_progress: Callable[[Download], None] = lambda _: None) -> None:
+        """Fetch the weights that are not here yet; ``on_progress`` is told how far that is, from several threads.
 
         Raises `ModelError` when there are none in safetensors, or they are corrupt by their headers.
         """
         if self.commit is not None:
-            _snapshot(self.name, self.commit, [_WEIGHTS])
+            _snapshot(self.name, self.commit, [_WEIGHTS], on_progress)
         check_files(self.name, self.folder)
         if weights := list(self.folder.glob(_WEIGHTS)):
             for path in weights:
@@ -105,10 +109,27 @@ def _find(model: str, revision: str) -> Checkpoint:
     if _is_directory(folder):
         return Checkpoint(folder.resolve().name, folder, None)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise ModelError(f"there is no directory {model}; give a Hugging Face id, a directory or 'demo'")
+        raise ModelError(f"there is no directory {clean(model, 200)}").with_cure(
+            _meant(model) or f"give a Hugging Face id, a directory or '{DEMO_MODEL}'"
+        )
     log.info("fetching %s@%s unless it is cached", model, revision)
     snapshot = _snapshot(model, revision, _SMALL_FILES)
     return Checkpoint(model, snapshot, snapshot.name)
+
+
+def _meant(model: str) -> str:
+    """Return which model may have been meant: one that is here, or a usual one; empty where none is near."""
+    cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    known = [DEMO_MODEL, Settings().model]
+    with suppress(OSError):
+        known += [entry.name[8:].replace("--", "/") for entry in cache.iterdir() if entry.name.startswith("models--")]
+    with suppress(OSError):
+        beside = Path(model).expanduser().parent
+        known += [str(beside / entry.name) for entry in beside.iterdir() if (entry / "config.json").is_file()]
+    # The owner is what is left out most often.
+    near = [name for name in known if name.rpartition("/")[2] == model and name != model]
+    name = near[0] if near else nearest(str(Path(model[:200])), [name for name in known if name != model], cutoff=0.7)
+    return f"did you mean {clean(name, 200)}?" if name else ""
 
 
 def _is_directory(path: Path) -> bool:
@@ -119,21 +140,24 @@ def _is_directory(path: Path) -> bool:
         return False
 
 
-def _snapshot(model: str, revision: str, wanted: Sequence[str]) -> Path:
+def _snapshot(
+    model: str, revision: str, wanted: Sequence[str], on_progress: Callable[[Download], None] = lambda _: None
+) -> Path:
     """Return the cached or downloaded snapshot: one directory, whose name is the commit."""
     try:
-        path = _download(model, revision, wanted)
+        path = _download(model, revision, wanted, on_progress)
     except hub_errors.GatedRepoError as error:
         raise ModelError(f"{model} is gated: accept its terms on huggingface.co and set HF_TOKEN") from error
     except hub_errors.RepositoryNotFoundError as error:
-        raise ModelError(f"{model} is not on the hub, or is private; check the id, or set HF_TOKEN") from error
+        raise ModelError(f"there is no model {clean(model, 200)} on the hub, or it is private").with_cure(
+            _meant(model) or "check the id, or set HF_TOKEN"
+        ) from error
     except hub_errors.RevisionNotFoundError as error:
         raise ModelError(f"{model} has no revision {revision!r}; check --revision") from error
     except hub_errors.LocalEntryNotFoundError as error:
         raise ModelError(
-            f"{model} is not (wholly) in the local cache and the hub cannot be reached; "
-            "connect once, or copy the model here and give its directory"
-        ) from error
+            f"{clean(model, 200)} is not (wholly) in the local cache and the hub cannot be reached"
+        ).with_cure(_meant(model) or "connect once, or copy the model here and give its directory") from error
     except hub_errors.HFValidationError as error:
         raise ModelError(f"{model!r} is neither a directory nor a valid Hugging Face id") from error
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
@@ -141,7 +165,7 @@ def _snapshot(model: str, revision: str, wanted: Sequence[str]) -> Path:
     return Path(path)
 
 
-def _download(model: str, revision: str, wanted: Sequence[str]) -> str:
+def _download(model: str, revision: str, wanted: Sequence[str], on_progress: Callable[[Download], None]) -> str:
     """Return the snapshot; where the hub cannot be reached, the cached one.
 
     For a branch huggingface_hub looks into its cache by itself; for a commit, which it need not look up, version 1.33
@@ -155,6 +179,7 @@ def _download(model: str, revision: str, wanted: Sequence[str]) -> str:
             allow_patterns=list(wanted),
             ignore_patterns=list(_NOT_OURS),
             local_files_only=only_cached,
+            tqdm_class=counting(on_progress),
         )
 
     try:

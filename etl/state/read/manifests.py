@@ -25,3 +25,11 @@ def manifest_lines(reader: Reader, manifest: int) -> Iterator[tuple[int, str, by
     ):
         yield from (row[1:] for row in rows)
         after = rows[-1][:2]
+
+
+def unselected_records(reader: Reader) -> list[tuple[str, int]]:
+    """Return the ``spec`` of each manifest of which records were left out, and how many; looks at every record."""
+    return reader.rows(
+        "SELECT m.spec, count(*) FROM records r JOIN manifests m ON m.id = r.manifest "
+        "WHERE r.state = 'unselected' GROUP BY m.id ORDER BY m.id"
+    )

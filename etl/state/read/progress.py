@@ -9,6 +9,7 @@ from etl.clock import now_ms
 from etl.domain.statuses import HostState, Stage
 from etl.domain.views import EngineSample, GpuSample, HostInfo, HostProgress, Progress
 from etl.state.database import ENGINE_VERSION
+from etl.state.read.cost import cost
 from etl.state.read.failures import CURRENT, failure_classes, retry_classes
 from etl.state.read.hosts import all_hosts, host_rates, pending_by_host
 from etl.state.read.reader import RATE_WINDOW_MS, Reader
@@ -95,6 +96,7 @@ class ProgressReader:
             if name
         ]
         shown.sort(key=lambda host: (host.info.state is HostState.HEALTHY, -host.items_per_s, -host.pending))
+        spent = cost(self._reader)
         errors = {
             slug: n
             for stage, slug, n in (*failure_classes(self._reader), *retry_classes(self._reader))
@@ -106,6 +108,7 @@ class ProgressReader:
             fetch_errors=errors,
             fetch_seconds=_seconds(shown),
             flags=self._flags,
+            spent=spent.run if spent else None,
         )
 
 

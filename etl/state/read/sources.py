@@ -44,3 +44,24 @@ def image_sizes(reader: Reader) -> tuple[float, float]:
 def longest_edges(reader: Reader) -> list[int]:
     """Return the different limits that the present working copies were made with."""
     return [row[0] for row in reader.rows("SELECT DISTINCT longest_edge FROM images WHERE state = 'present'")]
+
+
+def has_picture(reader: Reader, *, pending_only: bool) -> bool:
+    """Return whether an active record has a fetched picture; with ``pending_only``, one that wants its caption."""
+    pending = " AND r.outcome = 'pending'" if pending_only else ""
+    # The newest first: while a fetch goes on, what it has just brought is what is looked for.
+    sql = (
+        "SELECT 1 FROM sources s WHERE s.status = 'done' AND EXISTS "
+        f"(SELECT 1 FROM records r WHERE r.source = s.id AND r.state = 'active'{pending}) "
+        "ORDER BY s.done_at DESC LIMIT 1"
+    )
+    return bool(reader.rows(sql))
+
+
+def unreachable_hosts(reader: Reader, limit: int) -> list[tuple[str, str, int]]:
+    """Return ``(host, error class, sources)`` of hosts that could not be reached, the most sources first."""
+    return reader.rows(
+        "SELECT host, min(error_class), count(*) FROM sources WHERE status = 'dead' "
+        "AND error_class IN ('dns', 'connect', 'host_down') AND host <> '' GROUP BY host ORDER BY 3 DESC, 1 LIMIT ?",
+        (limit,),
+    )
