@@ -64,6 +64,11 @@ constraints:  ## Write the exact versions of this environment into constraints.t
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
+.PHONY: man
+man: $(READY)  ## Write the manual page, man/etl.1, from what the commands say of themselves
+	mkdir -p man
+	$(BIN)/python -m etl.cli.man > man/etl.1
+
 .PHONY: rehearsal
 rehearsal: $(DEV)  ## Run the archive's manifest against stand-ins for its hosts: make rehearsal MANIFEST=file
 	@test -n "$(MANIFEST)" || { echo "usage: make rehearsal MANIFEST=manifest.jsonl.gz"; exit 2; }

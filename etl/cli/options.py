@@ -36,12 +36,14 @@ class Context:
         json: print machine-readable output on stdout, and nothing else there.
         quiet: print no progress and no notes.
         config: the settings file that was named, if one was.
+        flags: the settings that the command line gives.
     """
 
     settings: Settings
     json: bool
     quiet: bool
     config: Path | None = None
+    flags: frozenset[str] = frozenset()
 
 
 ConfigOption = Annotated[
@@ -149,7 +151,7 @@ def _resolved(values: dict[str, Any], used: list[str], *, works: bool) -> Contex
     loaded = load(flags, file=config, used=used)
     for line in loaded.lines if works and not quiet else ():
         typer.echo(clean(line, MAX_LINE), err=True)
-    return Context(loaded.settings, json_output, quiet, config)
+    return Context(loaded.settings, json_output, quiet, config, frozenset(flags))
 
 
 def _configure_logging(verbose: int, quiet: bool) -> None:

@@ -7,6 +7,7 @@ from etl.clock import now_ms
 from etl.domain.statuses import LIVE, Stage
 from etl.domain.views import RunInfo, RunWork
 from etl.text import clean
+from etl.units import duration
 
 _HEADER = (
     f"{'run':>5} {'began':<11} {'took':>9} {'did':<7} {'fetched':>8} {'captioned':>9} {'failed':>6} {'rate':>7} outcome"
@@ -26,7 +27,7 @@ def run_lines(runs: list[RunInfo], work: Mapping[int, RunWork], width: int) -> I
         done = work[run.id]
         took = ((run.ended_at or (now_ms() if run.state in LIVE else run.heartbeat_at)) - run.started_at) / 1000
         row = (
-            f"{run.id:>5} {_began(run.started_at):<11} {_clock(took):>9} {_did(run):<7} {_n(done.fetched):>8} "
+            f"{run.id:>5} {_began(run.started_at):<11} {duration(took):>9} {_did(run):<7} {_n(done.fetched):>8} "
             f"{_n(done.captioned):>9} {_n(done.failed):>6} {_rate(done, took):>7} {run.state:<11}"
         )
         more = f"  {run.host} {run.pid}  {run.uid}  {run.message or ''}" if wide else ""
@@ -44,11 +45,6 @@ def _began(moment: int) -> str:
         return f"{datetime.fromtimestamp(moment / 1000):%m-%d %H:%M}"
     except (ValueError, OverflowError, OSError):
         return "?"
-
-
-def _clock(seconds: float) -> str:
-    whole = max(0, round(seconds))
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 def _n(number: int) -> str:

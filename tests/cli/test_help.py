@@ -95,6 +95,7 @@ def test_the_manual_page() -> None:
         ("failures --limit 1x", "'1x' is not understood: give a whole number such as"),
         ("failures -n 0", "'0': must be at least 1"),
         ("report --thumbnail 1k", "'1k': must be between 0 and 512"),
+        ("demo -s kept", "etl demo takes no --state: name the directory to keep, as in `etl demo kept`"),
         ("export", "say once where to write to"),
         ("export a -o b", "say once where to write to"),
     ],

@@ -139,7 +139,7 @@ def test_the_run_line_says_when_a_run_stops(make_state: Any) -> None:
         db.conn.execute("UPDATE runs SET config = json_set(config, '$.deadline', ?)", (at.isoformat(),))
 
     async def steps(pilot: Pilot[None]) -> None:
-        await until(pilot, f"running  stops at {at:%H:%M} (in 1 h 12)")
+        await until(pilot, f"running  stops at {at:%H:%M} (in 1h 12m)")
         state.store.end_run(state.run, RunState.INTERRUPTED, "deadline reached, 3 records left")
         await until(pilot, "interrupted  deadline reached, 3 records left")
 

@@ -22,7 +22,7 @@ from etl.caption.slots.capacity import max_seq_len_for, slots_within
 from etl.errors import EtlError, ModelError
 from etl.processes import Parent
 from etl.settings import Settings
-from etl.units import size
+from etl.units import duration, size
 
 PROMPT_TOKENS = 43
 """Of the default prompt with the chat around it, beside those of the picture (`benchmarks/README.md`)."""
@@ -131,5 +131,5 @@ def _speed(settings: Settings, device: torch.device, model: _Model, shapes: Shap
         f"{load.caption:.0f} tokens expected (estimated, {most:.2g} at most)"
     )
     if to_do:
-        said += f"; {to_do:,} to do: {to_do / rate / 3600:.1f} h"
+        said += f"; {to_do:,} to do: {duration(to_do / rate)}"
     return Finding("speed", "ok", said)
