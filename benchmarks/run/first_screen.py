@@ -87,6 +87,8 @@ def svg_of(text: str, title: str) -> str:
 
 def play(screen: Screen, line: str) -> dict[str, str]:
     """Type a line, and return the screens by when they were seen."""
+    while not screen.at_prompt():
+        time.sleep(0.05)
     begun, seen = time.monotonic(), {}
     screen.type(line)
     for after in AFTER_S:

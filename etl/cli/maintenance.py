@@ -1,7 +1,9 @@
 """Commands around the work: verify, gc, doctor, dashboard, demo."""
 
+import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -145,9 +147,11 @@ def doctor(
         if context.json:
             render.answer(render.summary_json(check))
         else:
-            render.say(f"{check.verdict:<5} {check.name:<16} {clean(check.detail)}")
-            if check.cure:
-                render.say(f"{'':<22} {clean(check.cure)}")
+            head = f"{check.verdict:<5} {check.name:<16} "
+            for text in filter(None, (check.detail, check.cure)):
+                for line in _wrapped(clean(text), len(head)):
+                    render.say(head + line)
+                    head = " " * len(head)
     if failed:
         raise typer.Exit(1)
 
@@ -190,6 +194,13 @@ def demo(
         render.answer({"good": good, "state": directory and str(directory), "pictures": pictures})
     if not good:
         raise EtlError("the demo did not end as it should; see above")
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    """Return a text as lines that fit a terminal behind an indentation; as one line where a program reads it."""
+    if not sys.stdout.isatty():
+        return [text]
+    return textwrap.wrap(text, max(20, shutil.get_terminal_size().columns - indent), break_on_hyphens=False)
 
 
 def _collected(summary: "GcSummary") -> Iterator[str]:

@@ -84,7 +84,7 @@ def test_a_whole_run(finished: Any) -> None:
     assert (report["state"], report["signal"], report["failed"]) == ("partial", None, 3)
     assert report["stages"]["fetch"]["done"] == 5
     assert report["stages"]["caption"]["done"] == 5
-    assert report["ingested"]["records"] == 9
+    assert report["ingested"][0]["records"] == 9
     assert report["exported"]["rows"] == 8
     assert report["status"]["records"]["captioned"] == 5
     rows = [json.loads(line) for line in (finished.folder / "out.jsonl").read_text().splitlines()]

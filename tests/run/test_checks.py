@@ -67,10 +67,10 @@ def test_a_disk_without_room_for_what_is_to_come_ends_a_run(make: MAKE, free: Ca
     settings = make(60)
     free(300_000_000)
     found = disk(settings)
-    assert (found.verdict, "about 381.5 MiB of pictures to come: NOT ENOUGH" in found.detail) == ("fail", True)
+    assert (found.verdict, "about 381 MiB of pictures to come: NOT ENOUGH" in found.detail) == ("fail", True)
     with pytest.raises(DiskFullError, match="NOT ENOUGH") as caught:
         run_pipeline(settings, Plan(fetch=True), lambda _: None)
-    assert "--max-cache-size 270000000" in caught.value.cure
+    assert "--max-cache-size 270MB" in caught.value.cure
     with sqlite3.connect(settings.state / "state.db") as db:
         assert db.execute("SELECT count(*) FROM runs").fetchone() == (1,)
     assert disk(Settings(state=settings.state, min_free=0, max_cache_size=200_000_000)).verdict == "ok"
@@ -91,8 +91,8 @@ def test_hours_and_money_come_from_earlier_runs(make: MAKE) -> None:
     """The slower of the two stages counts, at the rates seen; without a price or a rate it is said what is missing."""
     settings = make(60)
     found = work(settings)
-    assert "40 pictures to fetch, about 60 captions to make; about 1 min at the rates" in found.detail
-    assert "(1 captions/s as run " in found.detail and "20 s of fetching)" in found.detail
+    assert "40 pictures to fetch, about 60 captions to make; about 1m 00s at the rates" in found.detail
+    assert "(1 captions/s as run " in found.detail and "20s of fetching)" in found.detail
     assert (found.verdict, found.cure) == ("ok", "`--gpu-price` says what that costs")
     assert work(settings_for(settings.state, gpu_price=60.0)).detail.endswith("; 1.00 at 60.00 an hour")
     with sqlite3.connect(settings.state / "state.db") as db:

@@ -27,4 +27,5 @@ def test_pictures_and_links_lead_somewhere() -> None:
     """Every picture and page that is named exists, and no picture lies there for nothing."""
     named = {target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", TEXT)}
     assert all((PAGE.parent / target).exists() for target in named)
-    assert {f"pictures/{path.name}" for path in (PAGE.parent / "pictures").iterdir()} <= named
+    pages = "\n".join(page.read_text("utf-8") for page in (*PAGE.parent.glob("*.md"), PAGE.parents[1] / "README.md"))
+    assert all(f"pictures/{path.name})" in pages for path in (PAGE.parent / "pictures").iterdir())

@@ -22,7 +22,9 @@ _PACKAGES = ("torch", "transformers", "pillow", "httpx", "sqlite-utils", "textua
 def python() -> Check:
     """Say which Python this is."""
     good = sys.version_info >= (3, 11)
-    said = f"{platform.python_version()} on {platform.platform()}"
+    said = (
+        f"{platform.python_version()} on {platform.system()} {platform.release().split('-')[0]}, {platform.machine()}"
+    )
     return Check("python", "ok" if good else "note", said, "" if good else "use Python 3.11 or newer")
 
 

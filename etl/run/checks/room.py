@@ -11,7 +11,9 @@ from etl.settings import Settings
 from etl.state.file_systems import file_system_of, is_shared
 from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
-from etl.units import size
+from etl.units import BYTES, size, written
+
+MB = 10**6
 
 MEASURED = 50
 """Pictures of the state from which the size of the others is known well enough to refuse a run for it."""
@@ -61,9 +63,10 @@ def _room(settings: Settings, where: str) -> Check:
     if needed <= room:
         return Check("disk", "ok", said)
     measured = sources.get(QueueStatus.DONE, 0) >= MEASURED
+    bound = written(room * 9 // 10 // MB * MB, BYTES)
     return Check(
         "disk", "fail" if measured else "note", f"{said}: NOT ENOUGH",
-        f"free some space, or bound the cache so that captioned pictures go: --max-cache-size {room * 9 // 10}",
+        f"free some space, or bound the cache so that captioned pictures go: --max-cache-size {bound}",
     )  # fmt: skip
 
 
