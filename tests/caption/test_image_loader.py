@@ -1,7 +1,6 @@
 """The image loader with real processes and files: killed, stopped, hung and closed in the middle."""
 
 import contextlib
-import io
 import os
 import select
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from support.watching import children, exists, wait_for
+from support.workbench import encoded
 
 from etl.caption.captioner import failure
 from etl.caption.pictures.loader import ImageLoader, LoadedImage
@@ -36,9 +36,7 @@ both = pytest.mark.parametrize("processes", [0, 2])
 
 def endless_jpeg() -> bytes:
     """Return a small progressive JPEG with one scan repeated so often that decoding it takes minutes."""
-    buffer = io.BytesIO()
-    Image.new("L", (2048, 2048), 128).save(buffer, "JPEG", progressive=True)
-    data = buffer.getvalue()
+    data = encoded(Image.new("L", (2048, 2048), 128), progressive=True)
     return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * 50_000 + data[-2:]
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import random
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.workbench import encoded
 
 from etl import __version__
 from etl.caption.local import open_local
@@ -29,9 +29,8 @@ def pictures(count: int) -> dict[str, bytes]:
     """Return working copies by their hash."""
     rng, found = random.Random(4), {}
     for _ in range(count):
-        buffer = io.BytesIO()
-        random_scene(rng).draw(224, 224).save(buffer, "JPEG", quality=92)
-        found[hashlib.sha256(buffer.getvalue()).hexdigest()] = buffer.getvalue()
+        jpeg = encoded(random_scene(rng).draw(224, 224), quality=92)
+        found[hashlib.sha256(jpeg).hexdigest()] = jpeg
     return found
 
 

@@ -24,6 +24,7 @@ from support.tiff_files import (
     rows_of,
     tiff_of,
 )
+from support.workbench import encoded
 
 SIZE = (48, 40)
 TYPES = (0, 1, 2, 3, 4, 5, 7, 11, 12, 13, 16, 0xFFFF)
@@ -37,15 +38,11 @@ def drawn(mode: str = "RGB") -> Image.Image:
 
 
 def saved(kind: str, mode: str = "RGB", **options: object) -> bytes:
-    target = io.BytesIO()
-    drawn(mode).save(target, kind, **options)
-    return target.getvalue()
+    return encoded(drawn(mode), kind, **options)
 
 
 def animated() -> bytes:
-    target = io.BytesIO()
-    drawn("P").save(target, "GIF", save_all=True, append_images=[drawn("L").convert("P")] * 2, loop=0)
-    return target.getvalue()
+    return saved("GIF", "P", save_all=True, append_images=[drawn("L").convert("P")] * 2, loop=0)
 
 
 def pdf() -> bytes:
