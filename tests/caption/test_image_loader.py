@@ -96,7 +96,13 @@ def make(copies: Copies) -> Iterator[Maker]:
 def take(loader: ImageLoader, count: int) -> list[LoadedImage]:
     """Return so many finished items, or what came within the time."""
     taken: list[LoadedImage] = []
-    wait_for(lambda: len(taken) >= count or bool(taken.extend(loader.take(0.2))), timeout_s=30)
+
+    def enough() -> bool:
+        if len(taken) < count:
+            taken.extend(loader.take(0.2))
+        return len(taken) >= count
+
+    wait_for(enough, timeout_s=30)
     return taken
 
 
@@ -177,7 +183,9 @@ def test_a_stopped_process_holds_up_nothing_but_its_own(make: Maker, copies: Cop
     before = children(os.getpid())
     loader = make(2)
     one, _ = started(2, before)
-    wait_for(lambda: [worker.ready for worker in loader._server._workers] == [True, True])
+    server = loader._server
+    assert isinstance(server, ProcessServer)
+    wait_for(lambda: [worker.ready for worker in server._workers] == [True, True])
     os.kill(one, signal.SIGSTOP)
     for number in range(100):
         loader.submit(copies.item(number))
@@ -254,7 +262,7 @@ def test_a_picture_that_kills_is_tried_twice(make: Maker, copies: Copies) -> Non
         with being_read(copies.locate("deadly")):
             (pid,) = started(1, before)
             os.kill(pid, signal.SIGKILL)
-            wait_for(lambda pid=pid: not exists(pid))
+            wait_for(lambda gone=pid: not exists(gone))  # type: ignore[misc]
     outcomes = {loaded.item.id: loaded for loaded in take(loader, 4)}
     assert sorted(outcomes) == [-1, 0, 1, 2]
     deadly = outcomes.pop(-1)

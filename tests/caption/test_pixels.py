@@ -100,11 +100,14 @@ def test_the_shipped_model(loaded: LoadedModel) -> None:
 
 def test_very_long_pictures_stay_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture of 30000 x 3 is never enlarged beyond the greatest aspect."""
-    sizes = []
+    sizes: list[tuple[int, int]] = []
     resize = Image.Image.resize
-    monkeypatch.setattr(
-        Image.Image, "resize", lambda self, size, *rest: sizes.append(size) or resize(self, size, *rest)
-    )
+
+    def noted(self: Image.Image, size: tuple[int, int], *rest: Any) -> Image.Image:
+        sizes.append(size)
+        return resize(self, size, *rest)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
     for size in ((30000, 3), (3, 30000)):
         Image.new("RGB", size, (200, 30, 30)).save(tmp_path / "long.jpg")
         assert len(pixels(tmp_path / "long.jpg", PixelPlan(336, 336, 336, 3, 4.0))) == 336 * 336 * 3
