@@ -5,7 +5,6 @@ of about its real size.  A fixed share of the URLs fails, by a hash of the URL: 
 """
 
 import hashlib
-import io
 import random
 import urllib.parse
 from collections import Counter
@@ -13,6 +12,7 @@ from collections.abc import Mapping
 
 from PIL import Image, ImageChops
 from support.http_server import Handler, Headers, StandIn
+from support.workbench import encoded
 
 from etl.demo.scenes import Scene, random_scene
 
@@ -68,11 +68,11 @@ class ArchiveServer(StandIn):
         """Return the file and its media type."""
         scene, size = scene_of(url), self.sizes.get(url) or 300_000
         if behaviour_of(url) == "pdf" or url.lower().endswith(".pdf"):
-            return _saved(scene.draw(1200, 1200), "PDF"), "application/pdf"
+            return encoded(scene.draw(1200, 1200), "PDF"), "application/pdf"
         if url.lower().endswith((".tif", ".tiff")):
             # Uncompressed RGB: three bytes for each pixel.
             edge = max(64, int((size / 3) ** 0.5))
-            return _saved(scene.draw(edge, edge), "TIFF"), "image/tiff"
+            return encoded(scene.draw(edge, edge), "TIFF"), "image/tiff"
         return _jpeg(scene, size), "image/jpeg"
 
 
@@ -111,19 +111,11 @@ class _Handler(Handler):
         self.reset()
 
 
-def _saved(picture: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind)
-    return buffer.getvalue()
-
-
 def _jpeg(scene: Scene, size: int) -> bytes:
     """Return a JPEG of about ``size`` bytes: film grain makes a drawing as heavy as a photograph."""
     # A grain of sigma 12 costs about 0.6 bytes per pixel at quality 92.
     edge = max(200, min(6000, int((size / 0.6) ** 0.5)))
     picture = scene.draw(edge, edge)
     grain = Image.effect_noise((edge, edge), 12).convert("RGB")
-    buffer = io.BytesIO()
     # Grain is centred on 128: the offset keeps every colour where it was.
-    ImageChops.add(picture, grain, offset=-128).save(buffer, "JPEG", quality=92)
-    return buffer.getvalue()
+    return encoded(ImageChops.add(picture, grain, offset=-128), quality=92)

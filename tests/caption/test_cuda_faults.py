@@ -199,7 +199,8 @@ def test_generate_judges_errors_alike(
 ) -> None:
     """`generate()` halves its batches after an error that CUDA survives; another ends the run, and is told."""
     gpu = StandIn(fatal=fatal).put(monkeypatch)
-    generate, failed = type(loaded.model).generate, []
+    failed: list[Any] = []
+    generate = type(loaded.model).generate
 
     def once(model: Any, **named: Any) -> Any:
         if not failed:

@@ -1,5 +1,6 @@
 """Which device captions, and what is said of a GPU that is there and cannot be used; nvidia-smi and /dev stand in."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +104,7 @@ def test_device_files_that_may_not_be_opened(machine: Callable[..., None], monke
     """Without permission the file and the groups are named; one that is dead asks for a look at the kernel's log."""
     machine(card())
     refused: list[OSError] = [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")]
-    monkeypatch.setattr(device.os, "open", lambda *_: (_ for _ in ()).throw(refused[0]))
+    monkeypatch.setattr(os, "open", lambda *_: (_ for _ in ()).throw(refused[0]))
     assert "may not open" in str(why_unusable()) and "nvidia0; ask for access" in str(why_unusable())
     refused.pop(0)
     assert "cannot be opened (Input/output error); look for Xid" in str(why_unusable())

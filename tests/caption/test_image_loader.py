@@ -1,7 +1,6 @@
 """The image loader with real processes and files: killed, stopped, hung and closed in the middle."""
 
 import contextlib
-import io
 import os
 import select
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from support.watching import children, exists, wait_for
+from support.workbench import encoded
 
 from etl.caption.captioner import failure
 from etl.caption.pictures.loader import ImageLoader, LoadedImage
@@ -36,9 +36,7 @@ both = pytest.mark.parametrize("processes", [0, 2])
 
 def endless_jpeg() -> bytes:
     """Return a small progressive JPEG with one scan repeated so often that decoding it takes minutes."""
-    buffer = io.BytesIO()
-    Image.new("L", (2048, 2048), 128).save(buffer, "JPEG", progressive=True)
-    data = buffer.getvalue()
+    data = encoded(Image.new("L", (2048, 2048), 128), progressive=True)
     return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * 50_000 + data[-2:]
 
 
@@ -98,7 +96,13 @@ def make(copies: Copies) -> Iterator[Maker]:
 def take(loader: ImageLoader, count: int) -> list[LoadedImage]:
     """Return so many finished items, or what came within the time."""
     taken: list[LoadedImage] = []
-    wait_for(lambda: len(taken) >= count or bool(taken.extend(loader.take(0.2))), timeout_s=30)
+
+    def enough() -> bool:
+        if len(taken) < count:
+            taken.extend(loader.take(0.2))
+        return len(taken) >= count
+
+    wait_for(enough, timeout_s=30)
     return taken
 
 
@@ -179,7 +183,9 @@ def test_a_stopped_process_holds_up_nothing_but_its_own(make: Maker, copies: Cop
     before = children(os.getpid())
     loader = make(2)
     one, _ = started(2, before)
-    wait_for(lambda: [worker.ready for worker in loader._server._workers] == [True, True])
+    server = loader._server
+    assert isinstance(server, ProcessServer)
+    wait_for(lambda: [worker.ready for worker in server._workers] == [True, True])
     os.kill(one, signal.SIGSTOP)
     for number in range(100):
         loader.submit(copies.item(number))
@@ -256,7 +262,7 @@ def test_a_picture_that_kills_is_tried_twice(make: Maker, copies: Copies) -> Non
         with being_read(copies.locate("deadly")):
             (pid,) = started(1, before)
             os.kill(pid, signal.SIGKILL)
-            wait_for(lambda pid=pid: not exists(pid))
+            wait_for(lambda gone=pid: not exists(gone))  # type: ignore[misc]
     outcomes = {loaded.item.id: loaded for loaded in take(loader, 4)}
     assert sorted(outcomes) == [-1, 0, 1, 2]
     deadly = outcomes.pop(-1)

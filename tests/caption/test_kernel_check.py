@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from etl.caption.model.loading import LoadedModel
 from etl.caption.slots import kernel_check
 from etl.caption.slots.captioner import SlotCaptioner
 from etl.caption.slots.kernel_check import exact_attention, probe, usable_kernel
-from etl.domain.items import CaptionResult
+from etl.domain.items import CaptionResult, ItemFailure
 from etl.errors import ModelError
 from etl.settings import Settings
 
@@ -115,7 +115,7 @@ def test_slots_go_on_without_the_kernel(
     assert len(called) == 1
 
 
-def is_caption(outcome: Any) -> bool:
+def is_caption(outcome: CaptionResult | ItemFailure) -> TypeGuard[CaptionResult]:
     """Return whether an outcome is a caption."""
     return isinstance(outcome, CaptionResult)
 

@@ -62,7 +62,7 @@ def test_where_float32_has_no_room_bfloat16_does(
     overflowing: LoadedModel, captioned: Callable[[], list[Any]], right: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a card that cannot hold the weights twice more, they stay as they are; the words are those of float32."""
-    used: set[torch.dtype] = set()
+    used: set[tuple[torch.dtype, torch.dtype]] = set()
     large = overflowing.model.model.language_model.layers[0].mlp.down_proj
     hook = large.register_forward_hook(lambda module, _, out: used.add((module.weight.dtype, out.dtype)))
     bytes_in_float32 = 4 * sum(parameter.numel() for parameter in overflowing.model.parameters())

@@ -14,6 +14,7 @@ from PIL import Image
 from etl.caption.model.loading import LoadedModel
 from etl.caption.pictures.normalise import Normaliser
 from etl.caption.pictures.pixels import PixelPlan, crop_aspect, pixels
+from etl.demo.scenes import Scene, Shape
 from etl.errors import UnsupportedProcessorError, WorkingCopyError
 from etl.images.working_copies import open_working_copy
 
@@ -21,6 +22,9 @@ SIZES = (
     (1, 1), (2, 9), (9, 2), (5, 3), (55, 57), (56, 56), (57, 56), (113, 150), (64, 256), (257, 64),
     (335, 337), (336, 336), (640, 427), (767, 1023), (1024, 683), (1024, 256), (256, 1024), (1000, 3), (3, 1000),
 )  # fmt: skip
+
+
+SCENE = Scene("blue", (Shape("large", "red", "circle", "top left"),), 1)
 
 
 def clip(edge: int = 56, height: int | None = None, width: int | None = None, **settings: Any) -> Any:
@@ -96,15 +100,51 @@ def test_the_shipped_model(loaded: LoadedModel) -> None:
 
 def test_very_long_pictures_stay_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture of 30000 x 3 is never enlarged beyond the greatest aspect."""
-    sizes = []
+    sizes: list[tuple[int, int]] = []
     resize = Image.Image.resize
-    monkeypatch.setattr(
-        Image.Image, "resize", lambda self, size, *rest: sizes.append(size) or resize(self, size, *rest)
-    )
+
+    def noted(self: Image.Image, size: tuple[int, int], *rest: Any) -> Image.Image:
+        sizes.append(size)
+        return resize(self, size, *rest)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
     for size in ((30000, 3), (3, 30000)):
         Image.new("RGB", size, (200, 30, 30)).save(tmp_path / "long.jpg")
         assert len(pixels(tmp_path / "long.jpg", PixelPlan(336, 336, 336, 3, 4.0))) == 336 * 336 * 3
     assert sizes == [(1344, 336), (336, 1344)]
+
+
+@pytest.mark.parametrize(
+    ("size", "max_aspect", "wanted"),
+    [
+        ((30000, 3), 4.0, (12, 3)),
+        ((3, 30000), 4.0, (3, 12)),
+        ((400, 100), 4.0, (400, 100)),
+        ((401, 100), 4.0, (400, 100)),
+        ((300, 200), 1.0, (200, 200)),
+        ((7, 1), 1.5, (1, 1)),
+        ((1, 1), 1.0, (1, 1)),
+    ],
+)
+def test_crop_aspect(size: tuple[int, int], max_aspect: float, wanted: tuple[int, int]) -> None:
+    """The long side is cut to the limit, and never below one pixel."""
+    assert crop_aspect(Image.new("RGB", size), max_aspect).size == wanted
+
+
+def test_crop_aspect_keeps_the_centre() -> None:
+    """What remains is the middle of the picture, so the model's centre crop sees the same square."""
+    picture = SCENE.draw(1200, 100)
+    cropped = crop_aspect(picture, 2.0)
+    assert np.array_equal(np.asarray(cropped), np.asarray(picture)[:, 500:700])
+
+
+def test_cropping_does_not_change_what_the_model_sees(loaded: LoadedModel) -> None:
+    """The processor's pixel values are the same with and without the crop."""
+    picture = SCENE.draw(560, 56)
+    images = loaded.processor.image_processor
+    whole = images(images=picture, return_tensors="np")["pixel_values"]
+    cropped = images(images=crop_aspect(picture, 4.0), return_tensors="np")["pixel_values"]
+    assert np.array_equal(whole, cropped)
 
 
 def test_missing_and_damaged_working_copies(tmp_path: Path) -> None:

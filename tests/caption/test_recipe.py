@@ -31,7 +31,7 @@ def test_json_is_canonical() -> None:
     other = dataclasses.replace(
         RECIPE,
         preprocessing={"size": {"shortest_edge": 336}, "image_mean": [0.5, 0.25], "longest_edge": 1024},
-        generation=dict(reversed(RECIPE.generation.items())),
+        generation=dict(reversed(list(RECIPE.generation.items()))),
     )
     assert other.to_json() == RECIPE.to_json()
     assert other == RECIPE

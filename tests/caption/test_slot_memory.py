@@ -138,7 +138,7 @@ def test_a_fault_in_the_model_is_isolated(
             faulty[0] = any(request.item.id == 99 for request in group)
             return admit(slots, group)
 
-        engine.captioner._admit = watched  # type: ignore[method-assign]
+        engine.captioner._admit = watched
         with hooked(loaded.model.model.language_model, fail):
             outcomes = engine.caption([*scenes.items[:2], bad, *scenes.items[2:5]])
         assert engine.tokens == {item.id: right[item.id] for item in scenes.items[:5]}

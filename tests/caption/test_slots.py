@@ -79,14 +79,14 @@ def test_half_precision_differs_only_where_rounding_decides(many: Scenes, settin
     limits = {item.id: 30 for item in some.items}
     alone = tokens_one_by_one(half, some, limits)
     with remembering(half, some, settings(slots=7, dtype=dtype), limits) as engine:
-        requests = {}
+        requests: dict[int, Request] = {}
         admit = engine.captioner._admit
-        engine.captioner._admit = lambda slots, group: (
-            requests.update(  # type: ignore[method-assign]
-                {request.item.id: request for request in group}
-            )
-            or admit(slots, group)
-        )
+
+        def noted(slots: Any, group: list[Request]) -> Any:
+            requests.update({request.item.id: request for request in group})
+            return admit(slots, group)
+
+        engine.captioner._admit = noted
         engine.caption(some.items)
         tokens, normalise = engine.tokens, engine.captioner._normalise
     control = Remembering(GenerateCaptioner(half, settings(dtype=dtype, max_new_tokens=30), some.locate))

@@ -46,9 +46,12 @@ def change(file: str, *path: str, value: Any) -> Callable[[Path], None]:
 
 def index(name: str) -> Callable[[Path], None]:
     """Return a function that adds an index naming one file as weights."""
-    return lambda folder: (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": {"a": name}})
-    ) and None  # fmt: skip
+    content = json.dumps({"metadata": {}, "weight_map": {"a": name}})
+
+    def add(folder: Path) -> None:
+        (folder / "model.safetensors.index.json").write_text(content)
+
+    return add
 
 
 def test_honest_checkpoints_pass(folder: Path) -> None:
@@ -210,7 +213,7 @@ def test_headers_of_weights_that_never_end(folder: Path, attack: Callable[[Path]
 
 def test_a_hub_s_cache_is_made_of_links(folder: Path, tmp_path: Path) -> None:
     """Its snapshots lead to files beside them, as do directories that people make; a link to nowhere is not there."""
-    from etl.caption.gpus.plan import weight_bytes
+    from etl.caption.model.weights import weight_bytes
 
     shutil.copy(DEMO_CHECKPOINT / "model.safetensors", folder)
     snapshot = tmp_path / "models--x" / "snapshots" / "0123"

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.made_state import MadeState
@@ -28,7 +29,7 @@ class Answer:
     out: str
     err: str
 
-    def json(self) -> dict[str, object]:
+    def json(self) -> dict[str, Any]:
         """Return the one object on stdout."""
         value = json.loads(self.out)
         assert isinstance(value, dict)

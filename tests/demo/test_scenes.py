@@ -11,7 +11,7 @@ from etl.demo.scenes import COLOURS, KINDS, QUADRANTS, SIZES, Scene, Shape, rand
 
 def _distance(pixel: object, colour: str) -> int:
     assert isinstance(pixel, tuple)
-    return max(abs(value - wanted) for value, wanted in zip(pixel, COLOURS[colour], strict=True))
+    return max(abs(int(value) - wanted) for value, wanted in zip(pixel, COLOURS[colour], strict=True))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -9,7 +9,7 @@ from support.common_check import check_state
 from support.terminal import Terminal
 from support.watching import wait_for
 
-from etl.domain.statuses import Stage
+from etl.domain.statuses import RunState, Stage
 from etl.ingest import stage as ingest_module
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions
@@ -54,7 +54,8 @@ def test_the_log_stays_small_under_a_dashboard(tmp_path: Path, monkeypatch: pyte
         watcher.start()
         try:
             wait_for(lambda: "running" in dashboard.text(), 60)
-            ingest(store, Manifest(str(manifest)), IngestOptions(), on_batch=lambda _: store.heartbeat(run, "running"))
+            lines = Manifest(str(manifest))
+            ingest(store, lines, IngestOptions(), on_batch=lambda _: store.heartbeat(run, RunState.RUNNING))
             wait_for(lambda: f"{RECORDS:,}" in dashboard.text(), 60)
             assert dashboard.process.poll() is None
             assert read_progress(idle).records["active"] == RECORDS

@@ -145,7 +145,7 @@ def kill_a_child(run: EtlProcess, rng: random.Random, *, starting: bool) -> bool
     """
     with contextlib.suppress(psutil.NoSuchProcess, IndexError):
         child = rng.choice(run.family())
-        young = child.nice() <= psutil.Process(run.process.pid).nice()
+        young: bool = child.nice() <= psutil.Process(run.process.pid).nice()
         if starting or not young:
             child.kill()
             return young

@@ -123,7 +123,7 @@ def attacked(made: Path, directory: Path, zygote: Zygote, name: str, kind: str) 
 
 def seen(outside: Path) -> dict[str, tuple[object, ...]]:
     """Return all that reading or writing would change: names, contents' times, and when each was last read."""
-    found = {}
+    found: dict[str, tuple[object, ...]] = {}
     for path in (outside, *sorted(outside.rglob("*"))):
         status = path.lstat()
         found[str(path.relative_to(outside))] = (

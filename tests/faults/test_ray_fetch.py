@@ -82,7 +82,8 @@ def prepare(directory: Path, urls: list[str], nodes: RayNodes | None = None, **s
     directory.mkdir()
     if nodes is not None:
         settings |= {"fetch_backend": "ray", "ray_address": nodes.address}
-    program = Program(directory, **({"per_host": PER_HOST, "allow_host": "127.0.0.1,localhost,::1"} | settings))
+    usual: dict[str, Any] = {"per_host": PER_HOST, "allow_host": "127.0.0.1,localhost,::1"}
+    program = Program(directory, **(usual | settings))
     if nodes is not None:
         program.environment |= nodes.environment
     manifest = write_manifest(directory / "manifest.jsonl", [{"id": f"r{n}", "url": url} for n, url in enumerate(urls)])

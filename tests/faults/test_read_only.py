@@ -34,10 +34,10 @@ def read_only(directory: Path) -> Iterator[None]:
     """Let nobody write below a directory during the block."""
     with ExitStack() as stack:
         if os.geteuid() == 0:
-            mount = ["mount", "--bind", directory, directory]
+            mount = ["mount", "--bind", str(directory), str(directory)]
             if subprocess.run(mount, check=False, capture_output=True).returncode:
                 pytest.skip("root, whom modes do not stop, may not mount here")
-            stack.callback(subprocess.run, ["umount", directory], check=True)
+            stack.callback(lambda: subprocess.run(["umount", directory], check=True))
             subprocess.run(["mount", "-o", "remount,ro,bind", directory], check=True)
         else:
             inside = [directory, *(path for path in directory.rglob("*") if path.is_dir())]

@@ -114,26 +114,25 @@ def test_callers_share_one_request(server: FaultServer) -> None:
     """Fifty at once cause one request, also when the one that makes it is cancelled; local paths cause none."""
     _serve(server, "User-agent: *\nDisallow: /no\n")
     cancelled: list[str] = []
+    tasks: list[asyncio.Task[bool]] = []
 
     async def get(url: str) -> bytes:
         await asyncio.sleep(0.05)
         if not cancelled:
             cancelled.append(url)
-            first.cancel()
+            tasks[0].cancel()
             await asyncio.sleep(1)
         return await _get(url)
 
     async def scenario() -> None:
-        nonlocal first
         robots = Robots(get)
-        first = asyncio.create_task(_allowed(robots, server.url("/yes")))
+        tasks.append(asyncio.create_task(_allowed(robots, server.url("/yes"))))
         await asyncio.sleep(0)
         answers = await asyncio.gather(*(_allowed(robots, server.url(f"/{'no'[: n % 3]}")) for n in range(50)))
-        assert first.cancelled()
+        assert tasks[0].cancelled()
         assert answers == [n % 3 != 2 for n in range(50)]
         await robots.check("/pictures/no.jpg")
 
-    first: asyncio.Task[bool]
     _run(scenario)
     assert server.requests == {"/robots.txt": 1}
 

@@ -37,8 +37,8 @@ from etl.domain.statuses import Stage
 from etl.domain.views import StageSummary
 from etl.errors import ConfigError, DiskFullError
 from etl.fetch import source as fetch_source_module
-from etl.fetch import stage as fetch_module
 from etl.fetch.stage import fetch
+from etl.images.cache import ImageCache
 from etl.run_control import RunControl
 from etl.state.store import Store
 
@@ -256,7 +256,7 @@ def test_a_disk_that_fills_up_keeps_what_was_committed(
     """When the room goes in the middle, what was fetched stays done and the rest is ready again."""
     bench.ingest(*add_pictures(server, *(f"/{n}.jpg" for n in range(40))))
     monkeypatch.setattr(
-        fetch_module.ImageCache, "free_bytes", lambda _: 0 if bench.counts("sources").get("done", 0) >= 2 else 10**12
+        ImageCache, "free_bytes", lambda _: 0 if bench.counts("sources").get("done", 0) >= 2 else 10**12
     )
     with pytest.raises(DiskFullError):
         bench.fetch(min_free=1024, concurrency=1)

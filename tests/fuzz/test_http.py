@@ -305,7 +305,8 @@ async def take(one: Input, directory: Path, server: RawServer, downloader: Downl
     kind, number, rng = one
     path, part = f"/{number}", directory / f"{number}.part"
     answer = KINDS[kind](rng)
-    last: Steps = [] if kind == "unharmed" else rng.choice(([], [], [KEEP] if kind in KEPT else [], [RESET]))
+    ends: list[Steps] = [[], [], [KEEP] if kind in KEPT else [], [RESET]]
+    last: Steps = [] if kind == "unharmed" else rng.choice(ends)
     server.answers[path] = [answer, *last]
     if kind in ("parts", "notes"):
         leave_part(part, rng if kind == "notes" else None)
@@ -331,7 +332,7 @@ def leave_part(part: Path, rng: random.Random | None) -> None:
     note: dict[str, Any] = {"validator": VERSION, "total": len(BODY), "boot": resume._boot()}
     data = json.dumps(note).encode()
     if rng is not None and rng.random() < 0.5:
-        odd = (
+        odd: tuple[object, ...] = (
             None,
             True,
             1e999,

@@ -363,8 +363,8 @@ def take_file(manifest: Path, state: Path, tally: Tally) -> str:
             export(reader, str(out), ExportOptions())
     assert_sound(state)
     rows = sorted(query(state, ROWS))
-    for _, became, error_class, error, _ in rows:
-        assert bool(error) == (became == "invalid") and error_class in SLUGS | {""}
+    for _, became, error_class, said, _ in rows:
+        assert bool(said) == (became == "invalid") and error_class in SLUGS | {""}
     untouched = [line.rstrip(b"\n") for _, became, _, _, line in rows if became != "invalid"]
     exported = [line.rstrip(b"\n") for line in out.read_bytes().split(b"\n") if line]
     assert untouched == [line for line in exported if b'"vlm_error":"' not in line]

@@ -1,6 +1,5 @@
 """Every format, mode and fault that an archive may hold, as real files, judged by the pixels that come out."""
 
-import io
 import math
 import struct
 import zlib
@@ -11,6 +10,7 @@ from typing import Any
 import pypdfium2
 import pytest
 from PIL import Image, ImageCms, ImageDraw
+from support.workbench import encoded
 
 from etl.errors import CorruptImageError, ImageTooLargeError, LocalFileError, NotAnImageError
 from etl.images.cache import ImageCache
@@ -379,10 +379,9 @@ def test_of_several_frames_the_first_is_taken(tmp_path: Path, suffix: str) -> No
 def test_a_pdf_gives_its_first_page_at_the_longest_edge(tmp_path: Path) -> None:
     """The first page is rendered, on white, at the working size; junk before the marker is allowed."""
     pages = [halves("RGB", RED, BLUE, (400, 200)), halves("RGB", GREEN, GREEN)]
-    buffer = io.BytesIO()
-    pages[0].save(buffer, "PDF", save_all=True, append_images=pages[1:])
+    pdf = encoded(pages[0], "PDF", save_all=True, append_images=pages[1:])
     for junk in (b"", b"\r\njunk\n"):
-        (tmp_path / "a.jpg").write_bytes(junk + buffer.getvalue())
+        (tmp_path / "a.jpg").write_bytes(junk + pdf)
         picture = run(tmp_path / "a.jpg", 128)
         assert (picture.mime, picture.width, picture.height) == ("application/pdf", 128, 64)
         assert_halves(picture, RED, BLUE, 10)
@@ -419,11 +418,8 @@ def test_an_empty_pdf_page_is_white_and_an_empty_document_corrupt(tmp_path: Path
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.95, 0.998])
 def test_cut_files_are_corrupt(tmp_path: Path, suffix: str, mode: str, options: dict[str, Any], share: float) -> None:
     """A file that ends before its last pixel never passes as a picture, in any format."""
-    buffer = io.BytesIO()
-    Image.effect_noise((300, 200), 80).convert("L" if mode == "I;16" else "RGB").convert(mode).save(
-        buffer, suffix, **options
-    )
-    data = buffer.getvalue()
+    noise = Image.effect_noise((300, 200), 80).convert("L" if mode == "I;16" else "RGB").convert(mode)
+    data = encoded(noise, suffix, **options)
     (tmp_path / "a").write_bytes(data[: max(24, int(len(data) * share))])
     with pytest.raises(CorruptImageError):
         run(tmp_path / "a")
@@ -448,9 +444,7 @@ def _pdf_with_early_trailer(jpeg: bytes) -> bytes:
 
 def test_a_cut_pdf_that_still_opens_is_corrupt(tmp_path: Path) -> None:
     """Where the renderer would show a white page for a picture that never came, the file is corrupt."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (300, 200), RED).save(buffer, "JPEG", quality=95)
-    data = _pdf_with_early_trailer(buffer.getvalue() + bytes(2000))
+    data = _pdf_with_early_trailer(encoded(Image.new("RGB", (300, 200), RED), quality=95) + bytes(2000))
     (tmp_path / "a").write_bytes(data)
     assert_halves(run(tmp_path / "a"), RED, RED)
     for length in (len(data) - 60, len(data) - 2500):
@@ -510,10 +504,9 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
 def test_random_damage_never_escapes_the_error_tree(tmp_path: Path) -> None:
     """Flipped bytes give a picture or an `ImageError`, never a foreign exception."""
     for suffix in ("JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000", "PDF"):
-        buffer = io.BytesIO()
-        halves("RGB", RED, BLUE).save(buffer, suffix)
+        whole = encoded(halves("RGB", RED, BLUE), suffix)
         for seed in range(12):
-            data = bytearray(buffer.getvalue())
+            data = bytearray(whole)
             for step in range(8):
                 data[(seed * 7919 + step * 104729) % min(len(data), 400)] ^= 1 + (seed * 37 + step * 11) % 255
             (tmp_path / "a").write_bytes(data)

@@ -60,7 +60,7 @@ def test_file_cut_short_gives_its_beginning_and_then_an_error(tmp_path: Path, pa
     """Lines before the cut are read; the cut is an error, not the end of the file."""
     content = b"".join(json.dumps({"id": n, "random": os.urandom(30).hex()}).encode() + b"\n" for n in range(40_000))
     packed = pack(content)
-    seen = []
+    seen: list[bytes] = []
     with pytest.raises(ManifestError, match="cut short or damaged"):
         seen.extend(iter(Manifest(str(_written(tmp_path / "m", packed[: len(packed) // 2]))).lines()))
     assert seen

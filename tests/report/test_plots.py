@@ -74,7 +74,8 @@ def test_a_plot_is_well_formed_and_stays_in_its_frame() -> None:
     """Names are escaped, and every point lies inside the picture."""
     text = plot("<b>&", [Series("a<b", [0, 3, 7.5], "fetch")], span_h=2, breaks=[0.5], unit="a minute")
     figure = ElementTree.fromstring(text)
-    points = figure.find("svg/polyline").get("points").split()
+    [line] = figure.findall("svg/polyline")
+    points = line.attrib["points"].split()
     assert len(points) == 3
     for point in points:
         x, y = map(float, point.split(","))

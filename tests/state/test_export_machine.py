@@ -310,7 +310,7 @@ _QUIET = {
     "database": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
 }
-ExportMachine.TestCase.settings = settings(max_examples=20, stateful_step_count=30, **_QUIET)  # type: ignore[arg-type]
+ExportMachine.TestCase.settings = settings(max_examples=12, stateful_step_count=30, **_QUIET)  # type: ignore[arg-type]
 SoakMachine.TestCase.settings = settings(
     max_examples=int(os.environ.get("MACHINE_EXAMPLES", "500")),
     stateful_step_count=50,

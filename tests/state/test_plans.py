@@ -94,10 +94,11 @@ def full(store: Store) -> Iterator[_State]:
 FLAGGED = CaptionFilter(flagged=True)
 
 
-def _evict(state: _State, grounds: EvictionReason) -> None:
+def _evict_for_every_reason(state: _State) -> None:
     images = state.store.images()
-    images.evict(grounds, [one.image for one in images.candidates(grounds, 0, 5)])
-    images.owned(["ab"])
+    for grounds in EvictionReason:
+        images.evict(grounds, [one.image for one in images.candidates(grounds, 0, 5)])
+        images.owned(["ab"])
 
 
 WORK: dict[str, tuple[Callable[[_State], object], str]] = {
@@ -160,7 +161,7 @@ WORK: dict[str, tuple[Callable[[_State], object], str]] = {
     "pages of an export": (lambda s: list(export_rows(s.reader, 1, s.recipe)), "records_in_order"),
     "story": (lambda s: record_story(s.reader, "3"), "attempts_by_item"),
     "commit of a picture": (lambda s: s.sources.commit([fetched(s.item)], s.recipe), "records_by_source"),
-    "making room": (lambda s: [_evict(s, grounds) for grounds in EvictionReason], "sources_by_image"),
+    "making room": (_evict_for_every_reason, "sources_by_image"),
     "working copies of a shard": (lambda s: working_copies_of(s.reader, "ab"), "images_by_working_copy"),
     "originals of a shard": (lambda s: originals_of(s.reader, "ab"), "sqlite_autoindex_images_1"),
     "failed attempt": (lambda s: s.sources.fail([failed(s.item.id)]), "attempts_by_item"),

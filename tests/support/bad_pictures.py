@@ -5,7 +5,7 @@ import io
 import random
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pypdfium2
 from PIL import Image
@@ -24,6 +24,7 @@ from support.tiff_files import (
     rows_of,
     tiff_of,
 )
+from support.workbench import encoded
 
 SIZE = (48, 40)
 TYPES = (0, 1, 2, 3, 4, 5, 7, 11, 12, 13, 16, 0xFFFF)
@@ -37,15 +38,11 @@ def drawn(mode: str = "RGB") -> Image.Image:
 
 
 def saved(kind: str, mode: str = "RGB", **options: object) -> bytes:
-    target = io.BytesIO()
-    drawn(mode).save(target, kind, **options)
-    return target.getvalue()
+    return encoded(drawn(mode), kind, **options)
 
 
 def animated() -> bytes:
-    target = io.BytesIO()
-    drawn("P").save(target, "GIF", save_all=True, append_images=[drawn("L").convert("P")] * 2, loop=0)
-    return target.getvalue()
+    return saved("GIF", "P", save_all=True, append_images=[drawn("L").convert("P")] * 2, loop=0)
 
 
 def pdf() -> bytes:
@@ -64,7 +61,7 @@ def layout(mode: str, *, order: str = "<", planar: int = 1, deflate: bool = Fals
     row_bytes = len(noise) // SIZE[1] // (bands if planar == 2 else 1)
     planes = rows_of(noise, len(noise) // bands, 1) if planar == 2 else [noise]
     strips = [strip for plane in planes for strip in rows_of(plane, row_bytes, rows)]
-    tags = {
+    tags: dict[int, int | Sequence[int]] = {
         WIDTH: SIZE[0], HEIGHT: SIZE[1], BITS: [bits] * bands, COMPRESSION: 8 if deflate else 1,
         PHOTOMETRIC: 2 if bands == 3 else 1, SAMPLES: bands, ROWS_PER_STRIP: rows, PLANAR: planar,
         SAMPLE_FORMAT: [form] * bands, PREDICTOR: 1,
@@ -131,7 +128,7 @@ def tiff_tags(rng: random.Random) -> bytes:
     """Change types, counts and values of a TIFF's tags, and where its directories lie."""
     data = bytearray(of_kind(rng, "tiff"))
     order = "<" if data[:2] == b"II" else ">"
-    if data[2:4] in (b"+\0", b"\0+"):
+    if bytes(data[2:4]) in (b"+\0", b"\0+"):
         return harmed(bytes(data), rng)
     at = struct.unpack_from(order + "L", data, 4)[0]
     count = struct.unpack_from(order + "H", data, at)[0]
@@ -222,7 +219,7 @@ def bomb(rng: random.Random, size: int = 300) -> bytes:
         case 1:
             pixels = 10 * size * size
             width, height = rng.choice(((1, pixels), (pixels, 1), (65_535, pixels // 65_535), (3 * size, 3 * size)))
-            tags = {
+            tags: dict[int, int | Sequence[int]] = {
                 WIDTH: width, HEIGHT: height, BITS: 8, COMPRESSION: rng.choice((1, 5, 7, 8, 32773)), PHOTOMETRIC: 1,
                 SAMPLES: 1, ROWS_PER_STRIP: rng.choice((1, height)), PLANAR: rng.choice((1, 2)),
             }  # fmt: skip

@@ -1,16 +1,15 @@
 """A state with real files in its image cache, made without network, decoder or model."""
 
-import hashlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from support.states import captioned, failed, put_records, settings_for, use_recipe
+from support.states import captioned, failed, put_picture, put_records, settings_for, use_recipe
 from support.workbench import encoded
 
 from etl.clock import now_ms
-from etl.domain.items import DecodedImage, FetchedImage, SourceItem, WorkingCopy
+from etl.domain.items import FetchedImage, SourceItem
 from etl.domain.statuses import Stage
 from etl.domain.views import FailureFilter
 from etl.images.cache import ImageCache
@@ -70,24 +69,8 @@ class CachedState:
     ) -> FetchedImage:
         """Put the files of one source into the cache, as a decoder does."""
         key = contents.get(key_of(item), key_of(item))
-        original = f"original {key} ".encode().ljust(ORIGINAL, b".")
         working = _PICTURE + f"working {copies.get(key, key)} ".encode().ljust(WORKING - len(_PICTURE), b".")
-        sha256 = hashlib.sha256(original).hexdigest()
-        if originals:
-            part = self.cache.new_part()
-            part.write_bytes(original)
-            self.cache.keep_original(part, sha256)
-        copy = WorkingCopy(self.cache.put_working(working), WORKING, 4, 3, 1024)
-        decoded = DecodedImage("image/jpeg", 40, 30, copy)
-        return FetchedImage(
-            source=item,
-            sha256=sha256,
-            size=ORIGINAL,
-            decoded=decoded,
-            original_kept=originals,
-            started_at=now_ms(),
-            http_status=200,
-        )
+        return put_picture(self.cache, item, f"original {key} ".ljust(ORIGINAL, "."), working, keep=originals)
 
     def caption(self, *keys: str, dead: Collection[str] = ()) -> list[str]:
         """Caption what can be, or these records alone; let ``dead`` ones fail for good.  Return the keys."""

@@ -53,10 +53,10 @@ class EtlProcess:
 
     def family(self) -> list[psutil.Process]:
         """Return the living processes that it started, and that these started."""
-        try:
-            return psutil.Process(self.process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return []
+        found: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found = psutil.Process(self.process.pid).children(recursive=True)
+        return found
 
     def send(self, number: int) -> None:
         """Send a signal to this process alone."""
@@ -67,6 +67,7 @@ class EtlProcess:
         begun = time.monotonic()
         out, err = self.process.communicate(timeout=timeout_s)
         code = self.process.returncode
+        assert code is not None
         return Ended(128 - code if code < 0 else code, out, err, time.monotonic() - begun)
 
 

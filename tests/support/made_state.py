@@ -1,13 +1,14 @@
 """State directories in any condition, made through the product's own writer but without pictures or a model."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from support.states import failed, fetched
+
 from etl.clock import now_ms
-from etl.domain.items import CaptionResult, DecodedImage, FetchedImage, ItemFailure, SourceItem, WorkingCopy
+from etl.domain.items import CaptionResult, ItemFailure
 from etl.domain.statuses import FinishReason, Stage
 from etl.domain.views import ExportSummary, IngestSummary
 from etl.export.stage import ExportOptions
@@ -22,21 +23,6 @@ from etl.state.store import Store
 
 RECIPE = "ab" * 32
 """Hash of the recipe that captions are made with unless another is named."""
-
-
-def fetched(source: SourceItem) -> FetchedImage:
-    """Return a fetched picture whose hash is that of its URL."""
-    name = hashlib.sha256(source.url.encode()).hexdigest()
-    working = WorkingCopy(name, 5000, 640, 480, 1024)
-    return FetchedImage(
-        source=source,
-        sha256=name,
-        size=9000,
-        decoded=DecodedImage("image/jpeg", 1280, 960, working),
-        original_kept=False,
-        started_at=now_ms(),
-        http_status=200,
-    )
 
 
 class MadeState:
@@ -75,6 +61,10 @@ class MadeState:
     ) -> None:
         """End records by key: ``captioned`` with these texts, dead with these error classes; leave the others."""
         captioned, dead_sources, dead_captions = captioned or {}, dead_sources or {}, dead_captions or {}
+
+        def failures(items: Mapping[str, int], dead: Mapping[str, str]) -> list[ItemFailure]:
+            return [failed(items[key], slug, retryable=False, message=message) for key, slug in dead.items()]
+
         with Store.open(self.settings) as store, store.run((Stage.FETCH, Stage.CAPTION)) as run:
             number = store.use_recipe(sha256=recipe, model=model, revision=revision, spec=spec)
             sources = store.sources(run)
@@ -84,7 +74,7 @@ class MadeState:
             # A cache that lacks these pictures, not one that is not there.
             ImageCache.of_state(self.settings.state).prepare(originals=False)
             sources.commit([fetched(items[item]) for item in sorted(wanted)])
-            sources.fail([self._failure(of_key[key], slug, message) for key, slug in dead_sources.items()])
+            sources.fail(failures(of_key, dead_sources))
             captions = store.captions(run, number)
             captions.enqueue_possible()
             captions.claim(10_000)
@@ -102,7 +92,7 @@ class MadeState:
                 ],
                 now_ms(),
             )
-            captions.fail([self._failure(of_key[key], slug, message) for key, slug in dead_captions.items()])
+            captions.fail(failures(of_key, dead_captions))
 
     def export(self, target: str | Path = "out.jsonl", **options: Any) -> tuple[bytes, ExportSummary]:
         """Export to a file beside the state; return its bytes and the summary."""
@@ -117,7 +107,3 @@ class MadeState:
     def _rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
         with Reader(self.settings.state) as reader:
             return reader.rows(sql, arguments)
-
-    @staticmethod
-    def _failure(item: int, slug: str, message: str) -> ItemFailure:
-        return ItemFailure(id=item, slug=slug, message=message, retryable=False, started_at=now_ms())

@@ -1,25 +1,16 @@
 """States whose work gives the same wherever it is done, to compare what was split with what was not."""
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from support.states import failed, put_records, settings_for
+from support.states import failed, put_picture, put_records, settings_for, use_recipe
 
 from etl.clock import now_ms
-from etl.domain.items import (
-    CaptionItem,
-    CaptionResult,
-    DecodedImage,
-    FetchedImage,
-    ItemFailure,
-    SourceItem,
-    WorkingCopy,
-)
+from etl.domain.items import CaptionItem, CaptionResult, FetchedImage, ItemFailure, SourceItem
 from etl.domain.statuses import FinishReason, Stage
 from etl.export.stage import ExportOptions
 from etl.images.cache import ImageCache
@@ -61,31 +52,15 @@ class Work:
 
     def _picture(self, item: SourceItem) -> FetchedImage:
         content = "same" if "same" in item.url else item.url
-        cache = ImageCache.of_state(self.state)
-        original, working = f"original {content}".encode(), f"working {content}".encode()
-        sha256 = hashlib.sha256(original).hexdigest()
-        if self.settings.keep_originals:
-            part = cache.new_part()
-            part.write_bytes(original)
-            cache.keep_original(part, sha256)
-        copy = WorkingCopy(cache.put_working(working), len(working), 4, 3, self.settings.longest_edge)
-        decoded = DecodedImage("image/jpeg", 40, 30, copy)
-        return FetchedImage(
-            source=item,
-            sha256=sha256,
-            size=len(original),
-            decoded=decoded,
-            original_kept=self.settings.keep_originals,
-            started_at=now_ms(),
-            http_status=200,
-        )
+        return put_picture(
+            ImageCache.of_state(self.state), item, f"original {content}", f"working {content}".encode(),
+            keep=self.settings.keep_originals, edge=self.settings.longest_edge,
+        )  # fmt: skip
 
     def caption(self, limit: int = 10_000, *, recipe: str = "one", words: str = "A view") -> None:
         """Caption up to so many pictures."""
         with Store.open(self.settings) as store, store.run((Stage.CAPTION,)) as run:
-            number = store.use_recipe(
-                sha256=hashlib.sha256(recipe.encode()).hexdigest(), model=recipe, revision="main", spec="{}"
-            )
+            number = use_recipe(store, recipe)
             queue = store.captions(run, number)
             queue.enqueue_possible()
             results: list[CaptionResult] = []

@@ -1,6 +1,5 @@
 """States with pictures, failures and hostile text, to report on."""
 
-import io
 import json
 import random
 import sqlite3
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 from support.made_state import MadeState
+from support.workbench import encoded
 
 from etl.images.cache import ImageCache
 from etl.state.database import DATABASE_NAME
@@ -23,9 +23,7 @@ def put_pictures(state: Path, edge: int = 320) -> None:
     cache = ImageCache.of_state(state)
     with closing(sqlite3.connect(state / DATABASE_NAME)) as database, database:
         for (name,) in database.execute("SELECT DISTINCT working_sha256 FROM images ORDER BY 1").fetchall():
-            buffer = io.BytesIO()
-            Image.new("RGB", (edge, edge // 2), tuple(rng.randbytes(3))).save(buffer, "JPEG")
-            data = buffer.getvalue()
+            data = encoded(Image.new("RGB", (edge, edge // 2), tuple(rng.randbytes(3))))
             database.execute(
                 "UPDATE images SET working_sha256 = ?, working_bytes = ? WHERE working_sha256 = ?",
                 (cache.put_working(data), len(data), name),

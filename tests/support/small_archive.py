@@ -6,7 +6,6 @@ is known by: who asked when, how much was sent, how many requests of one host we
 """
 
 import hashlib
-import io
 import random
 import re
 import select
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from support.http_server import Handler, Headers, StandIn
+from support.workbench import encoded
 
 from etl.demo.scenes import random_scene
 
@@ -64,18 +64,14 @@ def picture_of(url: str) -> tuple[bytes, str]:
     """Return a picture that no other URL has, and its media type."""
     scene, large = random_scene(random.Random(url)), behaviour_of(url).startswith("reset")
     suffix = url.lower().rpartition(".")[2]
-    buffer = io.BytesIO()
     if suffix == "pdf":
-        scene.draw(128, 128).save(buffer, "PDF", title=url)
-        return buffer.getvalue(), "application/pdf"
+        return encoded(scene.draw(128, 128), "PDF", title=url), "application/pdf"
     if suffix in ("tif", "tiff"):
         edge = 232 if large else 56
         named = ImageFileDirectory_v2()
         named[270] = url  # ImageDescription
-        scene.draw(edge, edge).save(buffer, "TIFF", tiffinfo=named)
-        return buffer.getvalue(), "image/tiff"
-    scene.draw(128, 128).save(buffer, "JPEG", quality=85, comment=url)
-    body = buffer.getvalue()
+        return encoded(scene.draw(edge, edge), "TIFF", tiffinfo=named), "image/tiff"
+    body = encoded(scene.draw(128, 128), quality=85, comment=url)
     if large:
         # Comment segments behind the first marker; each holds at most 65,533 bytes.
         filling = b"\xff\xfe" + struct.pack(">H", 55_002) + bytes(55_000)

@@ -17,6 +17,7 @@ from etl.domain.items import (
     WorkingCopy,
 )
 from etl.domain.statuses import FinishReason, Stage
+from etl.images.cache import ImageCache
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest
@@ -44,20 +45,38 @@ def put_sources(store: Store, *urls: str) -> None:
     put_records(store, ({"id": str(number), "url": url} for number, url in enumerate(urls)))
 
 
-def fetched(source: SourceItem, content: str | None = None) -> FetchedImage:
+def fetched(
+    source: SourceItem, content: str | None = None, *, copy: WorkingCopy | None = None, size: int = 100,
+    pixels: tuple[int, int] = (40, 30), original_kept: bool = False,
+) -> FetchedImage:  # fmt: skip
     """Return what fetching a source would give, were ``content`` (default: its URL) its bytes."""
     sha256 = hashlib.sha256((content or source.url).encode()).hexdigest()
-    working = WorkingCopy(hashlib.sha256(sha256.encode()).hexdigest(), 10, 4, 3, 1024)
+    working = copy or WorkingCopy(hashlib.sha256(sha256.encode()).hexdigest(), 10, 4, 3, 1024)
     return FetchedImage(
         source=source,
         sha256=sha256,
-        size=100,
-        decoded=DecodedImage("image/jpeg", 40, 30, working),
-        original_kept=False,
+        size=size,
+        decoded=DecodedImage("image/jpeg", *pixels, working),
+        original_kept=original_kept,
         started_at=now_ms(),
         http_status=200,
         etag="tag",
     )
+
+
+def put_picture(
+    cache: ImageCache, source: SourceItem, original: str, working: bytes, *, keep: bool, edge: int = 1024
+) -> FetchedImage:
+    """Put the working copy of a source into the cache, and its original where that is to be kept, as a decoder does."""
+    image = fetched(
+        source, original, copy=WorkingCopy(cache.put_working(working), len(working), 4, 3, edge), size=len(original),
+        original_kept=keep,
+    )  # fmt: skip
+    if keep:
+        part = cache.new_part()
+        part.write_text(original)
+        cache.keep_original(part, image.sha256)
+    return image
 
 
 def captioned(item: CaptionItem, text: str = "A street.") -> CaptionResult:
@@ -65,9 +84,12 @@ def captioned(item: CaptionItem, text: str = "A street.") -> CaptionResult:
     return CaptionResult(item.id, text, 3, FinishReason.STOP)
 
 
-def failed(item: int, slug: str = "timeout", *, retryable: bool = True, **more: Any) -> ItemFailure:
+def failed(
+    item: int, slug: str = "timeout", *, retryable: bool = True, message: str | None = None, **more: Any
+) -> ItemFailure:
     """Return a failure of a claimed item."""
-    return ItemFailure(id=item, slug=slug, message=f"it was {slug}", retryable=retryable, started_at=now_ms(), **more)
+    said = f"it was {slug}" if message is None else message
+    return ItemFailure(id=item, slug=slug, message=said, retryable=retryable, started_at=now_ms(), **more)
 
 
 def use_recipe(store: Store, name: str = "one") -> int:

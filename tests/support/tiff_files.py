@@ -29,7 +29,7 @@ def tiff_of(
 
     def directory(at: int, strips_at: int) -> bytes:
         offsets = [strips_at + sum(sizes[:number]) for number in range(len(sizes))]
-        return _directory(tags | {OFFSETS: offsets * repeat, SIZES: sizes * repeat}, order, at)
+        return _directory({**tags, OFFSETS: offsets * repeat, SIZES: sizes * repeat}, order, at)
 
     directory_at = 8 if strips_last else 8 + len(pixels)
     head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HL", 42, directory_at)

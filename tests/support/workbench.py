@@ -43,10 +43,10 @@ def scenes(count: int, seed: int = 1) -> list[tuple[Scene, bytes]]:
     return [(scene, encoded(scene.draw(224, 224))) for scene in drawn]
 
 
-def encoded(picture: Image.Image, kind: str = "JPEG") -> bytes:
-    """Return the picture as a file."""
+def encoded(picture: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    """Return the picture as a file; ``options`` are those of Pillow."""
     target = io.BytesIO()
-    picture.save(target, kind)
+    picture.save(target, kind, **options)
     return target.getvalue()
 
 

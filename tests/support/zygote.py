@@ -230,7 +230,8 @@ def _serve(listener: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
     while True:
-        readable, _, _ = select.select([wake, listener, *tests], [], [])
+        waited: list[int | socket.socket] = [wake, listener, *tests]
+        readable = select.select(waited, [], [])[0]
         if wake in readable:
             os.read(wake, 4096)
             _reap(owners)

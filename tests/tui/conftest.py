@@ -1,22 +1,19 @@
 """Real state directories, made through the product's own writer."""
 
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.states import failed, fetched, put_records
 from support.workbench import encoded
 
 from etl.clock import now_ms
 from etl.demo.scenes import random_scene
-from etl.domain.items import CaptionResult, DecodedImage, FetchedImage, ItemFailure, SourceItem, WorkingCopy
+from etl.domain.items import CaptionResult, FetchedImage, SourceItem, WorkingCopy
 from etl.domain.statuses import FinishReason, Stage
 from etl.images.cache import ImageCache
-from etl.ingest.manifest import Manifest
-from etl.ingest.options import IngestOptions
-from etl.ingest.stage import ingest
 from etl.settings import Settings
 from etl.state.log import RunLog
 from etl.state.store import Store
@@ -41,11 +38,9 @@ class State:
         self.store = Store.open(Settings(state=self.path, gpu_price=price))
         self._pictures = pictures
         self._rng = random.Random(1)
-        manifest = path / "records.jsonl"
         if isinstance(records, int):
             records = [{"id": f"r{n:03}", "url": f"http://archive.example/{n}.jpg"} for n in range(records)]
-        manifest.write_text("".join(json.dumps(line) + "\n" for line in records), encoding="utf-8")
-        ingest(self.store, Manifest(str(manifest)), IngestOptions())
+        put_records(self.store, records)
         self._log = RunLog(self.path)
         self._log.__enter__()
         self.run = self.store.begin_run([Stage.FETCH, Stage.CAPTION])
@@ -53,37 +48,21 @@ class State:
 
     def fetched(self, source: SourceItem) -> FetchedImage:
         """Return a fetched picture with content of its own, which lies in the cache where pictures were asked for."""
-        name = f"{source.id:064x}"
-        working = WorkingCopy(name, 5000, 640, 480, 1024)
+        copy = WorkingCopy(f"{source.id:064x}", 5000, 640, 480, 1024)
         if self._pictures:
             data = encoded(random_scene(self._rng).draw(64, 48))
-            sha256 = ImageCache.of_state(self.path).put_working(data)
-            working = WorkingCopy(sha256, len(data), 64, 48, 1024)
-        return FetchedImage(
-            source=source,
-            sha256=name,
-            size=9000,
-            decoded=DecodedImage("image/jpeg", 1280, 960, working),
-            original_kept=False,
-            started_at=now_ms(),
-            http_status=200,
-        )
+            copy = WorkingCopy(ImageCache.of_state(self.path).put_working(data), len(data), 64, 48, 1024)
+        return fetched(source, copy=copy, size=9000, pixels=(1280, 960))
 
     def fetch(self, done: int = 0, dead: int = 0, retry: int = 0, message: str = "the host said 404") -> None:
         """Claim sources and end them in these ways; dead ones first."""
         queue = self.store.sources(self.run)
         items = [item for host in queue.ready_hosts() for item in queue.claim(host, done + dead + retry)]
-        failed = [
-            ItemFailure(
-                id=item.id,
-                slug="http_404" if n < dead else "timeout",
-                message=message,
-                retryable=n >= dead,
-                started_at=now_ms(),
-            )
+        failures = [
+            failed(item.id, "http_404" if n < dead else "timeout", retryable=n >= dead, message=message)
             for n, item in enumerate(items[: dead + retry])
         ]
-        queue.fail(failed)
+        queue.fail(failures)
         wanted = items[dead + retry : dead + retry + done]
         queue.commit([self.fetched(item) for item in wanted], self.recipe)
         queue.release(item.id for item in items[dead + retry + done :])
@@ -94,11 +73,8 @@ class State:
         items = queue.claim(len(texts) + dead)
         for item, text in zip(items, texts, strict=False):
             queue.commit([CaptionResult(item.id, text, 4, FinishReason.STOP, flags)], now_ms())
-        failed = [
-            ItemFailure(id=item.id, slug="generation", message=message, retryable=False, started_at=now_ms())
-            for item in items[len(texts) :]
-        ]
-        queue.fail(failed)
+        late = items[len(texts) :]
+        queue.fail([failed(item.id, "generation", retryable=False, message=message) for item in late])
 
     def close(self) -> None:
         """Let go of the state, as a process does that ends in any way."""

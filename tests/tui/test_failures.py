@@ -102,7 +102,7 @@ def test_a_list_follows_the_run_and_keeps_its_mark(make_state: Any) -> None:
     drive(state.path, steps)
 
 
-def arguments_of(state) -> list[tuple[str, dict[str, str]]]:
+def arguments_of(state: Any) -> list[tuple[str, dict[str, str]]]:
     """Acknowledge open commands; return their names and arguments."""
     commands = state.store.open_commands()
     for command in commands:
@@ -110,7 +110,7 @@ def arguments_of(state) -> list[tuple[str, dict[str, str]]]:
     return [(command.name, command.arguments) for command in commands]
 
 
-async def sent(pilot: Pilot[None], state) -> list[tuple[str, dict[str, str]]]:
+async def sent(pilot: Pilot[None], state: Any) -> list[tuple[str, dict[str, str]]]:
     """Wait for the next commands."""
     for _ in range(100):
         if found := arguments_of(state):

@@ -46,16 +46,17 @@ def stranger(make_state: Any) -> Path:
     state.store.record_gpu(state.run, GpuSample(0, 97, 14 * 2**30, 24 * 2**30, 310.0))
     with (state.path / log.DIRECTORY / log.NAME).open("a") as file:
         file.write(HOSTILE + "\n" + json.dumps(HOSTILE) + "\n")
-    return state.path
+    path: Path = state.path
+    return path
 
 
-def test_no_screen_shows_a_stranger_s_state_harmfully(stranger: Path) -> None:
+def test_no_screen_shows_a_stranger_s_state_harmfully(stranger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever stands in the database and the log, every screen draws harmless cells, and so does what is copied."""
     poison(stranger, but=frozenset({"runs.state", "hosts.state", "runs.stages", "runs.config"}))
     copied: list[str] = []
 
     async def steps(pilot: Pilot[None]) -> None:
-        pilot.app.copy_to_clipboard = copied.append  # type: ignore[method-assign]
+        monkeypatch.setattr(pilot.app, "copy_to_clipboard", copied.append)
         await until(pilot, "Records", "Stages")
         for key in WALK:
             await pilot.press(key)

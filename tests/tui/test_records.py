@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from support.driving import LARGE, SMALL, drive, text_of, typed, until
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from etl.domain.statuses import RunState
 from etl.state.read import search
@@ -55,7 +56,7 @@ def test_nothing_is_found(make_state: Any) -> None:
     async def steps(pilot: Pilot[None]) -> None:
         await pilot.press("w", "slash")
         await until(pilot, "a key, or words")
-        pilot.app.screen.query_one("Entry").value = "%_[/red]' OR 1\x1b"
+        pilot.app.screen.query_one("Entry", Input).value = "%_[/red]' OR 1\x1b"
         await pilot.press("enter")
         await until(pilot, "0 records with %_[/red]' OR 1")
         await pilot.press("enter", "y", "down")
@@ -89,7 +90,8 @@ def test_a_search_reads_a_little_at_a_time(make_state: Any, monkeypatch: pytest.
         [{"id": f"k{n}", "url": f"http://a.example/{n}", "name": "Été" if n % 5 == 0 else "Hiver"} for n in range(20)]
     )
     with Reader(state.path) as reader:
-        found, place = [], 0
+        found: list[str] = []
+        place: int | None = 0
         while place is not None:
             records, place, looked_at = records_by_text(reader, "été", place)
             assert looked_at <= 4

@@ -1,6 +1,7 @@
 """Captions beside their pictures: going through them, filters, search, and pictures that are not there."""
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,9 +122,10 @@ def test_pictures_that_cannot_be_shown(make_state: Any) -> None:
     state.fetch(done=3)
     state.caption("one", "two", "three")
     with Reader(state.path) as reader:
-        paths = [sample(reader, n).picture for n in (3, 2)]
-    paths[0].write_bytes(b"\xff\xd8\xff no picture")
-    paths[1].unlink()
+        paths = [found.picture for n in (3, 2) if (found := sample(reader, n)) and found.picture]
+    damaged, gone = paths
+    damaged.write_bytes(b"\xff\xd8\xff no picture")
+    gone.unlink()
     with state.store._connection.transaction() as db:
         db.conn.execute("UPDATE images SET state = 'evicted' WHERE id = (SELECT image FROM captions WHERE id = 1)")
 
@@ -207,7 +209,7 @@ def test_every_step_is_found_however_few_are_read_at_once(make_state: Any, monke
         } == {False}
 
 
-def test_a_picture_keeps_its_shape(tmp_path) -> None:
+def test_a_picture_keeps_its_shape(tmp_path: Path) -> None:
     """A picture is as large as fits, never distorted, and its colours are those of the file."""
     from PIL import Image
 
@@ -219,7 +221,8 @@ def test_a_picture_keeps_its_shape(tmp_path) -> None:
     assert (cells.width, cells.height) == (40, 5)
     (red, _, blue), (low_red, _, low_blue) = cells.lines[0][5][0], cells.lines[-1][5][1]
     assert red > 240 and blue < 15 and low_red < 15 and low_blue > 240
-    tall = shutil.copy(tmp_path / "wide.jpg", tmp_path / "gone.jpg")
-    assert read(tmp_path / "gone.jpg", 0, 5) is None
-    (tmp_path / "gone.jpg").unlink()
-    assert read(tall, 10, 5) is None
+    gone = tmp_path / "gone.jpg"
+    shutil.copy(tmp_path / "wide.jpg", gone)
+    assert read(gone, 0, 5) is None
+    gone.unlink()
+    assert read(gone, 10, 5) is None
