@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
-from click.core import ParameterSource
 
 from etl.cli import render
 from etl.cli.options import Context, command, either, ends_when_interrupted, number
 from etl.errors import ConfigError, EtlError
+from etl.setting_sources import load
 from etl.state.read.reader import Reader
 from etl.text import clean
 from etl.units import size
@@ -183,8 +182,7 @@ def demo(
     from etl.cli.demo_screen import DemoScreen
     from etl.demo.run import run_demo
 
-    parsed = click.get_current_context(silent=True)
-    if parsed is not None and parsed.get_parameter_source("state") is ParameterSource.COMMANDLINE:
+    if context.settings.state != load({}, file=context.config, used=["state"]).settings.state:
         raise ConfigError(
             f"etl demo takes no --state: name the directory to keep, as in `etl demo {context.settings.state}`"
         )
