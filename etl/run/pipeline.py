@@ -1,9 +1,8 @@
 """What the commands call: the stages of one run put together, from a manifest to an export."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from etl.caption.backends import check_model, open_captioner
 from etl.deadline import Deadline
@@ -17,13 +16,13 @@ from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest, reselect
 from etl.output_file import resolved
 from etl.ray_cluster.connection import check as check_cluster
+from etl.run.announcement import announce_end, announce_failure
 from etl.run.kept_back import SPARE_S, KeptBack
 from etl.run.plan import Plan, Report
 from etl.run.signals import Signals, watch_signals
 from etl.run.supervisor import RunResult, StageFunction, run_stages
 from etl.run_control import RunControl
 from etl.settings import Settings
-from etl.state.log import RunLog
 from etl.state.parts.split import refuse_split
 from etl.state.read.cost import cost
 from etl.state.read.progress import ProgressReader
@@ -108,33 +107,10 @@ def run_pipeline(settings: Settings, plan: Plan, on_progress: Callable[[Progress
         # Nothing began, so nothing has ended.
         raise
     except EtlError as error:
-        _announce(settings, {"state": RunState.FAILED, "error": str(error)}, f"failed: {error}")
+        announce_failure(settings, error)
         raise
-    _announce(settings, *_told(report))
+    announce_end(settings, report)
     return report
-
-
-def _told(report: Report) -> tuple[dict[str, Any], str]:
-    """Return what a webhook is told of a run, for programs and for people."""
-    outcomes, run = report.progress.outcomes, report.progress.run
-    counts = {str(outcome): outcomes.get(outcome, 0) for outcome in RecordOutcome}
-    # An invalid line of the manifest is a failure too.
-    counts[RecordOutcome.FAILED] = report.failed
-    spent = report.cost.total if report.cost else None
-    text = f"{report.state}: " + ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
-    facts = {
-        "run": run.uid if run else None, "state": report.state, "signal": report.signal, "records": counts,
-        "cost": spent,
-    }  # fmt: skip
-    return facts, text if spent is None else f"{text}; {spent:,.2f} spent"
-
-
-def _announce(settings: Settings, facts: dict[str, Any], text: str) -> None:
-    if settings.webhook:
-        from etl.telemetry.webhook import announce
-
-        with RunLog(settings.state) if settings.state.is_dir() else nullcontext():
-            announce(settings, facts, text)
 
 
 def _recorded(settings: Settings, plan: Plan, on_progress: Callable[[Progress], None]) -> Report:
