@@ -1,9 +1,8 @@
 """What the commands call: the stages of one run put together, from a manifest to an export."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from etl.caption.backends import device_in_words, fetch_weights, open_captioner
 from etl.deadline import Deadline
@@ -14,6 +13,7 @@ from etl.export.stage import ExportOptions, check_target, export
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import left_out
 from etl.ingest.stage import reselect
+from etl.run.announcement import announce_end, announce_failure
 from etl.run.kept_back import SPARE_S, KeptBack
 from etl.run.plan import Plan, Report
 from etl.run.preflight import check, check_mirrors
@@ -22,7 +22,6 @@ from etl.run.sources import give_back, ingest_all
 from etl.run.supervisor import RunResult, StageFunction, run_stages
 from etl.run_control import RunControl
 from etl.settings import Settings
-from etl.state.log import RunLog
 from etl.state.read.cost import cost
 from etl.state.read.failures import failure_classes
 from etl.state.read.progress import SHOWN_HOSTS, ProgressReader
@@ -79,33 +78,10 @@ def run_pipeline(
         # Nothing began, so nothing has ended.
         raise
     except EtlError as error:
-        _announce(settings, {"state": RunState.FAILED, "error": str(error)}, f"failed: {error}")
+        announce_failure(settings, error)
         raise
-    _announce(settings, *_told(report))
+    announce_end(settings, report)
     return report
-
-
-def _told(report: Report) -> tuple[dict[str, Any], str]:
-    """Return what a webhook is told of a run, for programs and for people."""
-    outcomes, run = report.progress.outcomes, report.progress.run
-    counts = {str(outcome): outcomes.get(outcome, 0) for outcome in RecordOutcome}
-    # An invalid line of the manifest is a failure too.
-    counts[RecordOutcome.FAILED] = report.failed
-    spent = report.cost.total if report.cost else None
-    text = f"{report.state}: " + ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
-    facts = {
-        "run": run.uid if run else None, "state": report.state, "signal": report.signal, "records": counts,
-        "cost": spent,
-    }  # fmt: skip
-    return facts, text if spent is None else f"{text}; {spent:,.2f} spent"
-
-
-def _announce(settings: Settings, facts: dict[str, Any], text: str) -> None:
-    if settings.webhook:
-        from etl.telemetry.webhook import announce
-
-        with RunLog(settings.state) if settings.state.is_dir() else nullcontext():
-            announce(settings, facts, text)
 
 
 def _recorded(

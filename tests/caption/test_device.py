@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 import etl.gpu
 from etl.caption.gpus.plan import plan_workers
-from etl.caption.model import device
 from etl.caption.model.device import choose_device, choose_dtype, why_unusable
 from etl.caption.model.loading import load
 from etl.errors import ConfigError, ModelError

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sqlite3
 from collections.abc import Callable
 from typing import Any
@@ -96,7 +97,7 @@ def test_runs_have_the_numbers_that_an_export_takes(etl: Etl) -> None:
 def test_a_finished_run_has_no_speed(etl: Etl, state: MadeState) -> None:
     """A run that has ended says when and how, and neither it nor a host shows a rate or a heartbeat."""
     told = etl("status").out
-    assert ": ended well 0 s ago, 20" in told
+    assert re.search(r": ended well \d+s ago, 20\d\d-", told)
     assert not any(words in told for words in ("/s", "heartbeat", "at once"))
     assert "host      b.example 1 to come\n" in told
     assert state.settings.state.is_dir()

@@ -98,7 +98,7 @@ def test_what_cannot_work_is_refused(rewrites: tuple[str, ...], template: str, p
 @pytest.mark.parametrize(
     ("template", "complaint"),
     [
-        ("https://store.example/{flie}", "no record has the field 'flie', .*mean file[?] records have file, outer"),
+        ("https://store.example/{flie}", "the field 'flie', .*mean file[?] records have other, file, outer.name"),
         ("https://store.example/{outer.nmae}", "did you mean outer.name[?]"),
         ("https://store.example/{file}/{empty}", "no record has the field 'empty'"),
     ],

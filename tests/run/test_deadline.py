@@ -108,10 +108,10 @@ def test_it_is_measured_with_a_clock_that_nobody_sets(monkeypatch: pytest.Monkey
 
 def test_what_is_kept_back_is_said() -> None:
     """How long before the deadline nothing is begun any more, and what for; where that is all of it, too."""
-    plain = "20 s for what is in flight, 5 s to end"
-    assert KeptBack(0).line(3600) == f"the deadline is in 1 h 0 min; in the last 25 s nothing is begun ({plain})"
+    plain = "20s for what is in flight, 5s to end"
+    assert KeptBack(0).line(3600) == f"the deadline is in 1h 00m; in the last 25s nothing is begun ({plain})"
     assert KeptBack(6).line(20) == (
-        f"the deadline is in 20 s, and the last 31 s are kept back ({plain}, 6 s for the export): "
+        f"the deadline is in 20s, and the last 31s are kept back ({plain}, 6s for the export): "
         "nothing new is begun, give a later one"
     )
 
