@@ -280,6 +280,14 @@ def webhook_url(value: str) -> str:
     return value
 
 
+def template_arguments(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return arguments of a chat template if each is a name and a value.  Raises `ConfigError`."""
+    for value in values:
+        if not re.fullmatch(r"[A-Za-z_]\w{0,99}=.{1,1000}", value, re.ASCII):
+            raise ConfigError(f"chat_template_arg = {shown(value)}: must look like enable_thinking=false")
+    return values
+
+
 def deadline_text(value: str) -> str:
     """Return the deadline if it is a time to come.  Raises `ConfigError`."""
     if value:

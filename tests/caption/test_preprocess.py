@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from etl.caption.model.loading import LLAVA_CHAT_TEMPLATE, LoadedModel
+from etl.caption.model.loading import LoadedModel
+from etl.caption.model.processors import LLAVA_CHAT_TEMPLATE
 from etl.caption.pictures.pixels import crop_aspect
 from etl.caption.tokens import PromptEncoder
 from etl.demo.scenes import Scene, Shape
