@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import enum
 import functools
+import json
 import re
 import types
 import typing
@@ -286,6 +287,15 @@ def template_arguments(values: tuple[str, ...]) -> tuple[str, ...]:
         if not re.fullmatch(r"[A-Za-z_]\w{0,99}=.{1,1000}", value, re.ASCII):
             raise ConfigError(f"chat_template_arg = {shown(value)}: must look like enable_thinking=false")
     return values
+
+
+def template_argument(text: str) -> tuple[str, Any]:
+    """Return name and value of an argument that `template_arguments` has accepted; what is no JSON is a text."""
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def deadline_text(value: str) -> str:

@@ -106,6 +106,32 @@ def caption_all(captioner: EndpointCaptioner, items: list[CaptionItem]) -> Outco
     return {one.id: one for one in outcomes}
 
 
+def test_a_model_that_reasons(server: ChatServer, pictures: Pictures, caplog: pytest.LogCaptureFixture) -> None:
+    """Its reasoning is kept beside the caption; where it comes to none that is flagged, and the run says what to do."""
+    items = pictures.items(3)
+    with opened(pictures, server) as captioner:
+        assert "only reasons" not in caplog.text
+        server.caption = lambda asked: Words(
+            f"A ship, number {asked.prompt[-2]}." if "1" in asked.prompt else None, 40, "length", "It floats. " * 20
+        )
+        outcomes = [one for one in caption_all(captioner, items).values() if isinstance(one, CaptionResult)]
+    assert [one.text for one in outcomes] == ["A ship, number 1.", "", ""]
+    assert {one.thinking for one in outcomes} == {("It floats. " * 20).strip()}
+    assert [one.flags for one in outcomes] == [("truncated",), *[("empty", "thought_only", "truncated")] * 2]
+    with opened(pictures, server, chat_template_arg=("enable_thinking=false",)) as captioner:
+        assert captioner.recipe.generation["chat_template_kwargs"] == '{"enable_thinking": false}'
+    assert server.trials[-1].body["chat_template_kwargs"] == {"enable_thinking": False}
+    [said] = [one.getMessage() for one in caplog.records if "only reasons" in one.getMessage()]
+    assert said.endswith("give --chat-template-arg enable_thinking=false, or raise --max-new-tokens")
+
+
+def test_a_server_without_words_ends_the_run_with_a_hint(server: ChatServer, pictures: Pictures) -> None:
+    """A null content without reasoning is told at the trial, with what may help."""
+    server.caption = lambda _: Words(None, 40, "length")
+    with pytest.raises(ModelError, match=r"has no words .*--max-new-tokens or give --chat-template-arg"):
+        EndpointCaptioner(settings_for(server), pictures.locate, 1024)
+
+
 def right(item: CaptionItem) -> str:
     """Return the plain server's words for an item."""
     return f"{item.prompt} {item.working_sha256[:8]}"

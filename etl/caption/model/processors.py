@@ -32,7 +32,7 @@ LLAVA_CHAT_TEMPLATE = (
 
 _NAMED_IN = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
-_EXTRA = ("num2words", "sentencepiece", "tiktoken", "torchvision")
+_EXTRA = ("num2words", "torchvision")
 """Packages that some processors need, and that the project does without."""
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etl.errors import ModelError
+from etl.setting_values import template_argument
 
 DEFAULTS: Mapping[str, Any] = {"enable_thinking": False}
 """What templates that know these arguments are given where the user says nothing: a caption needs no reasoning."""
@@ -26,7 +27,7 @@ def arguments(name: str, template: str, given: Sequence[str]) -> dict[str, Any]:
     known = {word for block in _BLOCK.findall(template) for word in _WORD.findall(block)}
     found = {argument: value for argument, value in DEFAULTS.items() if argument in known}
     for text in given:
-        argument, value = parsed(text)
+        argument, value = template_argument(text)
         if argument in _RESERVED:
             raise ModelError(f"--chat-template-arg cannot set {argument}, which is part of every chat; leave it out")
         if argument not in known:
@@ -35,15 +36,6 @@ def arguments(name: str, template: str, given: Sequence[str]) -> dict[str, Any]:
             raise ModelError(f"the chat template of {name} knows no argument {argument}; {hint}")
         found[argument] = value
     return found
-
-
-def parsed(text: str) -> tuple[str, Any]:
-    """Return name and value of an argument written as ``NAME=VALUE``; what is no JSON is a text."""
-    argument, _, value = text.partition("=")
-    try:
-        return argument, json.loads(value)
-    except ValueError:
-        return argument, value
 
 
 def with_arguments(template: str, values: Mapping[str, Any]) -> str:
