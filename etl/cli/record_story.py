@@ -11,7 +11,6 @@ from etl.redaction import redact, redact_line, redact_url
 from etl.text import clean
 from etl.units import count, duration, size
 
-
 MAX_THINKING = 300
 """Characters of a model's reasoning that are shown; ``--json`` has all."""
 

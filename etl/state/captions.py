@@ -85,7 +85,8 @@ class CaptionQueue(WorkQueue):
             for result in results:
                 changed = db.conn.execute(
                     "UPDATE captions SET status = 'done', text = ?, tokens = ?, finish_reason = ?, flags = ?, "
-                    "thinking = ?, run = ?, done_at = ?, attempts = attempts + 1, lease_run = NULL, error_class = NULL, error = NULL "
+                    "thinking = ?, run = ?, done_at = ?, attempts = attempts + 1, lease_run = NULL, "
+                    "error_class = NULL, error = NULL "
                     "WHERE id = ? AND status = 'running' AND lease_run = ?",
                     (
                         result.text,

@@ -29,8 +29,8 @@ UNLIKELY: dict[str, str] = {
     QualityFlag.EMPTY: "most empty captions end before their first word, and there no word is repeated",
     QualityFlag.REFUSAL: "what a model will not say depends on the picture and the prompt; another --prompt-template "
     "helps more",
-    QualityFlag.THOUGHT_ONLY: "a model reasons as long as before; --chat-template-arg enable_thinking=false, or a higher "
-    "--max-new-tokens, is another recipe, which captions every picture again",
+    QualityFlag.THOUGHT_ONLY: "a model reasons as long as before; --chat-template-arg enable_thinking=false, or a "
+    "higher --max-new-tokens, is another recipe, which captions every picture again",
     QualityFlag.RECOMPUTED: "nothing is wrong with these words; --dtype float32 or bfloat16 would avoid the overflow",
 }
 """Why a repetition penalty hardly changes what the flag says.  It helps against the others: loops, and echoes, since

@@ -505,7 +505,7 @@ def test_an_endpoint_that_comes_back_with_another_model_is_given_up(
 
 ANSWERS = [
     (half, "endpoint_answer"), (status(200, "{no json"), "endpoint_answer"), (reply(choices=[]), "endpoint_answer"),
-    (reply(choices=[{"message": {"content": None}, "finish_reason": "stop"}]), "endpoint_answer"),
+    (reply(choices=[{"message": {"content": None}, "finish_reason": "stop"}]), "empty_answer"),
     (status(200, "x" * (5 * 1024 * 1024)), "endpoint_answer"), (hang, "endpoint_timeout"),
 ]  # fmt: skip
 
@@ -549,14 +549,14 @@ def test_what_is_refused_is_final(server: ChatServer, pictures: Pictures) -> Non
 
 
 def test_empty_and_cut_captions_are_flagged(server: ChatServer, pictures: Pictures) -> None:
-    """The server's reason and its count of tokens are kept; empty text is a caption with a flag."""
+    """The server's reason and its count of tokens are kept; a text without letters is a caption with a flag."""
     items = pictures.items(2)
-    server.caption = lambda asked: Words("" if "1" in asked.prompt else "A ship at", 40, "length")
+    server.caption = lambda asked: Words("." if "1" in asked.prompt else "A ship at", 40, "length")
     with opened(pictures, server) as captioner:
         outcomes = caption_all(captioner, items)
     empty, cut = outcomes[1], outcomes[2]
     assert isinstance(empty, CaptionResult) and isinstance(cut, CaptionResult)
-    assert (empty.text, empty.flags) == ("", ("empty", "truncated"))
+    assert (empty.text, empty.flags) == (".", ("empty", "truncated"))
     assert (cut.tokens, cut.finish_reason, cut.flags) == (40, FinishReason.LENGTH, ("empty", "truncated"))
 
 

@@ -150,7 +150,9 @@ def test_reasoning_is_kept_apart(message: dict[str, Any], text: str, thinking: s
     assert (answer.text, answer.thinking) == (text, thinking)
 
 
-@pytest.mark.parametrize("message", [{"content": None}, {"content": ""}, {"content": " \n"}, {"content": "<think></think>"}])
+@pytest.mark.parametrize(
+    "message", [{"content": None}, {"content": ""}, {"content": " \n"}, {"content": "<think></think>"}]
+)
 def test_no_words_at_all_have_a_class_and_a_hint(message: dict[str, Any]) -> None:
     """A null or empty content is no empty caption: it says what may help against it."""
     with pytest.raises(EmptyAnswerError, match=r"finish_reason length.*--max-new-tokens.*enable_thinking=false"):

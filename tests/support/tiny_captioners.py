@@ -16,7 +16,7 @@ def paligemma() -> Tiny:
     text = hf.GemmaConfig(**{**LLAMA, "head_dim": 16})
     config = hf.PaliGemmaConfig(
         text_config=text, vision_config=hf.SiglipVisionConfig(**TOWER, vision_use_head=False), projection_dim=64,
-        image_token_index=words.convert_tokens_to_ids("<image>"), hidden_size=64,
+        image_token_index=words.convert_tokens_to_ids("<image>"), hidden_size=64, tie_word_embeddings=False,
     )  # fmt: skip
     return Tiny(
         model=hf.PaliGemmaForConditionalGeneration(config), tokenizer=words,
@@ -24,16 +24,16 @@ def paligemma() -> Tiny:
     )  # fmt: skip
 
 
-def _bert(**names: str) -> Any:
+def _bert(bos: str) -> Any:
     """Return a tokenizer as BERT's: a start token before each text, and one that ends it behind."""
     return tokenizer(
-        bos_token="[DEC]", eos_token="[SEP]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]",
-        template="[CLS] $A [SEP]", **names,
+        bos_token=bos, eos_token="[SEP]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]",
+        template="[CLS] $A [SEP]",
     )  # fmt: skip
 
 
 def blip() -> Tiny:
-    words = _bert()
+    words = _bert("[DEC]")
     text = {
         **SMALL, "vocab_size": VOCABULARY, "encoder_hidden_size": 32, "bos_token_id": words.bos_token_id,
         "eos_token_id": words.eos_token_id, "sep_token_id": words.sep_token_id, "pad_token_id": words.pad_token_id,
@@ -47,10 +47,11 @@ def blip() -> Tiny:
 
 
 def blip2() -> Tiny:
-    words = tokenizer(["<image>"], template="</s> $A")
+    words = tokenizer(["<image>"], bos_token="</s>", template="</s> $A")
     text = hf.OPTConfig(
         vocab_size=VOCABULARY, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2,
-        word_embed_proj_dim=32, max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        word_embed_proj_dim=32, max_position_embeddings=512, pad_token_id=0, bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
     )  # fmt: skip
     config = hf.Blip2Config(
         vision_config={**TOWER, "num_hidden_layers": 2}, text_config=text, num_query_tokens=8,
@@ -64,7 +65,7 @@ def blip2() -> Tiny:
 
 
 def git() -> Tiny:
-    words = _bert()
+    words = _bert("[CLS]")
     config = hf.GitConfig(
         vision_config=TINY_TOWER, vocab_size=VOCABULARY, max_position_embeddings=256, bos_token_id=words.cls_token_id,
         eos_token_id=words.sep_token_id, pad_token_id=words.pad_token_id, **SMALL,
@@ -79,8 +80,11 @@ def kosmos2() -> Tiny:
     text = {
         "vocab_size": 600, "embed_dim": 32, "layers": 2, "ffn_dim": 48, "attention_heads": 2,
         "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "tie_word_embeddings": False,
     }  # fmt: skip
-    config = hf.Kosmos2Config(text_config=text, vision_config=TINY_TOWER, latent_query_num=64)
+    config = hf.Kosmos2Config(
+        text_config=text, vision_config=TINY_TOWER, latent_query_num=64, tie_word_embeddings=False
+    )
     return Tiny(
         model=hf.Kosmos2ForConditionalGeneration(config), tokenizer=words, images=clip(), processor="Kosmos2Processor",
         settings={"num_patch_index_tokens": 16},

@@ -52,12 +52,12 @@ def tokenizer(special: Sequence[str] = (), *, template: str = "", words: Sequenc
     usual = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"} | names
     known = [name for key, name in usual.items() if key.endswith("_token") and name]
     every = list(dict.fromkeys([*known, *special, *usual.get("extra_special_tokens", {}).values()]))
-    made = Tokenizer(models.BPE())
+    vocabulary = dict.fromkeys([*every, *words, *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    made = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(vocabulary)}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens(every)
     made.add_tokens([AddedToken(word, special=False, normalized=False) for word in words])
-    made.add_tokens(sorted(pre_tokenizers.ByteLevel.alphabet()))
     if template:
         used = [token for token in every if token in template.split()]
         made.post_processor = processors.TemplateProcessing(

@@ -27,7 +27,8 @@ def native_text(kind: str, processor: Any, prompt: str) -> str:
     """
     prompt = prompt or PROMPTS[kind]
     if kind == "florence2":
-        tasks = sorted(task for task in processor.task_prompts_without_inputs if "CAPTION" in task or task == "<OCR>")
+        kinds = processor.tasks_answer_post_processing_type
+        tasks = sorted(task for task in processor.task_prompts_without_inputs if kinds.get(task) == "pure_text")
         if prompt not in tasks:
             raise ModelError(f"Florence-2 is asked by task: --native-prompt must be one of {', '.join(tasks)}")
     if kind == "paligemma":
