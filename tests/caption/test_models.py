@@ -20,7 +20,7 @@ from etl.caption.generate.captioner import GenerateCaptioner
 from etl.caption.model.checkpoint import one_line
 from etl.caption.model.loading import LoadedModel, load
 from etl.caption.model.processors import pip_install
-from etl.caption.model.resolution import LONGEST_SHAPE, image_tokens, keeps_shape
+from etl.caption.model.resolution import LONGEST_SHAPE, advice, image_tokens, keeps_shape
 from etl.caption.tokens import PromptEncoder
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.errors import ModelError
@@ -264,6 +264,9 @@ def test_models_own_pixels_can_be_chosen(made: Made, settings: MakeSettings) -> 
     assert counts[1] < counts[0] < counts[2]
     pairs = zip(known, (usual, fewer, more), strict=True)
     assert len({loaded.recipe(chosen, engine="generate").sha256 for loaded, chosen in pairs}) == 3
+    images = known[2].processor.image_processor
+    assert advice("m", images, 224) is None
+    assert "fetch into another state with a larger --longest-edge" in str(advice("m", images, 64))
     with pytest.raises(ModelError, match=r"cannot see at least 1000 and at most 10 pixels; change --model-min-pixels"):
         load(settings(model=folder, model_min_pixels=1000, model_max_pixels=10))
     with pytest.raises(ModelError, match="leave --model-min-pixels and --model-max-pixels out"):

@@ -40,7 +40,7 @@ def run(family: str, pictures: Path, folder: Path) -> tuple[int, str]:
         pictures, "--output", folder / "out.jsonl", "--model", checkpoint(family, folder), "--device", "cpu",
         "--dtype", "float32", "--max-new-tokens", "8", "--batch-size", "4", "--decoders", "1",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=600)
     return done.returncode, done.stderr
 
 

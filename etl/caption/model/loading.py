@@ -163,7 +163,8 @@ def load(settings: Settings, *, spread: bool = False) -> LoadedModel:
     pad = processor.tokenizer.pad_token_id
     begins = _begins(config, model.generation_config)
     model.generation_config = GenerationConfig()
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    # An encoder's prompt takes no room from what its decoder writes.
+    context = None if begins else getattr(config.get_text_config(), "max_position_embeddings", None)
     loaded = LoadedModel(
         name=name,
         revision=revision,

@@ -80,7 +80,7 @@ def _whole_or_pictures(folder: Path, config: Any) -> Any:
         return transformers.AutoProcessor.from_pretrained(folder, **_LOCAL)
     try:
         return _pictures_only(kind, folder)
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError) as error:
         # It asks its other half for something before there is a picture.
         raise ImportError(f"{kind.__name__} requires torchvision") from error
 
@@ -95,8 +95,16 @@ def _processor_class(folder: Path, config: Any) -> Any:
     return PROCESSOR_MAPPING.get(type(config), None)
 
 
+class NoVideos:
+    """Stands where a processor has what takes videos: some ask for its settings also where there is none."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 def _pictures_only(kind: Any, folder: Path) -> Any:
-    """Return a checkpoint's processor of this class with nothing in the place of what takes videos."""
+    """Return a checkpoint's processor of this class without the half that takes videos."""
 
     class PicturesOnly(kind):  # type: ignore[misc]  # made of a class of transformers
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
@@ -106,7 +114,8 @@ def _pictures_only(kind: Any, folder: Path) -> Any:
 
     PicturesOnly.__name__ = kind.__name__
     parts = [
-        None if part == _VIDEO else _LOADERS[part].from_pretrained(folder, **_LOCAL) for part in kind.get_attributes()
+        NoVideos() if part == _VIDEO else _LOADERS[part].from_pretrained(folder, **_LOCAL)
+        for part in kind.get_attributes()
     ]
     described, _ = kind.get_processor_dict(folder, **_LOCAL)
     return PicturesOnly.from_args_and_dict(parts, described)

@@ -64,5 +64,17 @@ def limit_pixels(name: str, images: Any, least: int, most: int) -> None:
     images.size = size
 
 
+def advice(name: str, images: Any, longest_edge: int) -> str | None:
+    """Return what to do for small print, where a model sees more of a picture than working copies of this edge have."""
+    size = dict(getattr(images, "size", None) or {})
+    most = next((size[key] for low, key in _LIMITS if size.keys() == {low, key}), 0)
+    if not getattr(images, "merge_size", None) or most <= longest_edge**2:
+        return None
+    return (
+        f"{name} sees pictures of up to {most:,} pixels; working copies have at most {longest_edge} on their longest "
+        "edge: for small print, fetch into another state with a larger --longest-edge"
+    )
+
+
 _LIMITS = (("shortest_edge", "longest_edge"), ("min_pixels", "max_pixels"))
 """What processors that count all pixels of a picture call their limits; the older name is misleading."""

@@ -15,7 +15,6 @@ DEFAULTS: Mapping[str, Any] = {"enable_thinking": False}
 _RESERVED = frozenset({"add_generation_prompt", "bos_token", "documents", "eos_token", "messages", "tools"})
 """What the chat itself is made of."""
 
-_BLOCK = re.compile(r"\{[{%].*?[%}]\}", re.DOTALL)
 _WORD = re.compile(r"(?<![.\w'\"])[A-Za-z_]\w*")
 
 
@@ -24,7 +23,7 @@ def arguments(name: str, template: str, given: Sequence[str]) -> dict[str, Any]:
 
     Raises `ModelError` for one that it does not know.
     """
-    known = {word for block in _BLOCK.findall(template) for word in _WORD.findall(block)}
+    known = set(_WORD.findall(template))
     found = {argument: value for argument, value in DEFAULTS.items() if argument in known}
     for text in given:
         argument, value = template_argument(text)
