@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import enum
 import functools
-import json
 import re
 import types
 import typing
@@ -279,23 +278,6 @@ def webhook_url(value: str) -> str:
     if value and not (value.startswith(("http://", "https://")) and host_of(value)):
         raise ConfigError("webhook is no http or https URL; it must look like https://chat.example/hook")
     return value
-
-
-def template_arguments(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return arguments of a chat template if each is a name and a value.  Raises `ConfigError`."""
-    for value in values:
-        if not re.fullmatch(r"[A-Za-z_]\w{0,99}=.{1,1000}", value, re.ASCII):
-            raise ConfigError(f"chat_template_arg = {shown(value)}: must look like enable_thinking=false")
-    return values
-
-
-def template_argument(text: str) -> tuple[str, Any]:
-    """Return name and value of an argument that `template_arguments` has accepted; what is no JSON is a text."""
-    name, _, value = text.partition("=")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def deadline_text(value: str) -> str:

@@ -26,9 +26,9 @@ from etl.setting_values import (
     model_name,
     read,
     setting,
-    template_arguments,
     webhook_url,
 )
+from etl.template_arguments import template_arguments
 
 DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
 DEMO_MODEL = "demo"

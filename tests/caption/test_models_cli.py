@@ -14,6 +14,7 @@ from support.tiny_captioners import CAPTIONERS
 from support.tiny_families import FAMILIES, checkpoint
 
 from etl.demo.scenes import random_scene
+from etl.extras import installer
 
 SIZES = ((320, 240), (224, 224), (200, 280), (1000, 120))
 
@@ -57,7 +58,7 @@ def test_every_family_is_run(family: str, pictures: Path, tmp_path: Path) -> Non
     print(f"{family}: exit {code}", *lines(said), sep="\n    ")
     if family in MISSING:
         assert code == 2
-        assert f"{family} needs {MISSING[family]} for its pictures; type: pip install {MISSING[family]}" in said
+        assert f"{family} needs {MISSING[family]} for its pictures; type: {installer()} {MISSING[family]}" in said
         return
     assert code == 0, said
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -75,4 +76,4 @@ def test_a_missing_package_is_one_line(pictures: Path, tmp_path: Path) -> None:
     code, said = run("pixtral", pictures, tmp_path)
     [line] = [line for line in said.splitlines() if "torchvision" in line]
     assert code == 2
-    assert "pixtral needs torchvision for its pictures; type: pip install torchvision torch==" in line
+    assert f"pixtral needs torchvision for its pictures; type: {installer()} torchvision torch==" in line

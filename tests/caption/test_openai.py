@@ -114,7 +114,8 @@ def test_a_model_that_reasons(server: ChatServer, pictures: Pictures, caplog: py
         server.caption = lambda asked: Words(
             f"A ship, number {asked.prompt[-2]}." if "1" in asked.prompt else None, 40, "length", "It floats. " * 20
         )
-        outcomes = [one for one in caption_all(captioner, items).values() if isinstance(one, CaptionResult)]
+        found = caption_all(captioner, items)
+    outcomes = [one for _, one in sorted(found.items()) if isinstance(one, CaptionResult)]
     assert [one.text for one in outcomes] == ["A ship, number 1.", "", ""]
     assert {one.thinking for one in outcomes} == {("It floats. " * 20).strip()}
     assert [one.flags for one in outcomes] == [("truncated",), *[("empty", "thought_only", "truncated")] * 2]

@@ -19,6 +19,7 @@ from etl.caption.model.checkpoint import one_line
 from etl.caption.model.files import MAX_TEMPLATE
 from etl.caption.model.native import PROMPTS
 from etl.errors import ModelError
+from etl.extras import installer
 
 log = logging.getLogger(__name__)
 
@@ -108,17 +109,18 @@ def _pictures_only(kind: Any, folder: Path) -> Any:
 
     class PicturesOnly(kind):  # type: ignore[misc]  # made of a class of transformers
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-            if argument_name == _VIDEO:
+            if argument_name == _VIDEO and argument is None:
                 return None
             return super().check_argument_for_proper_class(argument_name, argument)
 
     PicturesOnly.__name__ = kind.__name__
     parts = [
-        NoVideos() if part == _VIDEO else _LOADERS[part].from_pretrained(folder, **_LOCAL)
-        for part in kind.get_attributes()
+        None if part == _VIDEO else _LOADERS[part].from_pretrained(folder, **_LOCAL) for part in kind.get_attributes()
     ]
     described, _ = kind.get_processor_dict(folder, **_LOCAL)
-    return PicturesOnly.from_args_and_dict(parts, described)
+    processor = PicturesOnly.from_args_and_dict(parts, described)
+    processor.video_processor = NoVideos()
+    return processor
 
 
 def _llava(folder: Path, config: Any) -> Any:
@@ -158,16 +160,16 @@ def _why(name: str, error: Exception) -> str:
     if not missing:
         return f"the processor of {name} cannot be loaded: {one_line(error)}"
     packages = " and ".join(missing)
-    return f"{name} needs {packages} for its pictures; type: {pip_install(missing, torch.__version__)}"
+    return f"{name} needs {packages} for its pictures; type: {install_beside_torch(missing, torch.__version__)}"
 
 
-def pip_install(packages: list[str], version: str) -> str:
-    """Return the command that installs packages beside torch of this version, from where torch itself came."""
+def install_beside_torch(packages: list[str], version: str) -> str:
+    """Return the command that installs packages and leaves torch, of this version, as it is."""
     if "torchvision" not in packages:
-        return f"pip install {' '.join(packages)}"
+        return f"{installer()} {' '.join(packages)}"
     release, _, build = version.partition("+")
     # Without its own release named, pip might bring another torch along.
-    command = f"pip install {' '.join(packages)} torch=={release}"
+    command = f"{installer()} {' '.join(packages)} torch=={release}"
     if not re.fullmatch(r"cpu|cu\d+|rocm[\d.]+|xpu", build):
         return command
     return f"{command} --extra-index-url https://download.pytorch.org/whl/{build}"

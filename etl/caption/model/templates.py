@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etl.errors import ModelError
-from etl.setting_values import template_argument
+from etl.template_arguments import template_argument
 
 DEFAULTS: Mapping[str, Any] = {"enable_thinking": False}
 """What templates that know these arguments are given where the user says nothing: a caption needs no reasoning."""

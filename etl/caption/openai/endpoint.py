@@ -36,8 +36,8 @@ from etl.errors import (
     ModelError,
 )
 from etl.net.errors import fetch_error
-from etl.setting_values import template_argument
 from etl.settings import DEFAULT_MODEL, Settings
+from etl.template_arguments import template_argument
 from etl.text import clean
 
 log = logging.getLogger(__name__)
