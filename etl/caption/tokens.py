@@ -74,7 +74,7 @@ class PromptEncoder:
             self.encode = lambda _: EncodedPrompt(native, ())
             return
         self._chat = chat = Chat(processor)
-        self._special = {token for token in self._tokenizer.all_special_tokens if token} | {chat.placeholder}
+        self._special = _special_tokens(self._tokenizer) | {chat.placeholder}
         self.image_tokens = image_tokens(processor, *_SQUARE)
         self._same_for_all = not keeps_shape(processor.image_processor)
         bos = self._tokenizer.bos_token
@@ -103,6 +103,12 @@ class PromptEncoder:
         return EncodedPrompt(text, ids)
 
 
+def _special_tokens(tokenizer: Any) -> set[str]:
+    """Return the tokens that are no words: those with a role, and those that a chat is made of."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return {token for token in tokenizer.all_special_tokens if token} | {str(one) for one in added if one.special}
+
+
 class Detokenizer:
     """Makes `CaptionResult`s of token ids; for one thread beside those that encode prompts."""
 
@@ -111,7 +117,7 @@ class Detokenizer:
         self._tokenizer = copy.deepcopy(loaded.processor.tokenizer)
         self._eos = frozenset(loaded.eos)
         self._thinks_at_once = loaded.native is None and opens_thinking(Chat(loaded.processor).render("x"))
-        special = set(self._tokenizer.all_special_tokens)
+        special = _special_tokens(self._tokenizer)
         marks = [mark for mark in MARKS if mark in special]
         self._marks = dict(zip(self._tokenizer.convert_tokens_to_ids(marks), marks, strict=True))
         """Special tokens around reasoning, by id: the others of a caption are left out of its text."""
