@@ -8,7 +8,7 @@ DEV := $(VENV)/.dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev light demo test lint format bench soak fuzz constraints clean
+.PHONY: help setup dev light demo test test-torchvision lint format bench soak fuzz constraints clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -52,6 +52,16 @@ format: $(DEV)  ## Format the code
 bench: $(DEV)  ## Run the benchmarks that need no GPU (benchmarks/README.md)
 	$(BIN)/python -m benchmarks.ingest
 
+TV := .venv-torchvision
+
+$(TV)/.ready: pyproject.toml
+	test -x $(TV)/bin/python || $(PYTHON) -m venv $(TV)
+	$(TV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,vision]'
+	touch $@
+
+test-torchvision: $(TV)/.ready  ## Compare with processors that need torchvision, in an environment of their own
+	$(TV)/bin/python -m pytest -m torchvision tests/caption
+
 soak: $(DEV)  ## Kill, cut and garble for minutes, one test after the other; ends with a table of all faults
 	$(BIN)/python -m pytest -m soak --ignore tests/fuzz
 
@@ -62,7 +72,7 @@ constraints:  ## Write the exact versions of this environment into constraints.t
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' | grep -vE '^(pip|triton)==' > constraints.txt
 
 clean:  ## Remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(TV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .PHONY: man
 man: $(READY)  ## Write the manual page, man/etl.1, from what the commands say of themselves

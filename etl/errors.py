@@ -464,6 +464,12 @@ class EndpointAnswerError(CaptionError):
     retryable = True
 
 
+class EmptyAnswerError(EndpointAnswerError):
+    """The endpoint answered with no word: its ``content`` is null or empty, and there is no reasoning either."""
+
+    slug = "empty_answer"
+
+
 class EndpointTimeoutError(CaptionError):
     """The endpoint gave no caption within ``endpoint_timeout``."""
 

@@ -28,6 +28,7 @@ from etl.setting_values import (
     setting,
     webhook_url,
 )
+from etl.template_arguments import template_arguments
 
 DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
 DEMO_MODEL = "demo"
@@ -245,7 +246,23 @@ class Settings:
     )
     max_aspect: float = setting(
         4.0, CAPTION, HARMLESS, group=Group.GENERATION, limits=(1, 1000),
-        help="Pictures longer than this ratio are cropped around their centre before the model sees them.",
+        help="Pictures longer than this ratio are cropped around their centre for models that see one shape alone.",
+    )
+    model_min_pixels: int = setting(
+        0, CAPTION, HARMLESS, group=Group.GENERATION, unit="pixels", limits=(0, 1e8),
+        help="Make pictures at least so large for a model that sees them in any size; 0 leaves it to the model.",
+    )
+    model_max_pixels: int = setting(
+        0, CAPTION, HARMLESS, group=Group.GENERATION, unit="pixels", limits=(0, 1e8),
+        help="Make pictures at most so large for such a model, which takes less time; 0 leaves it to the model.",
+    )
+    chat_template_arg: tuple[str, ...] = setting(
+        (), CAPTION, OWN, group=Group.GENERATION, value="NAME=VALUE", clean=template_arguments,
+        help="For the model's chat template, such as enable_thinking=false; can be given more than once.",
+    )
+    native_prompt: str = setting(
+        "", CAPTION, OWN, group=Group.GENERATION,
+        help="What a captioner without a chat template is asked for every picture: `<CAPTION>`, `caption en`, ...",
     )
     deadline: str = setting(
         "", WORK, HARMLESS, first=WORK, value="WHEN", clean=deadline_text,

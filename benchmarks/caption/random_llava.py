@@ -22,7 +22,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from etl.caption.model.loading import LLAVA_CHAT_TEMPLATE, LoadedModel
+from etl.caption.model.loading import LoadedModel
+from etl.caption.model.processors import LLAVA_CHAT_TEMPLATE
 
 VOCABULARY = 32_064
 """Rows of LLaVA-1.5's embedding and head."""

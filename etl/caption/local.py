@@ -60,8 +60,12 @@ def open_local(
     """
     # Seconds and hundreds of megabytes: paid only by who captions.
     from etl.caption.model.loading import load
+    from etl.caption.model.resolution import advice
 
-    return choose_engine(load(settings, spread=spread), settings, locate, longest_edge)
+    loaded = load(settings, spread=spread)
+    if said := advice(loaded.name, loaded.processor.image_processor, longest_edge):
+        log.info(said)
+    return choose_engine(loaded, settings, locate, longest_edge)
 
 
 def choose_engine(

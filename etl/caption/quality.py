@@ -7,6 +7,7 @@ from etl.domain.statuses import FinishReason, QualityFlag
 
 ECHO, EMPTY, RECOMPUTED = QualityFlag.ECHO, QualityFlag.EMPTY, QualityFlag.RECOMPUTED
 REFUSAL, REPETITION, TRUNCATED = QualityFlag.REFUSAL, QualityFlag.REPETITION, QualityFlag.TRUNCATED
+THOUGHT_ONLY = QualityFlag.THOUGHT_ONLY
 
 FLAGS = tuple(QualityFlag)
 
@@ -69,15 +70,19 @@ _REFUSAL = re.compile(
 )
 
 
-def quality_flags(text: str, prompt: str, finish_reason: FinishReason, tokens: int) -> tuple[str, ...]:
+def quality_flags(
+    text: str, prompt: str, finish_reason: FinishReason, tokens: int, thinking: str = ""
+) -> tuple[str, ...]:
     """Return the flags of one caption, sorted; empty when nothing is suspicious.
 
-    ``prompt`` is the instruction text; ``tokens`` counts the generated tokens, the end-of-sequence token included.
+    ``prompt`` is the instruction text; ``tokens`` counts the generated tokens, the end-of-sequence token and those of
+    the reasoning, ``thinking``, included.
     """
     words = [word.casefold() for word in _WORD.findall(text)]
     found = {
         TRUNCATED: finish_reason is FinishReason.LENGTH,
-        EMPTY: not words or len(text.strip()) * TOKENS_PER_CHARACTER < tokens,
+        EMPTY: not words or (len(text.strip()) + len(thinking)) * TOKENS_PER_CHARACTER < tokens,
+        THOUGHT_ONLY: bool(thinking) and not words,
         REPETITION: _loops(words)
         or _repeats_sentences(text)
         or _goes_round(words)

@@ -11,6 +11,9 @@ from etl.redaction import redact, redact_line, redact_url
 from etl.text import clean
 from etl.units import count, duration, size
 
+MAX_THINKING = 300
+"""Characters of a model's reasoning that are shown; ``--json`` has all."""
+
 
 def redacted(story: dict[str, Any]) -> dict[str, Any]:
     """Return a record's story with every URL redacted, in its manifest line too, which is then no longer as it came."""
@@ -79,7 +82,9 @@ def _next_step(story: dict[str, Any]) -> str:
 
 def _words(caption: dict[str, Any]) -> Iterator[str]:
     """Yield the text of a caption, and how it was made."""
-    yield f"          {clean(caption['text'])}"
+    yield f"          {clean(caption['text']) or '(no words)'}"
+    if thinking := caption.get("thinking"):
+        yield f"          before it, the model reasoned: {clean(thinking, MAX_THINKING)}"
     # A database that no newer version has written does not know penalties.
     penalty = caption.get("repetition_penalty")
     yield f"          {caption['tokens']} tokens, {caption['finish_reason']}" + (

@@ -150,6 +150,7 @@ class CaptionResult:
         tokens: number of generated tokens, the end-of-sequence token included.
         finish_reason: why generation ended.
         flags: quality flags (`QualityFlag`), sorted.
+        thinking: the model's reasoning before the caption, stripped; never part of it.
     """
 
     id: int
@@ -157,6 +158,7 @@ class CaptionResult:
     tokens: int
     finish_reason: FinishReason
     flags: tuple[str, ...] = ()
+    thinking: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

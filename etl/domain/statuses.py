@@ -86,6 +86,7 @@ class QualityFlag(StrEnum):
         RECOMPUTED: half precision overflowed on this picture, so its caption was made in float32; set by the backend.
         REFUSAL: the model speaks of itself, or says that it cannot see or describe the picture.
         REPETITION: the text goes round in a loop of a word, a phrase or a sentence.
+        THOUGHT_ONLY: the model reasoned, and wrote no caption behind that.
         TRUNCATED: generation ended at the token limit, so the last sentence is probably cut.
     """
 
@@ -94,6 +95,7 @@ class QualityFlag(StrEnum):
     RECOMPUTED = "recomputed"
     REFUSAL = "refusal"
     REPETITION = "repetition"
+    THOUGHT_ONLY = "thought_only"
     TRUNCATED = "truncated"
 
 

@@ -84,14 +84,16 @@ class CaptionQueue(WorkQueue):
         with self._connection.transaction("caption.commit") as db:
             for result in results:
                 changed = db.conn.execute(
-                    "UPDATE captions SET status = 'done', text = ?, tokens = ?, finish_reason = ?, flags = ?, run = ?, "
-                    "done_at = ?, attempts = attempts + 1, lease_run = NULL, error_class = NULL, error = NULL "
+                    "UPDATE captions SET status = 'done', text = ?, tokens = ?, finish_reason = ?, flags = ?, "
+                    "thinking = ?, run = ?, done_at = ?, attempts = attempts + 1, lease_run = NULL, "
+                    "error_class = NULL, error = NULL "
                     "WHERE id = ? AND status = 'running' AND lease_run = ?",
                     (
                         result.text,
                         result.tokens,
                         result.finish_reason,
                         ",".join(result.flags),
+                        result.thinking or None,
                         self._run,
                         now,
                         result.id,

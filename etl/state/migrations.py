@@ -153,6 +153,12 @@ def _local_roots(db: Database) -> None:
     _execute(db, ["ALTER TABLE manifests ADD COLUMN root TEXT", "ALTER TABLE manifests ADD COLUMN root_seal TEXT"])
 
 
+@migrations(name="0007_thinking")
+def _thinking(db: Database) -> None:
+    """What a reasoning model wrote before a caption, and is no part of it."""
+    _execute(db, [f"ALTER TABLE {table} ADD COLUMN thinking TEXT" for table in ("captions", "earlier_captions")])
+
+
 def migrate(db: Database) -> None:
     """Bring the database up to date; the caller holds the writer lock.
 

@@ -29,6 +29,8 @@ UNLIKELY: dict[str, str] = {
     QualityFlag.EMPTY: "most empty captions end before their first word, and there no word is repeated",
     QualityFlag.REFUSAL: "what a model will not say depends on the picture and the prompt; another --prompt-template "
     "helps more",
+    QualityFlag.THOUGHT_ONLY: "a model reasons as long as before; --chat-template-arg enable_thinking=false, or a "
+    "higher --max-new-tokens, is another recipe, which captions every picture again",
     QualityFlag.RECOMPUTED: "nothing is wrong with these words; --dtype float32 or bfloat16 would avoid the overflow",
 }
 """Why a repetition penalty hardly changes what the flag says.  It helps against the others: loops, and echoes, since
@@ -124,13 +126,15 @@ def recaption(connection: Connection, chosen: FailureFilter, *, dry_run: bool = 
         if not dry_run:
             db.conn.execute(
                 "INSERT INTO earlier_captions (caption, text, finish_reason, tokens, flags, repetition_penalty, run, "
-                "done_at) SELECT id, text, finish_reason, tokens, flags, repetition_penalty, run, done_at "
+                "done_at, thinking) SELECT id, text, finish_reason, tokens, flags, repetition_penalty, run, done_at, "
+                "thinking "
                 f"FROM captions t WHERE {where}",
                 arguments,
             )
             moved = db.conn.execute(
                 f"UPDATE captions AS t SET status = {_REVIVED[Stage.CAPTION]}, repetition_penalty = {higher}, "
                 "text = NULL, finish_reason = NULL, tokens = NULL, flags = '', run = NULL, done_at = NULL, "
+                "thinking = NULL, "
                 f"attempts = 0, crashes = 0, not_before = 0 WHERE {where} RETURNING status, image",
                 arguments,
             ).fetchall()

@@ -337,8 +337,10 @@ def test_output_that_is_no_number_fails(scenes: Scenes, settings: MakeSettings) 
 
 def test_ended_rows_are_not_judged() -> None:
     """A row that has ended may give NaN beside its neighbours; a live one is marked for good and ended."""
-    guard = FiniteGuard((2,), 3, torch.device("cpu"))
+    guard = FiniteGuard((2,), torch.device("cpu"))
     prompt_and_new = torch.tensor([[2, 9, 9, 5, 2], [2, 9, 9, 5, 6], [2, 9, 9, 5, 6]])
+    guard(prompt_and_new[:, :3], torch.zeros(3, 10))
+    assert guard.prompt_length == 3
     scores = torch.zeros(3, 10)
     scores[0, 1] = scores[1, 1] = torch.nan
     ended = guard(prompt_and_new, scores)

@@ -106,6 +106,33 @@ def caption_all(captioner: EndpointCaptioner, items: list[CaptionItem]) -> Outco
     return {one.id: one for one in outcomes}
 
 
+def test_a_model_that_reasons(server: ChatServer, pictures: Pictures, caplog: pytest.LogCaptureFixture) -> None:
+    """Its reasoning is kept beside the caption; where it comes to none that is flagged, and the run says what to do."""
+    items = pictures.items(3)
+    with opened(pictures, server) as captioner:
+        assert "only reasons" not in caplog.text
+        server.caption = lambda asked: Words(
+            f"A ship, number {asked.prompt[-2]}." if "1" in asked.prompt else None, 40, "length", "It floats. " * 20
+        )
+        found = caption_all(captioner, items)
+    outcomes = [one for _, one in sorted(found.items()) if isinstance(one, CaptionResult)]
+    assert [one.text for one in outcomes] == ["A ship, number 1.", "", ""]
+    assert {one.thinking for one in outcomes} == {("It floats. " * 20).strip()}
+    assert [one.flags for one in outcomes] == [("truncated",), *[("empty", "thought_only", "truncated")] * 2]
+    with opened(pictures, server, chat_template_arg=("enable_thinking=false",)) as captioner:
+        assert captioner.recipe.generation["chat_template_kwargs"] == '{"enable_thinking": false}'
+    assert server.trials[-1].body["chat_template_kwargs"] == {"enable_thinking": False}
+    [said] = [one.getMessage() for one in caplog.records if "only reasons" in one.getMessage()]
+    assert said.endswith("give --chat-template-arg enable_thinking=false, or raise --max-new-tokens")
+
+
+def test_a_server_without_words_ends_the_run_with_a_hint(server: ChatServer, pictures: Pictures) -> None:
+    """A null content without reasoning is told at the trial, with what may help."""
+    server.caption = lambda _: Words(None, 40, "length")
+    with pytest.raises(ModelError, match=r"has no words .*--max-new-tokens or give --chat-template-arg"):
+        EndpointCaptioner(settings_for(server), pictures.locate, 1024)
+
+
 def right(item: CaptionItem) -> str:
     """Return the plain server's words for an item."""
     return f"{item.prompt} {item.working_sha256[:8]}"
@@ -479,7 +506,7 @@ def test_an_endpoint_that_comes_back_with_another_model_is_given_up(
 
 ANSWERS = [
     (half, "endpoint_answer"), (status(200, "{no json"), "endpoint_answer"), (reply(choices=[]), "endpoint_answer"),
-    (reply(choices=[{"message": {"content": None}, "finish_reason": "stop"}]), "endpoint_answer"),
+    (reply(choices=[{"message": {"content": None}, "finish_reason": "stop"}]), "empty_answer"),
     (status(200, "x" * (5 * 1024 * 1024)), "endpoint_answer"), (hang, "endpoint_timeout"),
 ]  # fmt: skip
 
@@ -523,14 +550,14 @@ def test_what_is_refused_is_final(server: ChatServer, pictures: Pictures) -> Non
 
 
 def test_empty_and_cut_captions_are_flagged(server: ChatServer, pictures: Pictures) -> None:
-    """The server's reason and its count of tokens are kept; empty text is a caption with a flag."""
+    """The server's reason and its count of tokens are kept; a text without letters is a caption with a flag."""
     items = pictures.items(2)
-    server.caption = lambda asked: Words("" if "1" in asked.prompt else "A ship at", 40, "length")
+    server.caption = lambda asked: Words("." if "1" in asked.prompt else "A ship at", 40, "length")
     with opened(pictures, server) as captioner:
         outcomes = caption_all(captioner, items)
     empty, cut = outcomes[1], outcomes[2]
     assert isinstance(empty, CaptionResult) and isinstance(cut, CaptionResult)
-    assert (empty.text, empty.flags) == ("", ("empty", "truncated"))
+    assert (empty.text, empty.flags) == (".", ("empty", "truncated"))
     assert (cut.tokens, cut.finish_reason, cut.flags) == (40, FinishReason.LENGTH, ("empty", "truncated"))
 
 

@@ -19,6 +19,7 @@ from etl.caption.openai.responses import (
 from etl.domain.statuses import FinishReason
 from etl.errors import (
     ContentFilterError,
+    EmptyAnswerError,
     EndpointAnswerError,
     EndpointRefusedError,
     ModelError,
@@ -128,9 +129,45 @@ def test_captions_are_read() -> None:
     assert (answer.text, answer.tokens, answer.finish_reason) == ("A ship.?", 3, FinishReason.LENGTH)
     parts = [{"type": "text", "text": "A "}, {"type": "text", "text": "ship."}]
     assert answer_of(choice("eos", content=parts)).text == "A ship."
-    assert answer_of(choice(None, content="")).text == ""
     bare = answer_of(as_bytes({"choices": [{"message": {"content": "x"}}], "usage": None, "model": 7}))
     assert (bare.tokens, bare.prompt_tokens, bare.model, bare.finish_reason) == (0, 0, "", FinishReason.STOP)
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "thinking"),
+    [
+        ({"content": "A ship.", "reasoning": " It floats. "}, "A ship.", "It floats."),
+        ({"content": "A ship.", "reasoning_content": "It floats."}, "A ship.", "It floats."),
+        ({"content": "<think>It floats.</think>\n\nA ship."}, "A ship.", "It floats."),
+        ({"content": "It floats.</think>A ship.", "reasoning": None}, "A ship.", "It floats."),
+        ({"content": None, "reasoning": "It floats\0, and"}, "", "It floats, and"),
+        ({"content": "", "reasoning_content": "It floats, and"}, "", "It floats, and"),
+    ],
+)
+def test_reasoning_is_kept_apart(message: dict[str, Any], text: str, thinking: str) -> None:
+    """Whether the server takes it out, under either name, or leaves it in the text, it is no part of the caption."""
+    answer = answer_of(choice(**message))
+    assert (answer.text, answer.thinking) == (text, thinking)
+
+
+@pytest.mark.parametrize(
+    "message", [{"content": None}, {"content": ""}, {"content": " \n"}, {"content": "<think></think>"}]
+)
+def test_no_words_at_all_have_a_class_and_a_hint(message: dict[str, Any]) -> None:
+    """A null or empty content is no empty caption: it says what may help against it."""
+    with pytest.raises(EmptyAnswerError, match=r"finish_reason length.*--max-new-tokens.*enable_thinking=false"):
+        answer_of(choice("length", **message))
+
+
+def test_arguments_of_the_chat_template_are_passed_on() -> None:
+    """They are in every request and in the recipe, and never left out."""
+    format_ = RequestFormat({"enable_thinking": False})
+    body = format_.body("m", "p", "u", 5)
+    assert body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert format_.generation["chat_template_kwargs"] == '{"enable_thinking": false}'
+    refusal = complaint_of(as_bytes(said("Unrecognized request argument supplied: chat_template_kwargs")))
+    assert not format_.learn(refusal, body)
+    assert "chat_template_kwargs" not in RequestFormat().body("m", "p", "u", 5)
 
 
 NEWER = said(

@@ -2,7 +2,8 @@
 
 import pytest
 
-from etl.caption.model.loading import LLAVA_CHAT_TEMPLATE, LoadedModel
+from etl.caption.model.loading import LoadedModel
+from etl.caption.model.processors import LLAVA_CHAT_TEMPLATE
 from etl.caption.tokens import PromptEncoder
 from etl.demo.scenes import Scene
 from etl.errors import CaptionError, ModelError, PromptTooLongError

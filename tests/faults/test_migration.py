@@ -28,6 +28,7 @@ ENDS_BEFORE = {
     3: "0004_looking",
     4: "0005_splits_and_formats",
     5: "0006_local_roots",
+    6: "0007_thinking",
 }
 """The migration before which each released schema ends."""
 

@@ -51,6 +51,7 @@ class Captions:
         items = sorted(self.queue.claim(9), key=self.key)
         results = [captioned(item, f"old {n}") for n, item in enumerate(items)]
         flagged = [dataclasses.replace(one, flags=flags) for one, flags in zip(results, FLAGS, strict=True)]
+        flagged[0] = dataclasses.replace(flagged[0], thinking="It floats.")
         self.queue.commit(flagged, now_ms())
 
     def key(self, item: CaptionItem) -> str:
@@ -211,6 +212,7 @@ def test_the_story_tells_all_that_were(captions: Captions, state: Path) -> None:
     told = [(one["text"], one["repetition_penalty"], one["flags"], one["tokens"]) for one in caption["earlier"]]
     assert told == [("old 0", None, "repetition", 3), ("first", 1.2, "repetition", 3)]
     assert all(one["run"] and one["done_at"] for one in caption["earlier"])
+    assert [one["thinking"] for one in (*caption["earlier"], caption)] == ["It floats.", None, None]
 
 
 @pytest.mark.parametrize("how", ["evicted", "missing"])

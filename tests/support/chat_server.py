@@ -76,6 +76,7 @@ class Words:
     text: str | None
     tokens: int = 7
     finish_reason: str = "stop"
+    reasoning: str | None = None
 
 
 Behaviour = Callable[["_Handler", Asked], None]
@@ -118,6 +119,7 @@ def hang(handler: "_Handler", _: Asked) -> None:
 def completion(words: Words, model: str = MODEL) -> dict[str, Any]:
     """Return the body of an answer."""
     message = {"role": "assistant", "content": words.text}
+    message |= {"reasoning": words.reasoning} if words.reasoning else {}
     return {
         "id": "x", "object": "chat.completion", "created": 1, "model": model,
         "choices": [{"index": 0, "message": message, "finish_reason": words.finish_reason}],

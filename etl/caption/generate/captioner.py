@@ -4,47 +4,32 @@ import contextlib
 import copy
 import itertools
 import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from etl.caption.captioner import failure, never
+from etl.caption.generate.batches import Batch, BatchMaker, moved_to
 from etl.caption.generate.guards import FiniteGuard, Precision, StopSignal, wider_precisions, without_padding
 from etl.caption.model import cuda
 from etl.caption.model.checkpoint import one_line
 from etl.caption.model.faults import BATCH_FAULTS, short_of_memory
 from etl.caption.model.loading import LoadedModel
-from etl.caption.pictures.pixels import crop_aspect
 from etl.caption.quality import RECOMPUTED
 from etl.caption.recipe import Recipe
-from etl.caption.tokens import Detokenizer, PromptEncoder
-from etl.clock import now_ms
+from etl.caption.tokens import Detokenizer
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.views import EngineSample
-from etl.errors import CaptionError, GenerationError
-from etl.images.working_copies import open_working_copy
+from etl.errors import GenerationError
 from etl.settings import Settings
 
 log = logging.getLogger(__name__)
 
 ENGINE = "generate"
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Prepared items of one penalty.  ``inputs`` is ``None`` when the processor failed on them, see ``fault``."""
-
-    items: list[CaptionItem]
-    started_at: int
-    failures: list[ItemFailure]
-    inputs: dict[str, Any] | None = None
-    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,14 +69,12 @@ class GenerateCaptioner:
         """
         self._loaded = loaded
         self._model = loaded.model
-        self._locate = locate
-        self._max_aspect = settings.max_aspect
         self._max_new_tokens = settings.max_new_tokens
         self._batch_size = settings.batch_size
         self._recipe = loaded.recipe(settings, engine=ENGINE, longest_edge=longest_edge)
-        self._encoder = PromptEncoder(loaded.processor, settings.max_new_tokens, loaded.context)
+        self._maker = BatchMaker(loaded, settings, locate)
         self._generation = loaded.generation_config(settings.max_new_tokens)
-        self._preparing = threading.Lock()
+        self._is_told = False
         self._in_use = self._captions = self._tokens = 0
         self._detokenizer = Detokenizer(loaded)
 
@@ -146,41 +129,11 @@ class GenerateCaptioner:
 
     def _prepare_next(
         self, pool: ThreadPoolExecutor, batches: Iterator[list[CaptionItem]], should_stop: Callable[[], bool]
-    ) -> "Future[_Batch] | None":
+    ) -> "Future[Batch] | None":
         items = [] if should_stop() else next(batches, [])
-        return pool.submit(self._prepare, items) if items else None
+        return pool.submit(self._maker.make, items) if items else None
 
-    def _prepare(self, items: list[CaptionItem]) -> _Batch:
-        """Open and encode the items; those that cannot be become failures."""
-        started_at = now_ms()
-        good, pictures, texts, failures = [], [], [], []
-        with self._preparing:
-            for item in items:
-                try:
-                    text = self._encoder.encode(item.prompt).text
-                    picture = crop_aspect(open_working_copy(self._locate(item.working_sha256)), self._max_aspect)
-                except CaptionError as error:
-                    failures.append(failure(item, error, started_at))
-                    continue
-                good.append(item)
-                pictures.append(picture)
-                texts.append(text)
-            if not good:
-                return _Batch([], started_at, failures)
-            try:
-                inputs = self._loaded.processor(
-                    images=pictures,
-                    text=texts,
-                    padding=True,
-                    padding_side="left",
-                    add_special_tokens=self._encoder.add_special_tokens,
-                    return_tensors="pt",
-                )
-            except BATCH_FAULTS as error:
-                return _Batch(good, started_at, failures, fault=one_line(error))
-        return _Batch(good, started_at, failures, inputs=dict(inputs))
-
-    def _run(self, batch: _Batch, should_stop: Callable[[], bool]) -> Iterator[CaptionResult | ItemFailure]:
+    def _run(self, batch: Batch, should_stop: Callable[[], bool]) -> Iterator[CaptionResult | ItemFailure]:
         yield from batch.failures
         if not batch.items or should_stop():
             return
@@ -208,10 +161,10 @@ class GenerateCaptioner:
         for part in _parts(items, size):
             if should_stop():
                 return
-            yield from self._run(self._prepare(part), should_stop)
+            yield from self._run(self._maker.make(part), should_stop)
 
     def _recover(
-        self, batch: _Batch, fault: _Fault, should_stop: Callable[[], bool]
+        self, batch: Batch, fault: _Fault, should_stop: Callable[[], bool]
     ) -> Iterator[CaptionResult | ItemFailure]:
         """Do a failed batch again in parts; a single item that failed alone is a failure."""
         if fault.out_of_memory:
@@ -225,10 +178,21 @@ class GenerateCaptioner:
             if size < self._batch_size:
                 self._batch_size = size
                 log.warning("out of memory with %d pictures; going on with %d at a time", len(batch.items), size)
-        yield from self._run_parts(batch.items, size, should_stop)
+        if fault.out_of_memory or self._is_told:
+            yield from self._run_parts(batch.items, size, should_stop)
+            return
+        alone = list(self._run_parts(batch.items, size, should_stop))
+        # Where one of them fails alone, too, it was that picture.
+        if all(isinstance(outcome, CaptionResult) for outcome in alone) and not should_stop():
+            self._is_told = True
+            log.warning(
+                "batches of %d pictures fail and are captioned one by one, up to %d times slower: %s",
+                len(batch.items), len(batch.items), fault.message,
+            )  # fmt: skip
+        yield from alone
 
     def _attempt(
-        self, batch: _Batch, should_stop: Callable[[], bool], precision: Precision = contextlib.nullcontext
+        self, batch: Batch, should_stop: Callable[[], bool], precision: Precision = contextlib.nullcontext
     ) -> list[_Output] | _Fault:
         """Generate for one batch.  Raises `ModelError` when the device cannot be used any more."""
         try:
@@ -237,19 +201,17 @@ class GenerateCaptioner:
         except BATCH_FAULTS as error:
             return _Fault(one_line(error), short_of_memory(error, self._loaded.device))
 
-    def _generate(self, batch: _Batch, should_stop: Callable[[], bool]) -> list[_Output]:
+    def _generate(self, batch: Batch, should_stop: Callable[[], bool]) -> list[_Output]:
         device, dtype = self._loaded.device, self._model.dtype
-        moved = {
-            name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
-            for name, value in (batch.inputs or {}).items()
-        }
-        length = moved["input_ids"].shape[1]
+        moved = {name: moved_to(value, device, dtype) for name, value in (batch.inputs or {}).items()}
+        if len(self._loaded.begins) > 1:
+            moved["decoder_input_ids"] = torch.tensor([self._loaded.begins] * len(batch.items), device=device)
         config, penalty = self._generation, batch.items[0].repetition_penalty
         if penalty is not None:
             config = copy.copy(config)
             config.repetition_penalty = penalty
             moved["input_ids"] = without_padding(moved["input_ids"], moved["attention_mask"])
-        guard = FiniteGuard(self._loaded.eos, length, device)
+        guard = FiniteGuard(self._loaded.eos, device)
         with torch.inference_mode():
             rows = self._model.generate(
                 **moved,
@@ -259,7 +221,7 @@ class GenerateCaptioner:
             )
         overflowed = guard.overflowed.tolist() if guard.overflowed is not None else []
         # Cut by count: the text of a prompt may come back in a caption.
-        new = rows[:, length:].tolist()
+        new = rows[:, guard.prompt_length :].tolist()
         return [_Output(ids, not bad) for ids, bad in zip(new, overflowed, strict=True)]
 
     def _result(self, item: CaptionItem, output: _Output, extra: tuple[str, ...] = ()) -> CaptionResult | None:
@@ -283,7 +245,7 @@ class GenerateCaptioner:
         for item in items:
             if should_stop():
                 return
-            batch = self._prepare([item])
+            batch = self._maker.make([item])
             if batch.failures:
                 yield from batch.failures
                 continue
@@ -294,7 +256,7 @@ class GenerateCaptioner:
                 yield result
 
     def _attempt_in(
-        self, precisions: list[Precision], batch: _Batch, should_stop: Callable[[], bool]
+        self, precisions: list[Precision], batch: Batch, should_stop: Callable[[], bool]
     ) -> list[_Output] | _Fault:
         """Try a batch of one in each precision, until the memory suffices for one."""
         outcome: list[_Output] | _Fault = _Fault(batch.fault or "the model's output is not a number", False)

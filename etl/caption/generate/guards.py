@@ -19,16 +19,20 @@ class FiniteGuard(LogitsProcessor):  # type: ignore[misc]  # transformers is unt
 
     Attributes:
         overflowed: one boolean per row; ``None`` before the first token.
+        prompt_length: tokens before the first that is generated, as `generate()` counts and returns them: all of the
+            prompt, or the start token of a decoder alone; 0 before the first.
     """
 
-    def __init__(self, eos: tuple[int, ...], prompt_length: int, device: torch.device) -> None:
+    def __init__(self, eos: tuple[int, ...], device: torch.device) -> None:
         self.overflowed: torch.Tensor | None = None
+        self.prompt_length = 0
         self._eos = torch.tensor(eos, device=device)
-        self._prompt_length = prompt_length
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self.overflowed is None:
+            self.prompt_length = input_ids.shape[1]
         # A row that has ended goes on beside the others; what its logits become then is of no interest.
-        finished = torch.isin(input_ids[:, self._prompt_length :], self._eos).any(dim=-1)
+        finished = torch.isin(input_ids[:, self.prompt_length :], self._eos).any(dim=-1)
         bad = ~torch.isfinite(scores).all(dim=-1) & ~finished
         self.overflowed = bad if self.overflowed is None else self.overflowed | bad
         only_eos = torch.full_like(scores[0], -torch.inf)

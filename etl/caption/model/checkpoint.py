@@ -189,6 +189,18 @@ def _download(model: str, revision: str, wanted: Sequence[str], on_progress: Cal
 
 
 def one_line(error: BaseException) -> str:
-    """Return the first line of an error's message, cut to 300 characters; the class name when it has none."""
+    """Return the first line of an error's message, at most 300 characters of it; the class name when it has none.
+
+    Where the line is broken off in a sentence, it ends with the one before, if there is one.
+    """
     lines = str(error).strip().splitlines()
-    return lines[0].strip()[:300] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    line = lines[0].strip()
+    whole = line[:_MAX_MESSAGE].rfind(". ")
+    if whole > 0 and (len(line) > _MAX_MESSAGE or (len(lines) > 1 and line[-1] not in ".!?:")):
+        return line[: whole + 1]
+    return line[:_MAX_MESSAGE]
+
+
+_MAX_MESSAGE = 300

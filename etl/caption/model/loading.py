@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,21 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from etl.caption.model.chat import Chat
 from etl.caption.model.checkpoint import find_checkpoint, one_line
 from etl.caption.model.device import choose_device, choose_dtype
-from etl.caption.model.files import MAX_TEMPLATE
+from etl.caption.model.native import PROMPTS, native_text
+from etl.caption.model.processors import load_processor
+from etl.caption.model.repository_code import instead_of, needs_own_code
+from etl.caption.model.resolution import LONGEST_SHAPE, keeps_shape, limit_pixels
+from etl.caption.model.templates import arguments, with_arguments
 from etl.caption.model.vetting import vet
 from etl.caption.recipe import Recipe, text_sha256
 from etl.errors import ModelError
 from etl.settings import Settings
+from etl.text import clean
 
 log = logging.getLogger(__name__)
-
-LLAVA_CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'].upper() }}: "
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %} {% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
-"""The conversation format of LLaVA-1.5, for snapshots from before chat templates were shipped."""
 
 _LOADING_FAULTS = (Exception,)
 """What transformers raises for a checkpoint that it cannot load: a configuration may hold anything, and so divides by
@@ -50,6 +48,9 @@ class LoadedModel:
         context: limit in tokens for prompt, picture and caption together; ``None`` when the model names none.
         eos: token ids that end a caption.
         pad: token id that fills shorter rows.
+        begins: token ids that an encoder-decoder's captions begin with; of other models none.
+        template_arguments: what the chat template was given (`etl.caption.model.templates`).
+        native: what a captioner without a chat is asked (`etl.caption.model.native`); ``None`` for a chat model.
     """
 
     name: str
@@ -61,6 +62,9 @@ class LoadedModel:
     context: int | None
     eos: tuple[int, ...]
     pad: int
+    begins: tuple[int, ...] = ()
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    native: str | None = None
 
     def generation_config(self, max_new_tokens: int) -> GenerationConfig:
         """Return greedy decoding, free of the sampling defaults that some checkpoints ship."""
@@ -71,7 +75,13 @@ class LoadedModel:
             repetition_penalty=1.0,
             eos_token_id=list(self.eos),
             pad_token_id=self.pad,
+            decoder_start_token_id=self.begins[0] if self.begins else None,
         )
+
+    def max_aspect(self, settings: Settings) -> float:
+        """Return the ratio beyond which pictures are cropped around their centre before the model sees them."""
+        asked = settings.max_aspect
+        return max(asked, LONGEST_SHAPE) if keeps_shape(self.processor.image_processor) else asked
 
     def recipe(self, settings: Settings, *, engine: str, longest_edge: int | None = None) -> Recipe:
         """Return the recipe under these settings; ``longest_edge`` is the working copies', in pixels."""
@@ -81,7 +91,7 @@ class LoadedModel:
         preprocessing |= {
             "backend": getattr(images, "backend", "unknown"),
             "longest_edge": settings.longest_edge if longest_edge is None else longest_edge,
-            "max_aspect": settings.max_aspect,
+            "max_aspect": self.max_aspect(settings),
         }
         generation = {
             "max_new_tokens": settings.max_new_tokens,
@@ -91,6 +101,12 @@ class LoadedModel:
             "eos": list(self.eos),
             "chat_template_sha256": text_sha256(str(self.processor.chat_template)),
         }
+        if self.template_arguments:
+            generation["chat_template_arguments"] = dict(self.template_arguments)
+        if self.native is not None:
+            generation["native_prompt"] = self.native
+        elif (form := Chat(self.processor).form) != "parts":
+            generation["chat_content"] = form
         dtype = str(self.dtype).removeprefix("torch.")
         return Recipe(
             model=self.name,
@@ -108,6 +124,11 @@ _FOR_WEIGHTS = 0.85
 _IMAGE_SETTINGS = (
     "image_processor_type", "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_pad", "pad_size",
     "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "image_grid_pinpoints",
+    # Of those that see pictures in many sizes.
+    "patch_size", "merge_size", "temporal_patch_size", "crop_to_patches", "min_patches", "max_patches",
+    "do_image_splitting", "max_image_size", "max_image_tiles", "max_soft_tokens", "pooling_kernel_size", "tile_size",
+    "min_tiles", "max_tiles", "use_thumbnail", "min_image_tokens", "max_image_tokens", "max_num_patches",
+    "do_pan_and_scan", "pan_and_scan_min_crop_size", "pan_and_scan_max_num_crops", "pan_and_scan_min_ratio_to_activate",
 )  # fmt: skip
 
 
@@ -130,16 +151,20 @@ def load(settings: Settings, *, spread: bool = False) -> LoadedModel:
     checkpoint.with_weights()
     dtype = choose_dtype(settings.dtype, device, folder)
     revision = checkpoint.revision()
-    processor = _processor(name, folder, config, pad_to_square=settings.pad_to_square)
+    processor = load_processor(name, folder, config, pad_to_square=settings.pad_to_square)
+    limit_pixels(name, processor.image_processor, settings.model_min_pixels, settings.model_max_pixels)
+    given, native = _asked(name, config, processor, settings)
     model = _model(name, folder, device, dtype, _device_map(settings) if spread else {})
     if spread:
         device = model.device
-    eos = _token_ids(model.generation_config.eos_token_id) or _token_ids(processor.tokenizer.eos_token_id)
+    eos = _eos(config, model.generation_config) or _token_ids(processor.tokenizer.eos_token_id)
     if not eos:
         raise ModelError(f"{name} names no end-of-sequence token; its captions would never end")
     pad = processor.tokenizer.pad_token_id
+    begins = _begins(config, model.generation_config)
     model.generation_config = GenerationConfig()
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    # An encoder's prompt takes no room from what its decoder writes.
+    context = None if begins else getattr(config.get_text_config(), "max_position_embeddings", None)
     loaded = LoadedModel(
         name=name,
         revision=revision,
@@ -150,9 +175,47 @@ def load(settings: Settings, *, spread: bool = False) -> LoadedModel:
         context=context,
         eos=eos,
         pad=eos[0] if pad is None else pad,
+        begins=begins,
+        template_arguments=given,
+        native=native,
     )
     log.info("loaded %s@%s as %s on %s", name, revision, dtype, device)
     return loaded
+
+
+def _asked(name: str, config: Any, processor: Any, settings: Settings) -> tuple[dict[str, Any], str | None]:
+    """Write arguments into the chat template; return them, and what a model without one is asked."""
+    if processor.chat_template:
+        if settings.native_prompt:
+            raise ModelError(f"{name} answers the prompts of records by its chat template; leave --native-prompt out")
+        if isinstance(processor.chat_template, dict):
+            processor.chat_template = processor.chat_template.get("default") or str(processor.chat_template)
+        given = arguments(name, processor.chat_template, settings.chat_template_arg)
+        processor.chat_template = with_arguments(processor.chat_template, given)
+        return given, None
+    if settings.chat_template_arg:
+        raise ModelError(f"{name} has no chat template that could take arguments; leave --chat-template-arg out")
+    native = native_text(config.model_type, processor, settings.native_prompt)
+    words = settings.native_prompt or PROMPTS[config.model_type]
+    asked = f"is asked {clean(words, 100)!r}" if words else "is given to it without words"
+    log.warning("%s has no chat template: every picture %s, whatever the prompts of records say", name, asked)
+    return {}, native
+
+
+def _eos(config: Any, generation: GenerationConfig) -> tuple[int, ...]:
+    # BLIP's own generation ends at this token, whatever it is configured to end at.
+    if config.model_type == "blip":
+        return _token_ids(config.text_config.sep_token_id)
+    return _token_ids(generation.eos_token_id)
+
+
+def _begins(config: Any, generation: GenerationConfig) -> tuple[int, ...]:
+    text = config.get_text_config()
+    if not (config.is_encoder_decoder or getattr(text, "is_encoder_decoder", False)):
+        return ()
+    start = generation.decoder_start_token_id
+    start = getattr(text, "decoder_start_token_id", None) if start is None else start
+    return tuple(token for token in (start, generation.forced_bos_token_id) if token is not None)
 
 
 def read_config(name: str, folder: Path) -> Any:
@@ -164,66 +227,21 @@ def read_config(name: str, folder: Path) -> Any:
         raise ModelError(f"{name} has no config.json, so it is not a transformers model") from error
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"the config.json of {name} cannot be read: {one_line(error)}") from error
-    if kind not in transformers.CONFIG_MAPPING:
-        if "auto_map" in raw:
-            raise ModelError(f"{name} needs code from its own repository, which is never run; use a LLaVA model")
-        raise ModelError(f"{name} is of a kind that transformers {transformers.__version__} does not know: {kind}")
+    known = kind in transformers.CONFIG_MAPPING
+    if needs_own_code(raw, known):
+        raise ModelError(f"{name} needs code from its own repository, which is never run; use {instead_of(kind)}")
+    if not known:
+        raise ModelError(
+            f"{name} is of a kind that transformers {transformers.__version__} does not know: {clean(str(kind), 100)}; "
+            f"use {instead_of(kind)}"
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except _LOADING_FAULTS as error:
         raise ModelError(f"the config.json of {name} is faulty: {one_line(error)}") from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise ModelError(f"{name} is a {kind} model, which cannot describe pictures; use a LLaVA model")
+        raise ModelError(f"{name} is a {kind} model, which cannot describe pictures; use {instead_of(kind)}")
     return config
-
-
-def _processor(name: str, folder: Path, config: Any, *, pad_to_square: bool) -> Any:
-    if pad_to_square and config.model_type != "llava":
-        raise ModelError(f"{name} is no LLaVA-1.5 model; only its pictures can be padded: leave --pad-to-square out")
-    local = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        if config.model_type == "llava":
-            processor = _llava_processor(folder, config, local)
-        else:
-            processor = transformers.AutoProcessor.from_pretrained(folder, **local)
-        if getattr(processor.image_processor, "backend", None) != "pil":
-            processor.image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **local)
-        if pad_to_square:
-            processor.image_processor = transformers.LlavaImageProcessorPil.from_pretrained(
-                folder, do_pad=True, local_files_only=True
-            )
-    except _LOADING_FAULTS as error:
-        raise ModelError(f"the processor of {name} cannot be loaded: {one_line(error)}") from error
-    if len(str(processor.chat_template)) > MAX_TEMPLATE:
-        raise ModelError(f"the chat template of {name} is longer than {MAX_TEMPLATE:,} characters; is it damaged?")
-    if not processor.chat_template:
-        raise ModelError(f"{name} has no chat template, so it is not a chat model; use an instruction-tuned one")
-    return processor
-
-
-def _llava_processor(folder: Path, config: Any, local: dict[str, bool]) -> Any:
-    """Return the LLaVA processor; what old snapshots lack is taken from config.json."""
-    clip = config.vision_config.model_type == "clip_vision_model"
-    try:
-        processor: Any = transformers.AutoProcessor.from_pretrained(folder, **local)
-    except _LOADING_FAULTS as error:
-        if not clip:
-            raise
-        log.debug("building the processor from config.json: %s", error)
-        processor = None
-    if not isinstance(processor, transformers.LlavaProcessor):
-        processor = transformers.LlavaProcessor(
-            image_processor=transformers.CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True),
-            tokenizer=transformers.AutoTokenizer.from_pretrained(folder, **local),
-        )
-    processor.patch_size = processor.patch_size or config.vision_config.patch_size
-    processor.vision_feature_select_strategy = (
-        processor.vision_feature_select_strategy or config.vision_feature_select_strategy
-    )
-    if clip:
-        processor.num_additional_image_tokens = 1
-    processor.chat_template = processor.chat_template or LLAVA_CHAT_TEMPLATE
-    return processor
 
 
 def _device_map(settings: Settings) -> dict[str, Any]:

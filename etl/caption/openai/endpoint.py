@@ -37,6 +37,7 @@ from etl.errors import (
 )
 from etl.net.errors import fetch_error
 from etl.settings import DEFAULT_MODEL, Settings
+from etl.template_arguments import template_argument
 from etl.text import clean
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,8 @@ class Endpoint:
         self.captions = self.tokens = self.prompt_tokens = self.latest = 0
         self.heard_at = time.monotonic()
         self._settings = settings
-        self._format = RequestFormat()
+        self._arguments = dict(map(template_argument, settings.chat_template_arg))
+        self._format = RequestFormat(self._arguments)
         self._listed: dict[str, Any] = {}
         self._client: httpx.AsyncClient | None = None
 
@@ -156,7 +158,7 @@ class Endpoint:
         Raises as `caption` does, but `ModelError` in place of a `CaptionError` that is final.
         """
         model, listed = await self.choose_model()
-        format_ = RequestFormat()
+        format_ = RequestFormat(self._arguments)
         self._listed = listed
         try:
             answer = await self._ask(format_, model, "Describe this picture.", _grey_picture(), None)
@@ -168,6 +170,12 @@ class Endpoint:
             if error.retryable:
                 raise
             raise ModelError(f"{self} cannot caption a plain picture with {model}: {error}") from error
+        if answer is not None and not answer.text:
+            log.warning(
+                "%s: %s only reasons, and comes to no caption within %d tokens; give --chat-template-arg "
+                "enable_thinking=false, or raise --max-new-tokens",
+                self, model, self._settings.max_new_tokens,
+            )  # fmt: skip
         self._format = format_
         version = revision(model, answer.model if answer else "", listed.get("root"))
         return Identity(model, version, tuple(sorted(format_.generation.items())))

@@ -156,8 +156,9 @@ class Pool:
         else:
             endpoint.concurrency.success(number, len(member.tasks), time.monotonic())
             member.alive()
-            flags = quality_flags(answer.text, item.prompt, answer.finish_reason, answer.tokens)
-            self._end_job(job, CaptionResult(item.id, answer.text, answer.tokens, answer.finish_reason, flags))
+            text, tokens, reason, thinking = answer.text, answer.tokens, answer.finish_reason, answer.thinking
+            flags = quality_flags(text, item.prompt, reason, tokens, thinking)
+            self._end_job(job, CaptionResult(item.id, text, tokens, reason, flags, thinking))
 
     def _end_job(self, job: Job, outcome: Outcome) -> None:
         job.ended = True

@@ -4,7 +4,9 @@ Servers that speak OpenAI's protocol differ in a few fields.  Which ones an endp
 it refuses a request, once.
 """
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,9 @@ LIMIT, NEW_LIMIT = "max_tokens", "max_completion_tokens"
 """The limit's name at most servers, and at OpenAI's newer models, which refuse the other."""
 
 PENALTIES = ("repetition_penalty", "frequency_penalty")
+
+TEMPLATE_ARGUMENTS = "chat_template_kwargs"
+"""Never left out: somebody has asked for what they say."""
 
 SEED = 0
 
@@ -45,8 +50,10 @@ class RequestFormat:
         left_out: optional fields that it has refused.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, template_arguments: Mapping[str, Any] | None = None) -> None:
+        """``template_arguments`` are for the model's chat template, which vLLM, SGLang and others pass on."""
         self.left_out: set[str] = set()
+        self._asked = {TEMPLATE_ARGUMENTS: dict(template_arguments)} if template_arguments else {}
         self._limit = LIMIT
         self._limit_settled = False
         self._bare_url = False
@@ -61,12 +68,15 @@ class RequestFormat:
             usual, other = PENALTIES
             optional |= {other: round(penalty - 1, 4)} if usual in self.left_out else {usual: penalty}
         kept = {name: value for name, value in optional.items() if name not in self.left_out}
-        return {"model": model, "messages": [{"role": "user", "content": content}], self._limit: limit, **kept}
+        message = {"role": "user", "content": content}
+        return {"model": model, "messages": [message], self._limit: limit, **kept, **self._asked}
 
     @property
     def generation(self) -> dict[str, Any]:
         """What of the request decides the words, for the recipe; what was left out is the server's choice."""
-        return {name: value for name, value in {"temperature": 0, "seed": SEED}.items() if name not in self.left_out}
+        decided = {"temperature": 0, "seed": SEED}
+        asked = {name: json.dumps(value, sort_keys=True) for name, value in self._asked.items()}
+        return {name: value for name, value in decided.items() if name not in self.left_out} | asked
 
     def learn(self, complaint: Complaint, body: dict[str, Any], *, settled: bool = False) -> bool:
         """Change what the complaint is about; return whether another request may do better.

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from etl.caption.openai.request_format import Complaint
+from etl.caption.thinking import split_thinking
 from etl.domain.statuses import FinishReason
 from etl.errors import (
     CaptionError,
     ContentFilterError,
+    EmptyAnswerError,
     EndpointAnswerError,
     EndpointRefusedError,
     ModelError,
@@ -81,6 +83,7 @@ class Answer:
         tokens, prompt_tokens: as the server counts them; 0 when it does not tell.
         finish_reason: why generation ended.
         model: what the server says has answered.
+        thinking: the model's reasoning, stripped; no part of the text.
     """
 
     text: str
@@ -88,12 +91,14 @@ class Answer:
     prompt_tokens: int
     finish_reason: FinishReason
     model: str
+    thinking: str = ""
 
 
 def answer_of(body: bytes) -> Answer:
     """Return the caption in the body of a successful answer.
 
-    Raises `EndpointAnswerError` when there is none, `ContentFilterError` when it was withheld.
+    Raises `EmptyAnswerError` when it has no words, `EndpointAnswerError` when there is none, `ContentFilterError` when
+    it was withheld.
     """
     reply = _json(body)
     if not isinstance(reply, dict):
@@ -107,13 +112,17 @@ def answer_of(body: bytes) -> Answer:
     reason = str(choice.get("finish_reason") or "")
     if reason == "content_filter" or message.get("refusal"):
         raise ContentFilterError(f"the caption was withheld: {_shown(str(message.get('refusal') or reason))}")
-    text = _content(message.get("content"))
-    if text is None:
-        raise EndpointAnswerError(f"the answer has no text (finish_reason {reason or 'not given'})")
+    text, thinking = split_thinking(_storable(_content(message.get("content")) or ""))
+    # Servers that take the reasoning out themselves call it by one of two names.
+    named = _content(message.get("reasoning")) or _content(message.get("reasoning_content")) or ""
+    thinking = "\n".join(filter(None, (_storable(named).strip(), thinking)))
+    if not (text or thinking):
+        raise EmptyAnswerError(
+            f"the answer has no words (finish_reason {reason or 'not given'}); if the model reasons before it answers, "
+            "raise --max-new-tokens or give --chat-template-arg enable_thinking=false"
+        )
     usage = reply.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    # NUL cannot be shown, and half a surrogate pair is no text and cannot be stored.
-    text = text.encode("utf-8", "replace").decode("utf-8").replace("\0", "").strip()
     ended = FinishReason.LENGTH if reason in ("length", "max_tokens") else FinishReason.STOP
     name = reply.get("model")
     return Answer(
@@ -122,6 +131,7 @@ def answer_of(body: bytes) -> Answer:
         _count(usage.get("prompt_tokens")),
         ended,
         name if isinstance(name, str) else "",
+        thinking,
     )
 
 
@@ -212,6 +222,11 @@ def _content(value: Any) -> str | None:
         texts = [part for part in parts if isinstance(part, str)]
         return "".join(texts) if texts else None
     return None
+
+
+def _storable(text: str) -> str:
+    """Return the text without NUL, which cannot be shown, and halves of surrogate pairs, which are no text."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "")
 
 
 def _count(value: Any) -> int:

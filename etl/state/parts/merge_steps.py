@@ -14,7 +14,7 @@ def one(db: Database, sql: str, *arguments: object) -> int:
 _RUN = "uid, stages, state, started_at, heartbeat_at, ended_at, host, pid, app_version, config, message"
 _WORKING = "working_sha256, working_bytes, working_width, working_height, longest_edge"
 _IMAGE = f"sha256, bytes, mime, width, height, {_WORKING}"
-_WORDS = "text, finish_reason, tokens, flags, repetition_penalty"
+_WORDS = "text, finish_reason, tokens, flags, repetition_penalty, thinking"
 _QUEUE = "status, attempts, crashes, not_before, error_class, error, done_at"
 
 

@@ -44,11 +44,7 @@ def _earlier(reader: Reader, caption: int) -> list[dict[str, Any]]:
     """Return what a caption was before it was made again, oldest first."""
     if reader.version < ENGINE_VERSION:
         return []
-    return reader.dicts(
-        "SELECT text, finish_reason, tokens, flags, repetition_penalty, run, done_at FROM earlier_captions "
-        "WHERE caption = ? ORDER BY id",
-        caption,
-    )
+    return reader.dicts("SELECT * FROM earlier_captions WHERE caption = ? ORDER BY id", caption)
 
 
 def _attempts(reader: Reader, stage: Stage, item: int) -> list[dict[str, Any]]:
