@@ -26,8 +26,8 @@ def check(settings: Settings, plan: Plan) -> tuple[Manifest, ...]:
     must bear.  Raises what `etl.run.pipeline.run_pipeline` raises before anything begins.
     """
     manifests = manifests_of(plan.sources)
-    if not manifests:
-        _look_at_state(settings, plan)
+    if not manifests and plan.fetch and plan.caption:
+        _look_at_state(settings)
     if plan.output is not None:
         check_target(plan.output, plan.export)
         if plan.output != STDOUT:
@@ -52,14 +52,12 @@ def check_mirrors(settings: Settings, *, known: bool) -> None:
             mirrors.check(active_lines(reader))
 
 
-def _look_at_state(settings: Settings, plan: Plan) -> None:
-    """Raise where there is nothing to go on with; who asked for everything is told how to begin."""
+def _look_at_state(settings: Settings) -> None:
+    """Raise where there is nothing to go on with, and say how to begin."""
     try:
         with Reader(settings.state):
             pass
     except StateMissingError as error:
-        if not (plan.fetch and plan.caption):
-            raise
         found = near_manifests(Path())
         cure = f"run `etl run {found[0] if found else 'manifest.jsonl'} -o captions.jsonl`"
         if len(found) > 1:
