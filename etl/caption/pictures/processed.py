@@ -61,7 +61,7 @@ class ProcessorPlan:
 
 
 def _revived(kind: type, held: dict[str, Any], *rest: Any) -> ProcessorPlan:
-    processor = object.__new__(kind)
+    processor: Any = object.__new__(kind)
     vars(processor).update(held)
     return ProcessorPlan(processor, *rest)
 
