@@ -103,7 +103,7 @@ def _slots(
         return None, reason
     captioner = SlotCaptioner(loaded, settings, locate, longest_edge=longest_edge)
     try:
-        reason = differs(loaded, settings.max_aspect)
+        reason = differs(loaded, loaded.max_aspect(settings))
     except EtlError:
         captioner.close()
         raise

@@ -73,7 +73,7 @@ class SlotCaptioner:
         self._locate = locate
         self._recipe = loaded.recipe(settings, engine=ENGINE, longest_edge=longest_edge)
         longest = settings.max_new_tokens
-        self._family = family_of(loaded, settings.max_aspect)
+        self._family = family_of(loaded, loaded.max_aspect(settings))
         self._queue = RequestQueue(
             self._family,
             PromptEncoder(loaded.processor, longest, loaded.context),

@@ -39,6 +39,8 @@ def why_not(loaded: LoadedModel) -> str | None:
     speaks against it.
     """
     model = loaded.model
+    if loaded.native is not None:
+        return "it captions without being asked, which slots do not"
     if len({parameter.device for parameter in model.parameters()}) > 1:
         return "the model is spread over several devices"
     return FAMILIES.get(model.config.model_type, Family).why_not(model)
