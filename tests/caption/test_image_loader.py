@@ -361,11 +361,11 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-@dataclass(frozen=True)
 class StrangePlan(PixelPlan):
     """A plan that no process understands."""
 
-    more: int = 0
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return int, ("no plan",)
 
 
 def test_processes_that_cannot_be_started(make: Maker, copies: Copies, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ QUICK = ("qwen3_vl", "gemma3")
 
 SERVED = (
     "llava", "bakllava", "joycaption", "llava_next", "llava_onevision", "internvl", "pixtral", "mistral3", "idefics3",
-    "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3",
+    "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "gemma4",
 )  # fmt: skip
 
 MISSING = {

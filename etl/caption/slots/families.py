@@ -22,7 +22,7 @@ from etl.caption.tokens import EncodedPrompt, PromptEncoder
 from etl.domain.items import CaptionItem
 from etl.errors import UnsupportedProcessorError
 
-_FIXED_ROPES = (None, "default", "linear", "llama3", "yarn")
+_FIXED_ROPES = (None, "default", "linear", "llama3", "yarn", "proportional")
 """Rotary embeddings that do not depend on how long the longest sequence is, which would differ between slots."""
 
 _ATTENTIONS = ("full_attention", "sliding_attention")
@@ -66,8 +66,6 @@ class Family:
             return f"{type(model).__name__} is not a language model that is shown pictures among its tokens"
         if kinds:
             return f"its layers keep more than keys and values ({sorted(kinds)[0]})"
-        if getattr(text, "num_kv_shared_layers", 0):
-            return "its layers share keys and values"
         for rope in _ropes(text):
             if (kind := rope.get("rope_type")) not in _FIXED_ROPES:
                 return f"its position embedding ({kind}) depends on the longest sequence"
@@ -142,18 +140,16 @@ class Family:
 
         ``attention`` is for `etl.caption.slots.kv_cache.slot_attention`.
         """
-        embedded = self._language.embed_tokens(token)[:, None]
-        return self._logits(self._pass(embedded, position[:, None], cache, **attention)[:, 0])
-
-    def _pass(self, embedded: torch.Tensor, positions: torch.Tensor, cache: Cache, **attention: Any) -> torch.Tensor:
-        hidden: torch.Tensor = self._language(
-            inputs_embeds=embedded, past_key_values=cache, use_cache=True, position_ids=positions, **attention
+        hidden = self._model.model(
+            input_ids=token[:, None], position_ids=position[:, None], past_key_values=cache, use_cache=True, **attention
         ).last_hidden_state
-        return hidden
+        return self._logits(hidden[:, 0])
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self._model.lm_head(hidden)
-        return logits
+        cap: float | None = getattr(self._model.config.get_text_config(), "final_logit_softcapping", None)
+        # It changes no order, but what a penalty makes of it.
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 class Llava(Family):
@@ -188,8 +184,13 @@ class Llava(Family):
         features = seen["features"].to(embedded.dtype)
         places = seen["starts"][:, None] + torch.arange(features.shape[1], device=ids.device)
         embedded[rows[:, None], places] = features
-        positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        return Prefilled(self._logits(self._pass(embedded, positions, cache)[rows, ends - 1]))
+        hidden = self._language(
+            inputs_embeds=embedded,
+            position_ids=torch.arange(ids.shape[1], device=ids.device)[None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return Prefilled(self._logits(hidden[rows, ends - 1]))
 
 
 FAMILIES: dict[str, type[Family]] = {"llava": Llava}

@@ -123,14 +123,17 @@ class CacheLayout:
     @classmethod
     def of(cls, config: Any) -> "CacheLayout":
         """Return the sizes of a language model's configuration."""
-        heads = config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
         kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
-        windows = [window if kind == "sliding_attention" else None for kind in kinds]
-        layers = tuple(LayerLayout(heads, kv_heads, dim, window) for window in windows)
-        return cls(layers, config.hidden_size, config.intermediate_size, config.vocab_size)
+        layers = []
+        # The last ones may look into the cache of others.
+        for number in range(config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)):
+            layer = config.per_layer_config[number]
+            heads = layer.num_attention_heads
+            kv_heads = getattr(layer, "num_key_value_heads", None) or heads
+            dim = getattr(layer, "head_dim", None) or config.hidden_size // heads
+            layers.append(LayerLayout(heads, kv_heads, dim, window if kinds[number] == "sliding_attention" else None))
+        return cls(tuple(layers), config.hidden_size, config.intermediate_size, config.vocab_size)
 
     def kv_values(self) -> int:
         """Return how many values one position takes in the cache, in all layers together."""
