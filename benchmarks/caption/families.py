@@ -1,6 +1,6 @@
 """Slots beside `generate()` in batches, on the CPU, for families that are not LLaVA-1.5; are words the same?
 
-    python -m benchmarks.caption.families                  # three families of 20 million parameters, a few minutes
+    python -m benchmarks.caption.families                  # three families of 13 million parameters, a few minutes
 
 The models are of random weights and none ends by itself: captions end at drawn lengths, the same for both ways.  CPU
 time is what counts, as other work on the machine leaves it nearly alone.
