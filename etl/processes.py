@@ -5,7 +5,7 @@ with it but what it was given.  (`concurrent.futures` and pebble lose their whol
 `multiprocessing` runs the parent's main module again in every child.)
 
 The parent holds a `ChildProcess`.  The child runs its entry, ``main(config, parent)``, with a `Parent`.  Messages
-are bytes, a few hundred kilobytes at most; nothing is ever unpickled.
+are bytes, some megabytes at most.  A parent unpickles nothing.
 """
 
 import contextlib

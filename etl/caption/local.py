@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etl.caption.captioner import Captioner
-from etl.errors import EtlError, ModelError, UnsupportedProcessorError
+from etl.errors import EtlError, ModelError
 from etl.extras import require_model_libraries
 from etl.gpu import may_have_gpu
 from etl.images.cache import ImageCache
@@ -97,16 +97,13 @@ def _slots(
     from etl.caption.slots.captioner import SlotCaptioner
     from etl.caption.slots.support import differs, why_not
 
-    if (reason := why_not(loaded, loaded.context or 0)) is not None:
+    if (reason := why_not(loaded)) is not None:
         return None, reason
     if loaded.device.type == "cuda" and (reason := fault_at_start(loaded)) is not None:
         return None, reason
+    captioner = SlotCaptioner(loaded, settings, locate, longest_edge=longest_edge)
     try:
-        captioner = SlotCaptioner(loaded, settings, locate, longest_edge=longest_edge)
-    except UnsupportedProcessorError as error:
-        return None, str(error)
-    try:
-        reason = differs(loaded, settings.max_aspect)
+        reason = differs(loaded, loaded.max_aspect(settings))
     except EtlError:
         captioner.close()
         raise

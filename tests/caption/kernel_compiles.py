@@ -15,10 +15,10 @@ SHARED_MEMORY = {75: 65_536, 80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def shared_bytes(arch: int, dtype: str, dim: int, group: int) -> int:
+def shared_bytes(arch: int, dtype: str, dim: int, group: int, window: int) -> int:
     """Compile for heads of ``dim`` in groups of ``group``, and return the shared memory that it takes."""
     tile = triton.next_power_of_2(dim)
-    constants = {"DIM": dim, "TILE": tile, "BLOCK": decode_kernel.BLOCK}
+    constants = {"DIM": dim, "TILE": tile, "BLOCK": decode_kernel.BLOCK, "WINDOW": window}
     kernel: Any = decode_kernel._attend_one
     if group > 1:
         kernel = decode_kernel._attend_group
@@ -43,19 +43,19 @@ def compiled(whole: bool) -> list[str]:
 
     Where kernels are kept is up to ``TRITON_CACHE_DIR``.
     """
-    cases = [(86, "fp16", 256, 4), (89, "fp32", 128, 4)]
+    cases = [(86, "fp16", 256, 4, 0), (89, "fp32", 128, 4, 0), (86, "fp16", 256, 4, 1024)]
     if whole:
         cases = [
-            (arch, dtype, dim, group)
+            (arch, dtype, dim, group, window)
             for arch in SHARED_MEMORY
             for dtype in TYPES
             for dim in (80, 128, 256)
-            for group in (1, 4, 32)
+            for group, window in ((1, 0), (1, 1024), (4, 0), (4, 1024), (32, 0))
             if (arch, dtype) != (75, "bf16")
         ]
     lines = []
-    for arch, dtype, dim, group in cases:
-        shared = shared_bytes(arch, dtype, dim, group)
+    for arch, dtype, dim, group, window in cases:
+        shared = shared_bytes(arch, dtype, dim, group, window)
         fits = "fits" if shared <= SHARED_MEMORY[arch] else "is too much"
-        lines.append(f"sm_{arch} {dtype} {dim} {group}: {shared} {fits}")
+        lines.append(f"sm_{arch} {dtype} {dim} {group} window {window}: {shared} {fits}")
     return lines

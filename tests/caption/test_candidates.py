@@ -90,7 +90,7 @@ def test_prompts_of_like_length_go_together(
             taken.append([len(request.ids) for request in group])
 
     for length in (30, 10, 31, 11):
-        captioner._queue.ready.append(Request(CaptionItem(length, "", ""), (1,) * length, torch.zeros(1), 5))
+        captioner._queue.ready.append(Request(CaptionItem(length, "", ""), (1,) * length, {}, 5))
     captioner.engine = Engine()  # type: ignore[assignment]
     for _ in range(2):
         list(captioner._fill())

@@ -57,9 +57,9 @@ def test_attention_over_other_slots_words_is_found(monkeypatch: pytest.MonkeyPat
     """An engine that attends to a position too many writes other words than the model."""
     right = slot_state.SlotState.next_position
 
-    def wrong(state: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        position, lengths = right(state)
-        return position, lengths // 2 + 1
+    def wrong(state: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        place, position, lengths = right(state)
+        return place, position, lengths // 2 + 1
 
     monkeypatch.setattr(slot_state.SlotState, "next_position", wrong)
     assert [one.verdict for one in check_engine(CPU, torch.float32)] == ["fail", "fail"]

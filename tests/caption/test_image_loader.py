@@ -60,7 +60,7 @@ class Copies:
 
     def check(self, loaded: LoadedImage) -> None:
         assert loaded.error is None
-        assert loaded.pixels == self.pixels[loaded.item.working_sha256]
+        assert loaded.data == self.pixels[loaded.item.working_sha256]
         assert loaded.started_at > 1_600_000_000_000
 
 
@@ -156,7 +156,7 @@ def test_bad_working_copies_fail_alone(make: Maker, copies: Copies, processes: i
     errors = []
     for loaded in take(loader, 6):
         if loaded.item in bad:
-            assert loaded.pixels is None
+            assert loaded.data is None
             assert type(loaded.error) is WorkingCopyError
             errors.append(str(loaded.error))
         else:
@@ -231,7 +231,7 @@ def test_the_only_process_dies_before_its_answers_are_heard(copies: Copies) -> N
         held.wait(30)
 
     server = ProcessServer(PLAN, 1, 60, 60, deliver)
-    jobs = [Job(copies.item(number), copies.locate(str(number))) for number in range(5)]
+    jobs = [Job(item=copies.item(number), path=copies.locate(str(number))) for number in range(5)]
     for job in jobs:
         server.submit(job)
     wait_for(lambda: len(outcomes) == 1)
@@ -266,7 +266,7 @@ def test_a_picture_that_kills_is_tried_twice(make: Maker, copies: Copies) -> Non
     outcomes = {loaded.item.id: loaded for loaded in take(loader, 4)}
     assert sorted(outcomes) == [-1, 0, 1, 2]
     deadly = outcomes.pop(-1)
-    assert deadly.pixels is None
+    assert deadly.data is None
     assert type(deadly.error) is ImageLoaderCrashedError
     assert "SIGKILL" in str(deadly.error)
     for loaded in outcomes.values():
@@ -361,11 +361,11 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-@dataclass(frozen=True)
 class StrangePlan(PixelPlan):
     """A plan that no process understands."""
 
-    more: int = 0
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return int, ("no plan",)
 
 
 def test_processes_that_cannot_be_started(make: Maker, copies: Copies, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,7 +193,7 @@ def test_a_divided_model_is_driven_by_generate(
     placement = {"device_map": parts, "offload_folder": str(tmp_path)}
     monkeypatch.setattr("etl.caption.model.loading._device_map", lambda _: placement)
     divided = load(settings(), spread=True)
-    assert "spread over several devices" in str(why_not(divided, 1024))
+    assert "spread over several devices" in str(why_not(divided))
     items = scenes.items[:3]
     right = list(GenerateCaptioner(loaded, settings(), scenes.locate).caption(items))
     assert list(GenerateCaptioner(divided, settings(), scenes.locate).caption(items)) == right

@@ -216,12 +216,12 @@ def test_slots_have_some_room_and_never_more_than_the_context() -> None:
 def test_what_a_shape_holds() -> None:
     """A request needs its length, its limit and, if it asks for a penalty, an engine that knows penalties."""
     config = EngineConfig(slots=2, max_seq_len=20, limit=8)
-    item, pixels = CaptionItem(1, "", ""), torch.zeros(1)
-    assert config.holds(Request(item, (1,) * 12, pixels, 8))
-    assert not config.holds(Request(item, (1,) * 13, pixels, 8))
-    assert not config.holds(Request(item, (1,), pixels, 9))
-    assert not config.holds(Request(item, (1,), pixels, 8, penalty=1.2))
-    assert dataclasses.replace(config, penalised=True).holds(Request(item, (1,), pixels, 8, penalty=1.2))
+    item, inputs = CaptionItem(1, "", ""), {"pixels": torch.zeros(1)}
+    assert config.holds(Request(item, (1,) * 12, inputs, 8))
+    assert not config.holds(Request(item, (1,) * 13, inputs, 8))
+    assert not config.holds(Request(item, (1,), inputs, 9))
+    assert not config.holds(Request(item, (1,), inputs, 8, penalty=1.2))
+    assert dataclasses.replace(config, penalised=True).holds(Request(item, (1,), inputs, 8, penalty=1.2))
 
 
 def test_a_step_that_fails_otherwise_ends_the_run(loaded: LoadedModel, scenes: Scenes, settings: MakeSettings) -> None:

@@ -1,6 +1,7 @@
 """The slot engine gives the words of `generate()`, whatever shares its slots."""
 
 import dataclasses
+import functools
 import random
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -11,16 +12,18 @@ import pytest
 import torch
 from caption.conftest import Scenes
 from caption.slots import Remembering, make_scenes, other_architecture, remembering, tokens_one_by_one, with_penalty
+from PIL import Image
 
 from etl.caption.generate.captioner import GenerateCaptioner
 from etl.caption.local import choose_engine
 from etl.caption.model.loading import LoadedModel, load
-from etl.caption.pictures.pixels import PixelPlan, pixels
+from etl.caption.pictures.normalise import Normaliser
 from etl.caption.slots.captioner import SlotCaptioner
 from etl.caption.slots.state import Request, SlotState
-from etl.caption.slots.support import differs, why_not
+from etl.caption.slots.support import differs
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.statuses import FinishReason
+from etl.images.working_copies import open_working_copy
 from etl.settings import Settings
 
 MakeSettings = Callable[..., Settings]
@@ -88,7 +91,7 @@ def test_half_precision_differs_only_where_rounding_decides(many: Scenes, settin
 
         engine.captioner._admit = noted
         engine.caption(some.items)
-        tokens, normalise = engine.tokens, engine.captioner._normalise
+        tokens, normalise = engine.tokens, Normaliser.of(half.processor.image_processor)
     control = Remembering(GenerateCaptioner(half, settings(dtype=dtype, max_new_tokens=30), some.locate))
     control.caption(some.items)
     assert set(tokens) == set(limits) == set(control.tokens)
@@ -99,7 +102,7 @@ def test_half_precision_differs_only_where_rounding_decides(many: Scenes, settin
         """Return by how much a token of a caption is worse than the best one at its place, as a share of that."""
         sequence = torch.tensor([[*request.ids, *ids]])
         with torch.inference_mode():
-            pixels = normalise(request.pixels[None], half.dtype)
+            pixels = normalise(request.inputs["pixels"][None], half.dtype)
             logits = half.model(input_ids=sequence, pixel_values=pixels).logits[0, len(request.ids) - 1 : -1].float()
         best = logits.max(-1).values
         chosen = logits.gather(-1, torch.tensor(ids)[:, None])[:, 0]
@@ -256,19 +259,16 @@ def test_nothing_is_yielded_after_a_stop(loaded: LoadedModel, many: Scenes, sett
 def test_a_model_that_slots_cannot_drive(
     tmp_path: Path, many: Scenes, settings: MakeSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A window shorter than the context, or a growing position embedding, is left to `generate()`, with a word."""
-    window = {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 64}
-    chosen = settings(model=str(other_architecture(tmp_path / "window", **window)), max_new_tokens=4)
+    """A position embedding that grows with the longest sequence is left to `generate()`, with a word."""
+    rope = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}
+    chosen = settings(model=str(other_architecture(tmp_path / "rope", **rope)), max_new_tokens=4)
     captioner = choose_engine(load(chosen), chosen, many.locate, 1024)
     assert type(captioner) is GenerateCaptioner
     [record] = caplog.records
-    assert record.getMessage().endswith("its attention sees only the last 64 tokens")
+    assert record.getMessage().endswith("its position embedding (dynamic) depends on the longest sequence")
     assert len(list(captioner.caption(many.items[:2]))) == 2
-    with pytest.raises(Exception, match="last 64 tokens; use --engine auto or generate"):
+    with pytest.raises(Exception, match="longest sequence; use --engine auto or generate"):
         choose_engine(load(chosen), dataclasses.replace(chosen, engine="slots"), many.locate, 1024)
-    rope = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}
-    dynamic = load(settings(model=str(other_architecture(tmp_path / "rope", **rope))))
-    assert why_not(dynamic, 1024) == "its position embedding (dynamic) depends on the longest sequence"
 
 
 def test_the_trial_finds_a_model_that_is_driven_wrongly(
@@ -299,12 +299,12 @@ def test_a_picture_that_kills_its_loader_counts_as_a_crash(
     """It is charged a crash, so that the queue tries it again, alone if need be; its neighbours are captioned."""
     bad = many.items[2]
 
-    def deadly(path: Path, plan: PixelPlan) -> bytes:
+    def deadly(path: Path) -> Image.Image:
         if path == many.locate(bad.working_sha256):
             raise RuntimeError("what ends a process")
-        return pixels(path, plan)
+        return open_working_copy(path)
 
-    monkeypatch.setattr("etl.caption.pictures.loader_pool.pixels", deadly)
+    monkeypatch.setattr("etl.caption.pictures.loader_pool.open_working_copy", deadly)
     items = [item for item in many.items if item is bad or item.working_sha256 != bad.working_sha256][:6]
     with remembering(loaded, many, settings(slots=2, max_new_tokens=3)) as engine:
         outcomes = engine.caption(items)
@@ -318,6 +318,7 @@ def test_the_trial_is_judged_beside_a_batch(loaded: LoadedModel, monkeypatch: py
     """Where batches change a model's logits as much as slots do, slots serve; where they change nothing, not."""
     forward, append_tokens = type(loaded.model).forward, SlotState.append_tokens
 
+    @functools.wraps(forward)
     def batches(model: Any, **named: Any) -> Any:
         out = forward(model, **named)
         out.logits[..., 7] += off if len(out.logits) > 1 else 0.0

@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_iter, tree_map_only
 
 from etl.caption.model import cuda
 from etl.caption.model.loading import LoadedModel, load
-from etl.caption.pictures.normalise import Normaliser
 from etl.caption.slots import support as suitability
 from etl.caption.slots.engine import SlotEngine
+from etl.caption.slots.families import family_of
 from etl.caption.slots.kernel_check import exact_attention
 from etl.caption.slots.state import EngineConfig, Request
 from etl.caption.slots.timing import Timings
@@ -126,13 +126,12 @@ def audited(loaded: LoadedModel, grouped: LoadedModel) -> Iterator[Any]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cuda, "serves", lambda _: False)
             requests = [
-                dataclasses.replace(each, limit=limit, penalty=1.3 if penalised else 1.0, pixels=of_host(each.pixels))
-                for each in suitability._trial(chosen, 4.0)
+                dataclasses.replace(each, limit=limit, penalty=1.3 if penalised else 1.0, inputs=of_host(each.inputs))
+                for each in suitability.trial_requests(chosen, 4.0)
                 for limit in (3, 5)
             ]
         config = EngineConfig(3, max(each.max_seq_len for each in requests), 5, penalised)
-        normalise = Normaliser.of(chosen.processor.image_processor)
-        engines.append(SlotEngine(chosen, normalise, config, Timings(chosen.device), poll=1))
+        engines.append(SlotEngine(chosen, family_of(chosen, 4.0), config, Timings(chosen.device), poll=1))
         return engines[-1], requests
 
     yield make
@@ -140,12 +139,12 @@ def audited(loaded: LoadedModel, grouped: LoadedModel) -> Iterator[Any]:
         engine.close()
 
 
-def exact_kernel(query: Any, keys: Any, values: Any, lengths: Any, scale: float) -> torch.Tensor:
+def exact_kernel(query: Any, keys: Any, values: Any, lengths: Any, scale: float, window: int | None) -> torch.Tensor:
     """Stand in for the Triton kernel, which must be given what it relies on; nothing of it is looked at."""
     assert keys.stride() == values.stride() and keys.stride(-1) == query.stride(-1) == 1
     assert lengths.dtype is torch.int32 and keys.shape[:3] == (len(lengths), keys.shape[1], values.shape[2])
     with torch.utils._python_dispatch._disable_current_modes():
-        return exact_attention(query, keys, values, lengths, scale).to(query.dtype)
+        return exact_attention(query, keys, values, lengths, scale, window).to(query.dtype)
 
 
 @pytest.mark.parametrize("penalised", [False, True], ids=["plain", "penalised"])

@@ -20,15 +20,13 @@ from etl.caption.model.cuda import free_memory
 from etl.caption.model.faults import short_of_memory
 from etl.caption.model.loading import LoadedModel, load
 from etl.caption.pictures.normalise import Normaliser
-from etl.caption.pictures.pixels import PixelPlan
 from etl.caption.slots.engine import SlotEngine
+from etl.caption.slots.families import family_of
 from etl.caption.slots.kernel_check import probe
 from etl.caption.slots.kv_cache import CacheLayout
 from etl.caption.slots.state import EngineConfig, Request, penalise
-from etl.caption.slots.support import TOLERANCE, TOLERANCE_EPS
+from etl.caption.slots.support import TOLERANCE, TOLERANCE_EPS, requests_for
 from etl.caption.slots.timing import Timings
-from etl.caption.tokens import PromptEncoder
-from etl.domain.items import CaptionItem
 from etl.settings import DEMO_MODEL, Settings
 
 log = logging.getLogger(__name__)
@@ -40,6 +38,9 @@ PROMPTS = ("Describe the picture.", "Describe this photograph. Its title is: A h
 """Of different lengths, and one more than there are slots, so that a slot is used again."""
 
 _COLOURS = ((200, 30, 30), (230, 200, 40), (60, 60, 200))
+
+_EDGE = 112
+"""Of the trial's pictures, in pixels."""
 
 PENALTY = 3.0
 """So large that it changes the demo's words."""
@@ -85,9 +86,13 @@ def check_kernel(device: torch.device, dtype: torch.dtype, text_config: Any) -> 
     """Compare the decoding kernel with double precision on a tiny case of the model's heads."""
     if device.type != "cuda":
         return Finding("kernel", "note", "not tried: it runs on GPUs alone, decoding goes through PyTorch's attention")
-    layout = CacheLayout.of(text_config)
-    reason = probe(device, dtype, heads=layout.heads, kv_heads=layout.kv_heads, dim=layout.dim)
-    if reason is not None:
+    layers = CacheLayout.of(text_config).layers
+    kinds = {(each.heads, each.kv_heads, each.dim, each.window is not None) for each in layers}
+    reasons = (
+        probe(device, dtype, heads=heads, kv_heads=kv_heads, dim=dim, windowed=windowed)
+        for heads, kv_heads, dim, windowed in sorted(kinds)
+    )
+    if (reason := next(filter(None, reasons), None)) is not None:
         return Finding(
             "kernel", "note", f"{reason}; decoding goes through PyTorch's attention, which reads more memory"
         )
@@ -113,10 +118,11 @@ def check_engine(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
 
 
 def _tried(title: str, demo: LoadedModel, penalty: float) -> Finding:
-    requests = _requests(demo, penalty)
+    asked = [(_picture(colour), prompt) for colour, prompt in zip(_COLOURS, PROMPTS, strict=True)]
+    requests = requests_for(demo, 4.0, asked, TOKENS, penalty)
     normalise = Normaliser.of(demo.processor.image_processor)
     config = EngineConfig(2, max(request.max_seq_len for request in requests), TOKENS, penalised=penalty != 1.0)
-    engine = SlotEngine(demo, normalise, config, Timings(demo.device), poll=1)
+    engine = SlotEngine(demo, family_of(demo, 4.0), config, Timings(demo.device), poll=1)
     steps, finished, waiting = 0, [], list(requests)
     try:
         recorded = engine._graph is not None
@@ -130,7 +136,7 @@ def _tried(title: str, demo: LoadedModel, penalty: float) -> Finding:
         engine.close()
     tokens = 0
     for each in finished:
-        pixels = normalise(each.request.pixels[None].to(demo.device), demo.dtype)
+        pixels = normalise(each.request.inputs["pixels"][None].to(demo.device), demo.dtype)
         place = _first_difference(demo, each.request, each.ids, pixels)
         if place is not None or not each.finite:
             return Finding(title, "fail", f"token {(place or 0) + 1} of a trial caption is not that of generate()")
@@ -143,20 +149,12 @@ def _tried(title: str, demo: LoadedModel, penalty: float) -> Finding:
     return Finding(title, "ok", f"{said}; a recorded graph, replayed {steps} times")
 
 
-def _requests(demo: LoadedModel, penalty: float) -> list[Request]:
-    plan = PixelPlan.of(demo.processor.image_processor, 4.0)
-    encoder = PromptEncoder(demo.processor, TOKENS, demo.context)
-    width, height = plan.crop_width, plan.crop_height
-    requests = []
-    for number, (prompt, colour) in enumerate(zip(PROMPTS, _COLOURS, strict=True)):
-        picture = Image.new("RGB", (width, height), (120, 170, 230))
-        draw = ImageDraw.Draw(picture)
-        draw.rectangle((0, height * 2 // 3, width, height), fill=(60, 140, 60))
-        draw.ellipse((width // 4, height // 4, width * 3 // 4, height * 3 // 4), fill=colour)
-        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(height, width, 3)
-        ids = encoder.encode(prompt).ids
-        requests.append(Request(CaptionItem(number, "", prompt), ids, pixels, TOKENS, penalty))
-    return requests
+def _picture(colour: tuple[int, int, int]) -> Image.Image:
+    picture = Image.new("RGB", (_EDGE, _EDGE), (120, 170, 230))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, _EDGE * 2 // 3, _EDGE, _EDGE), fill=(60, 140, 60))
+    draw.ellipse((_EDGE // 4, _EDGE // 4, _EDGE * 3 // 4, _EDGE * 3 // 4), fill=colour)
+    return picture
 
 
 @torch.inference_mode()
@@ -196,8 +194,8 @@ def check_allocator(device: torch.device) -> Finding:
 
 def check_attention(device: torch.device, dtype: torch.dtype, text_config: Any, *, kernel: bool) -> Finding:
     """Say which of PyTorch's kernels a prefill takes, and which a decoding step, given whether ours serves."""
-    layout = CacheLayout.of(text_config)
-    heads, kv_heads, dim = layout.heads, layout.kv_heads, layout.dim
+    layer = CacheLayout.of(text_config).layers[0]
+    heads, kv_heads, dim = layer.heads, layer.kv_heads, layer.dim
 
     def chosen(rows: int, queries: int, keys: int, mask: torch.Tensor | None) -> str:
         query = torch.empty(rows, heads, queries, dim, dtype=dtype, device=device)

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from etl.caption.pictures.loader_pool import Job, LoadedImage, Outcome, ProcessServer, Server, ThreadServer
-from etl.caption.pictures.pixels import PixelPlan
+from etl.caption.pictures.plan import Plan
 from etl.domain.items import CaptionItem
 from etl.errors import EtlError
 
@@ -36,7 +36,7 @@ class ImageLoader:
 
     def __init__(
         self,
-        plan: PixelPlan,
+        plan: Plan,
         locate: Callable[[str], Path],
         *,
         processes: int,
@@ -67,11 +67,14 @@ class ImageLoader:
         """Items that were submitted and neither taken nor discarded."""
         return len(self._pending)
 
-    def submit(self, item: CaptionItem) -> None:
-        """Ask for the item's pixels; never waits.  Raises `EtlError` when the image loader was closed."""
+    def submit(self, item: CaptionItem, text: str = "") -> None:
+        """Ask for the item's picture, for a plan that reads the chat with its ``text``; never waits.
+
+        Raises `EtlError` when the image loader was closed.
+        """
         if self._closed:
             raise EtlError("the image loader was closed")
-        job = Job(item, self._locate(item.working_sha256))
+        job = Job(item=item, path=self._locate(item.working_sha256), text=text)
         self._pending.add(job)
         self._server.submit(job)
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import pickle
 import queue
 import threading
 import time
@@ -14,18 +15,17 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Protocol
 
-from etl.caption.pictures.loader_worker import PIXELS, UNREADABLE
-from etl.caption.pictures.pixels import PixelPlan, pixels
+from etl.caption.pictures.loader_worker import KINDS, PREPARED
+from etl.caption.pictures.plan import Plan
 from etl.clock import now_ms
 from etl.domain.items import CaptionItem
 from etl.errors import (
-    CacheUnreadableError,
     CaptionError,
     ChildEndedError,
     EtlError,
     ImageLoaderCrashedError,
-    WorkingCopyError,
 )
+from etl.images.working_copies import open_working_copy
 from etl.processes import ChildProcess
 
 log = logging.getLogger(__name__)
@@ -46,24 +46,26 @@ class LoadedImage:
 
     Attributes:
         item: as it was submitted.
-        pixels: RGB bytes, row by row, of the plan's shape; ``None`` when there is an error.
-        error: a `WorkingCopyError`, or `ImageLoaderCrashedError` when two processes died on the picture.
+        data: what the plan gives; ``None`` when there is an error.
+        error: a `WorkingCopyError`, `GenerationError` for what the model's processor refuses, or
+            `ImageLoaderCrashedError` when two processes died on the picture.
         started_at: when work on it began, Unix milliseconds.
     """
 
     item: CaptionItem
-    pixels: bytes | None
+    data: bytes | None
     error: CaptionError | None
     started_at: int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Job:
     """One submitted item.
 
     Attributes:
         item: as it was submitted.
         path: of its working copy.
+        text: the chat that the picture belongs to.
         started_at: when work on it began, Unix milliseconds.
         deaths: processes that died on it.
         dropped: nobody waits for it any more; set by the loader's thread, where the others are the server's.
@@ -71,6 +73,7 @@ class Job:
 
     item: CaptionItem
     path: Path
+    text: str = ""
     started_at: int = 0
     deaths: int = 0
     dropped: bool = False
@@ -101,7 +104,7 @@ class Server(Protocol):
 class ThreadServer:
     """Does the work in a thread; Pillow releases the interpreter's lock."""
 
-    def __init__(self, plan: PixelPlan, deliver: Callable[[Outcome], None]) -> None:
+    def __init__(self, plan: Plan, deliver: Callable[[Outcome], None]) -> None:
         self._plan = plan
         self._deliver = deliver
         self._todo: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -123,8 +126,8 @@ class ThreadServer:
                 continue
             job.started_at = now_ms()
             try:
-                self._deliver(job.loaded(pixels(job.path, self._plan)))
-            except WorkingCopyError as error:
+                self._deliver(job.loaded(self._plan.prepare(open_working_copy(job.path), job.text)))
+            except CaptionError as error:
                 self._deliver(job.failed(error))
             except Exception as error:
                 # What would end a process must not end this thread: the engine would wait for ever.
@@ -135,16 +138,16 @@ class ThreadServer:
 class _Worker(ChildProcess):
     """A process and what it was given, in the order in which it answers."""
 
-    def __init__(self, plan: PixelPlan, start_timeout_s: float) -> None:
-        super().__init__(
-            "etl.caption.pictures.loader_worker:main",
-            plan.to_json(),
-            name="loader process",
-            confined=True,
-        )
+    def __init__(self, plan: Plan, start_timeout_s: float) -> None:
+        # One thread each: they are as many as there are processors for.
+        one = {"OMP_NUM_THREADS": "1"}
+        super().__init__("etl.caption.pictures.loader_worker:main", {}, name="loader process", env=one, confined=True)
         self.ready = self.deaf = False
         self.jobs: deque[Job] = deque()
         self.deadline: float | None = time.monotonic() + start_timeout_s
+        with contextlib.suppress(ChildEndedError):
+            # Its end is heard where it is waited for.
+            self.send(pickle.dumps(plan))
 
     @property
     def takes_more(self) -> bool:
@@ -157,7 +160,7 @@ class ProcessServer:
 
     def __init__(
         self,
-        plan: PixelPlan,
+        plan: Plan,
         processes: int,
         start_timeout_s: float,
         picture_timeout_s: float,
@@ -227,7 +230,7 @@ class ProcessServer:
                 continue
             worker = min(ready, key=lambda worker: len(worker.jobs))
             try:
-                worker.send(json.dumps(str(job.path)).encode())
+                worker.send(json.dumps([str(job.path), job.text]).encode())
             except ChildEndedError:
                 # Its end is heard after what it has said before; then another one takes its place.
                 self._todo.appendleft(job)
@@ -260,10 +263,10 @@ class ProcessServer:
             return
         if worker.ready:
             job = worker.jobs.popleft()
-            if message.startswith(PIXELS):
+            if message.startswith(PREPARED):
                 self._deliver(job.loaded(message[1:]))
             else:
-                kind = CacheUnreadableError if message.startswith(UNREADABLE) else WorkingCopyError
+                kind = next(kind for kind, byte in KINDS.items() if message.startswith(byte))
                 self._deliver(job.failed(kind(message[1:].decode())))
         worker.ready = True
         worker.deadline = time.monotonic() + self._picture_timeout_s if worker.jobs else None

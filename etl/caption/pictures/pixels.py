@@ -5,8 +5,6 @@ tenth of a second, and bit for bit as the processor does them: both call Pillow.
 256 values of a byte and happen on the device (`etl.caption.pictures.normalise`), so that a quarter of the bytes travel.
 """
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,35 +83,30 @@ class PixelPlan:
             colour = (red, green, blue)
         return cls(edge, crop["height"], crop["width"], int(resample), max_aspect, colour)
 
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "PixelPlan":
-        """Return the plan that `to_json` has described."""
-        return cls(**{**fields, "pad": fields["pad"] and tuple(fields["pad"])})
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the plan as values that JSON knows."""
-        return dataclasses.asdict(self)
-
     @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width and channels of the pixels."""
         return self.crop_height, self.crop_width, 3
 
+    def prepare(self, picture: Image.Image, text: str = "") -> bytes:  # noqa: ARG002 -- for plans that read it
+        """Return the picture as RGB bytes, row by row; their number is the product of ``shape``."""
+        picture = crop_aspect(picture, self.max_aspect)
+        if self.pad is not None:
+            picture = _square(picture, self.pad)
+        width, height = picture.size
+        edge = self.shortest_edge
+        target = (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
+        picture = picture.resize(target, Image.Resampling(self.resample))
+        left, top = (target[0] - self.crop_width) // 2, (target[1] - self.crop_height) // 2
+        return picture.crop((left, top, left + self.crop_width, top + self.crop_height)).tobytes()
+
 
 def pixels(path: Path, plan: PixelPlan) -> bytes:
-    """Return the picture as RGB bytes, row by row; their number is the product of ``plan.shape``.
+    """Return what the plan makes of a working copy.
 
-    Raises `WorkingCopyError` when the working copy is missing or damaged.
+    Raises `WorkingCopyError` when it is missing or damaged.
     """
-    picture = crop_aspect(open_working_copy(path), plan.max_aspect)
-    if plan.pad is not None:
-        picture = _square(picture, plan.pad)
-    width, height = picture.size
-    edge = plan.shortest_edge
-    target = (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
-    picture = picture.resize(target, Image.Resampling(plan.resample))
-    left, top = (target[0] - plan.crop_width) // 2, (target[1] - plan.crop_height) // 2
-    return picture.crop((left, top, left + plan.crop_width, top + plan.crop_height)).tobytes()
+    return plan.prepare(open_working_copy(path))
 
 
 def _square(picture: Image.Image, colour: tuple[int, int, int]) -> Image.Image:

@@ -13,12 +13,11 @@ from etl.caption.model import cuda
 from etl.caption.model.checkpoint import one_line
 from etl.caption.model.faults import BATCH_FAULTS, short_of_memory
 from etl.caption.model.loading import LoadedModel
-from etl.caption.pictures.normalise import Normaliser
-from etl.caption.pictures.pixels import PixelPlan
 from etl.caption.recipe import Recipe
 from etl.caption.slots.candidates import Candidates
 from etl.caption.slots.capacity import PREFILL, engine_config
 from etl.caption.slots.engine import Finished, SlotEngine
+from etl.caption.slots.families import family_of
 from etl.caption.slots.request_queue import RequestQueue
 from etl.caption.slots.state import EngineConfig, Request
 from etl.caption.slots.timing import Timings
@@ -65,8 +64,7 @@ class SlotCaptioner:
 
         ``limit_of`` gives a caption a limit of its own below ``max_new_tokens``.
 
-        Raises `ModelError` when the model's processor or chat template cannot serve one picture and one prompt, and
-        `UnsupportedProcessorError` when its image processor does what `etl.caption.pictures.pixels` cannot do.
+        Raises `ModelError` when the model's processor or chat template cannot serve one picture and one prompt.
         """
         self.engine: SlotEngine | None = None
         self._loaded = loaded
@@ -75,14 +73,14 @@ class SlotCaptioner:
         self._locate = locate
         self._recipe = loaded.recipe(settings, engine=ENGINE, longest_edge=longest_edge)
         longest = settings.max_new_tokens
+        self._family = family_of(loaded, loaded.max_aspect(settings))
         self._queue = RequestQueue(
-            PixelPlan.of(loaded.processor.image_processor, settings.max_aspect),
+            self._family,
             PromptEncoder(loaded.processor, longest, loaded.context),
             locate,
             processes=_loaders(settings, loaded.device),
             limit_of=lambda item: longest if limit_of is None else min(longest, limit_of(item)),
         )
-        self._normalise = Normaliser.of(loaded.processor.image_processor)
         self._detokenizer = Detokenizer(loaded)
         self._clock = Timings(loaded.device)
         self._overflowed: list[CaptionItem] = []
@@ -120,7 +118,7 @@ class SlotCaptioner:
         """Let go of the model; its memory is free once the caller holds no `LoadedModel` either."""
         self._end_engine()
         self._queue.close()
-        self._loaded = None  # type: ignore[assignment]  # unusable from here on
+        self._loaded = self._family = None  # type: ignore[assignment]  # unusable from here on
         cuda.free_memory()
 
     def caption(
@@ -264,7 +262,7 @@ class SlotCaptioner:
                 most_slots=self._most_slots,
                 tight=self._candidates.tight_rows,
             )
-            self.engine = SlotEngine(self._loaded, self._normalise, config, self._clock, candidates=self._candidates)
+            self.engine = SlotEngine(self._loaded, self._family, config, self._clock, candidates=self._candidates)
             self._slots = config.slots
             return
         except BATCH_FAULTS as error:

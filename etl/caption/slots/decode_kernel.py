@@ -1,10 +1,11 @@
 """Attention of one new token per slot over that slot's own keys and values, as a Triton kernel for CUDA.
 
 Masked SDPA reads every slot's whole row of the cache, however short its caption is; this kernel reads exactly the
-positions that a slot has written.  Each program owns one slot and one key/value head and goes through the positions
-in order, so a slot's result does not depend on its neighbours.  For one query head per key/value head it multiplies
-and adds on the CUDA cores: about one operation per byte is nothing that tensor cores would speed up.  Grouped query
-heads share each load and go through `tl.dot`, whose smallest tile has sixteen rows.
+positions that a slot has written, and of those only the last where a layer has a window.  Each program owns one slot
+and one key/value head and goes through the positions in order, so a slot's result does not depend on its neighbours.
+For one query head per key/value head it multiplies and adds on the CUDA cores: about one operation per byte is nothing
+that tensor cores would speed up.  Grouped query heads share each load and go through `tl.dot`, whose smallest tile has
+sixteen rows.
 
 Heads whose size is no power of two are computed as the next one, with zeros behind their end.
 
@@ -29,7 +30,7 @@ which the smallest cards since Ampere (sm_86, sm_89) give a program 101,376 byte
 def _attend_one(  # type: ignore[no-untyped-def]  # compiled by Triton, which has types of its own
     q_ptr, k_ptr, v_ptr, lengths_ptr, out_ptr, scale,
     q_slot, q_head, kv_slot, kv_pos, kv_head, out_slot, out_head,
-    DIM: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    DIM: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0)
     head = tl.program_id(1)
@@ -43,7 +44,10 @@ def _attend_one(  # type: ignore[no-untyped-def]  # compiled by Triton, which ha
     highest = -float("inf")
     total = 0.0
     acc = tl.zeros([TILE], tl.float32)
-    for start in range(0, length, BLOCK):
+    first = 0
+    if WINDOW:
+        first = tl.maximum(length - WINDOW, 0)
+    for start in range(first, length, BLOCK):
         pos = start + turn
         valid = pos < length
         cells = kv + pos[:, None] * kv_pos + dim[None, :]
@@ -66,6 +70,7 @@ def _attend_group(  # type: ignore[no-untyped-def]  # compiled by Triton, which 
     q_ptr, k_ptr, v_ptr, lengths_ptr, out_ptr, scale,
     q_slot, q_head, kv_slot, kv_pos, kv_head, out_slot, out_head,
     GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0)
     head = tl.program_id(1)
@@ -81,7 +86,10 @@ def _attend_group(  # type: ignore[no-untyped-def]  # compiled by Triton, which 
     highest = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, TILE], tl.float32)
-    for start in range(0, length, BLOCK):
+    first = 0
+    if WINDOW:
+        first = tl.maximum(length - WINDOW, 0)
+    for start in range(first, length, BLOCK):
         pos = start + turn
         valid = pos < length
         cells = kv + pos[:, None] * kv_pos + dim[None, :]
@@ -106,7 +114,12 @@ def turn_positions(tile: int, itemsize: int) -> int:
 
 
 def decode_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor, scale: float
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    lengths: torch.Tensor,
+    scale: float,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Return the attention of one query per slot, [slots, query heads, dim].
 
@@ -115,6 +128,7 @@ def decode_attention(
         keys, values: [slots, positions, heads, dim], equally laid out, the last dimension contiguous.
         lengths: [slots] int32, how many positions of each slot count; at least 1.
         scale: of the scores.
+        window: the last so many of a slot's positions count; ``None`` for all.
     """
     slots, query_heads, dim = query.shape
     heads = keys.shape[2]
@@ -128,9 +142,10 @@ def decode_attention(
     arguments = (query, keys, values, lengths, out, scale, *strides)
     tile = max(_SMALLEST_TILE, triton.next_power_of_2(dim))
     if group == 1:
-        _attend_one[(slots, heads)](*arguments, DIM=dim, TILE=tile, BLOCK=BLOCK, num_warps=4)
+        _attend_one[(slots, heads)](*arguments, DIM=dim, TILE=tile, BLOCK=BLOCK, WINDOW=window or 0, num_warps=4)
         return out
     rows = max(_SMALLEST_TILE, triton.next_power_of_2(group))
     block = turn_positions(tile, keys.element_size())
-    _attend_group[(slots, heads)](*arguments, GROUP=group, ROWS=rows, DIM=dim, TILE=tile, BLOCK=block, num_warps=4)
+    sizes = {"GROUP": group, "ROWS": rows, "DIM": dim, "TILE": tile, "BLOCK": block, "WINDOW": window or 0}
+    _attend_group[(slots, heads)](*arguments, **sizes, num_warps=4)
     return out

@@ -25,11 +25,10 @@ from etl.caption.model import cuda
 from etl.caption.model.checkpoint import one_line
 from etl.caption.model.faults import BATCH_FAULTS, is_out_of_memory
 from etl.caption.model.loading import LoadedModel
-from etl.caption.pictures.normalise import Normaliser
 from etl.caption.slots.candidates import Candidates
-from etl.caption.slots.families import FAMILIES
+from etl.caption.slots.families import Family, Prefilled
 from etl.caption.slots.kernel_check import Kernel, usable_kernel
-from etl.caption.slots.kv_cache import ATTENTION, Placement, slot_cache
+from etl.caption.slots.kv_cache import ATTENTION, CacheLayout, Placement, slot_cache
 from etl.caption.slots.readings import Reading
 from etl.caption.slots.state import EngineConfig, Request, SlotState
 from etl.caption.slots.timing import Timings
@@ -74,7 +73,7 @@ class _Entering:
     slots: torch.Tensor
     ids: torch.Tensor
     lengths: torch.Tensor
-    logits: torch.Tensor
+    prefilled: Prefilled
     computed: cuda.Event | None
 
     def is_computed(self) -> bool:
@@ -92,7 +91,7 @@ class SlotEngine:
     def __init__(
         self,
         loaded: LoadedModel,
-        normalise: Normaliser,
+        family: Family,
         config: EngineConfig,
         clock: Timings,
         *,
@@ -101,9 +100,7 @@ class SlotEngine:
     ) -> None:
         """Take all the memory that decoding needs.  Raises `torch.OutOfMemoryError`, and holds nothing then."""
         self.config = config
-        self._family = FAMILIES[loaded.model.config.model_type](loaded.model)
-        self._dtype = loaded.model.dtype
-        self._normalise = normalise
+        self._family = family
         self._clock = clock
         self._poll = poll
         device = self._device = loaded.device
@@ -119,13 +116,13 @@ class SlotEngine:
         self._attention: str | None = None
         try:
             with torch.inference_mode():
-                layout = self._family.layout_of(loaded.model.config)
+                layout = family.layout_of(loaded.model.config)
                 if cuda.serves(device):
                     cuda.use(device)
                     self._prefilling = cuda.new_stream(device)
                     if candidates.decode_first:
                         self._first = cuda.new_stream(device, first=True)
-                    self._kernel = usable_kernel(device, loaded.dtype, layout.heads, layout.kv_heads, layout.dim)
+                    self._kernel = _kernel_for(layout, device, loaded.dtype)
                 self._where = Placement(config.slots, device)
                 self._state = SlotState(config, loaded.eos, self._family.vocab_size, device)
                 # One position for what free slots write, see `SlotState.next_position`.
@@ -202,19 +199,17 @@ class SlotEngine:
         device, family = self._device, self._family
         lengths = [len(request.ids) for request in requests]
         width = min(-(-max(lengths) // PAD_TO) * PAD_TO, self.config.max_seq_len)
-        # Padded with its own first token: that one is in use anyhow, for the repetition penalty.
-        padded = [request.ids + request.ids[:1] * (width - len(request.ids)) for request in requests]
-        starts = cuda.to_device(torch.tensor([family.image_start(request.ids) for request in requests]), device)
+        # Padded with its own last token: that one is in use anyhow, for the repetition penalty, and no picture's.
+        padded = [request.ids + request.ids[-1:] * (width - len(request.ids)) for request in requests]
         ids = cuda.to_device(torch.tensor(padded), device)
         with self._clock("vision"):
-            pixels = cuda.to_device(torch.stack([request.pixels for request in requests]), device)
-            features = family.features(self._normalise(pixels, self._dtype))
+            seen = family.look(requests, width)
         with self._clock("prefill"):
             where = cuda.to_device(torch.tensor(slots), device)
             ends = cuda.to_device(torch.tensor(lengths), device)
             self._where.prefill = where
             try:
-                logits = family.prefill(ids, starts, ends, features, self._cache)
+                prefilled = family.prefill(ids, ends, seen, self._cache)
             finally:
                 self._where.prefill = None
         computed = None if self._prefilling is None else cuda.mark()
@@ -223,7 +218,7 @@ class SlotEngine:
             slots=where,
             ids=ids,
             lengths=ends,
-            logits=logits,
+            prefilled=prefilled,
             computed=computed,
         )
 
@@ -258,18 +253,19 @@ class SlotEngine:
         for group in computed:
             self._entering.remove(group)
             if group.computed is not None:
-                made = (group.slots, group.ids, group.lengths, group.logits)
+                made = (group.slots, group.ids, group.lengths, *filter(torch.is_tensor, group.prefilled))
                 cuda.wait_on(cuda.current_stream(self._device), group.computed, made)
-            self._state.enter(group.slots, list(group.places.values()), group.ids, group.lengths)
-            self._state.append_tokens(group.slots, group.logits)
+            requests, logits, shift = list(group.places.values()), *group.prefilled
+            self._state.enter(group.slots, requests, group.ids, group.lengths, shift)
+            self._state.append_tokens(group.slots, logits)
             for slot, request in group.places.items():
                 self._occupied[slot] = _Occupied(request, self._iteration)
 
     def _decode(self) -> None:
         """Add one token to every live slot.  Fixed shapes and no look at any value, so that CUDA can replay it."""
         state = self._state
-        position, lengths = state.next_position()
-        self._where.position = position
+        place, position, lengths = state.next_position()
+        self._where.position = place
         logits = self._family.decode(state.token, position, self._cache, slot_lengths=lengths, slot_kernel=self._kernel)
         state.advance()
         state.append_tokens(self._where.rows, logits)
@@ -302,6 +298,13 @@ class SlotEngine:
                 del self._occupied[slot]
                 ended.append(Finished(occupied.request, written[slot, : counts[slot]].tolist(), not bad[slot]))
         return ended
+
+
+def _kernel_for(layout: CacheLayout, device: torch.device, dtype: torch.dtype) -> Kernel | None:
+    """Return the decoding kernel if it serves all layers."""
+    kinds = {(each.heads, each.kv_heads, each.dim, each.window is not None) for each in layout.layers}
+    kernels = [usable_kernel(device, dtype, *kind) for kind in sorted(kinds)]
+    return kernels[0] if all(kernels) else None
 
 
 def _on(stream: cuda.Stream | None) -> contextlib.AbstractContextManager[object]:

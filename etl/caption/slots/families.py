@@ -1,124 +1,225 @@
-"""What the slot engine knows of a model's family: its parts, its positions, and what of it lies in the cache.
+"""What the slot engine knows of a model's family: how its pictures travel, how a prompt is gone through, and a token.
 
-A new family is an adapter with the methods of `Family` and its line in `FAMILIES`.
+`Family` drives every model whose own forward can fill the cache.  One that can do better, or that needs more, is a
+subclass and its line in `FAMILIES`; nothing else of the engine knows any family.
 """
 
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from transformers.cache_utils import Cache
 
+from etl.caption.model import cuda
+from etl.caption.model.loading import LoadedModel
+from etl.caption.pictures.normalise import Normaliser
+from etl.caption.pictures.pixels import PixelPlan
+from etl.caption.pictures.plan import Plan
+from etl.caption.pictures.processed import ProcessorPlan, from_bytes
 from etl.caption.slots.kv_cache import CacheLayout
+from etl.caption.slots.state import Request
+from etl.caption.tokens import EncodedPrompt, PromptEncoder
+from etl.domain.items import CaptionItem
+from etl.errors import UnsupportedProcessorError
 
-_FIXED_ROPES = (None, "default", "linear", "llama3", "yarn")
+_FIXED_ROPES = (None, "default", "linear", "llama3", "yarn", "proportional")
 """Rotary embeddings that do not depend on how long the longest sequence is, which would differ between slots."""
 
+_ATTENTIONS = ("full_attention", "sliding_attention")
+"""Kinds of layers that leave keys and values behind and nothing else."""
 
-class Family(Protocol):
-    """How the slot engine drives one model; shapes are [rows, ...] for a prefill, [slots, ...] for a decoding step."""
 
-    def __init__(self, model: Any) -> None: ...
+class Prefilled(NamedTuple):
+    """What a prefill leaves beside keys and values.
 
-    @staticmethod
-    def why_not(config: Any, max_seq_len: int) -> str | None:
-        """Return why slots cannot serve a model of this configuration, for sequences of up to so many tokens."""
+    Attributes:
+        logits: of each row's next token, [rows, vocab_size].
+        shift: by how much the positions of what follows differ from counting tokens, [rows]; ``None`` for not at all.
+    """
 
-    @staticmethod
-    def layout_of(config: Any) -> CacheLayout:
+    logits: torch.Tensor
+    shift: torch.Tensor | None = None
+
+
+class Family:
+    """How the slot engine drives one model; shapes are [rows, ...] for a prefill, [slots, ...] for a decoding step.
+
+    The prefill is the model's own forward over what its own processor gives, so positions, pictures of any number of
+    tokens and what else it does with them are its own.  Only the cache and the decoding step are the engine's.
+    """
+
+    def __init__(self, loaded: LoadedModel, max_aspect: float) -> None:
+        self._loaded = loaded
+        self._max_aspect = max_aspect
+        self._model = loaded.model
+        self._language = loaded.model.get_decoder()
+
+    @classmethod
+    def why_not(cls, model: Any) -> str | None:
+        """Return what of the model's structure the engine cannot drive, in words; ``None`` if nothing."""
+        text = model.config.get_text_config()
+        kinds = set(getattr(text, "layer_types", None) or ()) - set(_ATTENTIONS)
+        if model.config.is_encoder_decoder or getattr(text, "cross_attention_layers", None):
+            return "its language model looks at the picture by cross-attention"
+        parts = (getattr(model, "model", None), getattr(model, "lm_head", None))
+        if None in parts or not hasattr(model.get_decoder(), "embed_tokens"):
+            return f"{type(model).__name__} is not a language model that is shown pictures among its tokens"
+        if kinds:
+            return f"its layers keep more than keys and values ({sorted(kinds)[0]})"
+        for rope in _ropes(text):
+            if (kind := rope.get("rope_type")) not in _FIXED_ROPES:
+                return f"its position embedding ({kind}) depends on the longest sequence"
+        return None
+
+    @classmethod
+    def layout_of(cls, config: Any) -> CacheLayout:
         """Return the sizes that decide the cache, and with it how many slots there are."""
+        return CacheLayout.of(config.get_text_config())
 
     @property
     def vocab_size(self) -> int:
         """Logits of one token."""
+        return int(self._model.lm_head.weight.shape[0])
 
     def attend_by(self, name: str) -> str:
         """Let the language model attend by transformers' function of this name; return the one before."""
+        before: str = self._language.config._attn_implementation
+        self._language.set_attn_implementation(name)
+        return before
 
-    def image_start(self, ids: tuple[int, ...]) -> int:
-        """Return the place of the picture's first token in a prompt."""
+    def plan(self, encoder: PromptEncoder) -> Plan:
+        """Return what is done to pictures before they come here, in the processes of the image loader."""
+        return ProcessorPlan(
+            self._loaded.processor,
+            max_aspect=self._max_aspect,
+            add_special_tokens=encoder.add_special_tokens,
+            dtype=self._loaded.dtype,
+        )
 
-    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return what stands for the picture's tokens, [rows, image tokens, hidden]."""
+    def request(
+        self,
+        item: CaptionItem,
+        prompt: EncodedPrompt,  # noqa: ARG002 -- for families whose loaders do not see it
+        data: bytes,
+        limit: int,
+    ) -> Request:
+        """Return the request for a picture that the plan has made ``data`` of."""
+        inputs = from_bytes(data)
+        ids = tuple(inputs.pop("input_ids")[0].tolist())
+        inputs.pop("attention_mask", None)
+        return Request(item, ids, inputs, limit, item.repetition_penalty or 1.0)
+
+    def look(self, requests: Sequence[Request], width: int) -> Mapping[str, torch.Tensor]:
+        """Return what `prefill` needs of the pictures, on the device, for prompts padded to ``width`` tokens."""
+        return {
+            name: cuda.to_device(_collated(name, requests, width), self._loaded.device) for name in requests[0].inputs
+        }
 
     def prefill(
-        self, ids: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor, features: torch.Tensor, cache: Cache
-    ) -> torch.Tensor:
-        """Go through prompts, [rows, tokens], padded on the right; return the logits of each one's next token.
-
-        ``starts`` are the places of the pictures, ``ends`` the lengths without padding.
-        """
+        self, ids: torch.Tensor, ends: torch.Tensor, seen: Mapping[str, torch.Tensor], cache: Cache
+    ) -> Prefilled:
+        """Go through prompts, [rows, tokens], padded on the right; ``ends`` are their lengths without padding."""
+        places = torch.arange(ids.shape[1], device=ids.device)
+        whole = self._model.model
+        if hasattr(whole, "rope_deltas"):
+            # Those of the prefill before.
+            whole.rope_deltas = None
+        hidden = whole(
+            input_ids=ids,
+            attention_mask=(places < ends[:, None]).long(),
+            past_key_values=cache,
+            use_cache=True,
+            **seen,
+        ).last_hidden_state
+        shift = getattr(whole, "rope_deltas", None)
+        rows = torch.arange(len(ids), device=ids.device)
+        return Prefilled(self._logits(hidden[rows, ends - 1]), None if shift is None else shift.view(-1))
 
     def decode(self, token: torch.Tensor, position: torch.Tensor, cache: Cache, **attention: Any) -> torch.Tensor:
         """Go one token further, at each slot's own position; return the logits of the next.  Never waits for the host.
 
         ``attention`` is for `etl.caption.slots.kv_cache.slot_attention`.
         """
-
-
-class Llava(Family):
-    """LLaVA-1.5: the picture's features take the places of its tokens, and positions count the tokens."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._language = model.model.language_model
-
-    @staticmethod
-    def why_not(config: Any, max_seq_len: int) -> str | None:
-        text = config.get_text_config()
-        window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-        if window is not None and window < max_seq_len:
-            return f"its attention sees only the last {window} tokens"
-        if any(kind != "full_attention" for kind in getattr(text, "layer_types", None) or ()) and window is not None:
-            return "its layers attend in different ways"
-        rope: Any = getattr(text, "rope_parameters", None) or {}
-        if (kind := rope.get("rope_type")) not in _FIXED_ROPES:
-            return f"its position embedding ({kind}) depends on the longest sequence"
-        return None
-
-    @staticmethod
-    def layout_of(config: Any) -> CacheLayout:
-        return CacheLayout.of(config.get_text_config())
-
-    @property
-    def vocab_size(self) -> int:
-        return int(self._model.lm_head.weight.shape[0])
-
-    def attend_by(self, name: str) -> str:
-        before: str = self._language.config._attn_implementation
-        self._model.set_attn_implementation({"text_config": name})
-        return before
-
-    def image_start(self, ids: tuple[int, ...]) -> int:
-        return ids.index(self._model.config.image_token_id)
-
-    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return torch.stack(tuple(self._model.model.get_image_features(pixel_values).pooler_output))
-
-    def prefill(
-        self, ids: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor, features: torch.Tensor, cache: Cache
-    ) -> torch.Tensor:
-        rows = torch.arange(len(ids), device=ids.device)
-        embedded = self._language.embed_tokens(ids)
-        # By position, not by comparing tokens: that would make the host wait for the device.
-        places = starts[:, None] + torch.arange(features.shape[1], device=ids.device)
-        embedded[rows[:, None], places] = features.to(embedded.dtype)
-        positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        return self._logits(self._pass(embedded, positions, cache)[rows, ends - 1])
-
-    def decode(self, token: torch.Tensor, position: torch.Tensor, cache: Cache, **attention: Any) -> torch.Tensor:
-        embedded = self._language.embed_tokens(token)[:, None]
-        return self._logits(self._pass(embedded, position[:, None], cache, **attention)[:, 0])
-
-    def _pass(self, embedded: torch.Tensor, positions: torch.Tensor, cache: Cache, **attention: Any) -> torch.Tensor:
-        hidden: torch.Tensor = self._language(
-            inputs_embeds=embedded, past_key_values=cache, use_cache=True, position_ids=positions, **attention
+        hidden = self._model.model(
+            input_ids=token[:, None], position_ids=position[:, None], past_key_values=cache, use_cache=True, **attention
         ).last_hidden_state
-        return hidden
+        return self._logits(hidden[:, 0])
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self._model.lm_head(hidden)
-        return logits
+        cap: float | None = getattr(self._model.config.get_text_config(), "final_logit_softcapping", None)
+        # It changes no order, but what a penalty makes of it.
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+class Llava(Family):
+    """LLaVA-1.5: a picture has one size, so its pixels travel as bytes and never wait for the host on the way."""
+
+    def __init__(self, loaded: LoadedModel, max_aspect: float) -> None:
+        """Raises `UnsupportedProcessorError` for a checkpoint whose pictures are made otherwise."""
+        super().__init__(loaded, max_aspect)
+        self._plan = PixelPlan.of(loaded.processor.image_processor, max_aspect)
+        self._normalise = Normaliser.of(loaded.processor.image_processor)
+
+    def plan(self, encoder: PromptEncoder) -> Plan:  # noqa: ARG002 -- the prompt has no part in it
+        return self._plan
+
+    def request(self, item: CaptionItem, prompt: EncodedPrompt, data: bytes, limit: int) -> Request:
+        pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(self._plan.shape)
+        return Request(item, prompt.ids, {"pixels": pixels}, limit, item.repetition_penalty or 1.0)
+
+    def look(self, requests: Sequence[Request], width: int) -> Mapping[str, torch.Tensor]:  # noqa: ARG002
+        device, image = self._loaded.device, self._model.config.image_token_id
+        starts = torch.tensor([request.ids.index(image) for request in requests])
+        pixels = cuda.to_device(torch.stack([request.inputs["pixels"] for request in requests]), device)
+        seen = self._model.model.get_image_features(self._normalise(pixels, self._model.dtype)).pooler_output
+        return {"starts": cuda.to_device(starts, device), "features": torch.stack(tuple(seen))}
+
+    def prefill(
+        self, ids: torch.Tensor, ends: torch.Tensor, seen: Mapping[str, torch.Tensor], cache: Cache
+    ) -> Prefilled:
+        rows = torch.arange(len(ids), device=ids.device)
+        embedded = self._language.embed_tokens(ids)
+        # By position, not by comparing tokens: that would make the host wait for the device.
+        features = seen["features"].to(embedded.dtype)
+        places = seen["starts"][:, None] + torch.arange(features.shape[1], device=ids.device)
+        embedded[rows[:, None], places] = features
+        hidden = self._language(
+            inputs_embeds=embedded,
+            position_ids=torch.arange(ids.shape[1], device=ids.device)[None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return Prefilled(self._logits(hidden[rows, ends - 1]))
 
 
 FAMILIES: dict[str, type[Family]] = {"llava": Llava}
-"""The adapter of each family, by the ``model_type`` of its configuration."""
+"""The adapter of each family that has one, by the ``model_type`` of its configuration."""
+
+
+def family_of(loaded: LoadedModel, max_aspect: float) -> Family:
+    """Return what drives the model: its family's adapter where that serves it, else its own forward."""
+    try:
+        return FAMILIES.get(loaded.model.config.model_type, Family)(loaded, max_aspect)
+    except UnsupportedProcessorError:
+        return Family(loaded, max_aspect)
+
+
+def _ropes(text: Any) -> list[Mapping[str, Any]]:
+    """Return the parameters of a language model's rotary embeddings: one, or one for each kind of layer."""
+    found: Mapping[str, Any] = getattr(text, "rope_parameters", None) or {}
+    return [each for each in found.values() if isinstance(each, Mapping)] or [found]
+
+
+def _collated(name: str, requests: Sequence[Request], width: int) -> torch.Tensor:
+    """Return one input of several requests, one behind the other, each filled up with zeros to the largest."""
+    parts = [request.inputs[name] for request in requests]
+    sizes = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    if all(part.shape == (1, len(request.ids)) for part, request in zip(parts, requests, strict=True)):
+        sizes = [width]
+    whole = parts[0].new_zeros(sum(len(part) for part in parts), *sizes)
+    row = 0
+    for part in parts:
+        whole[(slice(row, row + len(part)), *map(slice, part.shape[1:]))] = part
+        row += len(part)
+    return whole

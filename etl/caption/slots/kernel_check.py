@@ -15,7 +15,7 @@ from etl.caption.model.checkpoint import one_line
 
 log = logging.getLogger(__name__)
 
-Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float, int | None], torch.Tensor]
 """The signature of `etl.caption.slots.decode_kernel.decode_attention`."""
 
 _TOLERANCE_EPS = 16
@@ -23,15 +23,16 @@ _TOLERANCE_EPS = 16
 
 
 def probe(
-    device: torch.device, dtype: torch.dtype = torch.float16, *, heads: int = 32, kv_heads: int = 32, dim: int = 128
-) -> str | None:
+    device: torch.device, dtype: torch.dtype = torch.float16, *,
+    heads: int = 32, kv_heads: int = 32, dim: int = 128, windowed: bool = False,
+) -> str | None:  # fmt: skip
     """Return why the decoding kernel does not serve on this device, in one line; ``None`` when it gives right results.
 
-    ``heads``, ``kv_heads`` and ``dim`` are a model's; LLaVA-1.5-7B's unless given.  The first call compiles, which
-    takes seconds.  Raises nothing, whatever is missing or fails.
+    ``heads``, ``kv_heads`` and ``dim`` are a model's; LLaVA-1.5-7B's unless given; with ``windowed`` a window is tried.
+    The first call compiles, which takes seconds.  Raises nothing, whatever is missing or fails.
     """
     try:
-        off = _error(device, dtype, heads, kv_heads, dim)
+        off = _error(device, dtype, heads, kv_heads, dim, windowed)
     except Exception as error:
         message = f"{type(error).__name__}: {one_line(error)}"
     else:
@@ -43,9 +44,11 @@ def probe(
 
 
 @functools.cache
-def usable_kernel(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int) -> Kernel | None:
-    """Return the kernel for a model's heads on a GPU, or ``None`` where it does not serve; the log says why, once."""
-    if (reason := probe(device, dtype, heads=heads, kv_heads=kv_heads, dim=dim)) is not None:
+def usable_kernel(
+    device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int, windowed: bool = False
+) -> Kernel | None:
+    """Return the kernel for a layer's heads on a GPU, or ``None`` where it does not serve; the log says why, once."""
+    if (reason := probe(device, dtype, heads=heads, kv_heads=kv_heads, dim=dim, windowed=windowed)) is not None:
         log.warning("decoding with PyTorch's attention, not with the Triton kernel: %s", reason)
         return None
     from etl.caption.slots.decode_kernel import decode_attention
@@ -54,7 +57,12 @@ def usable_kernel(device: torch.device, dtype: torch.dtype, heads: int, kv_heads
 
 
 def exact_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor, scale: float
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    lengths: torch.Tensor,
+    scale: float,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Return on the host, in double precision, what the kernel is to give; the arguments are those of `Kernel`."""
     # Not on the device, which may round products of float32 to TF32.
@@ -62,11 +70,12 @@ def exact_attention(
     group = query.shape[1] // keys.shape[2]
     keys, values = (each.double().repeat_interleave(group, 2) for each in (keys, values))
     scores = torch.einsum("shd,sphd->shp", query.double(), keys) * scale
-    scores.masked_fill_((torch.arange(keys.shape[1]) >= lengths[:, None])[:, None], -torch.inf)
+    behind = lengths[:, None] - torch.arange(keys.shape[1])
+    scores.masked_fill_(((behind <= 0) | (behind > (window or keys.shape[1])))[:, None], -torch.inf)
     return torch.einsum("shp,sphd->shd", scores.softmax(-1), values)
 
 
-def _error(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int) -> float:
+def _error(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int, windowed: bool) -> float:
     """Return the kernel's largest error on a tiny case, as a share of the largest value."""
     from etl.caption.slots.decode_kernel import BLOCK, decode_attention
 
@@ -79,8 +88,9 @@ def _error(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, 
     slots, positions = len(lengths), int(lengths.max())
     query = torch.randn(slots, heads, dim, generator=generator).to(dtype)
     keys, values = torch.randn(2, slots, positions, kv_heads, dim, generator=generator).to(dtype)
-    scale = dim**-0.5
-    right = exact_attention(query, keys, values, lengths, scale)
-    got = decode_attention(query.to(device), keys.to(device), values.to(device), lengths.to(device), scale)
+    # A window that begins and ends inside a turn, and is longer than one.
+    scale, window = dim**-0.5, BLOCK + BLOCK // 2 if windowed else None
+    right = exact_attention(query, keys, values, lengths, scale, window)
+    got = decode_attention(query.to(device), keys.to(device), values.to(device), lengths.to(device), scale, window)
     # NaN must not pass for a small error.
     return float(torch.nan_to_num(got.cpu().double() - right, nan=torch.inf).abs().max() / right.abs().max())

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from etl.caption.slots.kernel_check import Kernel
 
 ATTENTION = "etl_slots"
-"""Name under which transformers finds `slot_attention`.  It makes no mask for attentions that it does not know."""
+"""Name under which transformers finds `slot_attention` and `slot_mask`."""
 
 
 class Placement:
@@ -76,8 +77,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
         return self.keys.transpose(1, 2), self.values.transpose(1, 2)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return (positions, offset) for masks, which nobody makes here."""
-        return (query_length if self._where.prefill is not None else self.get_max_length()), 0
+        """Return (positions, offset) for the masks of a prefill, which sees its own tokens alone."""
+        return query_length, 0
 
     def get_seq_length(self) -> int:
         """Return 0: every pass names its positions itself."""
@@ -88,22 +89,33 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
         return int(self.keys.shape[1])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
+class LayerLayout:
+    """The sizes of one layer's attention.
+
+    Attributes:
+        heads, kv_heads: of the queries, and of the keys and values.
+        dim: of one head.
+        window: how many positions a token sees, itself included; ``None`` for all.
+    """
+
+    heads: int
+    kv_heads: int
+    dim: int
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CacheLayout:
     """The sizes of a language model that decide what decoding with it takes.
 
     Attributes:
-        layers: that keep keys and values.
-        heads, kv_heads: of the queries, and of the keys and values, in one layer.
-        dim: of one head.
+        layers: those that keep keys and values, in their order.
         hidden, inner: values of a token between layers, and inside their MLP.
         vocab_size: logits of a token.
     """
 
-    layers: int
-    heads: int
-    kv_heads: int
-    dim: int
+    layers: tuple[LayerLayout, ...]
     hidden: int
     inner: int
     vocab_size: int
@@ -111,24 +123,37 @@ class CacheLayout:
     @classmethod
     def of(cls, config: Any) -> "CacheLayout":
         """Return the sizes of a language model's configuration."""
-        heads = config.num_attention_heads
-        return cls(
-            layers=config.num_hidden_layers,
-            heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            hidden=config.hidden_size,
-            inner=config.intermediate_size,
-            vocab_size=config.vocab_size,
-        )
+        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+        layers = []
+        # The last ones may look into the cache of others.
+        for number in range(config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)):
+            layer = config.per_layer_config[number]
+            heads = layer.num_attention_heads
+            kv_heads = getattr(layer, "num_key_value_heads", None) or heads
+            dim = getattr(layer, "head_dim", None) or config.hidden_size // heads
+            layers.append(LayerLayout(heads, kv_heads, dim, window if kinds[number] == "sliding_attention" else None))
+        return cls(tuple(layers), config.hidden_size, config.intermediate_size, config.vocab_size)
+
+    def kv_values(self) -> int:
+        """Return how many values one position takes in the cache, in all layers together."""
+        return sum(2 * layer.kv_heads * layer.dim for layer in self.layers)
 
 
 def slot_cache(
     layout: CacheLayout, where: Placement, slots: int, positions: int, dtype: torch.dtype, device: torch.device
 ) -> Cache:
     """Return a cache for a language model.  Raises `torch.OutOfMemoryError`."""
-    shape = (slots, positions, layout.kv_heads, layout.dim)
-    return Cache(layers=[SlotLayer(where, *shape, dtype, device) for _ in range(layout.layers)])
+    layers = [SlotLayer(where, slots, positions, each.kv_heads, each.dim, dtype, device) for each in layout.layers]
+    return Cache(layers=layers)
+
+
+def slot_mask(batch_size: int, q_length: int, kv_length: int, **options: Any) -> torch.Tensor | None:
+    """Return the mask of a prefill, for transformers; ``None`` where causal attention needs none, and for a step.
+
+    Windows and pictures that see themselves whole need one.  Padding does not: it is on the right, where nobody looks.
+    """
+    return sdpa_mask(batch_size, q_length, kv_length, **options | {"attention_mask": None}) if q_length > 1 else None
 
 
 def slot_attention(
@@ -136,31 +161,46 @@ def slot_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,  # noqa: ARG001 -- transformers' signature
+    attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,  # noqa: ARG001 -- transformers' signature
+    sliding_window: int | None = None,
     slot_lengths: torch.Tensor | None = None,
     slot_kernel: Kernel | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend, for transformers' attention interface; all tensors are [rows, heads, tokens, dim].
 
-    With ``slot_lengths``, [slots] int32, it is a decoding step, by ``slot_kernel`` where that is given; else a prefill,
-    causal, where no query sees the padding on its right.
+    With ``slot_lengths``, [slots] int32, it is a decoding step, by ``slot_kernel`` where that is given; else a prefill
+    under the mask of `slot_mask`, without one causal: no query sees the padding on its right.
+
+    Raises `NotImplementedError` where a layer asks for something else that would change the result.
     """
+    if asked := [name for name in _NOT_DONE if more.get(name) is not None]:
+        raise NotImplementedError(f"its attention asks for {asked[0]}")
     grouped = query.shape[1] != key.shape[1]
     if slot_lengths is None:
-        out = F.scaled_dot_product_attention(query, key, value, scale=scaling, is_causal=True, enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling, is_causal=attention_mask is None,
+            enable_gqa=grouped,
+        )  # fmt: skip
         return out.transpose(1, 2).contiguous(), None
     if slot_kernel is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out = slot_kernel(query[:, :, 0], key.transpose(1, 2), value.transpose(1, 2), slot_lengths, scale)
-        return out[:, None], None
-    valid = torch.arange(key.shape[2], device=key.device)[None, :] < slot_lengths[:, None]
+        given = (query[:, :, 0], key.transpose(1, 2), value.transpose(1, 2), slot_lengths, scale)
+        return slot_kernel(*given, sliding_window)[:, None], None
+    positions = torch.arange(key.shape[2], device=key.device)[None, :]
+    valid = positions < slot_lengths[:, None]
+    if sliding_window is not None:
+        valid &= positions >= slot_lengths[:, None] - sliding_window
     out = F.scaled_dot_product_attention(
         query, key, value, attn_mask=valid[:, None, None], scale=scaling, enable_gqa=grouped
     )
     return out.transpose(1, 2).contiguous(), None
 
 
+_NOT_DONE = ("softcap", "s_aux")
+"""What transformers hands to an attention that is not done here: capped scores, sinks."""
+
 AttentionInterface.register(ATTENTION, slot_attention)
+AttentionMaskInterface.register(ATTENTION, slot_mask)

@@ -4,11 +4,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import torch
-
 from etl.caption.captioner import failure
 from etl.caption.pictures.loader import ImageLoader, LoadedImage
-from etl.caption.pictures.pixels import PixelPlan
+from etl.caption.slots.families import Family
 from etl.caption.slots.state import Request
 from etl.caption.tokens import PromptEncoder
 from etl.clock import now_ms
@@ -25,7 +23,7 @@ class RequestQueue:
 
     def __init__(
         self,
-        plan: PixelPlan,
+        family: Family,
         encoder: PromptEncoder,
         locate: Callable[[str], Path],
         *,
@@ -37,7 +35,8 @@ class RequestQueue:
         ``processes`` open the pictures; 0 for a thread of this process.
         """
         self.ready: deque[Request] = deque()
-        self._size = (plan.crop_height, plan.crop_width, 3)
+        plan = family.plan(encoder)
+        self._family: Family | None = family
         self._encoder = encoder
         self._limit_of = limit_of
         self._make_loader: Callable[[], ImageLoader] = lambda: ImageLoader(plan, locate, processes=processes)
@@ -69,24 +68,24 @@ class RequestQueue:
         while self.waiting < most and (item := self._next()) is not None:
             started_at = now_ms()
             try:
-                # Once here for its errors, before the picture is opened in vain; the result is cached.
-                self._encoder.encode(item.prompt)
+                # Here for its errors, before the picture is opened in vain; the result is cached.
+                prompt = self._encoder.encode(item.prompt)
             except CaptionError as error:
                 yield failure(item, error, started_at)
                 continue
             if self._loader is None:
                 self._loader = self._make_loader()
-            self._loader.submit(item)
+            self._loader.submit(item, prompt.text)
 
     def receive(self, timeout_s: float) -> Iterator[ItemFailure]:
         """Make requests of the pictures that are open, waiting so long for the first; yield those that are broken."""
         if self._loader is None or not self._pending:
             return
         for loaded in self._loader.take(timeout_s):
-            if loaded.error is not None:
-                yield failure(loaded.item, loaded.error, loaded.started_at)
-            else:
+            try:
                 self.ready.append(self._request(loaded))
+            except CaptionError as error:
+                yield failure(loaded.item, error, loaded.started_at)
 
     def abandon(self) -> None:
         """Forget what was pulled."""
@@ -102,6 +101,8 @@ class RequestQueue:
         if self._loader is not None:
             self._loader.close()
             self._loader = None
+        # It holds the model.
+        self._family = None
 
     def _next(self) -> CaptionItem | None:
         if self._ended:
@@ -115,7 +116,11 @@ class RequestQueue:
         return item
 
     def _request(self, loaded: LoadedImage) -> Request:
-        assert loaded.pixels is not None
-        pixels = torch.frombuffer(bytearray(loaded.pixels), dtype=torch.uint8).reshape(self._size)
-        ids = self._encoder.encode(loaded.item.prompt).ids
-        return Request(loaded.item, ids, pixels, self._limit_of(loaded.item), loaded.item.repetition_penalty or 1.0)
+        if loaded.error is not None:
+            raise loaded.error
+        assert loaded.data is not None and self._family is not None
+        item = loaded.item
+        request = self._family.request(item, self._encoder.encode(item.prompt), loaded.data, self._limit_of(item))
+        # Only now it is known how many tokens the picture takes.
+        self._encoder.check_length(len(request.ids))
+        return request

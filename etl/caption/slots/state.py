@@ -4,7 +4,7 @@ Nothing here assigns a Python number to places that a tensor names (``x[slots] =
 device as a tensor and wait for that, which also breaks the recording of a step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,14 +20,14 @@ class Request:
     Attributes:
         item: what it is for.
         ids: the prompt's tokens, the image's included.
-        pixels: the picture as the model's size asks for it, uint8 [height, width, 3].
+        inputs: the picture, as `etl.caption.slots.families` gives it to the model, on the host.
         limit: longest caption, in tokens.
         penalty: repetition penalty; 1 for none.
     """
 
     item: CaptionItem
     ids: tuple[int, ...]
-    pixels: torch.Tensor
+    inputs: Mapping[str, torch.Tensor]
     limit: int
     penalty: float = 1.0
 
@@ -81,6 +81,7 @@ class SlotState:
         self.token = self._column(config, torch.long)
         self.written = torch.zeros(config.slots, config.limit + 1, dtype=torch.long, device=device)
         self._length = self._column(config, torch.long)
+        self._shift = self._column(config, torch.long)
         self._limit = self._column(config, torch.long)
         self._penalty = self._column(config, torch.float32, 1.0)
         self._eos = torch.tensor(list(eos), dtype=torch.long, device=device)
@@ -101,12 +102,22 @@ class SlotState:
         """What the host looks at between steps: live, count, overflowed, written."""
         return self.live, self.count, self.overflowed, self.written
 
-    def enter(self, slots: torch.Tensor, requests: Sequence[Request], ids: torch.Tensor, lengths: torch.Tensor) -> None:
+    def enter(
+        self,
+        slots: torch.Tensor,
+        requests: Sequence[Request],
+        ids: torch.Tensor,
+        lengths: torch.Tensor,
+        shift: torch.Tensor | None,
+    ) -> None:
         """Begin new captions in free slots; their first tokens follow with `append_tokens`.
 
-        ``ids``, [rows, tokens], are the prompts, padded with tokens of their own; ``lengths``, [rows], without padding.
+        ``ids``, [rows, tokens], are the prompts, padded with tokens of their own; ``lengths``, [rows], without padding;
+        ``shift``, [rows], what `etl.caption.slots.families.Prefilled` says.
         """
         self._length[slots] = lengths
+        if shift is not None:
+            self._shift[slots] = shift
         self._limit[slots] = cuda.to_device(torch.tensor([request.limit for request in requests]), self._device)
         self.count.index_fill_(0, slots, 0)
         self.overflowed.index_fill_(0, slots, False)
@@ -117,13 +128,14 @@ class SlotState:
             self._used.index_fill_(0, slots, False)
             self._used[slots[:, None], ids] = self._yes
 
-    def next_position(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return where each slot writes its next keys and values, and how many positions it then has, int32.
+    def next_position(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return where each slot writes its next keys and values, which position that is for the model, and how many
+        the slot then has, int32.
 
         What a free slot computes counts for nothing: it writes into its spare position and reads a single one.
         """
-        position = torch.where(self.live, self._length, self._spare)
-        return position, torch.where(self.live, self._length + 1, self._one).int()
+        place = torch.where(self.live, self._length, self._spare)
+        return place, place + self._shift, torch.where(self.live, self._length + 1, self._one).int()
 
     def advance(self) -> None:
         """Note that the live slots have written a position."""

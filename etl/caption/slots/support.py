@@ -1,15 +1,16 @@
-"""Whether the slot engine can drive a model: asked of its configuration first, then of a few tokens."""
+"""Whether the slot engine can drive a model: asked of its structure first, then of a few tokens."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from etl.caption.model.loading import LoadedModel
-from etl.caption.pictures.normalise import Normaliser
-from etl.caption.pictures.pixels import PixelPlan
 from etl.caption.slots.engine import Finished, SlotEngine
-from etl.caption.slots.families import FAMILIES
+from etl.caption.slots.families import FAMILIES, Family, family_of
 from etl.caption.slots.state import EngineConfig, Request
 from etl.caption.slots.timing import Timings
 from etl.caption.tokens import PromptEncoder
@@ -21,6 +22,9 @@ TRIAL_TOKENS = 6
 TRIAL_PROMPTS = ("Describe the picture.", "What is shown here, and where might it have been taken?")
 """Of different lengths, so that the padding of one is put to the test."""
 
+TRIAL_SIZES = ((480, 320), (300, 400))
+"""Of different aspects, which many models give different numbers of tokens.  Pixels."""
+
 TOLERANCE = 1e-3
 TOLERANCE_EPS = 16
 """Tokens count as equally likely when their logits differ by less than this share of the larger one, by less than so
@@ -30,77 +34,107 @@ _NOISE = 4
 """Both of two tokens may be off by what a batch changes, and by twice that in a third way to add the numbers up."""
 
 
-def why_not(loaded: LoadedModel, max_seq_len: int) -> str | None:
-    """Return why the slot engine cannot drive the model, in words, judging by its parts; ``None`` if nothing speaks
-    against it.
-
-    ``max_seq_len`` is the longest sequence that may be asked for.
+def why_not(loaded: LoadedModel) -> str | None:
+    """Return why the slot engine cannot drive the model, in words, judging by its structure; ``None`` if nothing
+    speaks against it.
     """
     model = loaded.model
-    family = FAMILIES.get(model.config.model_type)
-    if family is None:
-        return f"{type(model).__name__} is not built like LLaVA-1.5"
+    if loaded.native is not None:
+        return "it captions without being asked, which slots do not"
     if len({parameter.device for parameter in model.parameters()}) > 1:
         return "the model is spread over several devices"
-    return family.why_not(model.config, max_seq_len)
+    return FAMILIES.get(model.config.model_type, Family).why_not(model)
 
 
 def differs(loaded: LoadedModel, max_aspect: float) -> str | None:
-    """Return how the slot engine's tokens differ from the model's own; ``None`` when they do not.
+    """Return how the slot engine's tokens differ from those of the model's own `generate()`; ``None`` if they do not.
 
-    Two prompts are answered side by side in two slots; then the model itself is asked, one sequence at a time and with
-    its own attention, which token it would have chosen at each place.
+    Two pictures of different aspects are asked about in two slots, side by side; then `generate()` is led along the
+    same tokens, one picture at a time, and asked which it would have chosen at each place.
     """
-    requests = _trial(loaded, max_aspect)
+    requests = trial_requests(loaded, max_aspect)
     config = EngineConfig(slots=2, max_seq_len=max(request.max_seq_len for request in requests), limit=TRIAL_TOKENS)
-    normalise = Normaliser.of(loaded.processor.image_processor)
     # Without an end, so that every token of the trial is written.
     endless = dataclasses.replace(loaded, eos=())
-    engine = SlotEngine(endless, normalise, config, Timings(loaded.device), poll=1)
+    engine = SlotEngine(endless, family_of(endless, max_aspect), config, Timings(loaded.device), poll=1)
     try:
         engine.admit(requests)
-        finished = []
+        finished: list[Finished] = []
         while engine.in_use:
             finished += engine.step()
     finally:
         engine.close()
-    for each, alone, noise in zip(finished, *_own_logits(loaded, finished, normalise), strict=True):
+    for each, alone, noise in zip(finished, *_own_logits(loaded, finished), strict=True):
         if (place := _first_difference(each.ids, alone, noise, loaded.dtype)) is not None:
             return f"token {place + 1} of a trial caption is not the model's own"
     return None
 
 
-def _trial(loaded: LoadedModel, max_aspect: float) -> list[Request]:
-    plan = PixelPlan.of(loaded.processor.image_processor, max_aspect)
-    encoder = PromptEncoder(loaded.processor, TRIAL_TOKENS, loaded.context)
-    size = (plan.crop_width, plan.crop_height)
-    ramp = Image.linear_gradient("L").resize(size)
-    picture = Image.merge("RGB", (ramp, ramp.transpose(Image.Transpose.ROTATE_90), Image.new("L", size, 90)))
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(size[1], size[0], 3)
-    return [
-        Request(CaptionItem(number, "", prompt), encoder.encode(prompt).ids, pixels, TRIAL_TOKENS)
-        for number, prompt in enumerate(TRIAL_PROMPTS)
-    ]
+def trial_requests(loaded: LoadedModel, max_aspect: float) -> list[Request]:
+    """Return requests for the trial's pictures and prompts."""
+    pictures = [_picture(*size) for size in TRIAL_SIZES]
+    return requests_for(loaded, max_aspect, list(zip(pictures, TRIAL_PROMPTS, strict=True)), TRIAL_TOKENS)
+
+
+def requests_for(
+    loaded: LoadedModel,
+    max_aspect: float,
+    asked: Sequence[tuple[Image.Image, str]],
+    limit: int,
+    penalty: float | None = None,
+) -> list[Request]:
+    """Return requests for pictures and prompts, numbered from 0, made in this process."""
+    encoder = PromptEncoder(loaded.processor, limit, loaded.context)
+    family = family_of(loaded, max_aspect)
+    plan, requests = family.plan(encoder), []
+    for number, (picture, prompt) in enumerate(asked):
+        encoded = encoder.encode(prompt)
+        item = CaptionItem(number, "", prompt, repetition_penalty=penalty)
+        requests.append(family.request(item, encoded, plan.prepare(picture, encoded.text), limit))
+    return requests
+
+
+def _picture(width: int, height: int) -> Image.Image:
+    ramp = Image.linear_gradient("L").resize((width, height))
+    return Image.merge("RGB", (ramp, ramp.transpose(Image.Transpose.ROTATE_180), Image.new("L", ramp.size, 90)))
+
+
+class _Led(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped here
+    """Lets `generate()` choose the tokens that it is given, [rows, tokens]."""
+
+    def __init__(self, tokens: torch.Tensor) -> None:
+        self._steps = iter(tokens.T)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        return torch.full_like(scores, -torch.inf).scatter_(1, next(self._steps)[:, None], 0.0)
+
+
+def _own_logits(loaded: LoadedModel, finished: list[Finished]) -> tuple[list[torch.Tensor], list[float]]:
+    """Return the model's own logits for the tokens of each caption, and how far they are off in a batch of all."""
+    together = _led_along(loaded, finished)
+    alone = [_led_along(loaded, [each])[0] for each in finished]
+    return alone, [float((one - many).abs().max()) for one, many in zip(alone, together, strict=True)]
 
 
 @torch.inference_mode()
-def _own_logits(
-    loaded: LoadedModel, finished: list[Finished], normalise: Normaliser
-) -> tuple[list[torch.Tensor], list[float]]:
-    """Return the model's own logits for the tokens of each caption, and how far they are off in a batch of all."""
-    device = loaded.device
-    rows = [torch.tensor([*each.request.ids, *each.ids], device=device) for each in finished]
-    pixels = normalise(torch.stack([each.request.pixels for each in finished]).to(device), loaded.dtype)
-    # Padded on the right: no causal row sees it.
-    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=loaded.pad)
-    together = loaded.model(input_ids=padded, pixel_values=pixels).logits
-    found: tuple[list[torch.Tensor], list[float]] = ([], [])
-    for number, (each, row) in enumerate(zip(finished, rows, strict=True)):
-        own = slice(len(each.request.ids) - 1, len(row) - 1)
-        alone = loaded.model(input_ids=row[None], pixel_values=pixels[number : number + 1]).logits[0, own].float()
-        found[0].append(alone)
-        found[1].append(float((alone - together[number, own].float()).abs().max()))
-    return found
+def _led_along(loaded: LoadedModel, finished: list[Finished]) -> torch.Tensor:
+    """Return the logits of `generate()` on its way along the captions, [captions, tokens, vocab_size]."""
+    encoder = PromptEncoder(loaded.processor, TRIAL_TOKENS, loaded.context)
+    inputs: dict[str, Any] = loaded.processor(
+        images=[[_picture(*TRIAL_SIZES[each.request.item.id])] for each in finished],
+        text=[encoder.encode(each.request.item.prompt).text for each in finished],
+        add_special_tokens=encoder.add_special_tokens,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    ).to(loaded.device, loaded.dtype)
+    tokens = torch.tensor([each.ids for each in finished], device=loaded.device)
+    config = loaded.generation_config(TRIAL_TOKENS)
+    config.eos_token_id = None
+    config.output_logits = config.return_dict_in_generate = True
+    led = LogitsProcessorList([_Led(tokens)])
+    found = loaded.model.generate(**inputs, generation_config=config, logits_processor=led)
+    return torch.stack(found.logits, 1).float()
 
 
 def _first_difference(ids: list[int], alone: torch.Tensor, noise: float, dtype: torch.dtype) -> int | None:
