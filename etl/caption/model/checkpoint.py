@@ -109,12 +109,20 @@ def _find(model: str, revision: str) -> Checkpoint:
     if _is_directory(folder):
         return Checkpoint(folder.resolve().name, folder, None)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise ModelError(f"there is no directory {clean(model, 200)}").with_cure(
-            _meant(model) or f"give a Hugging Face id, a directory or '{DEMO_MODEL}'"
+        raise _unknown(
+            f"there is no directory {clean(model, 200)}",
+            model,
+            f"give a Hugging Face id, a directory or '{DEMO_MODEL}'",
         )
     log.info("fetching %s@%s unless it is cached", model, revision)
     snapshot = _snapshot(model, revision, _SMALL_FILES)
     return Checkpoint(model, snapshot, snapshot.name)
+
+
+def _unknown(what: str, model: str, cure: str) -> ModelError:
+    """Return the error for a model that is not there: with the one that may have been meant, else with a cure."""
+    meant = _meant(model)
+    return ModelError(what).with_cure(meant) if meant else ModelError(f"{what}; {cure}")
 
 
 def _meant(model: str) -> str:
@@ -149,15 +157,16 @@ def _snapshot(
     except hub_errors.GatedRepoError as error:
         raise ModelError(f"{model} is gated: accept its terms on huggingface.co and set HF_TOKEN") from error
     except hub_errors.RepositoryNotFoundError as error:
-        raise ModelError(f"there is no model {clean(model, 200)} on the hub, or it is private").with_cure(
-            _meant(model) or "check the id, or set HF_TOKEN"
+        raise _unknown(
+            f"there is no model {clean(model, 200)} on the hub, or it is private",
+            model,
+            "check the id, or set HF_TOKEN",
         ) from error
     except hub_errors.RevisionNotFoundError as error:
         raise ModelError(f"{model} has no revision {revision!r}; check --revision") from error
     except hub_errors.LocalEntryNotFoundError as error:
-        raise ModelError(
-            f"{clean(model, 200)} is not (wholly) in the local cache and the hub cannot be reached"
-        ).with_cure(_meant(model) or "connect once, or copy the model here and give its directory") from error
+        what = f"{clean(model, 200)} is not (wholly) in the local cache and the hub cannot be reached"
+        raise _unknown(what, model, "connect once, or copy the model here and give its directory") from error
     except hub_errors.HFValidationError as error:
         raise ModelError(f"{model!r} is neither a directory nor a valid Hugging Face id") from error
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
