@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,18 @@ def test_templates_of_text_alone_get_text(made: Made, settings: MakeSettings, lo
     assert text == "USER: <image>\nDescribe it. ASSISTANT:"
     assert joy.recipe(chosen, engine="generate").generation["chat_content"] == "text behind picture"
     assert "chat_content" not in loaded.recipe(settings(), engine="generate").generation
+
+
+def test_templates_of_the_tokenizer_will_do(made: Made, settings: MakeSettings, tmp_path: Path) -> None:
+    """A chat template that is in the tokenizer's configuration alone is used, of several the default one."""
+    folder = shutil.copytree(made("gemma3"), tmp_path / "gemma3")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    path = folder / "tokenizer_config.json"
+    named = [{"name": "tools", "template": "{{ 1 }}"}, {"name": "default", "template": template}]
+    for written in (template, named):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": written}))
+        assert load(settings(model=str(folder))).processor.chat_template == template
 
 
 SIZES = ((64, 64), (512, 512), (900, 200), (150, 700), (1024, 1024))

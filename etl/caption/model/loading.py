@@ -189,7 +189,8 @@ def _asked(name: str, config: Any, processor: Any, settings: Settings) -> tuple[
         if settings.native_prompt:
             raise ModelError(f"{name} answers the prompts of records by its chat template; leave --native-prompt out")
         if isinstance(processor.chat_template, dict):
-            processor.chat_template = processor.chat_template.get("default") or str(processor.chat_template)
+            several = processor.chat_template
+            processor.chat_template = several.get("default") or next(iter(several.values()))
         given = arguments(name, processor.chat_template, settings.chat_template_arg)
         processor.chat_template = with_arguments(processor.chat_template, given)
         return given, None

@@ -65,6 +65,9 @@ def load_processor(name: str, folder: Path, config: Any, *, pad_to_square: bool)
     # What transformers raises for files that it cannot make sense of has no common class.
     except Exception as error:
         raise ModelError(_why(name, error)) from error
+    if config.model_type not in PROMPTS:
+        # Some repositories have it in the tokenizer's configuration alone.
+        processor.chat_template = processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
     if len(str(processor.chat_template)) > MAX_TEMPLATE:
         raise ModelError(f"the chat template of {name} is longer than {MAX_TEMPLATE:,} characters; is it damaged?")
     if not processor.chat_template and config.model_type not in PROMPTS:
