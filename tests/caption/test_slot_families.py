@@ -21,7 +21,7 @@ from etl.caption.model.loading import LoadedModel, load
 from etl.caption.pictures.loader import ImageLoader, LoadedImage
 from etl.caption.slots import capacity, kv_cache
 from etl.caption.slots.captioner import SlotCaptioner
-from etl.caption.slots.families import Family, Llava, Prefilled, family_of
+from etl.caption.slots.families import Family, Llava, Prefilled, Recurrent, adapter_of, family_of
 from etl.caption.slots.support import differs, why_not
 from etl.caption.tokens import PromptEncoder
 from etl.demo.scenes import random_scene
@@ -38,7 +38,7 @@ QUICK = ("qwen3_vl", "gemma3")
 
 SERVED = (
     "llava", "bakllava", "joycaption", "llava_next", "llava_onevision", "internvl", "pixtral", "mistral3", "idefics3",
-    "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "gemma4",
+    "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma3", "gemma4", "lfm2_vl",
 )  # fmt: skip
 
 MISSING = {
@@ -156,11 +156,18 @@ def without_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Family, "look", lambda *given: {n: v for n, v in look(*given).items() if n != "token_type_ids"})
 
 
+def without_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let recurrent layers begin a caption with what the slot's last one left."""
+    prefill = Recurrent.prefill
+    monkeypatch.setattr(Recurrent, "prefill", lambda *given: prefill(*given)._replace(states=()))
+
+
 @pytest.mark.parametrize(
     ("family", "leave_out"),
     [
         ("qwen3_vl", without_shift),
         ("gemma3", without_window),
+        pytest.param("qwen3_5", without_states, marks=pytest.mark.soak),
         pytest.param("gemma3", without_blocks, marks=pytest.mark.soak),
         pytest.param("qwen2_vl", without_shift, marks=pytest.mark.soak),
         pytest.param("qwen2_5_vl", without_shift, marks=pytest.mark.soak),
@@ -202,14 +209,22 @@ def test_a_stop_and_longer_pictures_leave_the_words_alone(
     assert engine.tokens == right
 
 
-def test_slots_are_as_large_as_they_are_said_to_be(made: Made, settings: MakeSettings) -> None:
-    """The bytes of a slot are counted layer by layer, each with the heads and the window that it has."""
-    loaded = made("gemma3")
-    layout = Family.layout_of(loaded.model.config)
+@pytest.mark.parametrize(
+    ("family", "keeping", "windowed", "recurrent"), [("gemma3", 6, 5, 0), ("gemma4", 6, 5, 0), ("qwen3_5", 1, 0, 3)]
+)
+def test_slots_are_as_large_as_they_are_said_to_be(
+    made: Made, settings: MakeSettings, family: str, keeping: int, windowed: int, recurrent: int
+) -> None:
+    """The bytes of a slot are counted layer by layer, each with the heads, the window or the states that it has."""
+    loaded = made(family)
+    layout = adapter_of(loaded.model.config).layout_of(loaded.model.config, loaded.dtype)
     windows = [layer.window for layer in layout.layers]
-    assert set(windows) == {None, loaded.model.config.text_config.sliding_window}
+    assert (len(windows), sum(map(bool, windows)), len(layout.states)) == (keeping, windowed, recurrent)
     cache = kv_cache.slot_cache(layout, kv_cache.Placement(3, loaded.device), 3, 41, loaded.dtype, loaded.device)
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    held = 0
+    for layer in cache.layers:
+        kept = layer.held if isinstance(layer, kv_cache.StateLayer) else (layer.keys, layer.values)
+        held += sum(each.nbytes for each in kept)
     said = capacity.slot_bytes(loaded, 40, settings(max_new_tokens=1), penalised=False)
     assert 3 * said - held == 3 * (8 * layout.vocab_size + 8)
 
@@ -293,7 +308,6 @@ def test_processes_carry_what_the_processor_gives(family: str, made: Made, mixed
 
 
 def test_what_slots_do_not_serve(made: Made) -> None:
-    """Recurrent states, cross-attention and captioners without a chat are left to `generate()`, each for its reason."""
-    assert "linear_attention" in str(why_not(made("qwen3_5")))
+    """Cross-attention and captioners without a chat are left to `generate()`, each for its reason."""
     assert "cross-attention" in str(why_not(made("mllama")))
     assert "without being asked" in str(why_not(made("florence2")))

@@ -4,7 +4,7 @@ import logging
 
 from etl.caption.model import cuda
 from etl.caption.model.loading import LoadedModel
-from etl.caption.slots.families import FAMILIES, Family
+from etl.caption.slots.families import adapter_of
 from etl.caption.slots.kv_cache import CacheLayout
 from etl.caption.slots.state import EngineConfig
 from etl.settings import Settings
@@ -71,10 +71,10 @@ def slots_within(
 def slot_bytes(loaded: LoadedModel, max_seq_len: int, settings: Settings, *, penalised: bool) -> int:
     """Return the bytes of one slot: keys and values of all layers, the tokens used, and a step's logits."""
     layout = _layout(loaded)
-    kv = layout.kv_values() * loaded.dtype.itemsize * (max_seq_len + 1)
+    kept = layout.slot_bytes(max_seq_len + 1, loaded.dtype)
     # Logits in the model's type, as float32, and once more where they are changed.
     logits = layout.vocab_size * (loaded.dtype.itemsize + 4 + (9 if penalised else 0))
-    return int(kv + logits + 8 * settings.max_new_tokens)
+    return int(kept + logits + 8 * settings.max_new_tokens)
 
 
 def prefill_bytes(loaded: LoadedModel, max_seq_len: int) -> int:
@@ -104,4 +104,4 @@ def engine_config(
 def _layout(loaded: LoadedModel) -> CacheLayout:
     config = loaded.model.config
     # Of a model that slots do not drive, it is asked only for an estimate.
-    return FAMILIES.get(config.model_type, Family).layout_of(config)
+    return adapter_of(config).layout_of(config, loaded.dtype)

@@ -116,7 +116,7 @@ class SlotEngine:
         self._attention: str | None = None
         try:
             with torch.inference_mode():
-                layout = family.layout_of(loaded.model.config)
+                layout = family.layout_of(loaded.model.config, loaded.dtype)
                 if cuda.serves(device):
                     cuda.use(device)
                     self._prefilling = cuda.new_stream(device)
@@ -253,11 +253,13 @@ class SlotEngine:
         for group in computed:
             self._entering.remove(group)
             if group.computed is not None:
-                made = (group.slots, group.ids, group.lengths, *filter(torch.is_tensor, group.prefilled))
+                made = (group.slots, group.ids, group.lengths, *group.prefilled.tensors())
                 cuda.wait_on(cuda.current_stream(self._device), group.computed, made)
-            requests, logits, shift = list(group.places.values()), *group.prefilled
-            self._state.enter(group.slots, requests, group.ids, group.lengths, shift)
-            self._state.append_tokens(group.slots, logits)
+            requests, prefilled = list(group.places.values()), group.prefilled
+            for held, state in prefilled.states:
+                held[group.slots] = state
+            self._state.enter(group.slots, requests, group.ids, group.lengths, prefilled.shift)
+            self._state.append_tokens(group.slots, prefilled.logits)
             for slot, request in group.places.items():
                 self._occupied[slot] = _Occupied(request, self._iteration)
 

@@ -4,13 +4,15 @@ transformers' own static cache has one write position for the whole batch; here 
 holds a caption of its own age.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from etl.caption.slots.kernel_check import Kernel
@@ -68,13 +70,21 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
         """Write new states, [rows, heads, tokens, dim], and return what is to be attended to, in the same layout."""
         where = self._where
         if where.prefill is not None:
-            tokens = key_states.shape[2]
-            self.keys[where.prefill, :tokens] = key_states.transpose(1, 2)
-            self.values[where.prefill, :tokens] = value_states.transpose(1, 2)
+            self._fill(where.prefill, key_states, value_states)
             return key_states, value_states
         self.keys[where.rows, where.position] = key_states[:, :, 0]
         self.values[where.rows, where.position] = value_states[:, :, 0]
         return self.keys.transpose(1, 2), self.values.transpose(1, 2)
+
+    def fill_row(self, row: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write the states of one prompt of a prefill, [1, heads, tokens, dim], that were computed elsewhere."""
+        assert self._where.prefill is not None
+        self._fill(self._where.prefill[row : row + 1], keys, values)
+
+    def _fill(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        tokens = keys.shape[2]
+        self.keys[slots, :tokens] = keys.transpose(1, 2)
+        self.values[slots, :tokens] = values.transpose(1, 2)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return (positions, offset) for the masks of a prefill, which sees its own tokens alone."""
@@ -87,6 +97,28 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
     def get_max_length(self) -> int:
         """Return the positions of one slot."""
         return int(self.keys.shape[1])
+
+
+class StateLayer(LinearAttentionLayer):  # type: ignore[misc]  # transformers is untyped here
+    """What a recurrent layer remembers, a row for each slot; a step changes all rows, those of free slots for nothing.
+
+    Attributes:
+        held: the states that the layer has: of its convolution, of its recurrence.
+    """
+
+    def __init__(self, layout: "StateLayout", slots: int, device: torch.device) -> None:
+        super().__init__()
+        self.held = [torch.zeros(slots, *shape, dtype=dtype, device=device) for shape, dtype in layout.states]
+        self.conv_states[0], self.recurrent_states[0] = (*self.held, None)[:2]
+        self.is_conv_states_initialized[0] = self.has_previous_state[0] = True
+        self.is_recurrent_states_initialized[0] = len(self.held) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class StateLayout:
+    """The states of a recurrent layer: shape and type of each, without the slots; the convolution's is the first."""
+
+    states: tuple[tuple[tuple[int, ...], torch.dtype], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +143,7 @@ class CacheLayout:
 
     Attributes:
         layers: those that keep keys and values, in their order.
+        states: recurrent layers, by their place among all.
         hidden, inner: values of a token between layers, and inside their MLP.
         vocab_size: logits of a token.
     """
@@ -119,6 +152,7 @@ class CacheLayout:
     hidden: int
     inner: int
     vocab_size: int
+    states: Mapping[int, StateLayout] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Any) -> "CacheLayout":
@@ -135,16 +169,22 @@ class CacheLayout:
             layers.append(LayerLayout(heads, kv_heads, dim, window if kinds[number] == "sliding_attention" else None))
         return cls(tuple(layers), config.hidden_size, config.intermediate_size, config.vocab_size)
 
-    def kv_values(self) -> int:
-        """Return how many values one position takes in the cache, in all layers together."""
-        return sum(2 * layer.kv_heads * layer.dim for layer in self.layers)
+    def slot_bytes(self, positions: int, dtype: torch.dtype) -> int:
+        """Return the bytes of one slot of so many positions in the cache, in all layers together."""
+        values = sum(2 * layer.kv_heads * layer.dim for layer in self.layers)
+        states = (state for layer in self.states.values() for state in layer.states)
+        return values * positions * dtype.itemsize + sum(math.prod(shape) * kind.itemsize for shape, kind in states)
 
 
 def slot_cache(
     layout: CacheLayout, where: Placement, slots: int, positions: int, dtype: torch.dtype, device: torch.device
 ) -> Cache:
     """Return a cache for a language model.  Raises `torch.OutOfMemoryError`."""
-    layers = [SlotLayer(where, slots, positions, each.kv_heads, each.dim, dtype, device) for each in layout.layers]
+    layers: list[Any] = [
+        SlotLayer(where, slots, positions, each.kv_heads, each.dim, dtype, device) for each in layout.layers
+    ]
+    for place, state in sorted(layout.states.items()):
+        layers.insert(place, StateLayer(state, slots, device))
     return Cache(layers=layers)
 
 

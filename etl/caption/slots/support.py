@@ -10,7 +10,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from etl.caption.model.loading import LoadedModel
 from etl.caption.slots.engine import Finished, SlotEngine
-from etl.caption.slots.families import FAMILIES, Family, family_of
+from etl.caption.slots.families import adapter_of, family_of
 from etl.caption.slots.state import EngineConfig, Request
 from etl.caption.slots.timing import Timings
 from etl.caption.tokens import PromptEncoder
@@ -43,7 +43,7 @@ def why_not(loaded: LoadedModel) -> str | None:
         return "it captions without being asked, which slots do not"
     if len({parameter.device for parameter in model.parameters()}) > 1:
         return "the model is spread over several devices"
-    return FAMILIES.get(model.config.model_type, Family).why_not(model)
+    return adapter_of(model.config).why_not(model)
 
 
 def differs(loaded: LoadedModel, max_aspect: float) -> str | None:
