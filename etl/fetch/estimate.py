@@ -13,11 +13,12 @@ from typing import Any
 
 from etl.domain.statuses import HostState
 from etl.domain.views import HostInfo
-from etl.errors import InvalidUrlError
+from etl.errors import ItemError
+from etl.fetch.local_files import Roots
 from etl.fetch.loop import DECODE_AHEAD
 from etl.fetch.mirrors import Mirrors
 from etl.images.cache import ImageCache
-from etl.net.urls import is_local, local_path
+from etl.net.urls import is_local
 from etl.settings import Settings
 from etl.state.read.hosts import all_hosts
 from etl.state.read.reader import Reader
@@ -120,9 +121,10 @@ def estimate_of(reader: Reader, settings: Settings, *, refresh: bool = False) ->
     """
     mirrors = Mirrors.of(settings)
     mirrors.check(active_lines(reader))
+    roots = Roots.of(reader, settings, mirrors)
     sums: dict[str, _Sum] = defaultdict(_Sum)
     for _, lines in groupby(open_sources(reader, fetched_too=refresh), key=itemgetter(0)):
-        _add(sums, list(lines), mirrors)
+        _add(sums, list(lines), mirrors, roots)
     seen = {info.host: info for info in all_hosts(reader)}
     hosts = [_host(name, one, seen.get(name, HostInfo(host=name))) for name, one in sums.items()]
     times = [host.seconds for host in hosts]
@@ -141,25 +143,25 @@ def expected_copies(reader: Reader, settings: Settings, sources: int) -> float:
     return min(sources * working, settings.max_cache_size or math.inf)
 
 
-def _add(sums: dict[str, _Sum], lines: list[tuple[int, str, str, bool, bytes]], mirrors: Mirrors) -> None:
+def _add(sums: dict[str, _Sum], lines: list[tuple[int, str, str, bool, bytes]], mirrors: Mirrors, roots: Roots) -> None:
     _, url, host, tried, line = lines[0]
     one = sums[mirrors.addresses(url, host, line)[0].host]
     one.sources += 1
     one.retries += tried
     size = next((size for *_, line in lines if (size := _size(line)) is not None), None)
     if size is None and is_local(address := mirrors.addresses(url, host, line)[0].url):
-        size = _file_size(address)
+        size = _file_size(address, roots)
     if size is not None:
         one.known += 1
         one.bytes += size
         one.largest = max(one.largest, size)
 
 
-def _file_size(address: str) -> int | None:
-    """Return the size of a local file; ``None`` where there is none."""
+def _file_size(address: str, roots: Roots) -> int | None:
+    """Return the size of a local file; ``None`` where there is none that fetch would read."""
     try:
-        found = local_path(address).stat()
-    except (OSError, ValueError, InvalidUrlError):
+        found = roots.checked(address).stat()
+    except (OSError, ValueError, ItemError):
         return None
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 

@@ -6,10 +6,16 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 from etl.errors import BlockedPathError, BodyTooLargeError, LocalFileError
+from etl.fetch.mirrors import Mirrors
+from etl.local_roots import opened
 from etl.net.part import Download
 from etl.net.urls import local_path
+from etl.settings import Settings
+from etl.state.manifests import roots as manifest_roots
+from etl.state.read.reader import Reader
 
 _BLOCK = 1024 * 1024
 
@@ -25,6 +31,12 @@ class Roots:
     def __init__(self, directories: Iterable[str | Path], refused: Iterable[str | Path] = ()) -> None:
         self._roots = [Path(directory).resolve() for directory in directories]
         self._refused = [Path(directory) for directory in refused]
+
+    @classmethod
+    def of(cls, reader: Reader, settings: Settings, mirrors: Mirrors) -> Self:
+        """Return those of a state's manifests, of the mirrors and of the settings."""
+        beside, refused = opened(manifest_roots(reader))
+        return cls([*beside, *mirrors.directories, *settings.allow_path], refused)
 
     def checked(self, url: str) -> Path:
         """Return the file that a local source leads to.

@@ -15,11 +15,9 @@ from etl.fetch.loop import FetchLoop
 from etl.fetch.mirrors import Mirrors
 from etl.fetch.workers.base import FetchBackend, LocalBackend
 from etl.images.cache import ImageCache
-from etl.local_roots import opened
 from etl.net import resume
 from etl.run_control import RunControl
 from etl.settings import Settings
-from etl.state.manifests import roots as manifest_roots
 from etl.state.presence import require_cache, require_directory
 from etl.state.read.reader import Reader
 from etl.state.read.sources import longest_edges
@@ -41,15 +39,14 @@ def fetch(store: Store, run: int, settings: Settings, control: RunControl, *, re
     """
     with Reader(store.directory) as reader:
         edges = longest_edges(reader)
-        beside, refused = opened(manifest_roots(reader))
+        mirrors = Mirrors.of(settings)
+        roots = Roots.of(reader, settings, mirrors)
         require_cache(reader)
     if edges and edges != [settings.longest_edge]:
         raise ConfigError(
             f"the working copies in {store.directory} have a longest edge of {edges[0]} pixels, not "
             f"{settings.longest_edge}; give --longest-edge {edges[0]} or another --state directory"
         )
-    mirrors = Mirrors.of(settings)
-    roots = Roots([*beside, *mirrors.directories, *settings.allow_path], refused)
     cache = ImageCache.of_state(store.directory)
     cache.prepare(originals=settings.keep_originals)
     cache.sweep_parts(keep=resume.is_resumable)

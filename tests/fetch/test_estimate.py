@@ -125,11 +125,12 @@ def test_an_estimate_changes_nothing_and_asks_nobody(server: FaultServer, bench:
 
 
 def test_local_files_have_their_size_and_no_rate(bench: Workbench, tmp_path: Path) -> None:
-    """The size of a local file is looked up; nobody speaks of rates where none was seen."""
+    """The size of a local file is looked up, but of none that fetch would refuse; nobody speaks of rates never seen."""
     (tmp_path / "a.jpg").write_bytes(b"x" * 1500)
-    bench.ingest({"id": "a", "path": str(tmp_path / "a.jpg")}, {"id": "b", "path": str(tmp_path / "gone.jpg")})
+    paths = {"a": tmp_path / "a.jpg", "b": tmp_path / "gone.jpg", "c": "/etc/passwd"}
+    bench.ingest(*({"id": key, "path": str(path)} for key, path in paths.items()))
     found = estimated(bench)
-    assert [(host.host, host.bytes, host.unknown) for host in found.hosts] == [("", 1500, 1)]
+    assert [(host.host, host.bytes, host.unknown) for host in found.hosts] == [("", 1500, 2)]
     lines = list(estimate_lines(found, refresh=False))
-    assert lines[1] == "host      local files: 2 pictures, 1.5 KiB and 1 of unknown size"
+    assert lines[1] == "host      local files: 3 pictures, 1.5 KiB and 2 of unknown size"
     assert lines[2].startswith("time      not estimated for local files")
