@@ -3,10 +3,12 @@
 _PAIRS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
     ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
     ("<|channel>", "<channel|>"),
 )
-"""What stands before and behind the reasoning: of most models, of some, of Kimi and of Gemma 4."""
+"""What stands before and behind the reasoning: of most models, of some, of Mistral's, of Kimi and of Gemma 4."""
 
 MARKS = tuple(mark for pair in _PAIRS for mark in pair)
 

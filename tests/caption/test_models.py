@@ -18,6 +18,7 @@ from support.tiny_captioners import CAPTIONERS
 from support.tiny_families import CHATS, FAMILIES, NEED_NUM2WORDS, NEED_TORCHVISION, checkpoint
 
 from etl.caption.generate.captioner import GenerateCaptioner
+from etl.caption.model.chat import Chat
 from etl.caption.model.checkpoint import one_line
 from etl.caption.model.loading import LoadedModel, load
 from etl.caption.model.processors import install_beside_torch
@@ -216,6 +217,10 @@ def test_templates_of_text_alone_get_text(made: Made, settings: MakeSettings, lo
     text = PromptEncoder(joy.processor, 8, joy.context).encode("Describe it.").text
     assert text == "USER: <image>\nDescribe it. ASSISTANT:"
     assert joy.recipe(chosen, engine="generate").generation["chat_content"] == "text behind picture"
+    joy.processor.chat_template = (
+        "{% for c in messages[0].content %}{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}"
+    )
+    assert Chat(joy.processor).form == "part behind picture"
     assert "chat_content" not in loaded.recipe(settings(), engine="generate").generation
 
 
@@ -334,6 +339,33 @@ def test_code_of_a_repository_is_never_run_and_its_like_is_named(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=f"needs code from its own repository, which is never run; use {native}"):
         load(settings(model=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (
+            "Please pass the argument `trust_remote_code=True`",
+            "code from its own repository, which is never run; use Qwen",
+        ),
+        (
+            "operator torchvision::nms does not exist",
+            r"does not fit torch .*; type: .* --force-reinstall torchvision torch==",
+        ),
+        ("Something else. It is\nlonger", "the processor of gemma3 cannot be loaded: Something else.$"),
+    ],
+)
+def test_what_a_processor_says_becomes_what_to_do(
+    fault: str, line: str, made: Made, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code in a tokenizer's repository, and a torchvision for another torch, are told as such."""
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(fault)
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", fails)
+    with pytest.raises(ModelError, match=line):
+        load(settings(model=str(made("gemma3"))))
 
 
 @pytest.mark.parametrize(

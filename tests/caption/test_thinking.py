@@ -40,6 +40,7 @@ def reasoning(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         ("It floats.</think>", True, "", "It floats."),
         ("\u25c1think\u25b7It floats.\u25c1/think\u25b7A ship.", False, "A ship.", "It floats."),
         ("<|channel>thought\nIt floats.<channel|>A ship.", False, "A ship.", "thought\nIt floats."),
+        ("[THINK]It floats.[/THINK]A ship.", False, "A ship.", "It floats."),
         ("A sign says <think> in red.", False, "A sign says <think> in red.", ""),
         ("", False, "", ""),
     ],

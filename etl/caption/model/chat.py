@@ -25,7 +25,7 @@ class Chat:
 
     Attributes:
         placeholder: stands for the picture, once in each chat.
-        form: ``parts``, ``text``, or ``text behind picture``.
+        form: ``parts``, ``text``, ``text behind picture``, or ``part behind picture``: parts of text alone.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -67,4 +67,5 @@ _FORMS: dict[str, Callable[[str, str], Any]] = {
     "parts": lambda prompt, _: [{"type": "image"}, {"type": "text", "text": prompt}],
     "text": lambda prompt, _: prompt,
     "text behind picture": lambda prompt, placeholder: f"{placeholder}\n{prompt}",
+    "part behind picture": lambda prompt, placeholder: [{"type": "text", "text": f"{placeholder}\n{prompt}"}],
 }

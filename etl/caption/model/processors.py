@@ -18,6 +18,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processo
 from etl.caption.model.checkpoint import one_line
 from etl.caption.model.files import MAX_TEMPLATE
 from etl.caption.model.native import PROMPTS
+from etl.caption.model.repository_code import instead_of
 from etl.errors import ModelError
 from etl.extras import installer
 
@@ -64,7 +65,7 @@ def load_processor(name: str, folder: Path, config: Any, *, pad_to_square: bool)
             )
     # What transformers raises for files that it cannot make sense of has no common class.
     except Exception as error:
-        raise ModelError(_why(name, error)) from error
+        raise ModelError(_why(name, config.model_type, error)) from error
     if config.model_type not in PROMPTS:
         # Some repositories have it in the tokenizer's configuration alone.
         processor.chat_template = processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
@@ -156,9 +157,14 @@ def _llava(folder: Path, config: Any) -> Any:
     return processor
 
 
-def _why(name: str, error: Exception) -> str:
-    """Return why a processor cannot be loaded: what is to be installed, where that is all."""
+def _why(name: str, kind: str, error: Exception) -> str:
+    """Return why a processor cannot be loaded: what is to be installed or used instead, where that is all."""
     said = str(error).lower()
+    if "trust_remote_code" in said:
+        return f"{name} needs code from its own repository, which is never run; use {instead_of(kind)}"
+    if "operator torchvision::" in said:
+        command = install_beside_torch(["--force-reinstall", "torchvision"], torch.__version__)
+        return f"the torchvision that is installed does not fit torch {torch.__version__}; type: {command}"
     missing = [package for package in _EXTRA if package in said and not _is_there(package)]
     if not missing:
         return f"the processor of {name} cannot be loaded: {one_line(error)}"

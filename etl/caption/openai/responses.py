@@ -20,6 +20,8 @@ from etl.errors import (
 )
 from etl.net.responses import retry_after_s
 
+_REASONING = ("reasoning", "reasoning_content", "thinking")
+
 MAX_SHOWN = 300
 """Characters of a server's words in a message."""
 
@@ -113,8 +115,8 @@ def answer_of(body: bytes) -> Answer:
     if reason == "content_filter" or message.get("refusal"):
         raise ContentFilterError(f"the caption was withheld: {_shown(str(message.get('refusal') or reason))}")
     text, thinking = split_thinking(_storable(_content(message.get("content")) or ""))
-    # Servers that take the reasoning out themselves call it by one of two names.
-    named = _content(message.get("reasoning")) or _content(message.get("reasoning_content")) or ""
+    # Servers that take the reasoning out themselves call it by one of these names.
+    named = next(filter(None, (_content(message.get(name)) for name in _REASONING)), "")
     thinking = "\n".join(filter(None, (_storable(named).strip(), thinking)))
     if not (text or thinking):
         raise EmptyAnswerError(
