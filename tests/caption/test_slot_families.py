@@ -307,6 +307,24 @@ def test_processes_carry_what_the_processor_gives(family: str, made: Made, mixed
         assert one.data == plan.prepare(picture, texts[one.item.id])
 
 
+def test_large_pictures_are_pulled_in_smaller_numbers(
+    made: Made, mixed: Scenes, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many slots there are, pictures that wait for them take no more than so many bytes."""
+    monkeypatch.setattr("etl.caption.slots.request_queue._FEWEST", 3)
+    loaded = made("qwen3_vl")
+    held = []
+    for limit in (1, 10**9):
+        monkeypatch.setattr("etl.caption.slots.request_queue._HELD", limit)
+        captioner = SlotCaptioner(loaded, settings(slots=1, max_new_tokens=2), mixed.locate)
+        items = (dataclasses.replace(mixed.items[0], id=n) for n in range(60))
+        waiting = [captioner.sample().waiting for _ in captioner.caption(items)]
+        captioner.close()
+        # What was pulled before the first picture was open is not counted.
+        held.append(max(waiting[20:]))
+    assert held[0] <= 3 and held[1] > 10
+
+
 def test_what_slots_do_not_serve(made: Made) -> None:
     """Cross-attention and captioners without a chat are left to `generate()`, each for its reason."""
     assert "cross-attention" in str(why_not(made("mllama")))
