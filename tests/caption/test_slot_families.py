@@ -21,7 +21,9 @@ from etl.caption.model.loading import LoadedModel, load
 from etl.caption.pictures.loader import ImageLoader, LoadedImage
 from etl.caption.slots import capacity, kv_cache
 from etl.caption.slots.captioner import SlotCaptioner
-from etl.caption.slots.families import Family, Llava, Prefilled, Recurrent, adapter_of, family_of
+from etl.caption.slots.families import Llava, adapter_of, family_of
+from etl.caption.slots.family import Family, Prefilled
+from etl.caption.slots.recurrent import Recurrent
 from etl.caption.slots.support import differs, why_not
 from etl.caption.tokens import PromptEncoder
 from etl.demo.scenes import random_scene

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from etl.caption.captioner import failure
 from etl.caption.pictures.loader import ImageLoader, LoadedImage
-from etl.caption.slots.families import Family
+from etl.caption.slots.family import Family
 from etl.caption.slots.state import Request
 from etl.caption.tokens import PromptEncoder
 from etl.clock import now_ms
