@@ -11,7 +11,8 @@ from caption.slots import remembering, tokens_one_by_one
 from transformers import GenerationConfig, VipLlavaConfig, VipLlavaForConditionalGeneration
 
 from etl.caption.model.loading import LoadedModel
-from etl.caption.slots.families import FAMILIES, Family, Llava, family_of
+from etl.caption.slots.families import FAMILIES, Llava, family_of
+from etl.caption.slots.family import Family
 from etl.caption.slots.support import differs, why_not
 from etl.settings import Settings
 

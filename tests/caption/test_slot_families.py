@@ -21,7 +21,9 @@ from etl.caption.model.loading import LoadedModel, load
 from etl.caption.pictures.loader import ImageLoader, LoadedImage
 from etl.caption.slots import capacity, kv_cache
 from etl.caption.slots.captioner import SlotCaptioner
-from etl.caption.slots.families import Family, Llava, Prefilled, Recurrent, adapter_of, family_of
+from etl.caption.slots.families import Llava, adapter_of, family_of
+from etl.caption.slots.family import Family, Prefilled
+from etl.caption.slots.recurrent import Recurrent
 from etl.caption.slots.support import differs, why_not
 from etl.caption.tokens import PromptEncoder
 from etl.demo.scenes import random_scene
@@ -305,6 +307,24 @@ def test_processes_carry_what_the_processor_gives(family: str, made: Made, mixed
     for one in taken:
         picture = open_working_copy(mixed.locate(one.item.working_sha256))
         assert one.data == plan.prepare(picture, texts[one.item.id])
+
+
+def test_large_pictures_are_pulled_in_smaller_numbers(
+    made: Made, mixed: Scenes, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many slots there are, pictures that wait for them take no more than so many bytes."""
+    monkeypatch.setattr("etl.caption.slots.request_queue._FEWEST", 3)
+    loaded = made("qwen3_vl")
+    held = []
+    for limit in (1, 10**9):
+        monkeypatch.setattr("etl.caption.slots.request_queue._HELD", limit)
+        captioner = SlotCaptioner(loaded, settings(slots=1, max_new_tokens=2), mixed.locate)
+        items = (dataclasses.replace(mixed.items[0], id=n) for n in range(60))
+        waiting = [captioner.sample().waiting for _ in captioner.caption(items)]
+        captioner.close()
+        # What was pulled before the first picture was open is not counted.
+        held.append(max(waiting[20:]))
+    assert held[0] <= 3 and held[1] > 10
 
 
 def test_what_slots_do_not_serve(made: Made) -> None:

@@ -26,7 +26,7 @@ from etl.caption.model.checkpoint import one_line
 from etl.caption.model.faults import BATCH_FAULTS, is_out_of_memory
 from etl.caption.model.loading import LoadedModel
 from etl.caption.slots.candidates import Candidates
-from etl.caption.slots.families import Family, Prefilled
+from etl.caption.slots.family import Family, Prefilled
 from etl.caption.slots.kernel_check import Kernel, usable_kernel
 from etl.caption.slots.kv_cache import ATTENTION, CacheLayout, Placement, slot_cache
 from etl.caption.slots.readings import Reading

@@ -6,12 +6,18 @@ from pathlib import Path
 
 from etl.caption.captioner import failure
 from etl.caption.pictures.loader import ImageLoader, LoadedImage
-from etl.caption.slots.families import Family
+from etl.caption.slots.family import Family
 from etl.caption.slots.state import Request
 from etl.caption.tokens import PromptEncoder
 from etl.clock import now_ms
 from etl.domain.items import CaptionItem, ItemFailure
 from etl.errors import CaptionError
+
+_HELD = 1024**3
+"""Bytes of pictures that may wait for slots: one of 1024 x 1024 takes 13 MB for Qwen2.5-VL, 0.3 for LLaVA-1.5."""
+
+_FEWEST = 16
+"""Items that may wait however large they are."""
 
 
 class RequestQueue:
@@ -43,6 +49,7 @@ class RequestQueue:
         self._loader: ImageLoader | None = None
         self._source: Iterator[CaptionItem | None] = iter(())
         self._ended = self._dry = True
+        self._largest = 1
 
     @property
     def waiting(self) -> int:
@@ -64,7 +71,8 @@ class RequestQueue:
         self._ended = self._dry = False
 
     def pull(self, most: int) -> Iterator[ItemFailure]:
-        """Pull items until ``most`` are waiting; yield those whose prompt cannot be used."""
+        """Pull items until ``most`` wait, or fewer of large pictures; yield those whose prompt cannot be used."""
+        most = min(most, max(_FEWEST, _HELD // self._largest))
         while self.waiting < most and (item := self._next()) is not None:
             started_at = now_ms()
             try:
@@ -121,6 +129,7 @@ class RequestQueue:
         assert loaded.data is not None and self._family is not None
         item = loaded.item
         request = self._family.request(item, self._encoder.encode(item.prompt), loaded.data, self._limit_of(item))
+        self._largest = max(self._largest, sum(each.nbytes for each in request.inputs.values()))
         # Only now it is known how many tokens the picture takes.
         self._encoder.check_length(len(request.ids))
         return request

@@ -20,7 +20,7 @@ class Request:
     Attributes:
         item: what it is for.
         ids: the prompt's tokens, the image's included.
-        inputs: the picture, as `etl.caption.slots.families` gives it to the model, on the host.
+        inputs: the picture, as `etl.caption.slots.family` gives it to the model, on the host.
         limit: longest caption, in tokens.
         penalty: repetition penalty; 1 for none.
     """
@@ -113,7 +113,7 @@ class SlotState:
         """Begin new captions in free slots; their first tokens follow with `append_tokens`.
 
         ``ids``, [rows, tokens], are the prompts, padded with tokens of their own; ``lengths``, [rows], without padding;
-        ``shift``, [rows], what `etl.caption.slots.families.Prefilled` says.
+        ``shift``, [rows], what `etl.caption.slots.family.Prefilled` says.
         """
         self._length[slots] = lengths
         if shift is not None:
