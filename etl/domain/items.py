@@ -57,17 +57,25 @@ class WorkingCopy:
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """What decoding one original gave.  ``width`` and ``height`` are the original's, in pixels."""
+    """What decoding one original gave.
+
+    Attributes:
+        mime: the type that its bytes have.
+        width, height: the original's, in pixels.
+        working: what was made of it.
+        flags: what is suspicious about it (`ImageFlag`), sorted.
+    """
 
     mime: str
     width: int
     height: int
     working: WorkingCopy
+    flags: tuple[str, ...] = ()
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "DecodedImage":
         """Return the image of which `dataclasses.asdict` gave the fields, in another process."""
-        return cls(**{**fields, "working": WorkingCopy(**fields["working"])})
+        return cls(**{**fields, "working": WorkingCopy(**fields["working"]), "flags": tuple(fields["flags"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

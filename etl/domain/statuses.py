@@ -99,6 +99,22 @@ class QualityFlag(StrEnum):
     TRUNCATED = "truncated"
 
 
+class ImageFlag(StrEnum):
+    """What is suspicious about a picture.
+
+    Attributes:
+        BLANK: there is nothing on it: no part differs from the others (`etl.images.flags`).
+        PLACEHOLDER: one host gave the same bytes under many URLs, as for pictures that it has not (`etl.state.images`).
+        TINY: it has fewer pixels a side than show anything (`etl.images.flags`).
+        TRUNCATED: its file was cut short, and what is missing was left out; set by the decoder.
+    """
+
+    BLANK = "blank"
+    PLACEHOLDER = "placeholder"
+    TINY = "tiny"
+    TRUNCATED = "truncated"
+
+
 class HostState(StrEnum):
     """How fetch treats a host: at full speed, slower, not before an instant, or as dead until a probe succeeds."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError, features
 
 from etl.domain.items import DecodedImage, WorkingCopy
+from etl.domain.statuses import ImageFlag
 from etl.errors import (
     CorruptImageError,
     DecoderLimitError,
@@ -26,6 +27,7 @@ from etl.errors import (
 from etl.images import colour, tiff
 from etl.images import tiff_bands as bands
 from etl.images.cache import ImageCache
+from etl.images.flags import image_flags
 from etl.images.formats import FORMATS, ImageFormat, format_of
 from etl.images.resize import shrink
 from etl.images.sniff import HEAD_BYTES, describe
@@ -51,12 +53,14 @@ class Picture:
         image: upright RGB, no longer than the limit that was asked for.
         mime: the type that the bytes have.
         width, height: of the original in pixels, upright; of a PDF's page as it was rendered.
+        flags: what decoding alone can tell: that something was missing.
     """
 
     image: Image.Image
     mime: str
     width: int
     height: int
+    flags: frozenset[ImageFlag] = frozenset()
 
 
 def decode(path: Path, *, longest_edge: int, max_pixels: int) -> Picture:
@@ -87,7 +91,8 @@ def make_working_copy(picture_file: Path, cache: ImageCache, *, longest_edge: in
     data = encode_working_copy(picture.image)
     width, height = picture.image.size
     working = WorkingCopy(cache.put_working(data), len(data), width, height, longest_edge)
-    return DecodedImage(picture.mime, picture.width, picture.height, working)
+    flags = picture.flags | image_flags(picture.image, picture.width, picture.height)
+    return DecodedImage(picture.mime, picture.width, picture.height, working, tuple(sorted(flags)))
 
 
 def encode_working_copy(image: Image.Image) -> bytes:

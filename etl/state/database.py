@@ -34,7 +34,10 @@ LOOKING_VERSION = 4
 SPLIT_VERSION = 5
 """The first version that knows splits, and the formats of exports."""
 
-SCHEMA_VERSION = 7
+FLAGS_VERSION = 8
+"""The first version with flags of images, and captions that are skipped for them."""
+
+SCHEMA_VERSION = 8
 """Number of migrations; stored as ``user_version`` so that an older program can refuse a newer database."""
 
 PAGE_SIZE = 16384

@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from etl.domain.statuses import ImageFlag
 from etl.errors import WorkingCopyError
 from etl.state.database import Connection
 from etl.state.read.reader import Reader
@@ -60,6 +61,22 @@ _MAY_GO = {
 
 _AMONG = "IN (SELECT value FROM json_each(?))"
 _ANEW = "attempts = 0, crashes = 0, not_before = 0, done_at = NULL, error_class = NULL, error = NULL"
+
+
+PLACEHOLDER_URLS = 5
+"""URLs of one host with the same bytes, from which on these stand in for pictures that it has not.  A picture that is
+filed twice, and asked for by http and https, or in sizes larger than it has, comes under two to four."""
+
+_LOOKED_AT = 256
+"""URLs of an image, the latest, among which those of one host are counted: it may have any number."""
+
+IS_PLACEHOLDER = "instr(images.flags, 'placeholder')"
+"""Whether an image is flagged as one, as an SQL expression.  It stays one if its URLs come to give real pictures."""
+
+
+def plus_placeholder(flags: str) -> str:
+    """Return flags, an SQL expression, with that of a placeholder added."""
+    return f"iif({flags} = '', '', {flags} || ',') || '{ImageFlag.PLACEHOLDER}'"
 
 
 class Images:
@@ -177,6 +194,17 @@ def wake_evicted(db: "Database", images: Sequence[int] | None = None) -> int:
         f"AND {without_caption('done', 'dead')})",
         () if images is None else (json.dumps(images),),
     ).rowcount
+
+
+def flag_placeholder(db: "Database", image: int, host: str) -> bool:
+    """Flag an image that has just come from another URL of a host, if it is a placeholder; return whether it was."""
+    urls = f"SELECT host FROM sources WHERE image = ? ORDER BY id DESC LIMIT {_LOOKED_AT}"
+    flagged = db.conn.execute(
+        f"UPDATE images SET flags = {plus_placeholder('flags')} WHERE id = ? AND NOT {IS_PLACEHOLDER} "
+        f"AND (SELECT count(*) FROM ({urls}) WHERE host = ?) >= {PLACEHOLDER_URLS}",
+        (image, image, host),
+    )
+    return flagged.rowcount > 0
 
 
 def _cancel_captions(db: "Database", images: Sequence[int]) -> None:

@@ -159,6 +159,24 @@ def _thinking(db: Database) -> None:
     _execute(db, [f"ALTER TABLE {table} ADD COLUMN thinking TEXT" for table in ("captions", "earlier_captions")])
 
 
+# What earlier versions kept tells of pictures that are tiny or stand in for others, but not which are blank.
+_IMAGE_FLAGS = """
+ALTER TABLE images ADD COLUMN flags TEXT NOT NULL DEFAULT '';
+UPDATE images SET flags = 'tiny' WHERE min(width, height) < 32;
+UPDATE images SET flags = iif(flags = '', 'placeholder', 'placeholder,' || flags) WHERE id IN
+  (SELECT image FROM sources WHERE image IS NOT NULL GROUP BY image, host HAVING count(*) >= 5);
+CREATE INDEX images_flagged ON images (flags) WHERE flags <> '';
+ALTER TABLE captions ADD COLUMN skipped TEXT;
+CREATE INDEX captions_skipped ON captions (recipe, skipped) WHERE skipped IS NOT NULL
+"""
+
+
+@migrations(name="0008_image_flags")
+def _image_flags(db: Database) -> None:
+    """What is suspicious about pictures, and for which of these flags a caption was left out."""
+    _execute(db, _IMAGE_FLAGS.split(";"))
+
+
 def migrate(db: Database) -> None:
     """Bring the database up to date; the caller holds the writer lock.
 

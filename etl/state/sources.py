@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from etl.clock import now_ms
 from etl.domain.items import FetchedImage, ItemFailure, KnownImage, SourceItem
 from etl.domain.statuses import Stage
+from etl.state.images import IS_PLACEHOLDER, flag_placeholder, plus_placeholder
 from etl.state.record_captions import queue_captions
 from etl.state.sqlite import Database
 from etl.state.work_queue import WorkQueue
@@ -141,6 +142,7 @@ class SourceQueue(WorkQueue):
             db.conn.execute("UPDATE sources SET status = 'ready', lease_run = NULL WHERE id = ?", (source.id,))
             return False
         self._finish(db, fetched, image, now)
+        flag_placeholder(db, image, source.host)
         self._log_attempt(db, source.id, fetched.started_at, now, None, None)
         if recipe is not None:
             queue_captions(db, recipe, source.id)
@@ -213,11 +215,12 @@ def _store_image(db: Database, fetched: FetchedImage) -> int:
     decoded, working = fetched.decoded, fetched.decoded.working
     row = db.conn.execute(
         "INSERT INTO images (sha256, bytes, mime, width, height, working_sha256, working_bytes, working_width, "
-        "working_height, longest_edge, original_kept, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'present') "
+        "working_height, longest_edge, original_kept, flags) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
         "ON CONFLICT (sha256) DO UPDATE SET working_sha256 = excluded.working_sha256, "
         "working_bytes = excluded.working_bytes, working_width = excluded.working_width, "
         "working_height = excluded.working_height, longest_edge = excluded.longest_edge, "
-        "original_kept = max(original_kept, excluded.original_kept), state = 'present' RETURNING id",
+        "original_kept = max(original_kept, excluded.original_kept), state = 'present', "
+        f"flags = iif({IS_PLACEHOLDER}, {plus_placeholder('excluded.flags')}, excluded.flags) RETURNING id",
         (
             fetched.sha256,
             fetched.size,
@@ -230,6 +233,7 @@ def _store_image(db: Database, fetched: FetchedImage) -> int:
             working.height,
             working.longest_edge,
             int(fetched.original_kept),
+            ",".join(decoded.flags),
         ),
     ).fetchall()
     return int(row[0][0])

@@ -29,6 +29,7 @@ ENDS_BEFORE = {
     4: "0005_splits_and_formats",
     5: "0006_local_roots",
     6: "0007_thinking",
+    7: "0008_image_flags",
 }
 """The migration before which each released schema ends."""
 
