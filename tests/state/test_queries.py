@@ -203,7 +203,7 @@ def test_story_tells_all_of_one_record(store: Store, state: Path) -> None:
 
 def test_story_of_an_invalid_record(store: Store, state: Path) -> None:
     """A record that never got a source still has its line and its reason told."""
-    put_records(store, [{"id": "1", "note": "no picture"}])
+    put_records(store, [{"id": "1", "note": "no picture"}, {"id": "2", "url": "http://a.example/2.jpg"}])
     with Reader(state) as reader:
         story = record_story(reader, "1")
     assert story is not None
