@@ -21,10 +21,13 @@ from etl.caption.model.loading import LoadedModel, load
 from etl.caption.pictures.loader import ImageLoader, LoadedImage
 from etl.caption.slots import capacity, kv_cache
 from etl.caption.slots.captioner import SlotCaptioner
+from etl.caption.slots.engine import SlotEngine
 from etl.caption.slots.families import Llava, adapter_of, family_of
 from etl.caption.slots.family import Family, Prefilled
 from etl.caption.slots.recurrent import Recurrent
-from etl.caption.slots.support import differs, why_not
+from etl.caption.slots.state import EngineConfig
+from etl.caption.slots.support import differs, requests_for, why_not
+from etl.caption.slots.timing import Timings
 from etl.caption.tokens import PromptEncoder
 from etl.demo.scenes import random_scene
 from etl.domain.items import CaptionItem, ItemFailure
@@ -50,6 +53,9 @@ MISSING = {
     if importlib.util.find_spec(package) is None
 }
 """Families that want a package which is not installed here."""
+
+UNSHARED = ("llava", "bakllava", "qwen3_5", "lfm2_vl")
+"""Families that see a picture anew for each prompt."""
 
 SIZES = ((320, 240), (120, 360), (224, 224), (400, 130), (90, 70), (200, 280))
 PROMPTS = ("Describe the picture.", "Describe this photograph from the city archives in two to four sentences.")
@@ -307,6 +313,44 @@ def test_processes_carry_what_the_processor_gives(family: str, made: Made, mixed
     for one in taken:
         picture = open_working_copy(mixed.locate(one.item.working_sha256))
         assert one.data == plan.prepare(picture, texts[one.item.id])
+
+
+@pytest.mark.parametrize("family", families(("qwen3_vl",), tuple(name for name in SERVED if name not in UNSHARED)))
+def test_several_prompts_about_a_picture_see_it_once(
+    family: str, made: Made, mixed: Scenes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first prompt about a picture is gone through whole, the others from where they differ; no word changes."""
+    loaded = made(family)
+    asked = [item for item in mixed.items[:6] for item in (item, dataclasses.replace(item, prompt="What is it?"))]
+    asked = [dataclasses.replace(item, id=number) for number, item in enumerate(asked)]
+    pictures = [(open_working_copy(mixed.locate(item.working_sha256)), item.prompt) for item in asked]
+    requests = [
+        dataclasses.replace(each, item=asked[each.item.id])
+        for each in requests_for(loaded, loaded.max_aspect(Settings()), pictures, 5)
+    ]
+    whole, through = 0, Family._through
+
+    def counted(driver: Family, ids: Any, *rest: Any) -> Any:
+        nonlocal whole
+        whole += len(ids)
+        return through(driver, ids, *rest)
+
+    monkeypatch.setattr(Family, "_through", counted)
+    config = EngineConfig(len(asked), max(each.max_seq_len for each in requests), 5)
+    engine = SlotEngine(loaded, family_of(loaded, 4.0), config, Timings(loaded.device))
+    engine.admit(requests)
+    found: dict[int, list[int]] = {}
+    while engine.in_use:
+        found |= {each.request.item.id: each.ids for each in engine.step()}
+    engine.close()
+    assert whole == len({item.working_sha256 for item in asked}) == 3
+    assert found == of_generate(loaded, mixed, asked, 5)
+
+
+def test_the_trial_finds_a_picture_that_is_not_handed_on(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where what two prompts have in common does not get from one slot to another, the trial sees other words."""
+    monkeypatch.setattr(kv_cache.SlotLayer, "copy", lambda *_: None)
+    assert "is not the model's own" in str(differs(made("qwen3_vl"), 4.0))
 
 
 def test_large_pictures_are_pulled_in_smaller_numbers(

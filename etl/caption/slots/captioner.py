@@ -195,6 +195,11 @@ class SlotCaptioner:
             # The oldest goes in any case.
             oldest = len(fitting[0].ids)
             fitting.sort(key=lambda request: abs(len(request.ids) - oldest))
+        # Those about one picture go together: it is seen once for all of them.
+        first: dict[str, int] = {}
+        for place, request in enumerate(fitting):
+            first.setdefault(request.item.working_sha256, place)
+        fitting.sort(key=lambda request: first[request.item.working_sha256])
         group = fitting[: min(self._prefill, engine.free)]
         if not group:
             return

@@ -10,7 +10,7 @@ from etl.caption.model import cuda
 from etl.caption.model.loading import LoadedModel
 from etl.caption.pictures.plan import Plan
 from etl.caption.pictures.processed import ProcessorPlan, from_bytes
-from etl.caption.slots.kv_cache import CacheLayout
+from etl.caption.slots.kv_cache import CacheLayout, rows_of
 from etl.caption.slots.state import Request
 from etl.caption.tokens import EncodedPrompt, PromptEncoder
 from etl.domain.items import CaptionItem
@@ -57,6 +57,7 @@ class Family:
         self._max_aspect = max_aspect
         self._model = loaded.model
         self._language = loaded.model.get_decoder()
+        self._image: int | None = getattr(loaded.model.config, "image_token_id", None)
 
     @classmethod
     def why_not(cls, model: Any) -> str | None:
@@ -115,23 +116,57 @@ class Family:
 
     def look(self, requests: Sequence[Request], width: int) -> Any:
         """Return what `prefill` needs of the pictures, on the device, for prompts padded to ``width`` tokens."""
-        return {
-            name: cuda.to_device(_collated(name, requests, width), self._loaded.device) for name in requests[0].inputs
-        }
+        rows = list(range(len(requests)))
+        shared = [_shared(requests, row, self._image) for row in rows]
+        own = [row for row in rows if shared[row] is None]
+        device, whole = self._loaded.device, [requests[row] for row in own]
+        return _Seen(
+            {name: cuda.to_device(_collated(name, whole, width), device) for name in requests[0].inputs},
+            own,
+            [(row, *found, len(requests[row].ids)) for row, found in enumerate(shared) if found is not None],
+        )
 
     def prefill(self, ids: torch.Tensor, ends: torch.Tensor, seen: Any, cache: Cache) -> Prefilled:
-        """Go through prompts, [rows, tokens], padded on the right; ``ends`` are their lengths without padding."""
-        places = torch.arange(ids.shape[1], device=ids.device)
-        hidden, shift = self._through(ids, cache, attention_mask=(places < ends[:, None]).long(), **seen)
-        return Prefilled(self._logits(hidden[torch.arange(len(ids), device=ids.device), ends - 1]), shift)
+        """Go through prompts, [rows, tokens], padded on the right; ``ends`` are their lengths without padding.
 
-    def _through(self, ids: torch.Tensor, cache: Cache, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        Of several about one picture the first does so whole; the others go on from what they have in common with it.
+        """
+        rows = torch.arange(len(ids), device=ids.device)
+        if not seen.others:
+            hidden, shift = self._through(ids, ends, cache, seen.inputs)
+            return Prefilled(self._logits(hidden[rows, ends - 1]), shift)
+        own = cuda.to_device(torch.tensor(seen.own), ids.device)
+        with rows_of(cache, own):
+            hidden, shift = self._through(ids[own], ends[own], cache, seen.inputs)
+        last = hidden.new_empty(len(ids), hidden.shape[-1])
+        last[own] = hidden[rows[: len(own)], ends[own] - 1]
+        shifts = ends.new_zeros(len(ids))
+        if shift is not None:
+            shifts[own] = shift
+        for row, leader, common, length in seen.others:
+            shifts[row : row + 1] = shifts[leader : leader + 1]
+            with rows_of(cache, rows[row : row + 1], after=(rows[leader : leader + 1], common)):
+                rest = self._model.model(
+                    input_ids=ids[row : row + 1, common:length],
+                    position_ids=torch.arange(common, length, device=ids.device)[None] + shifts[row],
+                    past_key_values=cache,
+                    use_cache=True,
+                ).last_hidden_state
+            last[row : row + 1] = rest[:, -1]
+        return Prefilled(self._logits(last), shifts)
+
+    def _through(
+        self, ids: torch.Tensor, ends: torch.Tensor, cache: Cache, inputs: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Go through the model's own forward; return the hidden states, [rows, tokens, hidden], and the shift."""
         whole = self._model.model
         if hasattr(whole, "rope_deltas"):
             # Those of the prefill before.
             whole.rope_deltas = None
-        hidden = whole(input_ids=ids, past_key_values=cache, use_cache=True, **inputs).last_hidden_state
+        mask = (torch.arange(ids.shape[1], device=ids.device) < ends[:, None]).long()
+        hidden = whole(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **inputs
+        ).last_hidden_state
         shift = getattr(whole, "rope_deltas", None)
         return hidden, None if shift is None else shift.view(-1)
 
@@ -150,6 +185,33 @@ class Family:
         cap: float | None = getattr(self._model.config.get_text_config(), "final_logit_softcapping", None)
         # It changes no order, but what a penalty makes of it.
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+class _Seen(NamedTuple):
+    """The pictures of a group.
+
+    Attributes:
+        inputs: for the rows that see their picture themselves.
+        own: those rows.
+        others: rows about the same picture as one of them: row, that one, tokens in common, tokens.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    own: list[int]
+    others: list[tuple[int, int, int, int]]
+
+
+def _shared(requests: Sequence[Request], row: int, image: int | None) -> tuple[int, int] | None:
+    """Return the first row about the same picture, and how many tokens both begin with, if the picture is in them."""
+    request = requests[row]
+    if not request.item.working_sha256 or image not in request.ids:
+        return None
+    leader = next(n for n, each in enumerate(requests) if each.item.working_sha256 == request.item.working_sha256)
+    pairs = zip(request.ids, requests[leader].ids, strict=False)
+    common = next((place for place, (one, other) in enumerate(pairs) if one != other), len(request.ids))
+    # Two tokens at least are left: of a single one attention would take it for a step.
+    common = min(common, len(request.ids) - 2, len(requests[leader].ids))
+    return (leader, common) if leader < row and image not in request.ids[common:] else None
 
 
 def kinds_of(config: Any) -> frozenset[str]:

@@ -4,8 +4,9 @@ transformers' own static cache has one write position for the whole batch; here 
 holds a caption of its own age.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,11 +27,13 @@ class Placement:
 
     Attributes:
         prefill: [rows] slots of the rows of a prefill; ``None`` while decoding.
+        past: positions that the slots of a prefill have already.
         position: [slots] where each slot writes while decoding.
     """
 
     def __init__(self, slots: int, device: torch.device) -> None:
         self.prefill: torch.Tensor | None = None
+        self.past = 0
         self.position = torch.zeros(slots, dtype=torch.long, device=device)
         self.rows = torch.arange(slots, device=device)
 
@@ -71,7 +74,10 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
         where = self._where
         if where.prefill is not None:
             self._fill(where.prefill, key_states, value_states)
-            return key_states, value_states
+            if not where.past:
+                return key_states, value_states
+            whole = slice(0, where.past + key_states.shape[2])
+            return self.keys[where.prefill, whole].transpose(1, 2), self.values[where.prefill, whole].transpose(1, 2)
         self.keys[where.rows, where.position] = key_states[:, :, 0]
         self.values[where.rows, where.position] = value_states[:, :, 0]
         return self.keys.transpose(1, 2), self.values.transpose(1, 2)
@@ -82,17 +88,22 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
         self._fill(self._where.prefill[row : row + 1], keys, values)
 
     def _fill(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        tokens = keys.shape[2]
-        self.keys[slots, :tokens] = keys.transpose(1, 2)
-        self.values[slots, :tokens] = values.transpose(1, 2)
+        places = slice(self._where.past, self._where.past + keys.shape[2])
+        self.keys[slots, places] = keys.transpose(1, 2)
+        self.values[slots, places] = values.transpose(1, 2)
+
+    def copy(self, source: torch.Tensor, target: torch.Tensor, positions: int) -> None:
+        """Copy the first so many positions of one slot to another, [1] each."""
+        self.keys[target, :positions] = self.keys[source, :positions]
+        self.values[target, :positions] = self.values[source, :positions]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return (positions, offset) for the masks of a prefill, which sees its own tokens alone."""
-        return query_length, 0
+        """Return (positions, offset) for the masks of a prefill, which sees its own tokens and those before them."""
+        return self._where.past + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Return 0: every pass names its positions itself."""
-        return 0
+        """Return the positions before those of a prefill; a step names its own itself."""
+        return self._where.past
 
     def get_max_length(self) -> int:
         """Return the positions of one slot."""
@@ -174,6 +185,25 @@ class CacheLayout:
         values = sum(2 * layer.kv_heads * layer.dim for layer in self.layers)
         states = (state for layer in self.states.values() for state in layer.states)
         return values * positions * dtype.itemsize + sum(math.prod(shape) * kind.itemsize for shape, kind in states)
+
+
+@contextlib.contextmanager
+def rows_of(cache: Cache, rows: torch.Tensor, after: tuple[torch.Tensor, int] | None = None) -> Iterator[None]:
+    """Let a prefill be of these rows alone, in the block; with ``after``, of one row, which goes on after so many
+    positions of another one's: they are copied.
+    """
+    where: Placement = cache.layers[0]._where
+    slots = where.prefill
+    assert slots is not None
+    where.prefill = slots[rows]
+    if after is not None:
+        source, where.past = after
+        for layer in cache.layers:
+            layer.copy(slots[source], where.prefill, where.past)
+    try:
+        yield
+    finally:
+        where.prefill, where.past = slots, 0
 
 
 def slot_cache(

@@ -40,11 +40,11 @@ class Recurrent(Family):
             for each in requests
         ]
 
-    def prefill(self, ids: torch.Tensor, ends: torch.Tensor, seen: Any, cache: Cache) -> Prefilled:  # noqa: ARG002
+    def prefill(self, ids: torch.Tensor, ends: torch.Tensor, seen: Any, cache: Cache) -> Prefilled:
         logits, shifts, states = [], [], []
         for row, (length, inputs) in enumerate(seen):
             own = DynamicCache(config=self._model.config.get_text_config())
-            hidden, shift = self._through(ids[row : row + 1, :length], own, **inputs)
+            hidden, shift = self._through(ids[row : row + 1, :length], ends[row : row + 1], own, inputs)
             logits.append(self._logits(hidden[:, -1]))
             shifts.append(hidden.new_zeros(1, dtype=torch.long) if shift is None else shift)
             for layer, made in zip(cache.layers, own.layers, strict=True):

@@ -25,6 +25,9 @@ TRIAL_PROMPTS = ("Describe the picture.", "What is shown here, and where might i
 TRIAL_SIZES = ((480, 320), (300, 400))
 """Of different aspects, which many models give different numbers of tokens.  Pixels."""
 
+_TRIAL = ((0, 0), (1, 1), (0, 1))
+"""Picture and prompt of each trial caption; two are about one picture, which many families then see once."""
+
 TOLERANCE = 1e-3
 TOLERANCE_EPS = 16
 """Tokens count as equally likely when their logits differ by less than this share of the larger one, by less than so
@@ -49,11 +52,12 @@ def why_not(loaded: LoadedModel) -> str | None:
 def differs(loaded: LoadedModel, max_aspect: float) -> str | None:
     """Return how the slot engine's tokens differ from those of the model's own `generate()`; ``None`` if they do not.
 
-    Two pictures of different aspects are asked about in two slots, side by side; then `generate()` is led along the
-    same tokens, one picture at a time, and asked which it would have chosen at each place.
+    Two pictures of different aspects are asked about, side by side; then `generate()` is led along the same tokens, one
+    caption at a time, and asked which it would have chosen at each place.
     """
     requests = trial_requests(loaded, max_aspect)
-    config = EngineConfig(slots=2, max_seq_len=max(request.max_seq_len for request in requests), limit=TRIAL_TOKENS)
+    longest = max(request.max_seq_len for request in requests)
+    config = EngineConfig(slots=len(requests), max_seq_len=longest, limit=TRIAL_TOKENS)
     # Without an end, so that every token of the trial is written.
     endless = dataclasses.replace(loaded, eos=())
     engine = SlotEngine(endless, family_of(endless, max_aspect), config, Timings(loaded.device), poll=1)
@@ -72,8 +76,10 @@ def differs(loaded: LoadedModel, max_aspect: float) -> str | None:
 
 def trial_requests(loaded: LoadedModel, max_aspect: float) -> list[Request]:
     """Return requests for the trial's pictures and prompts."""
-    pictures = [_picture(*size) for size in TRIAL_SIZES]
-    return requests_for(loaded, max_aspect, list(zip(pictures, TRIAL_PROMPTS, strict=True)), TRIAL_TOKENS)
+    asked = [(_picture(*TRIAL_SIZES[picture]), TRIAL_PROMPTS[prompt]) for picture, prompt in _TRIAL]
+    requests = requests_for(loaded, max_aspect, asked, TRIAL_TOKENS)
+    named = [dataclasses.replace(each.item, working_sha256=f"trial {_TRIAL[each.item.id][0]}") for each in requests]
+    return [dataclasses.replace(each, item=item) for each, item in zip(requests, named, strict=True)]
 
 
 def requests_for(
@@ -121,7 +127,7 @@ def _led_along(loaded: LoadedModel, finished: list[Finished]) -> torch.Tensor:
     """Return the logits of `generate()` on its way along the captions, [captions, tokens, vocab_size]."""
     encoder = PromptEncoder(loaded.processor, TRIAL_TOKENS, loaded.context)
     inputs: dict[str, Any] = loaded.processor(
-        images=[[_picture(*TRIAL_SIZES[each.request.item.id])] for each in finished],
+        images=[[_picture(*TRIAL_SIZES[_TRIAL[each.request.item.id][0]])] for each in finished],
         text=[encoder.encode(each.request.item.prompt).text for each in finished],
         add_special_tokens=encoder.add_special_tokens,
         padding=True,
