@@ -378,6 +378,20 @@ class CorruptImageError(ImageError):
     first = "replace the file"
 
 
+class TruncatedImageError(CorruptImageError):
+    """The file ends before its last pixel."""
+
+    slug = "truncated_image"
+    first = "replace the file, or accept it as it is: `--accept-truncated 0.9` when fetching"
+
+
+class DecoderMissingError(ImageError):
+    """The format is one for which a package must be installed."""
+
+    slug = "decoder_missing"
+    first = "install the package that the message names"
+
+
 class ImageTooLargeError(ImageError):
     """The picture has more pixels than the limit."""
 

@@ -83,16 +83,17 @@ class Settings:
         help="What a download must reach on average; with the size it gives the deadline.",
     )
     max_bytes: int = setting(
-        512 * 1024 * 1024, FETCH, OWN, group=Group.PICTURES, unit="bytes", limits=(1, 1e12),
-        help="Largest accepted original.",
+        512 * 1024**2, FETCH, OWN, group=Group.PICTURES, unit="bytes", limits=(1, 1e12), help="Largest original."
     )
     max_pixels: int = setting(
-        400_000_000, FETCH, OWN, group=Group.PICTURES, unit="pixels", limits=(1, 1e10),
-        help="Largest accepted picture, in pixels.",
+        400_000_000, FETCH, OWN, group=Group.PICTURES, unit="pixels", limits=(1, 1e10), help="Largest accepted picture."
+    )
+    accept_truncated: float = setting(
+        1.0, FETCH, HARMLESS, group=Group.PICTURES, limits=(0, 1), value="PART",
+        help="Accept a picture that is cut short if it has this part of its pixels, such as 0.9.",
     )
     max_attempts: int = setting(
-        5, WORK, HARMLESS, limits=(1, 100),
-        help="Attempts before a retryable failure is final.",
+        5, WORK, HARMLESS, limits=(1, 100), help="Attempts before a retryable failure is final."
     )
     backoff: float = setting(
         5.0, FETCH, HARMLESS, group=Group.NETWORK, unit="s", limits=(0, 86400), former="backoff_s",

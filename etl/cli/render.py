@@ -9,7 +9,7 @@ from etl.cli.hosts import errors_text, host_json, host_line, is_news
 from etl.cli.options import Context
 from etl.clock import ago, iso_utc, now_ms, stops_at
 from etl.domain.statuses import LIVE, QueueStatus, RecordOutcome, RecordState, RunState, status_in_words
-from etl.domain.views import ExportSummary, HostProgress, IngestSummary, Progress, RunInfo
+from etl.domain.views import ExportSummary, HostProgress, IngestSummary, Progress, RunInfo, skipped_words
 from etl.state.requeue import UNLIKELY
 from etl.text import clean, clean_json
 from etl.units import count, duration, size
@@ -208,14 +208,15 @@ def ingest_line(summary: IngestSummary) -> str:
     """Return one line on what an ingest did."""
     head = f"{clean(str(summary.path))}: {summary.records:,} record{'s' * (summary.records != 1)}, "
     head += f"{summary.selected:,} selected"
+    skipped = skipped_words(summary.skipped)
     if summary.unchanged:
-        return f"{head}; unchanged"
+        return "; ".join(filter(None, (head, "unchanged", skipped)))
     parts = [f"{summary.added:,} new", f"{summary.changed:,} changed", f"{summary.removed:,} removed"]
     if summary.resumed_at:
         parts.insert(0, f"resumed behind record {summary.resumed_at:,}")
     if summary.invalid:
         parts.append(f"{summary.invalid:,} invalid (see `etl failures --stage ingest`)")
-    return f"{head}; {', '.join(parts)}"
+    return "; ".join(filter(None, (head, ", ".join(parts), skipped)))
 
 
 def exported(context: Context, summary: ExportSummary) -> None:

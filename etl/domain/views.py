@@ -1,5 +1,6 @@
 """What is shown of a state and told of a run: counts, runs, hosts, GPUs, progress."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +31,12 @@ class FailureFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestSummary:
-    """What one ingest did.  ``unchanged`` is ``True`` when the file was already complete in the state."""
+    """What one ingest did.
+
+    Attributes:
+        unchanged: the file was already complete in the state.
+        skipped: how many files of a directory were passed over, by kind: a suffix, or what they are otherwise.
+    """
 
     path: Path | str
     records: int
@@ -42,6 +48,22 @@ class IngestSummary:
     changed: int
     unchanged: bool = False
     resumed_at: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+
+_SHOWN_KINDS = 5
+
+
+def skipped_words(skipped: Mapping[str, int]) -> str:
+    """Return in words how many files of a directory were passed over; empty for none."""
+    if not skipped:
+        return ""
+    total = sum(skipped.values())
+    kinds = sorted(skipped.items(), key=lambda kind: (-kind[1], kind[0]))
+    shown = [f"{number:,} {kind}" for kind, number in kinds[:_SHOWN_KINDS]]
+    if rest := sum(number for _, number in kinds[_SHOWN_KINDS:]):
+        shown.append(f"{rest:,} others")
+    return f"skipped {total:,} file{'s' * (total != 1)}: {', '.join(shown)}"
 
 
 @dataclass(frozen=True, slots=True)

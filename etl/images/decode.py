@@ -3,42 +3,35 @@
 Runs inside a decoder process (`etl.images.decoder_worker`): the files come from strangers.
 """
 
-import contextlib
-import errno
+import functools
 import io
 import pkgutil
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError, features
+from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin, features
 
 from etl.domain.items import DecodedImage, WorkingCopy
 from etl.domain.statuses import ImageFlag
-from etl.errors import (
-    CorruptImageError,
-    DecoderLimitError,
-    EtlError,
-    ImageTooLargeError,
-    LocalFileError,
-    NotAnImageError,
+from etl.errors import LocalFileError, TruncatedImageError
+from etl.images import (
+    colour,
+    leniency,  # noqa: F401 -- for what it changes
+    tiff,
+    truncated,
 )
-from etl.images import colour, tiff
 from etl.images import tiff_bands as bands
 from etl.images.cache import ImageCache
 from etl.images.flags import image_flags
 from etl.images.formats import FORMATS, ImageFormat, format_of
+from etl.images.refusals import errors_mapped, missing
 from etl.images.resize import shrink
-from etl.images.sniff import HEAD_BYTES, describe
+from etl.images.sniff import HEAD_BYTES
 
 JPEG_QUALITY = 90
 """Of working copies: at 1024 px the vision tower's 336 px input hides what it loses, at a third of the size of 95."""
-
-OUT_OF_MEMORY = "the picture needs more memory than a decoder process may use (decoder_memory)"
-
-_PILLOW = {pkgutil.resolve_name(known.opener): known for known in FORMATS if known.by_pillow}
-"""All that Pillow may try, by its classes.  Imported by name, or else it would load its fifty others too."""
 
 _ORIENTATION = 0x0112
 _PHOTOMETRIC = 262
@@ -63,31 +56,39 @@ class Picture:
     flags: frozenset[ImageFlag] = frozenset()
 
 
-def decode(path: Path, *, longest_edge: int, max_pixels: int) -> Picture:
+def decode(path: Path, *, longest_edge: int, max_pixels: int, accept_truncated: float = 1.0) -> Picture:
     """Decode the first picture or page of the file to upright RGB with at most ``longest_edge`` pixels a side.
+
+    A file that ends too early is accepted if it has at least the part ``accept_truncated`` of its pixels.
 
     Raises:
         LocalFileError: the file cannot be read.
         NotAnImageError: its bytes are of no accepted format.
+        DecoderMissingError: they are of one whose package is not installed.
         ImageTooLargeError: its header announces more than ``max_pixels``; nothing was decoded.
-        CorruptImageError: it is broken, cut short or of an unsupported kind of its format.
+        TruncatedImageError: it is cut short.
+        CorruptImageError: it is broken or of an unsupported kind of its format.
         DecoderLimitError: memory ran out.
     """
     head = _read_head(path)
     known = format_of(head)
-    with _errors_mapped(known, head, max_pixels):
+    with errors_mapped(known, path, max_pixels):
+        if known is not None and not known.installed:
+            raise missing(known)
         if known is None or known.by_pillow:
-            return _decode_picture(path, longest_edge)
+            return _decode_picture(path, known, longest_edge, accept_truncated)
         image = _resize(pkgutil.resolve_name(known.opener)(path, longest_edge), longest_edge)
         return Picture(image, known.mime, *image.size)
 
 
-def make_working_copy(picture_file: Path, cache: ImageCache, *, longest_edge: int, max_pixels: int) -> DecodedImage:
+def make_working_copy(
+    picture_file: Path, cache: ImageCache, *, longest_edge: int, max_pixels: int, accept_truncated: float = 1.0
+) -> DecodedImage:
     """Decode the file and put its working copy into the cache.
 
     Raises what `decode` raises, and `etl.errors.DiskFullError` or `etl.errors.StateError` for the cache.
     """
-    picture = decode(picture_file, longest_edge=longest_edge, max_pixels=max_pixels)
+    picture = decode(picture_file, longest_edge=longest_edge, max_pixels=max_pixels, accept_truncated=accept_truncated)
     data = encode_working_copy(picture.image)
     width, height = picture.image.size
     working = WorkingCopy(cache.put_working(data), len(data), width, height, longest_edge)
@@ -130,22 +131,18 @@ def _read_head(path: Path) -> bytes:
         raise LocalFileError(f"{path}: {error}") from error
 
 
-def _decode_picture(path: Path, longest_edge: int) -> Picture:
-    with Image.open(path, formats=[cls.format for cls in _PILLOW]) as image:
-        mime = next(known.mime for cls, known in _PILLOW.items() if isinstance(image, cls))
+def _decode_picture(path: Path, known: ImageFormat | None, longest_edge: int, accept_truncated: float) -> Picture:
+    there = 1.0
+    with _opened(path, known) as image:
+        mime = (known or next(line for line in _built_in() if isinstance(image, _plugin(line)))).mime
         width, height = image.size
         icc_profile = image.info.get("icc_profile")
-        if isinstance(image, JpegImagePlugin.JpegImageFile):
-            # Scaling in the DCT costs a third; thumbnail() would not do it at 3000 -> 1024.
-            image.draft(image.mode, _fit(image.size, longest_edge, floor=True))
-            _decode_into_place(image)
-        if isinstance(image, TiffImagePlugin.TiffImageFile):
-            tiff.mend_byte_order(image)
+        _prepare(image, longest_edge)
         if isinstance(image, TiffImagePlugin.TiffImageFile) and bands.wants_pieces(image):
             factor = max(1, max(image.size) // longest_edge)
             small, orientation = bands.reduced(image, factor, _orientation(image)), 1
         else:
-            image.load()
+            image, there = _loaded(image, path, known, longest_edge, accept_truncated)
             orientation = _orientation(image)
             small = _reduce(colour.reducible(image), longest_edge)
         if small.mode in ("I", "F"):
@@ -153,7 +150,59 @@ def _decode_picture(path: Path, longest_edge: int) -> Picture:
     rgb = colour.to_rgb(_resize(colour.opaque(small), longest_edge), icc_profile)
     if orientation >= 5:
         width, height = height, width
-    return Picture(colour.upright(rgb, orientation), mime, width, height)
+    flags = frozenset({ImageFlag.TRUNCATED} if there < 1 else ())
+    return Picture(colour.upright(rgb, orientation), mime, width, height, flags)
+
+
+@functools.cache
+def _plugin(known: ImageFormat) -> type[ImageFile.ImageFile]:
+    """Return what Pillow opens the format with; imported by name, or else it would load its fifty others too."""
+    plugin: type[ImageFile.ImageFile] = pkgutil.resolve_name(known.opener)
+    if not plugin.__module__.startswith("PIL."):
+        Image.register_open(plugin.format or "", plugin)
+    return plugin
+
+
+def _built_in() -> list[ImageFormat]:
+    """Return the formats that Pillow tries where the first bytes tell nothing."""
+    return [line for line in FORMATS if line.by_pillow and not line.extra and line.installed]
+
+
+def _opened(file: Path | IO[bytes], known: ImageFormat | None) -> ImageFile.ImageFile:
+    plugins = [_plugin(line) for line in ([known] if known else _built_in())]
+    return Image.open(file, formats=[plugin.format or "" for plugin in plugins])
+
+
+def _prepare(image: ImageFile.ImageFile, longest_edge: int) -> None:
+    """Have an opened picture loaded no larger than it is wanted, and as Pillow alone would not."""
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        # Scaling in the DCT costs a third; thumbnail() would not do it at 3000 -> 1024.
+        image.draft(image.mode, _fit(image.size, longest_edge, floor=True))
+        _decode_into_place(image)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tiff.mend_byte_order(image)
+
+
+def _loaded(
+    image: ImageFile.ImageFile, path: Path, known: ImageFormat | None, longest_edge: int, accept_truncated: float
+) -> tuple[ImageFile.ImageFile, float]:
+    """Return the picture, loaded, and the part of its pixels that is there: at least what is accepted."""
+    try:
+        image.load()
+        return image, 1.0
+    except OSError as error:
+        if known is None or not truncated.is_cut_short(error):
+            raise
+
+    def again(file: Path | IO[bytes]) -> ImageFile.ImageFile:
+        opened = _opened(file, known)
+        _prepare(opened, longest_edge)
+        return opened
+
+    image, there = truncated.load(path, again)
+    if there < accept_truncated:
+        raise TruncatedImageError(f"the {known.name} is cut short: {int(there * 100)}% of its pixels are there")
+    return image, there
 
 
 def _decode_into_place(image: JpegImagePlugin.JpegImageFile) -> None:
@@ -197,40 +246,3 @@ def _reduce(image: Image.Image, longest_edge: int) -> Image.Image:
 def _resize(image: Image.Image, longest_edge: int) -> Image.Image:
     size = _fit(image.size, longest_edge)
     return image if size == image.size else shrink(image, size)
-
-
-@contextlib.contextmanager
-def _errors_mapped(known: ImageFormat | None, head: bytes, max_pixels: int) -> Iterator[None]:
-    """Raise whatever the decoding libraries raise as one of ours, and let Pillow enforce ``max_pixels``."""
-    limit_before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = max_pixels
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    except EtlError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ImageTooLargeError(f"more than {max_pixels:,} pixels: {error}") from error
-    except MemoryError as error:
-        raise DecoderLimitError(OUT_OF_MEMORY) from error
-    except OSError as error:
-        if error.errno == errno.ENOMEM or "out of memory" in str(error):
-            raise DecoderLimitError(OUT_OF_MEMORY) from error
-        if error.errno is not None:
-            raise LocalFileError(f"cannot read the file: {error}") from error
-        raise _unreadable(known, head, error) from error
-    # Pillow's and PDFium's parsers raise nearly every exception there is on broken files.
-    except Exception as error:
-        raise _unreadable(known, head, error) from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit_before
-
-
-def _unreadable(known: ImageFormat | None, head: bytes, error: Exception) -> CorruptImageError | NotAnImageError:
-    if known is None:
-        return NotAnImageError(describe(head))
-    if isinstance(error, UnidentifiedImageError):
-        return CorruptImageError(f"the {known.name} header is broken or of a kind that is not supported")
-    return CorruptImageError(f"the {known.name} is broken: {error or type(error).__name__}")

@@ -41,6 +41,7 @@ class DecoderPool:
         memory_bytes: address space of one process.
         longest_edge: of the working copies, in pixels.
         max_pixels: largest accepted picture.
+        accept_truncated: part of its pixels that a picture which is cut short must have.
         timeout_s: seconds for one picture, from when a process takes it; waiting for a process does not count.
     """
 
@@ -52,6 +53,7 @@ class DecoderPool:
         memory_bytes: int,
         longest_edge: int,
         max_pixels: int,
+        accept_truncated: float = 1.0,
         timeout_s: float = 120.0,
         cache_made: bool = False,
     ) -> None:
@@ -61,6 +63,7 @@ class DecoderPool:
             memory_bytes=memory_bytes,
             longest_edge=longest_edge,
             max_pixels=max_pixels,
+            accept_truncated=accept_truncated,
             cpu_s=math.ceil(timeout_s) + CPU_RESERVE_S,
         )
         self._timeout_s = timeout_s

@@ -28,7 +28,8 @@ from etl.errors import (
     item_error_classes,
 )
 from etl.images.cache import ImageCache
-from etl.images.decode import OUT_OF_MEMORY, make_working_copy
+from etl.images.decode import make_working_copy
+from etl.images.refusals import OUT_OF_MEMORY
 from etl.processes import Parent
 from etl.text import clean_lines
 
@@ -57,6 +58,7 @@ class WorkerConfig:
         memory_bytes: limit of its address space.
         longest_edge: of working copies, in pixels.
         max_pixels: largest accepted picture.
+        accept_truncated: part of its pixels that a picture which is cut short must have.
         cpu_s: processor seconds that it may spend on one picture.
     """
 
@@ -65,6 +67,7 @@ class WorkerConfig:
     memory_bytes: int
     longest_edge: int
     max_pixels: int
+    accept_truncated: float
     cpu_s: int
 
 
@@ -99,7 +102,13 @@ def decoded_or_raise(answer: bytes) -> DecodedImage:
 def _answer(path: Path, cache: ImageCache, config: WorkerConfig) -> bytes:
     fields: dict[str, Any]
     try:
-        decoded = make_working_copy(path, cache, longest_edge=config.longest_edge, max_pixels=config.max_pixels)
+        decoded = make_working_copy(
+            path,
+            cache,
+            longest_edge=config.longest_edge,
+            max_pixels=config.max_pixels,
+            accept_truncated=config.accept_truncated,
+        )
         fields = dataclasses.asdict(decoded)
     except (ImageError, LocalFileError, DiskFullError, StateError) as error:
         fields = {"error": type(error).__name__, "message": str(error)}

@@ -5,6 +5,7 @@ every decoder process starts with it.
 """
 
 import functools
+import importlib.util
 import re
 from dataclasses import dataclass
 
@@ -18,8 +19,11 @@ class ImageFormat:
         mime: its type on record.
         suffixes: of its files' names, in lower case.
         magic: matches the first `etl.images.sniff.HEAD_BYTES` of its files.
-        opener: ``module:name`` of the class of Pillow that opens it, or else of a function that is given a file's path
-            and the longest edge that is wanted, and returns its first page upright in RGB, of about that size.
+        opener: ``module:name`` of the ``...ImageFile``, a plugin of Pillow's, that opens it, or else of a function that
+            is given a file's path and the longest edge that is wanted, and returns its first page upright in RGB, of
+            about that size.
+        needs: the module without which it cannot be opened, where an installation may lack that.
+        extra: of this program, that brings the module.
     """
 
     name: str
@@ -27,31 +31,72 @@ class ImageFormat:
     suffixes: tuple[str, ...]
     magic: re.Pattern[bytes]
     opener: str
+    needs: str = ""
+    extra: str = ""
 
     @property
     def by_pillow(self) -> bool:
         """Whether Pillow opens it."""
-        return self.opener.startswith("PIL.")
+        return self.opener.endswith("ImageFile")
+
+    @property
+    def installed(self) -> bool:
+        """Whether what opens it is there."""
+        return not self.needs or importlib.util.find_spec(self.needs) is not None
 
 
-def _format(name: str, mime: str, suffixes: str, magic: bytes, opener: str) -> ImageFormat:
+def _format(
+    name: str, mime: str, suffixes: str, magic: bytes, opener: str, *, needs: str = "", extra: str = ""
+) -> ImageFormat:
     return ImageFormat(
-        name=name, mime=mime, suffixes=tuple(suffixes.split()), magic=re.compile(magic, re.DOTALL), opener=opener
+        name=name,
+        mime=mime,
+        suffixes=tuple(suffixes.split()),
+        magic=re.compile(magic, re.DOTALL),
+        opener=opener,
+        needs=needs,
+        extra=extra,
     )
 
 
 FORMATS = (
-    _format("JPEG", "image/jpeg", ".jpg .jpeg .jpe", rb"\xff\xd8\xff", "PIL.JpegImagePlugin:JpegImageFile"),
-    _format("PNG", "image/png", ".png", rb"\x89PNG\r\n\x1a\n", "PIL.PngImagePlugin:PngImageFile"),
+    # An MPO is a JPEG with others behind it.
+    _format("JPEG", "image/jpeg", ".jpg .jpeg .jpe .jfif .mpo", rb"\xff\xd8\xff", "PIL.JpegImagePlugin:JpegImageFile"),
+    _format("PNG", "image/png", ".png .apng", rb"\x89PNG\r\n\x1a\n", "PIL.PngImagePlugin:PngImageFile"),
     _format("TIFF", "image/tiff", ".tif .tiff", rb"II[*+]\0|MM\0[*+]", "PIL.TiffImagePlugin:TiffImageFile"),
     _format("WebP", "image/webp", ".webp", rb"RIFF.{4}WEBP", "PIL.WebPImagePlugin:WebPImageFile"),
     _format("GIF", "image/gif", ".gif", rb"GIF8", "PIL.GifImagePlugin:GifImageFile"),
     # Two letters could begin any text; the reserved fields of a BMP header are zero.
-    _format("BMP", "image/bmp", ".bmp", rb"BM.{4}\0{4}", "PIL.BmpImagePlugin:BmpImageFile"),
+    _format("BMP", "image/bmp", ".bmp", rb"BM.{4}\0{4}", "etl.images.bmp:MaskedBmpImageFile"),
+    # A BMP without its file's header: size of the other, width, height, one plane, bits of a pixel.
     _format(
-        "JPEG 2000", "image/jp2", ".jp2", rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+        "DIB", "image/x-ms-dib", ".dib",
+        rb"(\x0c\0{3}.{4}|[\x28\x34\x38\x40\x6c\x7c]\0{3}.{8})\x01\0[\x01\x04\x08\x10\x18\x20]\0",
+        "PIL.BmpImagePlugin:DibImageFile",
+    ),
+    _format(
+        "JPEG 2000", "image/jp2", ".jp2 .j2k .j2c .jpf .jpx", rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
         "PIL.Jpeg2KImagePlugin:Jpeg2KImageFile",
     ),
+    # Brands of ISO 23000-22 (MIAF), the first of them or one of those that it is compatible with.
+    _format(
+        "AVIF", "image/avif", ".avif", rb".{4}ftyp(avi[fs]|(mif1|msf1|miaf).{4}(.{4}){0,12}?avi[fs])",
+        "etl.images.avif:AvifImageFile", needs="PIL._avif",
+    ),
+    _format(
+        "HEIF", "image/heic", ".heic .heif .hif", rb".{4}ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)",
+        "etl.images.heif:HeifImageFile", needs="pillow_heif", extra="heif",
+    ),
+    _format(
+        "JPEG XL", "image/jxl", ".jxl", rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n",
+        "etl.images.jxl:BoundedJXLImageFile", needs="pillow_jxl", extra="jxl",
+    ),
+    _format("PSD", "image/vnd.adobe.photoshop", ".psd", rb"8BPS\0\x01", "etl.images.psd:CompositePsdImageFile"),
+    _format(
+        "PNM", "image/x-portable-anymap", ".pbm .pgm .ppm .pnm", rb"P[1-6](\s+|#[^\r\n]*[\r\n])+\d",
+        "PIL.PpmImagePlugin:PpmImageFile",
+    ),
+    _format("PAM", "image/x-portable-arbitrarymap", ".pam", rb"P7\s*\n", "etl.images.pam:PamImageFile"),
     # Last: ISO 32000-1, note 13 of annex H, accepts its marker anywhere in the first 1024 bytes.
     _format("PDF", "application/pdf", ".pdf", rb".*?%PDF-", "etl.images.pdf:first_page"),
 )  # fmt: skip
@@ -67,3 +112,10 @@ def format_of(head: bytes) -> ImageFormat | None:
 def suffixes() -> tuple[str, ...]:
     """Return how names of pictures end, in lower case."""
     return tuple(suffix for known in FORMATS for suffix in known.suffixes)
+
+
+@functools.cache
+def accept_header() -> str:
+    """Return what to ask servers for: the types that can be opened here, and anything else where there is none."""
+    types = [known.mime for known in FORMATS if known.installed]
+    return ", ".join([*types, "image/*;q=0.8", "*/*;q=0.5"])

@@ -42,6 +42,11 @@ class Manifest:
         self.path, self.name, self.rereadable = str(file.resolve()), file.name, file.is_file() or file.is_dir()
         self.base = file.resolve() if file.is_dir() else file.resolve().parent
 
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many files of a directory were passed over when it was read last, by kind."""
+        return dict(self._file.skipped)
+
     def lines(self) -> Iterator[bytes]:
         """Return every line with its line end, blank ones included.
 

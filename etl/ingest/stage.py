@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from etl.domain.statuses import RecordState
-from etl.domain.views import IngestSummary
+from etl.domain.views import IngestSummary, skipped_words
 from etl.errors import DuplicateKeyError, ManifestError
 from etl.ingest.columns import refuse_unknown_columns
 from etl.ingest.manifest import Manifest
@@ -142,7 +142,10 @@ class _Ingest:
             if self._should_stop():
                 return self._summary(self._begun())
         if self._row is None:
-            raise ManifestError(f"{self._manifest.path} holds no records; nothing was changed")
+            skipped = skipped_words(self._manifest.skipped)
+            raise ManifestError(
+                f"{self._manifest.path} holds no records{f' ({skipped})' * bool(skipped)}; nothing was changed"
+            )
         removed = self._writer.finish(self._row, self._reader.checkpoint())
         return self._summary(self._row, removed=removed)
 
@@ -181,6 +184,7 @@ class _Ingest:
             changed=self._changed,
             unchanged=unchanged,
             resumed_at=self._resumed_at,
+            skipped=self._manifest.skipped,
         )
 
 

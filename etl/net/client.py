@@ -28,6 +28,7 @@ from etl.errors import (
     TooManyRedirectsError,
     TruncatedBodyError,
 )
+from etl.images.formats import accept_header
 from etl.net import resume
 from etl.net.attempt import Attempt, Validators
 from etl.net.client_pool import CONNECTIONS, ClientPool
@@ -163,6 +164,7 @@ class Downloader:
         async with self._watchdog(attempt) as watchdog:
             rest = resume.rest_of(part)
             asking = rest.headers if rest else validators.headers if validators else {}
+            asking = {"Accept": accept_header(), **asking}
             response = await self._open(client, attempt, asking, watchdog, self.may_follow)
             try:
                 if response.status_code == 304 and rest is None and validators is not None:

@@ -201,7 +201,7 @@ FAULTS_AT_ONCE = {
     "always failing": Fault(status(503), slug="http_5xx", requests=ATTEMPTS),
     "always short": Fault(truncated, slug="truncated", requests=ATTEMPTS),
     "a page": Fault(html, slug="not_an_image"),
-    "half a picture": Fault(slug="corrupt_image"),
+    "half a picture": Fault(slug="truncated_image"),
     "no picture": Fault(slug="not_an_image"),
     "deadly": Fault(slug="decoder_crashed", requests=3),
 }

@@ -101,7 +101,7 @@ def test_permanent_faults_are_final_at_once(server: FaultServer, bench: Workbenc
         server.fail("/400", status(400)): "http_4xx",
         server.fail("/login.jpg", html): "not_an_image",
         server.add("/words.jpg", b"just some words", "image/jpeg"): "not_an_image",
-        server.add("/cut.jpg", body[: len(body) // 2]): "corrupt_image",
+        server.add("/cut.jpg", body[: len(body) // 2]): "truncated_image",
         server.add("/bomb.png", encoded(Image.new("1", (9000, 9000)), "PNG"), "image/png"): "too_many_pixels",
         server.fail("/huge.tif", announce(10**9)): "too_large",
         server.fail("/loop", redirect("/loop")): "redirects",

@@ -12,6 +12,7 @@ import pytest
 
 from etl.compression import zstd
 from etl.errors import ManifestError
+from etl.images.formats import suffixes
 from etl.ingest import manifest_formats
 from etl.ingest.manifest import Manifest
 from etl.ingest.manifest_formats import csv_rows, jsonl
@@ -147,16 +148,20 @@ def test_broken_csv_is_refused_with_its_line(tmp_path: Path, content: bytes, rea
 
 
 def test_directory_gives_its_pictures_in_order(tmp_path: Path) -> None:
-    """Every picture below the directory is a record, sorted by path; other files are passed over."""
-    for name in ("b/2.JPG", "a.png", "b/1.tif", "notes.txt", "b/c/scan.pdf", ".hidden.gif"):
+    """Every picture below the directory is a record, sorted by path; other files and hidden ones are only counted."""
+    pictures = [f"c/{number:02}{suffix.upper() if number % 2 else suffix}" for number, suffix in enumerate(suffixes())]
+    hidden = ("._a.png", ".DS_Store", "b/.x/1.jpg", "__MACOSX/a.png", "b/Thumbs.db", "Desktop.ini", ".hidden.gif")
+    for name in ("b/2.JPG", "a.png", "b/1.tif", "notes.txt", "n.TXT", "README", "b/c/scan.pdf", *hidden, *pictures):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
     (tmp_path / "folder.jpg").mkdir()
     manifest = Manifest(str(tmp_path))
-    assert [json.loads(line)["path"] for line in manifest.lines()] == [
-        ".hidden.gif", "a.png", "b/1.tif", "b/2.JPG", "b/c/scan.pdf",
-    ]  # fmt: skip
+    for _ in range(2):
+        assert [json.loads(line)["path"] for line in manifest.lines()] == [
+            "a.png", "b/1.tif", "b/2.JPG", "b/c/scan.pdf", *pictures,
+        ]  # fmt: skip
+        assert manifest.skipped == {"hidden": 7, ".txt": 2, "without a suffix": 1}
     assert manifest.base == tmp_path.resolve()
 
 

@@ -119,9 +119,9 @@ LENGTH = (
     passing("shorter than announced", truncated, "truncated"),
     passing("announced too long", misannounced(1000), "truncated"),
     passing("announced too long and left open", misannounced(1000, stay=True), "timeout"),
-    Case("announced too short", misannounced(-40_000), stage="corrupt_image"),
+    Case("announced too short", misannounced(-40_000), stage="truncated_image"),
     Case("no length", no_length),
-    Case("no length and cut", unmarked_end, stage="corrupt_image"),
+    Case("no length and cut", unmarked_end, stage="truncated_image"),
     Case("empty", typed("image/jpeg", b""), stage="not_an_image"),
     Case("too large by its length", announce(MAX_BYTES + 1), "too_large"),
     Case("absurd length", announce(10**18), "too_large"),
@@ -219,7 +219,7 @@ CONTENT = (
     Case("HTML called a picture", typed("image/jpeg", b"<!DOCTYPE html><title>Error</title>"), stage="not_an_image"),
     Case("a picture called HTML", typed("text/html")),
     Case("a picture called nothing", typed("")),
-    Case("half a picture", typed("image/jpeg", PICTURE[: len(PICTURE) // 2]), stage="corrupt_image"),
+    Case("half a picture", typed("image/jpeg", PICTURE[: len(PICTURE) // 2]), stage="truncated_image"),
 )
 
 RESTS = (

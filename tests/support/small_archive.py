@@ -34,7 +34,7 @@ FAULTS = (
 )
 """``(per mille of the URLs, behaviour)``; the rest is served at once."""
 
-PERMANENT = {"missing": "http_404", "forbidden": "http_403", "html": "not_an_image", "cut": "corrupt_image"}
+PERMANENT = {"missing": "http_404", "forbidden": "http_403", "html": "not_an_image", "cut": "truncated_image"}
 """What must become of the behaviours that no further attempt cures."""
 
 LATENCY_S = 0.005

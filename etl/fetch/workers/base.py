@@ -164,5 +164,6 @@ def decoder_pool(settings: Settings, cache: ImageCache, processes: int) -> Decod
         memory_bytes=settings.decoder_memory,
         longest_edge=settings.longest_edge,
         max_pixels=settings.max_pixels,
+        accept_truncated=settings.accept_truncated,
         cache_made=cache.made,
     )

@@ -4,9 +4,10 @@ import gzip
 import io
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,9 +27,11 @@ class ManifestFile:
 
     Attributes:
         path: of the file or directory; ``None`` for standard input.
+        skipped: how many files of a directory were passed over when it was read last, by kind.
     """
 
     path: Path | None
+    skipped: Counter[str] = field(default_factory=Counter, compare=False)
 
     @property
     def name(self) -> str:

@@ -1,0 +1,63 @@
+"""Pillow taught to put up with broken metadata, as every viewer does: they are not the picture.
+
+Imported for what it changes: how Pillow's plugins read PNG's ancillary chunks and JPEG's application segments.
+"""
+
+import contextlib
+import struct
+import zlib
+from typing import Any
+
+from PIL import ImageFile, JpegImagePlugin, PngImagePlugin
+from PIL.PngImagePlugin import PngStream
+
+_PROFILE_BYTES = 32 * 1024**2
+"""Of an unpacked colour profile; the largest that printers' makers give away have a few MB."""
+
+_PROFILE_HEAD = 14
+"""Bytes before what a JPEG's segment has of its profile: name, number and how many there are."""
+
+_ANCILLARY = 0x20
+"""The bit of a chunk's name that makes it one without which the pixels can be shown (PNG 5.4)."""
+
+_PASSED_OVER = (b"tEXt", b"zTXt", b"iTXt", b"pHYs")
+"""Chunks that say nothing of the pixels, and are not even unpacked."""
+
+
+class _LenientPngStream(PngStream):
+    """The chunks of a PNG, of which those that the pixels do not need may be broken."""
+
+    def call(self, cid: bytes, pos: int, length: int) -> bytes:
+        if not cid[0] & _ANCILLARY:
+            return super().call(cid, pos, length)
+        assert self.fp is not None
+        if cid in _PASSED_OVER:
+            return ImageFile._safe_read(self.fp, length)
+        try:
+            return super().call(cid, pos, length)
+        except (ValueError, SyntaxError, IndexError, struct.error, zlib.error):
+            self.fp.seek(pos)
+            return ImageFile._safe_read(self.fp, length)
+
+    def crc(self, cid: bytes, data: bytes) -> None:
+        if cid[0] & _ANCILLARY:
+            self.crc_skip(cid, data)
+        else:
+            super().crc(cid, data)
+
+
+_segments: dict[int, tuple[str, str, Any]] = JpegImagePlugin.MARKER
+
+
+def _application_segment(image: JpegImagePlugin.JpegImageFile, marker: int) -> None:
+    # Short segments; what is cut short is an OSError, and stays one.
+    with contextlib.suppress(struct.error, IndexError, ValueError, SyntaxError):
+        JpegImagePlugin.APP(image, marker)
+    image.icclist = [part for part in image.icclist if len(part) > _PROFILE_HEAD]
+
+
+PngImagePlugin.PngStream = _LenientPngStream  # type: ignore[misc]
+PngImagePlugin.MAX_TEXT_CHUNK = _PROFILE_BYTES
+for _marker, (_name, _meaning, _handler) in _segments.items():
+    if _handler is JpegImagePlugin.APP:
+        _segments[_marker] = (_name, _meaning, _application_segment)

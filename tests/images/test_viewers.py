@@ -1,0 +1,320 @@
+"""What viewers of photographs show is accepted: more formats, and files that are odd but whole.
+
+All files show one small picture; what comes out is compared with it.
+"""
+
+import importlib.util
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops, ImageStat
+from support import odd_pictures as odd
+from support.workbench import encoded
+
+from etl.domain.statuses import ImageFlag
+from etl.errors import CorruptImageError, DecoderMissingError, NotAnImageError, TruncatedImageError
+from etl.images.decode import decode
+from etl.images.formats import accept_header
+
+GRAY = Image.merge("RGB", [odd.gray()] * 3)
+HEIF, JXL = importlib.util.find_spec("pillow_heif"), importlib.util.find_spec("pillow_jxl")
+
+
+def shown(data: bytes, tmp_path: Path) -> Image.Image:
+    (tmp_path / "a").write_bytes(data)
+    picture = decode(tmp_path / "a", longest_edge=64, max_pixels=10_000)
+    assert not picture.flags
+    return picture.image
+
+
+def difference(one: Image.Image, other: Image.Image) -> float:
+    assert one.size == other.size
+    return max(ImageStat.Stat(ImageChops.difference(one, other)).mean)
+
+
+COLOURED: dict[str, Callable[[], bytes]] = {
+    "avif": lambda: odd.saved("AVIF", quality=95),
+    "avif with alpha": lambda: odd.saved("AVIF", "RGBA", quality=95),
+    "avif sequence": lambda: odd.saved("AVIF", quality=95, save_all=True, append_images=[Image.new("RGB", odd.SIZE)]),
+    "mpo": lambda: odd.saved("MPO", quality=95, save_all=True, append_images=[Image.new("RGB", odd.SIZE)]),
+    "apng": lambda: odd.saved("PNG", save_all=True, append_images=[Image.new("RGB", odd.SIZE)]),
+    "ppm": lambda: odd.saved("PPM"),
+    "ppm in text": odd.text_ppm,
+    "ppm in text with comments": lambda: odd.text_ppm("# made by hand\n# at home\n"),
+    "ppm of 16 bits": lambda: b"P6 48 40 65535\n" + bytes(b for v in odd.picture().tobytes() for b in (v, v)),
+    "pam": lambda: odd.pam("RGB"),
+    "pam with alpha": lambda: odd.pam("RGBA"),
+    "pam of 16 bits": lambda: odd.pam("RGB", 65535),
+    "dib": lambda: odd.saved("DIB"),
+    "dib with a palette": lambda: odd.saved("DIB", "P"),
+    "psd": odd.psd,
+    "psd packed": lambda: odd.psd(packed=True),
+    "psd of 16 bits": lambda: odd.psd(depth=16),
+    "psd of 16 bits packed": lambda: odd.psd(depth=16, packed=True),
+    "psd with a saved selection": lambda: odd.psd(alpha=Image.new("L", odd.SIZE), layers=3),
+    "psd with a saved selection and no layers": lambda: odd.psd(alpha=Image.new("L", odd.SIZE)),
+    "psd with transparency": lambda: odd.psd(alpha=Image.new("L", odd.SIZE, 255), layers=-1),
+    "psd cmyk": lambda: odd.psd("CMYK"),
+    "bmp 10-10-10": lambda: odd.masked_bmp(32, (0x3FF00000, 0xFFC00, 0x3FF)),
+    "bmp 10-10-10, blue first": lambda: odd.masked_bmp(32, (0x3FF, 0xFFC00, 0x3FF00000), header=124),
+    "bmp 11-11-10": lambda: odd.masked_bmp(32, (0xFFE00000, 0x1FFC00, 0x3FF), top_down=True),
+    "bmp of Windows CE": lambda: odd.masked_bmp(32, (0xFF0000, 0xFF00, 0xFF), kind=6),
+    "jpeg without its end": odd.jpeg_without_end,
+    "jpeg without its end, progressive": lambda: odd.jpeg_without_end(progressive=True),
+    "jpeg without its end, of 4:2:0 with restarts": lambda: odd.jpeg_without_end(subsampling=2, restart_marker_rows=1),
+    "jpeg whose end is half there": lambda: odd.jpeg_without_end() + b"\xff",
+    "jpeg with 7 bytes of JFIF": lambda: odd.jpeg_with((0, b"JFIF\0")),
+    "jpeg with 8 bytes of JFIF": lambda: odd.jpeg_with((0, b"JFIF\0\1")),
+    "jpeg with a short Exif and profile": lambda: odd.jpeg_with((1, b"Exif\0\0"), (2, b"ICC_PROFILE\0")),
+    "gif without its last byte": lambda: odd.saved("GIF", "P")[:-1],
+    "gif without its last two": lambda: odd.saved("GIF", "P")[:-2],
+    "gif without its last three": lambda: odd.saved("GIF", "P")[:-3],
+    "gif with a transparent colour, three bytes short": lambda: odd.saved("GIF", "P", transparency=255)[:-3],
+    "png with a profile of 4 MB": lambda: odd.png_with(odd.profile_of(4_000_000)),
+    "png with a profile of 40 MB": lambda: odd.png_with(odd.profile_of(40_000_000)),
+    "png with a profile of no method": lambda: odd.png_with(odd.chunk(b"iCCP", b"a\0\7x")),
+    "png with an empty profile": lambda: odd.png_with(odd.chunk(b"iCCP", b"")),
+    "png with 2 MB of text": lambda: odd.png_with(odd.chunk(b"tEXt", b"a\0" + b"x" * 2_000_000)),
+    "png with packed text": lambda: odd.png_with(odd.chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(4_000_000)))),
+    "png with 70 MB of text in all": lambda: odd.png_with(
+        *[odd.chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(1_000_000)))] * 70
+    ),
+    "png with a wrong sum of its text": lambda: odd.png_with(odd.chunk(b"tEXt", b"a\0b", crc=1)),
+    "png with a wrong sum of its time": lambda: odd.png_with(odd.chunk(b"tIME", bytes(7), crc=1)),
+    "png with a wrong sum of text at its end": lambda: odd.png_ending(
+        odd.chunk(b"zTXt", b"a\0\7", crc=1), odd.chunk(b"IEND", b"")
+    ),
+    "png with a short pHYs": lambda: odd.png_with(odd.chunk(b"pHYs", b"\0\0\1")),
+    "png with a short cHRM": lambda: odd.png_with(odd.chunk(b"cHRM", bytes(9))),
+    "png with a short gAMA and sRGB": lambda: odd.png_with(odd.chunk(b"gAMA", b"\0"), odd.chunk(b"sRGB", b"")),
+    "png with a short tRNS": lambda: odd.png_with(odd.chunk(b"tRNS", b"\0")),
+    "png with a short acTL": lambda: odd.png_with(odd.chunk(b"acTL", b"\0")),
+    "png without its end": odd.png_ending,
+}  # fmt: skip
+
+COARSE: dict[str, Callable[[], bytes]] = {
+    "bmp 4-4-4": lambda: odd.masked_bmp(16, (0xF00, 0xF0, 0xF)),
+    "bmp 4-4-4 in a long header": lambda: odd.masked_bmp(16, (0xF00, 0xF0, 0xF), header=108),
+    "bmp 4-4-4 from the top, blue first": lambda: odd.masked_bmp(16, (0xF, 0xF0, 0xF00), top_down=True),
+    "bmp 3-5-3": lambda: odd.masked_bmp(16, (0x700, 0xF8, 0x7), header=56),
+    "pam of few tones": lambda: odd.pam("RGB", 15),
+    "pgm-like pam with alpha of few tones": lambda: odd.pam("RGBA", 20),
+}
+
+IN_GRAY: dict[str, Callable[[], bytes]] = {
+    "avif in gray": lambda: odd.saved("AVIF", "L", quality=95),
+    "pgm": lambda: odd.saved("PPM", "L"),
+    "pgm of 255 in text": lambda: b"P2 48 40 255 " + " ".join(map(str, odd.gray().tobytes())).encode(),
+    "pam in gray": lambda: odd.pam("L"),
+    "pam in gray with alpha": lambda: odd.pam("LA"),
+    "psd in gray": lambda: odd.psd("L"),
+    "psd in gray of 16 bits": lambda: odd.psd("L", depth=16, packed=True),
+    "jpeg in gray without its end": lambda: odd.saved("JPEG", "L", quality=95)[:-2],
+}
+
+
+@pytest.mark.parametrize("name", COLOURED)
+def test_the_picture_is_shown(tmp_path: Path, name: str) -> None:
+    """The file gives the picture that it shows, unflagged."""
+    assert difference(shown(COLOURED[name](), tmp_path), odd.picture()) < 8
+
+
+@pytest.mark.parametrize("name", COARSE)
+def test_coarse_colours_are_shown(tmp_path: Path, name: str) -> None:
+    """Of few bits comes the picture, as near as these go."""
+    assert difference(shown(COARSE[name](), tmp_path), odd.picture()) < 20
+
+
+@pytest.mark.parametrize("name", IN_GRAY)
+def test_the_gray_picture_is_shown(tmp_path: Path, name: str) -> None:
+    """The file gives the picture in gray that it shows."""
+    assert difference(shown(IN_GRAY[name](), tmp_path), GRAY) < 4
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: odd.saved("PPM", "1"), lambda: odd.psd("1"), lambda: odd.psd("1", packed=True)]
+)
+def test_black_and_white_are_not_exchanged(tmp_path: Path, make: Callable[[], bytes]) -> None:
+    """One bit a pixel gives black where black was meant."""
+    assert difference(shown(make(), tmp_path), odd.picture().convert("1").convert("RGB")) < 1
+
+
+@pytest.mark.skipif(HEIF is None, reason="needs pillow-heif")
+@pytest.mark.parametrize("options", [{}, {"mode": "RGBA"}, {"mode": "L"}, {"chroma": "444"}])
+def test_heif_is_shown(tmp_path: Path, options: dict[str, str]) -> None:
+    """With its package HEIF is accepted, in colour, gray and with alpha."""
+    wanted = GRAY if options.get("mode") == "L" else odd.picture()
+    assert difference(shown(odd.heif(**options, quality=95), tmp_path), wanted) < 6
+
+
+@pytest.mark.skipif(HEIF is None, reason="needs pillow-heif")
+def test_heif_is_turned_once(tmp_path: Path) -> None:
+    """What libheif has turned is not turned again by its Exif."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = odd.picture().transpose(Image.Transpose.ROTATE_270)
+    assert difference(shown(odd.heif(quality=95, exif=exif.tobytes()), tmp_path), turned) < 6
+
+
+@pytest.mark.skipif(JXL is None, reason="needs pillow-jxl-plugin")
+@pytest.mark.parametrize("options", [{"lossless": True}, {"mode": "RGBA"}, {"mode": "L"}, {"use_container": True}])
+def test_jpeg_xl_is_shown(tmp_path: Path, options: dict[str, object]) -> None:
+    """With its package JPEG XL is accepted, bare and in a container."""
+    wanted = GRAY if options.get("mode") == "L" else odd.picture()
+    assert difference(shown(odd.jxl(**{"quality": 95} | options), tmp_path), wanted) < 6  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(JXL is None, reason="needs pillow-jxl-plugin")
+def test_a_jpeg_xl_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+    """The plugin decodes when it opens, so the size is read before."""
+    with pytest.raises(Exception, match="more than 1,000 pixels: 48 x 40"):
+        (tmp_path / "a").write_bytes(odd.jxl())
+        decode(tmp_path / "a", longest_edge=64, max_pixels=1_000)
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIF"), (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIF"),
+        (b"\xff\x0a\xf8\x13", "JPEG XL"), (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    ],
+)  # fmt: skip
+def test_a_missing_package_is_named(tmp_path: Path, head: bytes, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where what opens a format is not installed, one line says so and is no verdict on the file."""
+    monkeypatch.setattr("etl.images.formats.importlib.util.find_spec", lambda _: None)
+    (tmp_path / "a").write_bytes(head + bytes(100))
+    with pytest.raises(DecoderMissingError, match=f"the file is {name}, which needs one more package: "):
+        decode(tmp_path / "a", longest_edge=64, max_pixels=1_000)
+    accept_header.cache_clear()
+    asked = accept_header()
+    accept_header.cache_clear()
+    assert "image/heic" not in asked
+    assert "image/jxl" not in asked
+    assert asked.startswith("image/jpeg, image/png, ")
+
+
+# Truncated files ------------------------------------------------------------------------------------------------
+
+CUT: dict[str, Callable[[Image.Image], bytes]] = {
+    "jpeg": lambda noise: encoded(noise, quality=95, subsampling=0),
+    "jpeg with restarts": lambda noise: encoded(noise, restart_marker_blocks=3),
+    "jpeg with a small picture in its head": lambda noise: encoded(noise, exif=b"Exif\0\0" + odd.saved("JPEG")),
+    "jpeg in gray": lambda noise: encoded(noise.convert("L")),
+    "jpeg cmyk": lambda noise: encoded(noise.convert("CMYK")),
+    "jpeg progressive": lambda noise: encoded(noise, progressive=True),
+    "png": lambda noise: encoded(noise, "PNG"),
+    "png with a palette": lambda noise: encoded(noise.quantize(16), "PNG"),
+    "gif": lambda noise: encoded(noise.quantize(16), "GIF"),
+    "gif with a transparent colour": lambda noise: encoded(noise.quantize(16), "GIF", transparency=3),
+    "bmp": lambda noise: encoded(noise, "BMP"),
+    "bmp with a palette": lambda noise: encoded(noise.quantize(16), "BMP"),
+    "tiff": lambda noise: encoded(noise, "TIFF"),
+    "ppm": lambda noise: encoded(noise, "PPM"),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_truncated_picture_is_refused_or_flagged(tmp_path: Path, name: str) -> None:
+    """A picture that ends early is refused with the part that is there, and accepted, flagged, where that is enough."""
+    noise = Image.merge("RGB", [Image.effect_noise((64, 256), 80) for _ in range(3)])
+    data = CUT[name](noise)
+    for part in (8, 5, 2):
+        (tmp_path / "a").write_bytes(data[: len(data) * part // 10])
+        with pytest.raises(TruncatedImageError, match=r"is cut short: \d?\d% of its pixels are there"):
+            decode(tmp_path / "a", longest_edge=64, max_pixels=10**6)
+        picture = decode(tmp_path / "a", longest_edge=64, max_pixels=10**6, accept_truncated=0.0)
+        assert picture.flags == {ImageFlag.TRUNCATED}
+        assert (picture.width, picture.height) == noise.size
+
+
+@pytest.mark.parametrize("name", [name for name in CUT if name != "jpeg progressive"])
+def test_the_part_that_is_there_is_measured(tmp_path: Path, name: str) -> None:
+    """It is accepted from the part on that it has, within a row of blocks: noise takes the same bytes everywhere."""
+    noise = Image.merge("RGB", [Image.effect_noise((64, 256), 80) for _ in range(3)])
+    data = CUT[name](noise)
+    (tmp_path / "a").write_bytes(data[: len(data) * 3 // 4])
+    decode(tmp_path / "a", longest_edge=256, max_pixels=10**6, accept_truncated=0.66)
+    with pytest.raises(TruncatedImageError):
+        decode(tmp_path / "a", longest_edge=256, max_pixels=10**6, accept_truncated=0.84)
+
+
+def test_a_progressive_jpeg_that_ends_between_its_scans_is_truncated(tmp_path: Path) -> None:
+    """Where fine detail was still to come, nothing of it is missing in the middle of a row."""
+    data = odd.saved("JPEG", progressive=True)
+    scans = [at for at in range(len(data)) if data.startswith((b"\xff\xda", b"\xff\xc4"), at)]
+    for end in scans[3:]:
+        (tmp_path / "a").write_bytes(data[:end])
+        with pytest.raises(TruncatedImageError):
+            decode(tmp_path / "a", longest_edge=64, max_pixels=10**6)
+
+
+# Refusals -------------------------------------------------------------------------------------------------------
+
+BOX = struct.pack(">I", 24) + b"ftyp"
+REFUSED: dict[str, tuple[bytes, str]] = {
+    "icon": (b"\0\0\1\0\1\0\x10\x10", "an icon or a cursor; only pictures"),
+    "cursor": (b"\0\0\2\0\1\0\x20\x20", "an icon or a cursor; only pictures"),
+    "tga": (odd.saved("TGA"), "a TGA; only pictures"),
+    "tga packed": (odd.saved("TGA", compression="tga_rle"), "a TGA; only pictures"),
+    "tga with a palette": (odd.saved("TGA", "P"), "a TGA; only pictures"),
+    "svg": (b"<!-- x --><svg xmlns='http://www.w3.org/2000/svg'/>", "SVG, a drawing"),
+    "svg with a head": (b"<?xml version='1.0'?>\n<!DOCTYPE svg><svg/>", "SVG, a drawing"),
+    "djvu": (b"AT&TFORM\0\0\1\0DJVM", "a DjVu document of pages"),
+    "office": (b"PK\3\4" + bytes(26) + b"word/document.xml", "an Office document"),
+    "old office": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(20), "an Office document"),
+    "psb": (odd.psd(version=2), r"a large Photoshop document \(PSB\); save it as"),
+    "psd without a composite": (odd.psd(composite=False), "saved without its composite; save it with"),
+    "film": (BOX + b"isom" + bytes(40), "a film, not a picture"),
+    "quicktime": (BOX + b"qt  " + bytes(40), "a film, not a picture"),
+    "xcf": (b"gimp xcf v011\0", "a GIMP document; export it"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "PostScript, not a picture"),
+    "appledouble": (bytes.fromhex("00051607 00020000") + b"Mac OS X", "AppleDouble"),
+    "zeros": (bytes(2000), "nothing but zeros"),
+    "page": (
+        b"<!doctype html><html><head><style>p {}</style><title>\n Access  denied </title></head><body>x</body></html>",
+        r"an HTML page, not a picture: Access denied$",
+    ),
+    "page without a title": (
+        b"<html><script>var x</script><body><h1>Too many\nrequests</h1><p>Slow down</body>",
+        "not a picture: Too many requestsSlow down|not a picture: Too many requests",
+    ),
+    "page of a stranger": ("<html><title>\x1b[31m\u202eevil".encode() + b"x" * 500, r"\\x1b\[31m\\u202eevilx+\.\.\.$"),
+    "xml": (b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>", "XML, not a picture: NoSuchKey"),
+    "json": (b'{"error": "quota"}', 'JSON, not a picture: {"error": "quota"}'),
+    "words": (b"403 Forbidden: ask the archive\n", "text, not a picture: 403 Forbidden: ask the archive$"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_picture_is_named(tmp_path: Path, name: str) -> None:
+    """A refusal says what the file is, in its own words where it has some, and nothing about servers."""
+    data, said = REFUSED[name]
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(NotAnImageError, match=said) as raised:
+        decode(tmp_path / "a", longest_edge=64, max_pixels=10_000)
+    assert "server" not in str(raised.value)
+    assert len(str(raised.value)) < 200
+
+
+BROKEN: dict[str, tuple[bytes, str]] = {
+    "far offset": (b"II+\0\x08\0\0\0" + b"\xff" * 8, "the TIFF points to a place that is not in the file"),
+    "psd of 32 bits": (odd.psd(depth=32), r"the PSD has 32 bits a sample .* save it with 8 bits"),
+    "damaged pixels": (odd.saved("GIF", "P")[:-400] + b"\xff" * 400, "GIF .*(damaged|cut short)"),
+    "cut webp": (odd.saved("WEBP")[:-9], "the WebP has pixels that are damaged or cut short"),
+    "cut avif": (odd.saved("AVIF")[:-9], "the AVIF is cut short"),
+    "header of a pgm": (b"P5 7 x1", "PNM header is broken"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_broken_is_said_in_words(tmp_path: Path, name: str) -> None:
+    """A broken file is told in words, not in a library's numbers, and is the file's own fault."""
+    data, said = BROKEN[name]
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(CorruptImageError, match=said) as raised:
+        decode(tmp_path / "a", longest_edge=64, max_pixels=10_000)
+    assert "Errno" not in str(raised.value)
+    assert "error -" not in str(raised.value)
