@@ -28,6 +28,7 @@ from etl.setting_values import (
     setting,
     webhook_url,
 )
+from etl.skip_flags import skip_flags
 from etl.template_arguments import template_arguments
 
 DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
@@ -123,9 +124,7 @@ class Settings:
         "", FETCH, OWN, group=Group.NETWORK, first=("fetch",), value="URL",
         help="Where else a picture may lie, made from its record: https://store.example/{field}.",
     )
-    prefer_mirror: bool = setting(
-        False, FETCH, OWN, group=Group.NETWORK, help="Ask the mirrors before the URL of the record."
-    )
+    prefer_mirror: bool = setting(False, FETCH, OWN, group=Group.NETWORK, help="Ask mirrors before a record's URL.")
     longest_edge: int = setting(
         1024, FETCH, HARMLESS, group=Group.PICTURES, unit="pixels", limits=(32, 16384),
         help="Longest edge of the working copies, in pixels.",
@@ -214,8 +213,7 @@ class Settings:
     )
     engine: str = setting(
         "auto", CAPTION, HARMLESS, group=Group.MODEL, choices=ENGINES,
-        help="`slots` (continuous batching), `generate` (transformers' own), or `auto`: slots where the model allows "
-        "it.",
+        help="`slots` (continuous batching), `generate` (transformers' own), or `auto`: slots where the model can.",
     )
     slots: int = setting(
         0, MODEL, HARMLESS, group=Group.MODEL, limits=(0, 4096),
@@ -261,14 +259,17 @@ class Settings:
         (), CAPTION, OWN, group=Group.GENERATION, value="NAME=VALUE", clean=template_arguments,
         help="For the model's chat template, such as enable_thinking=false; can be given more than once.",
     )
+    skip_flag: tuple[str, ...] = setting(
+        (), CAPTION, HARMLESS, group=Group.PICTURES, first=("caption",), value="FLAG", clean=skip_flags,
+        help="Do not caption pictures with such a flag: `blank`, `placeholder`, `tiny`, `truncated`.",
+    )
     native_prompt: str = setting(
         "", CAPTION, OWN, group=Group.GENERATION,
         help="What a captioner without a chat template is asked for every picture: `<CAPTION>`, `caption en`, ...",
     )
     deadline: str = setting(
         "", WORK, HARMLESS, first=WORK, value="WHEN", clean=deadline_text,
-        help="When the run is to have ended, with what is left for a later one: 17:30, 2026-11-25T17:30, or 90m from"
-        " now.",
+        help="When the run is to have ended; a later one does the rest: 17:30, 2026-11-25T17:30, or 90m from now.",
     )
     interval: float = setting(
         30.0, ("ingest", *WORK), HARMLESS, group=Group.OBSERVATION, unit="s", limits=(0.1, 3600), former="interval_s",

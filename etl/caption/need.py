@@ -1,5 +1,6 @@
 """Whether a model is needed at all: loading one takes minutes and a GPU's memory, and often everything is done."""
 
+import functools
 import logging
 from collections.abc import Callable
 
@@ -24,23 +25,27 @@ def wait_for_picture(
 ) -> bool:
     """Wait until there is a picture that wants a caption; return whether there is one, once no more can come."""
     try:
-        return _is_wanted(reader, _is_by(reader, settings, longest_edge), control, more_coming)
+        has = functools.partial(has_picture, reader, skip=settings.skip_flag)
+        return _is_wanted(reader, has, _is_by(reader, settings, longest_edge), control, more_coming)
     finally:
         control.awaits_picture = False
 
 
-def _is_wanted(reader: Reader, settled: bool, control: RunControl, more_coming: Callable[[], bool]) -> bool:
+def _is_wanted(
+    reader: Reader, has: Callable[..., bool], settled: bool, control: RunControl, more_coming: Callable[[], bool]
+) -> bool:
     """Look until it is known; ``settled`` says that what is captioned already is captioned for this model, too."""
     before: tuple[int, int] | None = None
     while not control.stopping:
         # Asked before the state is looked at: what fetch commits as its last is then still seen.
         expecting = more_coming()
         now = read_progress(reader)
-        done, pending = now.sources.get(QueueStatus.DONE, 0), now.outcomes.get(RecordOutcome.PENDING, 0)
+        done = now.sources.get(QueueStatus.DONE, 0)
+        pending = sum(now.outcomes.get(outcome, 0) for outcome in (RecordOutcome.PENDING, RecordOutcome.SKIPPED))
         # A caption that is to be made again counts until then, so its record is not pending.
         if settled and any(now.captions.get(status, 0) for status in (QueueStatus.READY, QueueStatus.RETRY)):
             return True
-        if (done, pending) != before and (pending or not settled) and has_picture(reader, pending_only=settled):
+        if (done, pending) != before and (pending or not settled) and has(pending_only=settled):
             return True
         before = (done, pending)
         # Only now: fetch waits for a model that may want pictures back which were evicted.

@@ -45,11 +45,16 @@ class RecordState(StrEnum):
 
 
 class RecordOutcome(StrEnum):
-    """What became of an active record under the current recipe."""
+    """What became of an active record under the current recipe.
+
+    Attributes:
+        SKIPPED: its picture has a flag with which none is to be captioned (``--skip-flag``).
+    """
 
     PENDING = "pending"
     CAPTIONED = "captioned"
     FAILED = "failed"
+    SKIPPED = "skipped"
 
 
 class RunState(StrEnum):
@@ -105,7 +110,7 @@ class ImageFlag(StrEnum):
     Attributes:
         BLANK: there is nothing on it: no part differs from the others (`etl.images.flags`).
         PLACEHOLDER: one host gave the same bytes under many URLs, as for pictures that it has not (`etl.state.images`).
-        TINY: it has fewer pixels a side than show anything (`etl.images.flags`).
+        TINY: it has fewer pixels than show anything (`etl.images.flags`).
         TRUNCATED: its file was cut short, and what is missing was left out; set by the decoder.
     """
 

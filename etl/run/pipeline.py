@@ -224,6 +224,7 @@ def _caption(store: Store, run: int, settings: Settings, control: RunControl) ->
     from etl.images.cache import ImageCache
     from etl.state.presence import require_cache
 
+    store.settle_skipped(run)
     with Reader(store.directory) as reader:
         edges = longest_edges(reader)
         # Before minutes are spent on a model that would have nothing to look at.
@@ -231,6 +232,7 @@ def _caption(store: Store, run: int, settings: Settings, control: RunControl) ->
         # The copies that are there decide, not the setting: they may have been made on another machine.
         edge = edges[0] if edges else settings.longest_edge
         if not wait_for_picture(reader, settings, edge, control, lambda: control.is_active(Stage.FETCH)):
+            store.settle_skipped(run)
             return _NOTHING
     control.loading = True
     fetch_weights(settings, control.note_download)

@@ -9,7 +9,7 @@ from etl.domain.statuses import Stage
 from etl.errors import WorkingCopyError
 from etl.state.database import Connection
 from etl.state.images import lose_images, wake_evicted
-from etl.state.record_captions import queue_captions, records_of_caption
+from etl.state.record_captions import queue_captions, records_of_caption, skip_captions, take_up_skipped
 from etl.state.work_queue import ALONE_AFTER_CRASHES, DEAD_AFTER_CRASHES, RetryPolicy, WorkQueue
 
 
@@ -21,15 +21,18 @@ class CaptionQueue(WorkQueue):
     # A worker holds hundreds of captions; only one that is tried alone is judged by its death.
     dead_after_crashes = DEAD_AFTER_CRASHES
 
-    def __init__(self, connection: Connection, run: int, recipe: int, policy: RetryPolicy) -> None:
+    def __init__(
+        self, connection: Connection, run: int, recipe: int, policy: RetryPolicy, skip: Sequence[str] = ()
+    ) -> None:
         super().__init__(connection, run, policy)
         self.recipe = recipe
+        self._skip = skip
 
     def enqueue_possible(self) -> int:
         """Queue a caption for every active record whose image is here; cancel those that no record needs.
 
-        The sources of evicted images that need one go back into the fetch queue.  Returns the number of captions that
-        are new or wanted again.
+        Images with a flag that is to be skipped have theirs cancelled, too.  The sources of evicted images that need
+        one go back into the fetch queue.  Returns the number of captions that are new or wanted again.
         """
         with self._connection.transaction("caption.enqueue") as db:
             # One after the other, each with the partial index of its statuses.
@@ -39,8 +42,10 @@ class CaptionQueue(WorkQueue):
                     f"AND NOT EXISTS (SELECT 1 {records_of_caption('captions')})",
                     (self.recipe,),
                 )
+            take_up_skipped(db, self.recipe, self._skip)
             wake_evicted(db)
-            return queue_captions(db, self.recipe)
+            queued = queue_captions(db, self.recipe)
+            return queued - min(queued, skip_captions(db, self.recipe, self._skip))
 
     def claim(self, limit: int) -> list[CaptionItem]:
         """Lease up to ``limit`` due captions, oldest first; items with many crashes are left for `claim_suspect`."""

@@ -42,7 +42,7 @@ _STUCK = (
     "r.source IS NULL OR r.prompt IS NULL OR s.status = 'cancelled' "
     "OR s.status = 'done' AND i.state = 'missing' "
     "OR s.status = 'done' AND i.state = 'evicted' AND coalesce(c.status, '') NOT IN ('done', 'dead') "
-    "AND NOT EXISTS (SELECT 1 FROM manifests WHERE complete = 0)"
+    "AND c.skipped IS NULL AND NOT EXISTS (SELECT 1 FROM manifests WHERE complete = 0)"
 )
 
 _CHECKS = (
@@ -62,6 +62,8 @@ _CHECKS = (
     ("done without text, tokens, time or run",
      f"SELECT {_OF_CAPTION} FROM captions t WHERE t.status = 'done' AND (t.text IS NULL OR t.tokens IS NULL "
      "OR t.run IS NULL OR t.done_at IS NULL OR t.text = '' AND instr(t.flags, 'empty') = 0)"),
+    ("skipped, but not left out of the queue",
+     f"SELECT {_OF_CAPTION} FROM captions t WHERE t.skipped IS NOT NULL AND t.status <> 'cancelled'"),
     ("with several successes on record",
      "SELECT stage || ' item ' || item FROM attempts WHERE error_class IS NULL GROUP BY stage, item "
      "HAVING count(*) > 1"),

@@ -37,7 +37,10 @@ SPLIT_VERSION = 5
 FLAGS_VERSION = 8
 """The first version with flags of images, and captions that are skipped for them."""
 
-SCHEMA_VERSION = 8
+SKIPPED_VERSION = 9
+"""The first version with records that are skipped."""
+
+SCHEMA_VERSION = 9
 """Number of migrations; stored as ``user_version`` so that an older program can refuse a newer database."""
 
 PAGE_SIZE = 16384

@@ -196,15 +196,14 @@ def wake_evicted(db: "Database", images: Sequence[int] | None = None) -> int:
     ).rowcount
 
 
-def flag_placeholder(db: "Database", image: int, host: str) -> bool:
-    """Flag an image that has just come from another URL of a host, if it is a placeholder; return whether it was."""
+def flag_placeholder(db: "Database", image: int, host: str) -> None:
+    """Flag an image that has just come from another URL of a host, if that makes it a placeholder."""
     urls = f"SELECT host FROM sources WHERE image = ? ORDER BY id DESC LIMIT {_LOOKED_AT}"
-    flagged = db.conn.execute(
+    db.conn.execute(
         f"UPDATE images SET flags = {plus_placeholder('flags')} WHERE id = ? AND NOT {IS_PLACEHOLDER} "
         f"AND (SELECT count(*) FROM ({urls}) WHERE host = ?) >= {PLACEHOLDER_URLS}",
         (image, image, host),
     )
-    return flagged.rowcount > 0
 
 
 def _cancel_captions(db: "Database", images: Sequence[int]) -> None:

@@ -162,7 +162,7 @@ def _thinking(db: Database) -> None:
 # What earlier versions kept tells of pictures that are tiny or stand in for others, but not which are blank.
 _IMAGE_FLAGS = """
 ALTER TABLE images ADD COLUMN flags TEXT NOT NULL DEFAULT '';
-UPDATE images SET flags = 'tiny' WHERE min(width, height) < 32;
+UPDATE images SET flags = 'tiny' WHERE width * height < 1024;
 UPDATE images SET flags = iif(flags = '', 'placeholder', 'placeholder,' || flags) WHERE id IN
   (SELECT image FROM sources WHERE image IS NOT NULL GROUP BY image, host HAVING count(*) >= 5);
 CREATE INDEX images_flagged ON images (flags) WHERE flags <> '';
@@ -175,6 +175,39 @@ CREATE INDEX captions_skipped ON captions (recipe, skipped) WHERE skipped IS NOT
 def _image_flags(db: Database) -> None:
     """What is suspicious about pictures, and for which of these flags a caption was left out."""
     _execute(db, _IMAGE_FLAGS.split(";"))
+
+
+_SKIPPED = """
+DROP VIEW record_outcomes;
+ALTER TABLE records RENAME COLUMN outcome TO outcome_before;
+ALTER TABLE records ADD COLUMN outcome TEXT NOT NULL DEFAULT 'pending'
+  CHECK (outcome IN ('pending', 'captioned', 'failed', 'skipped'));
+UPDATE records SET outcome = outcome_before WHERE outcome_before <> 'pending';
+ALTER TABLE records DROP COLUMN outcome_before;
+INSERT INTO counters (stage, recipe, status, n) VALUES ('outcomes', 0, 'skipped', 0);
+CREATE VIEW record_outcomes AS
+SELECT r.id AS record, s.id AS source, c.id AS caption, CASE
+    WHEN c.status = 'done' OR EXISTS (SELECT 1 FROM earlier_captions e WHERE e.caption = c.id) THEN 'captioned'
+    WHEN s.status = 'dead' OR c.status = 'dead' THEN 'failed'
+    WHEN c.skipped IS NOT NULL THEN 'skipped'
+    ELSE 'pending' END AS outcome
+FROM records r
+LEFT JOIN sources s ON s.id = r.source
+LEFT JOIN recipes p ON p.current = 1
+LEFT JOIN captions c ON c.image = s.image AND c.prompt = r.prompt AND c.recipe = p.id
+"""
+
+
+@migrations(name="0009_skipped")
+def _skipped(db: Database) -> None:
+    """A record whose caption is left out for a flag of its image is neither pending nor failed."""
+    # SQLite changes no column that a trigger names; and what is skipped settles as what is done or dead does.
+    triggers = db.conn.execute(
+        "SELECT name, replace(sql, 'UPDATE OF status ON captions WHEN', 'UPDATE OF status, skipped ON captions "
+        "WHEN old.skipped IS NOT new.skipped OR') FROM sqlite_master WHERE type = 'trigger' AND sql LIKE '%outcome%'"
+    ).fetchall()
+    gone = [f"DROP TRIGGER {name}" for name, _ in triggers]
+    _execute(db, [*gone, *_SKIPPED.split(";"), *(sql for _, sql in triggers)])
 
 
 def migrate(db: Database) -> None:

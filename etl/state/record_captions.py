@@ -5,7 +5,10 @@ that goes from records to captions, or back, is put together from these pieces; 
 ``sources s`` and ``captions c``.  The database's own triggers say the same in the view ``record_outcomes``.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from etl.domain.statuses import ImageFlag
 
 if TYPE_CHECKING:
     from etl.state.sqlite import Database
@@ -47,24 +50,58 @@ def asked_by_record(caption: str, which: str) -> str:
 
 
 def without_caption(*statuses: str) -> str:
-    """Return the condition that ``r`` and ``s`` have no caption of the current recipe in any of these statuses."""
+    """Return the condition that ``r`` and ``s`` want a caption of the current recipe.
+
+    That is, that they have none in any of these statuses, and it is not skipped either.
+    """
     among = ", ".join(f"'{status}'" for status in statuses)
     return (
         f"NOT EXISTS (SELECT 1 FROM captions c WHERE {_OF_RECORD} AND c.recipe = {CURRENT_RECIPE} "
-        f"AND c.status IN ({among}))"
+        f"AND (c.status IN ({among}) OR c.skipped IS NOT NULL))"
     )
+
+
+def skipped_for(flags: Sequence[str], image: str) -> str:
+    """Return for which of these flags an image, by the name of its table, is skipped, as SQL; NULL for none."""
+    cases = [f"WHEN instr({image}.flags, '{ImageFlag(flag)}') THEN '{ImageFlag(flag)}'" for flag in flags]
+    return f"(CASE {' '.join(cases)} END)" if cases else "NULL"
 
 
 def queue_captions(db: "Database", recipe: int, source: int | None = None) -> int:
     """Queue what active records ask of images that are here, of one source or of all, inside a transaction.
 
-    A caption that was cancelled begins anew, any other stays as it is.  Returns how many are new or wanted again.
+    A caption that was cancelled begins anew, unless it is skipped; any other stays as it is.  Returns how many are new
+    or wanted again.
     """
     sql = (
         "INSERT INTO captions (image, prompt, recipe) SELECT DISTINCT s.image, r.prompt, ? FROM records r "
         "JOIN sources s ON s.id = r.source JOIN images i ON i.id = s.image "
         f"WHERE r.state = 'active' AND i.state = 'present'{'' if source is None else ' AND s.id = ?'} "
         "ON CONFLICT (image, prompt, recipe) DO UPDATE SET status = 'ready', attempts = 0, crashes = 0, "
-        "not_before = 0, error_class = NULL, error = NULL WHERE status = 'cancelled'"
+        "not_before = 0, error_class = NULL, error = NULL WHERE status = 'cancelled' AND skipped IS NULL"
     )
     return db.conn.execute(sql, (recipe,) if source is None else (recipe, source)).rowcount
+
+
+def skip_captions(db: "Database", recipe: int, flags: Sequence[str], image: int | None = None) -> int:
+    """Cancel what is queued of images with one of these flags, of one image or of all; return how many that were."""
+    if not flags:
+        return 0
+    why = skipped_for(flags, "i")
+    # The plus keeps SQLite from going through all that is queued: few images are flagged.
+    sql = (
+        "UPDATE captions SET status = 'cancelled', attempts = 0, not_before = 0, "
+        f"skipped = (SELECT {why} FROM images i WHERE i.id = captions.image) "
+        "WHERE recipe = ? AND +status IN ('ready', 'retry') AND image IN (SELECT i.id FROM images i "
+        f"WHERE i.flags <> '' AND {why} IS NOT NULL{'' if image is None else ' AND i.id = ?'})"
+    )
+    return db.conn.execute(sql, (recipe,) if image is None else (recipe, image)).rowcount
+
+
+def take_up_skipped(db: "Database", recipe: int, flags: Sequence[str]) -> None:
+    """Let the captions that were skipped, and with these flags would not be, be queued again."""
+    why = f"(SELECT {skipped_for(flags, 'i')} FROM images i WHERE i.id = captions.image)"
+    db.conn.execute(
+        f"UPDATE captions SET skipped = {why} WHERE recipe = ? AND skipped IS NOT NULL AND skipped IS NOT {why}",
+        (recipe,),
+    )

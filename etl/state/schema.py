@@ -9,7 +9,7 @@ record.
 
 from collections.abc import Iterable
 
-from etl.domain.statuses import QueueStatus, RecordOutcome, RecordState
+from etl.domain.statuses import QueueStatus, RecordState
 
 _QUEUE = """
   status TEXT NOT NULL DEFAULT 'ready'
@@ -216,7 +216,8 @@ _SETTLE = "UPDATE records SET outcome = (SELECT outcome FROM record_outcomes v W
 
 def _counter_rows() -> list[str]:
     """Return what makes every counter exist from the start, so that counting is never more than an update."""
-    known: dict[str, Iterable[str]] = {"records": RecordState, "outcomes": RecordOutcome, "sources": QueueStatus}
+    outcomes = ("pending", "captioned", "failed")
+    known: dict[str, Iterable[str]] = {"records": RecordState, "outcomes": outcomes, "sources": QueueStatus}
     rows = ", ".join(f"('{stage}', 0, '{status}', 0)" for stage, statuses in known.items() for status in statuses)
     of_recipe = ", ".join(f"('captions', new.id, '{status}', 0)" for status in QueueStatus)
     return [

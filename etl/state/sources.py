@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from etl.clock import now_ms
 from etl.domain.items import FetchedImage, ItemFailure, KnownImage, SourceItem
 from etl.domain.statuses import Stage
+from etl.state.database import Connection
 from etl.state.images import IS_PLACEHOLDER, flag_placeholder, plus_placeholder
-from etl.state.record_captions import queue_captions
+from etl.state.record_captions import queue_captions, skip_captions
 from etl.state.sqlite import Database
-from etl.state.work_queue import WorkQueue
+from etl.state.work_queue import RetryPolicy, WorkQueue
 
 
 class SourceQueue(WorkQueue):
@@ -16,6 +17,10 @@ class SourceQueue(WorkQueue):
 
     table = "sources"
     stage = Stage.FETCH
+
+    def __init__(self, connection: Connection, run: int, policy: RetryPolicy, skip: Sequence[str] = ()) -> None:
+        super().__init__(connection, run, policy)
+        self._skip = skip
 
     def ready_hosts(self, after: str = "", limit: int = 64, only: Callable[[str], bool] = lambda _: True) -> list[str]:
         """Return up to ``limit`` hosts with work that is due now, in order, beginning after host ``after``.
@@ -121,7 +126,8 @@ class SourceQueue(WorkQueue):
         """Commit fetched images in one transaction; return how many were still held by this run.
 
         Identical bytes under two URLs become one image.  With a ``recipe`` the captions that have become
-        possible are queued in the same transaction, so captioning can go on beside fetching.
+        possible are queued in the same transaction, so captioning can go on beside fetching; but for those of images
+        with a flag that is to be skipped.
         """
         with self._connection.transaction("fetch.commit") as db:
             return sum(self._commit_one(db, image, recipe) for image in fetched)
@@ -146,6 +152,7 @@ class SourceQueue(WorkQueue):
         self._log_attempt(db, source.id, fetched.started_at, now, None, None)
         if recipe is not None:
             queue_captions(db, recipe, source.id)
+            skip_captions(db, recipe, self._skip, image)
         return True
 
     @staticmethod

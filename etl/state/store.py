@@ -96,7 +96,7 @@ class Store:
 
     def sources(self, run: int) -> SourceQueue:
         """Return the fetch queue, leased to ``run``."""
-        return SourceQueue(self._connection, run, RetryPolicy.of(self.settings))
+        return SourceQueue(self._connection, run, RetryPolicy.of(self.settings), self.settings.skip_flag)
 
     def hosts(self, run: int) -> HostLog:
         """Return the log of how hosts fare, written by ``run``."""
@@ -104,7 +104,15 @@ class Store:
 
     def captions(self, run: int, recipe: int) -> CaptionQueue:
         """Return the caption queue of one recipe, leased to ``run``."""
-        return CaptionQueue(self._connection, run, recipe, RetryPolicy.of(self.settings))
+        policy = RetryPolicy.of(self.settings)
+        return CaptionQueue(self._connection, run, recipe, policy, self.settings.skip_flag)
+
+    def settle_skipped(self, run: int) -> None:
+        """Let ``skip_flag`` count for what is queued under the current recipe, without a model."""
+        current = self._connection.rows("SELECT id FROM recipes WHERE current = 1")
+        some = "SELECT 1 FROM captions WHERE recipe = ? AND skipped IS NOT NULL LIMIT 1"
+        if current and (self.settings.skip_flag or self._connection.rows(some, current[0])):
+            self.captions(run, current[0][0]).enqueue_possible()
 
     def images(self) -> Images:
         """Return the writer of what the cache holds of each image."""

@@ -30,6 +30,7 @@ ENDS_BEFORE = {
     5: "0006_local_roots",
     6: "0007_thinking",
     7: "0008_image_flags",
+    8: "0009_skipped",
 }
 """The migration before which each released schema ends."""
 

@@ -52,7 +52,10 @@ PICTURES: dict[str, tuple[Callable[[], Image.Image], str]] = {
     )), ""),
     "counting pixel": (lambda: page((1, 1)), "blank tiny"),
     "icon": (lambda: Image.linear_gradient("L").resize((24, 24)), "tiny"),
+    "spacer": (lambda: Image.linear_gradient("L").resize((200, 5)), "tiny"),
     "smallest that is not tiny": (lambda: Image.linear_gradient("L").resize((32, 32)), ""),
+    "cutting of one line": (lambda: written().crop((440, 755, 590, 775)), ""),
+    "something on a small picture": (lambda: Image.linear_gradient("L").resize((4, 4)), "tiny"),
 }  # fmt: skip
 
 

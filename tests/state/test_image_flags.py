@@ -81,7 +81,7 @@ def test_pictures_of_an_earlier_schema_are_flagged(state: Path) -> None:
     state.mkdir()
     old = Database(state / DATABASE_NAME)
     migrations.apply(old, stop_before="0008_image_flags")
-    for image, (width, height, n) in enumerate([(800, 600, 4), (800, 600, 5), (16, 600, 1), (1, 1, 6)], 1):
+    for image, (width, height, n) in enumerate([(800, 600, 4), (800, 600, 5), (16, 40, 1), (1, 1, 6)], 1):
         old.execute(
             "INSERT INTO images (id, sha256, bytes, mime, width, height, working_sha256, working_bytes, working_width, "
             "working_height, longest_edge, original_kept) VALUES (?, ?, 9, 'image/gif', ?, ?, 'w', 9, 1, 1, 1024, 0)",

@@ -26,6 +26,7 @@ from etl.state.read.reader import Reader
 from etl.state.read.samples import NEWEST, CaptionFilter, Cursor, at_random, sample, step
 from etl.state.read.search import records_by_key
 from etl.state.read.story import record_story
+from etl.state.record_captions import skip_captions, take_up_skipped
 from etl.state.sources import SourceQueue
 from etl.state.store import Store
 from etl.state.work_queue import recover
@@ -101,6 +102,13 @@ def _evict_for_every_reason(state: _State) -> None:
         images.owned(["ab"])
 
 
+def _skip(state: _State) -> None:
+    with state.store._connection.transaction() as db:
+        skip_captions(db, state.recipe, ("blank", "tiny"))
+        skip_captions(db, state.recipe, ("blank", "tiny"), 1)
+        take_up_skipped(db, state.recipe, ("tiny",))
+
+
 WORK: dict[str, tuple[Callable[[_State], object], str]] = {
     "claim of sources": (lambda s: s.sources.claim("h0.example", 4), "sources_ready"),
     "hosts with due work": (lambda s: s.sources.ready_hosts(), "sources_ready"),
@@ -161,6 +169,9 @@ WORK: dict[str, tuple[Callable[[_State], object], str]] = {
     "pages of an export": (lambda s: list(export_rows(s.reader, 1, s.recipe)), "records_in_order"),
     "story": (lambda s: record_story(s.reader, "3"), "attempts_by_item"),
     "commit of a picture": (lambda s: s.sources.commit([fetched(s.item)], s.recipe), "records_by_source"),
+    "skipping captions of flagged pictures": (_skip, "images_flagged"),
+    "taking up what was skipped": (_skip, "captions_skipped"),
+    "whether a picture is a placeholder": (lambda s: s.sources.commit([fetched(s.item)]), "sources_by_image"),
     "making room": (_evict_for_every_reason, "sources_by_image"),
     "working copies of a shard": (lambda s: working_copies_of(s.reader, "ab"), "images_by_working_copy"),
     "originals of a shard": (lambda s: originals_of(s.reader, "ab"), "sqlite_autoindex_images_1"),

@@ -187,6 +187,7 @@ class Merge:
             steps.take_images(self._of_ours("o.id"))
             captioned, caption_failed, different = steps.take_captions()
             fetched, fetch_failed = steps.take_fetches()
+            steps.take_flags()
             attempts = steps.take_attempts()
             steps.take_hosts()
             steps.settle(everything=current)

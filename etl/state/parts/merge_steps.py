@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from etl.state.images import wake_evicted
+from etl.state.images import IS_PLACEHOLDER, PLACEHOLDER_URLS, plus_placeholder, wake_evicted
 from etl.state.sqlite import Database
 
 
@@ -13,7 +13,7 @@ def one(db: Database, sql: str, *arguments: object) -> int:
 
 _RUN = "uid, stages, state, started_at, heartbeat_at, ended_at, host, pid, app_version, config, message"
 _WORKING = "working_sha256, working_bytes, working_width, working_height, longest_edge"
-_IMAGE = f"sha256, bytes, mime, width, height, {_WORKING}"
+_IMAGE = f"sha256, bytes, mime, width, height, {_WORKING}, flags"
 _WORDS = "text, finish_reason, tokens, flags, repetition_penalty, thinking"
 _QUEUE = "status, attempts, crashes, not_before, error_class, error, done_at"
 
@@ -140,6 +140,20 @@ class Steps:
             "AND o.id NOT IN (SELECT image FROM temp.lost_original)"
         )
 
+    def take_flags(self) -> None:
+        """Take what the part knows of images; of several parts' URLs only here is seen that one is a placeholder."""
+        for image, ours, theirs in self.execute(
+            "SELECT m.id, m.flags, o.flags FROM temp.of_image x JOIN main.images m ON m.id = x.ours "
+            "JOIN other.images o ON o.id = x.theirs WHERE m.flags <> o.flags"
+        ).fetchall():
+            both = ",".join(sorted({*ours.split(","), *theirs.split(",")} - {""}))
+            self.change("UPDATE images SET flags = ? WHERE id = ? AND flags <> ?", (both, image, both))
+        self.change(
+            f"UPDATE images SET flags = {plus_placeholder('flags')} WHERE NOT {IS_PLACEHOLDER} AND id IN "
+            "(SELECT s.image FROM temp.of_image x JOIN main.sources s ON s.image = x.ours "
+            f"GROUP BY s.image, s.host HAVING count(*) >= {PLACEHOLDER_URLS})"
+        )
+
     def take_captions(self) -> tuple[int, int, int]:
         """Take captions; return how many are done or dead because of it, and how many had different texts."""
         self._maps.append("of_caption")
@@ -158,16 +172,18 @@ class Steps:
         done = self._replace_captions(both, _DONE_HERE)
         dead = self._replace_captions(both, _failed_later("captions"))
         self._replace_captions(both, _waits_longer("captions"))
+        self._replace_captions(both, "o.skipped IS NOT NULL AND captions.status IN ('ready', 'retry')")
         new = "x.ours IS NULL AND o.status"
         done += one(self.db, f"SELECT count(*) FROM {both} WHERE {new} = 'done'")
         dead += one(self.db, f"SELECT count(*) FROM {both} WHERE {new} = 'dead'")
         # Ready without its picture, it would only be claimed and fail.
         status = "CASE WHEN o.status IN ('ready', 'retry') AND i.state <> 'present' THEN 'cancelled' ELSE o.status END"
         self.change(
-            f"INSERT INTO captions (image, prompt, recipe, {_QUEUE}, {_WORDS}, run) "
+            f"INSERT INTO captions (image, prompt, recipe, {_QUEUE}, {_WORDS}, skipped, run) "
             f"SELECT x.image, x.prompt, x.recipe, {_of('o', _QUEUE).replace('o.status', status)}, {_of('o', _WORDS)}, "
-            f"r.ours FROM {both} JOIN main.images i ON i.id = x.image LEFT JOIN temp.of_run r ON r.theirs = o.run "
-            f"WHERE {new} <> 'cancelled' ORDER BY o.id"
+            f"o.skipped, r.ours FROM {both} JOIN main.images i ON i.id = x.image "
+            "LEFT JOIN temp.of_run r ON r.theirs = o.run "
+            f"WHERE {new} <> 'cancelled' OR x.ours IS NULL AND o.skipped IS NOT NULL ORDER BY o.id"
         )
         self.execute(
             "UPDATE temp.of_caption SET ours = (SELECT m.id FROM main.captions m WHERE m.image = of_caption.image "
@@ -179,9 +195,9 @@ class Steps:
     def _replace_captions(self, both: str, where: str) -> int:
         """Replace captions of ours by theirs; return how many."""
         return self.change(
-            f"UPDATE captions SET ({_QUEUE}, {_WORDS}, run, lease_run) = ({_of('o', _QUEUE)}, {_of('o', _WORDS)}, "
-            f"(SELECT r.ours FROM temp.of_run r WHERE r.theirs = o.run), NULL) FROM {both} "
-            f"WHERE captions.id = x.ours AND {where}"
+            f"UPDATE captions SET ({_QUEUE}, {_WORDS}, skipped, run, lease_run) = ({_of('o', _QUEUE)}, "
+            f"{_of('o', _WORDS)}, o.skipped, (SELECT r.ours FROM temp.of_run r WHERE r.theirs = o.run), NULL) "
+            f"FROM {both} WHERE captions.id = x.ours AND {where}"
         )
 
     def _different(self) -> int:

@@ -1,8 +1,9 @@
 """What is still to be fetched, and how large what was fetched is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from etl.state.read.reader import PAGE, Reader
+from etl.state.record_captions import skipped_for
 
 
 def open_sources(reader: Reader, *, fetched_too: bool = False) -> Iterator[tuple[int, str, str, bool, bytes]]:
@@ -46,12 +47,16 @@ def longest_edges(reader: Reader) -> list[int]:
     return [row[0] for row in reader.rows("SELECT DISTINCT longest_edge FROM images WHERE state = 'present'")]
 
 
-def has_picture(reader: Reader, *, pending_only: bool) -> bool:
-    """Return whether an active record has a fetched picture; with ``pending_only``, one that wants its caption."""
-    pending = " AND r.outcome = 'pending'" if pending_only else ""
+def has_picture(reader: Reader, *, pending_only: bool, skip: Sequence[str] = ()) -> bool:
+    """Return whether an active record has a fetched picture; with ``pending_only``, one that wants its caption.
+
+    Pictures with a flag among ``skip`` want none.
+    """
+    pending = " AND r.outcome IN ('pending', 'skipped')" if pending_only else ""
+    unskipped = f"(SELECT {skipped_for(skip, 'i')} FROM images i WHERE i.id = s.image) IS NULL"
     # The newest first: while a fetch goes on, what it has just brought is what is looked for.
     sql = (
-        "SELECT 1 FROM sources s WHERE s.status = 'done' AND EXISTS "
+        f"SELECT 1 FROM sources s WHERE s.status = 'done' AND {unskipped} AND EXISTS "
         f"(SELECT 1 FROM records r WHERE r.source = s.id AND r.state = 'active'{pending}) "
         "ORDER BY s.done_at DESC LIMIT 1"
     )
