@@ -38,7 +38,8 @@ def refuse_unknown_columns(name: str, batch: Sequence[NewRecord], options: Inges
     else:
         return
     found = _columns(batch)
-    if not found:
+    # A field that is there and empty has its right name.
+    if not found or any(field in found for field in wanted):
         return
     lines = [f"  {clean(column, _SHOWN_CHARS):<24} {clean(value, _SHOWN_CHARS)}" for column, value in found.items()]
     if len(lines) > _SHOWN_FIELDS:

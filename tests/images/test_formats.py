@@ -42,7 +42,7 @@ with DecoderPool(
 
 
 def _ran(tmp_path: Path, added: str) -> list[str]:
-    """Return what a program sees of a directory with SGI pictures; it and its decoders know the formats that are ``added``."""
+    """Return what a program sees of a directory with SGI pictures, where it and its decoders know ``added`` formats."""
     Image.new("RGB", (8, 6), "red").save(tmp_path / "view.rgb")
     (tmp_path / "cut.rgb").write_bytes((tmp_path / "view.rgb").read_bytes()[:560])
     (tmp_path / "sitecustomize.py").write_text(added)

@@ -34,10 +34,10 @@ def connection(tmp_path: Path) -> Iterator[Connection]:
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB of its own, where the tests may mount one."""
+    """A file system of 3 MiB of its own, where the tests may mount one."""
     path = tmp_path / "small"
     path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(path)]
     try:
         done = subprocess.run(command, capture_output=True, check=False)
     except FileNotFoundError:

@@ -28,7 +28,7 @@ def lines_of(name: str, specs: list[tuple[str, ...]], template: int, line_end: b
         if kind == "no json":
             lines.append(Line(b'{"id": ' + key.encode() + end, None, None, None, "invalid_json"))
             continue
-        record = {"id": key, "title": title} | ({"url": url} if kind == "good" else {})
+        record = {"id": key, "title": title} | {"url": url if kind == "good" else ""}
         data = json.dumps(record).encode() + end
         prompt = [f"Describe {title}.", TEMPLATES[1]][template]
         good = kind == "good"

@@ -78,7 +78,7 @@ def test_remapped_keys_work_and_are_shown(make_state: Any) -> None:
     [
         ('[dashboard.keys]\nfly = "x"\n', [], 2, "error: etl.toml: [dashboard.keys]: unknown action 'fly'"),
         ("nonsense = 1\n", [], 2, "error: etl.toml: unknown setting 'nonsense'"),
-        ("", ["--gpu-price", "-1"], 2, "error: gpu_price = -1.0: must be between 0 and 1e+06"),
+        ("", ["--gpu-price", "-1"], 2, "error: gpu_price = -1.0: must be between 0 and 1M"),
     ],
 )
 def test_a_bad_configuration_is_one_line(tmp_path: Path, text: str, arguments: list[str], code: int, said: str) -> None:
