@@ -368,7 +368,7 @@ class NotAnImageError(ImageError):
     """The bytes are of no format that is accepted (HTML with status 200, for one)."""
 
     slug = "not_an_image"
-    first = "look at the address in a browser; the file there must be a picture"
+    first = "look at the file, or at its address in a browser: it must be a picture"
 
 
 class CorruptImageError(ImageError):

@@ -79,7 +79,9 @@ def write_errors(target: str, when_full: str = "; the old file, if any, is untou
     except BrokenPipeError:
         raise
     except OSError as error:
-        other = EtlError(f"cannot write {target}: {error.strerror}; choose another place for the export")
+        parent = Path(target).parent
+        make = "" if parent.exists() else f"make the directory {parent}, or "
+        other = EtlError(f"cannot write {target}: {error.strerror}; {make}choose another place for the export")
         raise disk_error(error, f"no space left while writing {target}{when_full}", other) from error
 
 

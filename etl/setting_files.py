@@ -80,7 +80,8 @@ def _read(path: Path, *, named: bool = False) -> dict[str, Any]:
         # Windows' editors begin with a byte order mark.
         return tomllib.loads(text.decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ConfigError(f"cannot read the configuration {path}: {why}") from error
     # Not only `tomllib.TOMLDecodeError`: numbers and nesting may be more than Python itself reads.
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error

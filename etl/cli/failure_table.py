@@ -25,6 +25,10 @@ SHOWN_GROUPS = 30
 """Rows of the table unless more are asked for."""
 
 
+SHOWN_FIRSTS = 3
+"""Orders on what must be done before another attempt can help."""
+
+
 class By(StrEnum):
     """What a row of the table is."""
 
@@ -165,11 +169,20 @@ def failure_json(failure: Failure) -> dict[str, object]:
     return {name: values[name] for name in names} | {"url": redact_url(failure.url)}
 
 
-def next_line(groups: list[FailureGroup], *, items: bool) -> str:
-    """Return what to do about the failed items."""
-    slugs = {group.error_class for group in groups}
-    if len(slugs) == 1 and (first := first_of(slug := slugs.pop())):
-        again = "" if groups[0].stage == Stage.INGEST else f"; then `etl retry-failed --class {slug}`, `etl run`"
-        return f"next      {first}{again}"
+def next_lines(groups: list[FailureGroup], *, items: bool) -> Iterator[str]:
+    """Yield what to do about the failed items: of a few classes what must come first, then how to go on."""
+    classes = [group.error_class for group in merged(groups, By.CLASS)]
+    firsts: dict[str, list[str]] = defaultdict(list)
+    for slug in classes:
+        firsts[first_of(slug)].append(slug)
+    firsts.pop("", None)
+    again = any(group.stage != Stage.INGEST for group in groups)
+    if len(classes) == len(firsts) == 1:
+        yield f"next      {next(iter(firsts))}" + (
+            f"; then `etl retry-failed --class {classes[0]}`, `etl run`" if again else ""
+        )
+        return
+    lines = [f"{', '.join(slugs)}: {first}" for first, slugs in firsts.items()][:SHOWN_FIRSTS]
     look = "`etl why KEY` tells all of one" if items else "`etl failures --by item` lists each"
-    return f"next      {look}; `etl retry-failed` tries again"
+    for line in (*lines, look + ("; `etl retry-failed` tries again" if again else "")):
+        yield f"next      {line}"

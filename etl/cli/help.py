@@ -6,6 +6,7 @@ command's first page of help; the panel of another one is the `Group` under whic
 
 import enum
 import importlib
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -171,6 +172,10 @@ class Command(TyperCommand):
         """Return options and arguments."""
         return _ours(super().get_params(ctx))
 
+    def get_help(self, ctx: Any) -> str:
+        """Return the page."""
+        return _let_go(super().get_help(ctx))
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options: the first ones, or with ``--help-all`` all of them, by groups."""
         params = self.get_params(ctx)
@@ -210,10 +215,23 @@ def by_group(params: Iterable[Any]) -> dict[str | None, list[Any]]:
 
 
 def _write(formatter: Any, heading: str, params: Iterable[Any]) -> None:
-    rows = [row for one in params if (row := one.get_help_record(None))]
+    rows = [(flags, _held(text)) for one in params for flags, text in filter(None, [one.get_help_record(None)])]
     if rows:
         with formatter.section(heading):
             formatter.write_dl(rows, col_max=28)
+
+
+_HELD = {"-": "\u2011", " ": "\xa0"}
+"""What stands for a hyphen or a space at which no line may end."""
+
+
+def _held(text: str) -> str:
+    """Return a text whose names and ``{{ fields }}`` stay whole where lines are broken; `_let_go` undoes it."""
+    return re.sub(r"-|\{\{.*?\}\}", lambda found: found[0].translate(str.maketrans(_HELD)), text)
+
+
+def _let_go(text: str) -> str:
+    return text.translate(str.maketrans({held: plain for plain, held in _HELD.items()}))
 
 
 class _Commands(Mapping[str, Any]):
@@ -241,7 +259,7 @@ class Program(TyperGroup):
     """The program: its commands under headings, and the options that stand before or behind any of them."""
 
     def __init__(self, **facts: Any) -> None:
-        super().__init__(**facts)
+        super().__init__(**facts | {"epilog": _held(facts["epilog"])})
         self.commands: Any = _Commands()
 
     def get_params(self, ctx: Any) -> list[Any]:
@@ -257,6 +275,10 @@ class Program(TyperGroup):
             typer.echo(ctx.get_help(), err=True)
             raise typer.Exit(2)
         return super().parse_args(ctx, args)
+
+    def get_help(self, ctx: Any) -> str:
+        """Return the page."""
+        return _let_go(super().get_help(ctx))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write commands, then options."""
@@ -280,7 +302,8 @@ def usage_line(error: Any) -> str:
     if context is None:
         return message
     if hasattr(error, "possibilities"):
-        flags = [flag for one in context.command.get_params(context) for flag in (*one.opts, *one.secondary_opts)]
+        names = (name for one in context.command.get_params(context) for name in (*one.opts, *one.secondary_opts))
+        flags = [name for name in names if name.startswith("-")]
         hint = did_you_mean(error.option_name, flags).strip()
         if not hint and context.parent is None:
             hint = "what belongs to a command stands behind its name"

@@ -90,7 +90,8 @@ def failures(
                 render.say(line)
             if items and limit is not None and (more := sum(group.items for group in groups) - limit) > 0:
                 render.say(f"{more:,} more: raise --limit")
-            render.say(failure_table.next_line(groups, items=items))
+            for line in failure_table.next_lines(groups, items=items):
+                render.say(line)
 
 
 @command(group)

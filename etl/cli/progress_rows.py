@@ -75,6 +75,9 @@ class Pace:
 
     def per_s(self, now: Progress) -> float:
         """Return records, or pictures where nothing is captioned, per second over the last minutes."""
+        if now.loading:
+            # What fails meanwhile, and the wait itself, tell nothing of the pace of captions.
+            self._seen.clear()
         self._seen.append((now.at, _Overall(now, 0.0).done))
         while now.at - self._seen[0][0] > _WINDOW_MS:
             self._seen.popleft()
@@ -109,7 +112,7 @@ class _Overall:
         else:
             self._name, self._total = "pictures", wanted(now.sources)
             self.done = sum(now.sources.get(status, 0) for status in (QueueStatus.DONE, QueueStatus.DEAD))
-        left = self._total - self.done
+        left = 0 if now.loading else self._total - self.done
         self.seconds = max(left / pace if pace else 0.0, now.fetch_seconds or 0.0) or None if left else None
         """Until all is done; ``None`` while that cannot be said, or nothing is left."""
 

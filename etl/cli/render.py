@@ -248,7 +248,8 @@ def export_line(summary: ExportSummary) -> str:
 
 def cost_line(cost: "Cost") -> str:
     """Return what a run and all runs have cost."""
-    return f"{cost.run:,.2f} at {cost.price:,.2f} an hour; all runs {cost.total:,.2f}"
+    run = f"{cost.run:,.2f} at {cost.price:,.2f} an hour" if cost.price else "not known, no price given (--gpu-price)"
+    return f"{run}; all runs {cost.total:,.2f}"
 
 
 def flag_lines(flags: Mapping[str, int]) -> Iterator[str]:

@@ -156,6 +156,8 @@ def _next(done: "Report", export_command: str | None) -> Iterator[str]:
         yield f"{why}; run the same command again to go on"
     elif done.state is RunState.INTERRUPTED:
         yield "stopped; everything finished is kept: run the same command again to go on"
+    elif done.stages and Stage.CAPTION not in done.stages and done.progress.outcomes.get(RecordOutcome.PENDING, 0):
+        yield "now run `etl caption`, here or where a copy of the state has a GPU"
     else:
         if _was_idle(done):
             yield "nothing to do: no picture is due and no caption is missing" + (

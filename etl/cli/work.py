@@ -112,6 +112,8 @@ def ingest(
         render.ingested(context, summary)
         if summary.unselected and not context.json:
             render.note(context, LeftOut(summary.unselected, *options.selection.why()).line())
+    if signal is None and not context.json:
+        render.note(context, "now run `etl run` (or `etl fetch` and `etl caption`)")
     _leave(signal, failed=any(summary.invalid for summary in summaries))
 
 

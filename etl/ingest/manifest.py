@@ -5,9 +5,11 @@ Offsets and hashes are taken over this stream, so checkpoints mean the same for 
 
 import difflib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from etl.errors import ManifestError
+from etl.images.formats import suffixes
 from etl.ingest import manifest_formats
 from etl.ingest.manifest_formats.file import ManifestFile
 from etl.text import clean
@@ -57,18 +59,31 @@ class Manifest:
 
 _SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
 _PACKED = ("", ".gz", ".zst")
-_SHOWN = 5
+_SHOWN = 3
+"""Of each kind."""
+
+_LOOKED_AT = 1000
+"""Entries of a directory: a hint is not worth minutes of a slow disk."""
 
 
 def near_manifests(directory: Path) -> list[str]:
-    """Return the names of the files in a directory that look like manifests; at most a few."""
+    """Return names of what looks like manifests in a directory: a few files, then a few directories of pictures."""
     endings = tuple(f"{suffix}{packed}" for suffix in _SUFFIXES for packed in _PACKED)
     try:
-        return sorted(clean(file.name, 80) for file in directory.iterdir() if file.name.lower().endswith(endings))[
-            :_SHOWN
-        ]
+        here = sorted(islice(directory.iterdir(), _LOOKED_AT))
     except OSError:
         return []
+    files = [file.name for file in here if file.name.lower().endswith(endings)]
+    folders = (f"{file.name}/" for file in here if _has_pictures(file))
+    return [clean(name, 80) for name in (*files[:_SHOWN], *islice(folders, _SHOWN))]
+
+
+def _has_pictures(directory: Path) -> bool:
+    try:
+        some = islice(directory.iterdir(), _LOOKED_AT) if directory.is_dir() else ()
+        return any(file.suffix.lower() in suffixes() for file in some)
+    except OSError:
+        return False
 
 
 def _cure(file: Path) -> str:

@@ -16,6 +16,7 @@ from etl.errors import DiskFullError, EtlError, StateError, StateMissingError, S
 from etl.failpoints import failpoint
 from etl.open_files import out_of_files
 from etl.state.recognise import check_file, check_tables
+from etl.text import clean, nearest
 
 if TYPE_CHECKING:
     from etl.state.sqlite import Database
@@ -84,7 +85,7 @@ class Connection:
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
         if not create and not os.path.lexists(path):
-            raise StateMissingError(f"there is no state database in {path.parent}; run `etl ingest` first")
+            raise _missing(path.parent)
         with translate_errors(path):
             check_file(path)
             # Created by us, so that the database is private from its first byte; one that is there is not opened, for
@@ -147,6 +148,17 @@ class Connection:
             self.db.close()
 
 
+def _missing(state: Path) -> StateMissingError:
+    """Return what is said of a state that is not there, with the one beside it that was probably meant."""
+    try:
+        beside = [one.name for one in state.parent.iterdir() if os.path.lexists(one / DATABASE_NAME)]
+    except OSError:
+        beside = []
+    near = nearest(state.name, beside)
+    hint = f"did you mean {clean(str(state.with_name(near)), 200)}? If not, " if near else ""
+    return StateMissingError(f"there is no state database in {state}; {hint}run `etl ingest` first")
+
+
 def open_reader(state: Path) -> sqlite3.Connection:
     """Open a state database for reading only.
 
@@ -156,7 +168,7 @@ def open_reader(state: Path) -> sqlite3.Connection:
     """
     path = state / DATABASE_NAME
     if not os.path.lexists(path):
-        raise StateMissingError(f"there is no state database in {state}; run `etl ingest` first")
+        raise _missing(state)
     # Even a reader makes the log's index.  Where no file can be made, nobody can write either.
     finished = not os.access(state, os.W_OK) and not (state / f"{DATABASE_NAME}-wal").exists()
     uri = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if finished else ''}"

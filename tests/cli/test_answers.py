@@ -38,6 +38,10 @@ def state(made: MadeState) -> MadeState:
         ("failures --class http_44", 2, "there is no error class 'http_44'; did you mean http_404?"),
         ("failures --class rain", 2, "classes of what failed here: blocked_path, http_404, invalid_json"),
         ("failures --host a.exmaple", 2, "no host 'a.exmaple'; did you mean a.example? hosts here: a.example, b."),
+        ("failures", 0, "next      blocked_path: if it is meant, ingest the manifest again on this machine"),
+        ("failures", 0, "next      `etl failures --by item` lists each; `etl retry-failed` tries again\n"),
+        ("failures --stage ingest", 0, "next      mend the line of the manifest, or the options that it was read with, "
+         "and ingest it again\n"),
         ("failures --key VM97-5", 2, "no record with the key 'VM97-5'; did you mean VM97-05?"),
         ("failures --stage export", 2, "--stage is ingest, fetch or caption"),
         ("retry-failed --host a.exmaple", 2, "did you mean a.example?"),

@@ -97,7 +97,9 @@ CASES = {
         "ingest manifest.jsonl --prompt-template t", ("t contains <image>",), before=write("t", "<image> Describe.")
     ),
     "template without manifest": Case("run --prompt-template t", ("need the SOURCE",), before=write("t", "Describe.")),
-    "missing configuration": Case("fetch --config none.toml", ("cannot read the configuration none.toml",)),
+    "missing configuration": Case(
+        "fetch --config none.toml", ("cannot read the configuration none.toml: No such file or directory\n",)
+    ),
     "rewrite of nothing": Case("fetch --rewrite-url nonsense", ("'nonsense'", "REGEX=REPLACEMENT")),
     "rewrite with a broken pattern": Case("run --rewrite-url (=x --model demo", ("rewrite_url", "unterminated")),
     "rewrite in a dry run": Case("fetch --dry-run --rewrite-url nonsense", ("REGEX=REPLACEMENT",)),
@@ -114,12 +116,13 @@ CASES = {
     "preferred without a mirror": Case("fetch --prefer-mirror", ("neither rewrite_url nor mirror_template",)),
     "no state": Case("fetch --state elsewhere", ("no state database in elsewhere", "etl ingest")),
     "no state to show": Case("status --state elsewhere", ("no state database in elsewhere", "etl ingest")),
+    "misspelt state": Case("status --state sttae", ("no state database in sttae; did you mean state?", "etl ingest")),
     "state below a file": Case("ingest manifest.jsonl --state manifest.jsonl/s", ("manifest.jsonl/s", "--state"), 1),
     "state is a file": Case("ingest manifest.jsonl --state manifest.jsonl", ("not writable", "--state"), 1),
     "unknown recipe": Case("export out --recipe cafe", ("0 recipes begin with 'cafe'", "known: abababababab")),
     "unknown key": Case("why nobody", ("no record with the key 'nobody'",)),
     "export below a file": Case("export manifest.jsonl/out", ("cannot write manifest.jsonl/out", "another place"), 1),
-    "export into nowhere": Case("export none/out", ("cannot write none/out", "No such file or directory"), 1),
+    "export into nowhere": Case("export none/out", ("write none/out: No such file", "make the directory none"), 1),
     "export to a directory": Case("export .", (". is a directory",)),
     "export to nothing": Case("export ''", ("the empty name",)),
     "quick and deep": Case("verify --quick --deep", ("--quick", "--deep", "choose one")),

@@ -13,7 +13,7 @@ Etl = Callable[..., Any]
 
 
 def test_a_run_tells_what_it_has_cost(etl: Etl, made: MadeState) -> None:
-    """With a price the summary ends with the cost, for people and for programs; without one nothing is said."""
+    """With a price the summary ends with the cost, for people and for programs; without any nothing is said."""
     made.ingest(b'{"id":"a","path":"missing.jpg"}\n')
     assert "cost" not in etl("fetch").err
     Path("etl.toml").write_text("gpu_price = 3600\n")
@@ -22,6 +22,8 @@ def test_a_run_tells_what_it_has_cost(etl: Etl, made: MadeState) -> None:
     cost = etl("fetch", "--json").json()["cost"]
     assert cost["price"] == 3600
     assert 0 < cost["run"] < cost["total"] < 600
+    Path("etl.toml").unlink()
+    assert "cost not known, no price given (--gpu-price); all runs 0." in etl("fetch").err
 
 
 def test_the_dashboard_is_given_what_was_asked_for(etl: Etl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -65,6 +65,14 @@ def test_the_program_s_page(etl: Etl) -> None:
     PROGRAM.commands["run"].make_context("run", ["manifest.jsonl", "-o", "captions.jsonl"])
 
 
+def test_names_stay_whole_where_lines_are_broken(etl: Etl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 60 columns no line ends within a name with hyphens or between double braces, and all is plain text."""
+    monkeypatch.setenv("COLUMNS", "60")
+    pages = etl("run", "--help-all").out + etl("--help").out
+    assert not re.search(r"\w-$|\{\{[^}]*$|[\u2011\xa0]", pages, re.MULTILINE)
+    assert "llava-hf/llava-1.5-7b-hf" in pages and "{{ record.FIELD }}" in pages and "--install-completion" in pages
+
+
 def test_the_manual_page() -> None:
     """It names every command and every option of it, and no line of a text is taken for a request."""
     page = man_page()
@@ -95,6 +103,7 @@ def test_the_manual_page() -> None:
         ("failures --limit 1x", "'1x' is not understood: give a whole number such as"),
         ("failures -n 0", "'0': must be at least 1"),
         ("report --thumbnail 1k", "'1k': must be between 0 and 512"),
+        ("split --parts 3", "No such option: --parts (see `etl split --help-all`)"),
         ("demo -s kept", "etl demo takes no --state: name the directory to keep, as in `etl demo kept`"),
         ("export", "say once where to write to"),
         ("export a -o b", "say once where to write to"),

@@ -120,6 +120,21 @@ def test_the_pace_is_that_of_records() -> None:
     assert "ETA --:--" in progress_line(seen[-1], 0.0)
 
 
+def test_a_model_that_loads_has_no_pace() -> None:
+    """What fails while it loads foretells nothing, nor do fetch's numbers; the pace is taken from when it is loaded."""
+    pace = Pace()
+    seen = [
+        Progress(
+            records={"active": 100}, outcomes={"failed": failed, "pending": 100 - failed}, sources={}, captions={},
+            at=at, loading=loading, fetch_seconds=9.0,
+        )
+        for at, failed, loading in ((0, 0, False), (1000, 10, True), (60_000, 10, True), (61_000, 15, False))
+    ]  # fmt: skip
+    told = [progress_line(now, pace.per_s(now)) for now in seen]
+    assert ["ETA --:--, 0.0/s;" in line for line in told] == [False, True, True, False]
+    assert "15 %, ETA " in told[-1] and "5.0/s, 17s left" in told[-1]
+
+
 @pytest.mark.parametrize(
     "variables, terminal, draws",
     [({}, True, True), ({"NO_COLOR": "1"}, True, False), ({"TERM": "dumb"}, True, False), ({}, False, False)],

@@ -127,6 +127,7 @@ URLS = '{"URL": "https://a.example/1.jpg", "Text": "words"}\n'
         ("run", "no manifest was named, and there is no state", "run `etl run here.jsonl -o captions.jsonl`"),
         ("run heer.jsonl", "there is no manifest heer.jsonl", "did you mean here.jsonl?"),
         ("run here.csv", "there is no manifest here.csv", "did you mean here.jsonl?"),
+        ("run xyz", "there is no manifest xyz", ". has here.jsonl, scans/"),
         ("run here.jsonl out.jsonl", "there is no manifest out.jsonl", "is it the output? Then give -o out.jsonl"),
         ("run here.jsonl --model dmeo", "dmeo", "did you mean demo?"),
         ("run here.jsonl --model llava-1.5-7b-hf", "llava-1.5-7b-hf", "did you mean llava-hf/llava-1.5-7b-hf?"),
@@ -142,7 +143,9 @@ URLS = '{"URL": "https://a.example/1.jpg", "Text": "words"}\n'
 def test_mistakes_are_named_and_cured(etl: Etl, arguments: str, named: str, cure: str) -> None:
     """The first line names the thing, and it or the next the cure; nothing is stored, no traceback."""
     Path("here.jsonl").write_text(URLS)
-    Path("model").mkdir()
+    for folder in ("model", "scans"):
+        Path(folder).mkdir()
+    Path("scans/1.JPG").touch()
     Path("model/config.json").write_text("{}")
     answer = etl(*arguments.split(" "))
     assert (answer.code, answer.out) == (2, "")

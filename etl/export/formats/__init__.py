@@ -72,8 +72,9 @@ def _by_ending(target: str) -> str:
         folder
     )
     hint = hint or did_you_mean(f"{path.with_suffix(near)}{packed}" if near else None)
+    hint = f"{hint}Known" if hint else "known"
     raise ConfigError(
-        f"{target[:200]}: there is no export with the ending {ending[:40]}; {hint}Known: {', '.join(endings)}, with "
+        f"{target[:200]}: there is no export with the ending {ending[:40]}; {hint}: {', '.join(endings)}, with "
         f"{' or '.join(COMPRESSED)} behind it compressed; any other name needs `etl export --format`"
     )
 

@@ -36,7 +36,7 @@ def _told(host: str, reached: Reached, *, hopeless: bool) -> Check:
     steps = ", ".join(f"{step} {1000 * seconds:.0f} ms" for step, seconds in reached.steps.items())
     if reached.status is None:
         done = f" (after {steps})" if steps else ""
-        cure = "look at the network, the proxy or the host; `etl retry-failed --host` tries again later"
+        cure = "look at the network, the proxy or the host, and ask again; a run gives its pictures several attempts"
         return Check("network", "fail" if hopeless else "note", f"{host}: {reached.error}{done}", cure)
     said = f"{host} answered {reached.status}: {steps}"
     if reached.status in (401, 403, 429) or reached.status >= 500:
