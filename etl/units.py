@@ -127,6 +127,11 @@ def size(number: float) -> str:
     return f"{number:,.1f} TiB"
 
 
+def rate(per_s: float, things: str) -> str:
+    """Return a rate for people: in a minute where hardly one comes in a second."""
+    return f"{per_s:.1f} {things}/s" if per_s >= 0.1 else f"{60 * per_s:.1f} {things}/min"
+
+
 def duration(seconds: float) -> str:
     """Return the two largest units, at most seven characters: ``45s``, ``2m 05s``, ``1h 07m``, ``3d 4h``."""
     whole = max(0, int(seconds))

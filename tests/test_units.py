@@ -2,7 +2,7 @@
 
 import pytest
 
-from etl.units import BYTES, BYTES_PER_S, SECONDS, duration, parse, size, understood, written
+from etl.units import BYTES, BYTES_PER_S, SECONDS, duration, parse, rate, size, understood, written
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,11 @@ def test_what_was_measured_stays_short() -> None:
     """A size or duration of any magnitude fits its column in the dashboard."""
     assert [size(n) for n in (0, 1536, 15 * 2**30, 2**53)] == ["0 B", "1.5 KiB", "15.0 GiB", "8,192.0 TiB"]
     assert [duration(s) for s in (-1, 59.9, 125, 4020, 273_600)] == ["0s", "59s", "2m 05s", "1h 07m", "3d 4h"]
+
+
+@pytest.mark.parametrize(
+    ("per_s", "said"), [(12.34, "12.3 captions/s"), (0.1, "0.1 captions/s"), (0.03, "1.8 captions/min")]
+)
+def test_a_slow_rate_is_told_by_the_minute(per_s: float, said: str) -> None:
+    """It would else be 0.0."""
+    assert rate(per_s, "captions") == said

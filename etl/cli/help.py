@@ -221,17 +221,17 @@ def _write(formatter: Any, heading: str, params: Iterable[Any]) -> None:
             formatter.write_dl(rows, col_max=28)
 
 
-_HELD = {"-": "\u2011", " ": "\xa0"}
+_HELD = str.maketrans("- ", "\u2011\xa0")
 """What stands for a hyphen or a space at which no line may end."""
 
 
 def _held(text: str) -> str:
     """Return a text whose names and ``{{ fields }}`` stay whole where lines are broken; `_let_go` undoes it."""
-    return re.sub(r"-|\{\{.*?\}\}", lambda found: found[0].translate(str.maketrans(_HELD)), text)
+    return re.sub(r"-|\{\{.*?\}\}", lambda found: found[0].translate(_HELD), text)
 
 
 def _let_go(text: str) -> str:
-    return text.translate(str.maketrans({held: plain for plain, held in _HELD.items()}))
+    return text.translate(str.maketrans("\u2011\xa0", "- "))
 
 
 class _Commands(Mapping[str, Any]):

@@ -16,7 +16,7 @@ from etl.cli.render import (
 )
 from etl.domain.statuses import RecordOutcome, RecordState, RunState, Stage
 from etl.text import clean
-from etl.units import count, duration
+from etl.units import count, duration, rate
 
 if TYPE_CHECKING:
     from etl.cli.options import Context
@@ -71,7 +71,7 @@ def report_lines(done: "Report", export_command: str | None) -> Iterator[str]:
         yield f"failed    {_failures(done)}: `etl failures` lists them, `etl retry-failed` tries them again"
     for host, slug, n in done.unreachable[:1]:
         name = clean(host, 80)
-        others = f" and {len(done.unreachable) - 1} more hosts" if len(done.unreachable) > 1 else ""
+        others = f" and {count(len(done.unreachable) - 1, 'more host')}" if len(done.unreachable) > 1 else ""
         yield (
             f"not reachable  {name} ({slug}, {count(n, 'picture')}){others}: check the name and the network, then "
             f"`etl retry-failed --host {name}`"
@@ -133,9 +133,9 @@ def _failures(done: "Report") -> str:
 def _took(done: "Report") -> str:
     elapsed, summaries = _elapsed(done), done.stages
     parts = [duration(elapsed)]
-    for stage, what in ((Stage.FETCH, "pictures/s fetched"), (Stage.CAPTION, "captions/s")):
+    for stage, what, how in ((Stage.FETCH, "pictures", " fetched"), (Stage.CAPTION, "captions", "")):
         if stage in summaries and summaries[stage].done and elapsed:
-            parts.append(f"{summaries[stage].done / elapsed:.1f} {what}")
+            parts.append(rate(summaries[stage].done / elapsed, what) + how)
     if done.progress.device:
         parts.append(f"on {clean(done.progress.device, 60)}")
     return ", ".join(parts) + (f"; cost {cost_line(done.cost)}" if done.cost else "")

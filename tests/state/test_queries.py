@@ -16,6 +16,7 @@ from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
 from etl.state.read.recipes import all_recipes
 from etl.state.read.runs import latest_runs
+from etl.state.read.sources import unreachable_hosts
 from etl.state.read.story import record_story
 from etl.state.store import Store
 
@@ -244,3 +245,19 @@ def test_a_new_question_is_a_function_over_a_reader(store: Store, state: Path) -
     fetch_all(store)
     with Reader(state) as reader:
         assert formats(reader) == {"image/jpeg": 2}
+
+
+def test_a_host_that_gave_a_picture_was_reached(store: Store, state: Path) -> None:
+    """One refused connection does not make a host unreachable; that none came, or that it was given up, does."""
+    ends = {"once.example": "connect", "never.example": "dns", "gone.example": "host_down"}
+    put_records(store, [{"id": f"{n}{host}", "url": f"http://{host}/{n}.jpg"} for host in ends for n in range(2)])
+    sources = store.sources(store.begin_run([Stage.FETCH]))
+    for host, slug in ends.items():
+        first, second = sources.claim(host, 2)
+        sources.fail([failed(second.id, slug, retryable=False)])
+        if host == "never.example":
+            sources.fail([failed(first.id, slug, retryable=False)])
+        else:
+            sources.commit([fetched(first)], use_recipe(store))
+    with Reader(state) as reader:
+        assert unreachable_hosts(reader, 5) == [("never.example", "dns", 2), ("gone.example", "host_down", 1)]

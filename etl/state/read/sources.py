@@ -64,9 +64,14 @@ def has_picture(reader: Reader, *, pending_only: bool, skip: Sequence[str] = ())
 
 
 def unreachable_hosts(reader: Reader, limit: int) -> list[tuple[str, str, int]]:
-    """Return ``(host, error class, sources)`` of hosts that could not be reached, the most sources first."""
+    """Return ``(host, error class, sources)`` of hosts that could not be reached, the most sources first.
+
+    One that gave a picture was reached, unless it was given up later.
+    """
     return reader.rows(
         "SELECT host, min(error_class), count(*) FROM sources WHERE status = 'dead' "
-        "AND error_class IN ('dns', 'connect', 'host_down') AND host <> '' GROUP BY host ORDER BY 3 DESC, 1 LIMIT ?",
+        "AND (error_class = 'host_down' OR error_class IN ('dns', 'connect') "
+        "AND host NOT IN (SELECT host FROM sources WHERE status = 'done')) "
+        "AND host <> '' GROUP BY host ORDER BY 3 DESC, 1 LIMIT ?",
         (limit,),
     )
