@@ -68,7 +68,9 @@ def report_lines(done: "Report", export_command: str | None) -> Iterator[str]:
         more = sum(one.records for one in done.left_out[1:])
         yield f"not needed  {left.line()}" + (f"; {more:,} more for other reasons" if more else "")
     if done.failures:
-        yield f"failed    {_failures(done)}: `etl failures` lists them, `etl retry-failed` tries them again"
+        again = any(stage != Stage.INGEST for stage, _, _ in done.failures)
+        cure = "`etl retry-failed` tries them again" if again else "mend the manifest, and ingest it again"
+        yield f"failed    {_failures(done)}: `etl failures` lists them, {cure}"
     for host, slug, n in done.unreachable[:1]:
         name = clean(host, 80)
         others = f" and {count(len(done.unreachable) - 1, 'more host')}" if len(done.unreachable) > 1 else ""

@@ -162,3 +162,11 @@ def test_the_fields_that_there_are_have_examples(etl: Etl) -> None:
     lines = etl("ingest", "here.jsonl").err.splitlines()
     assert lines[3].split() == ["URL", "https://a.example/1.jpg"]
     assert lines[4].startswith("  TEXT  ") and lines[4].endswith("...") and len(lines[4]) < 80
+
+
+def test_no_other_attempt_is_offered_for_lines_of_a_manifest(etl: Etl) -> None:
+    """Where nothing but lines failed, the end of a run says that these are to be mended."""
+    Path("here.jsonl").write_text("hello\n")
+    answer = etl("run", "here.jsonl", "--model", "demo", "-o", "out.jsonl")
+    assert answer.code == 3 and "retry-failed" not in answer.err
+    assert "1 line at ingest (1 invalid_json): `etl failures` lists them, mend the manifest" in answer.err
