@@ -25,7 +25,8 @@ class Record:
 
     Attributes:
         key: its name in the manifest.
-        outcome: ``captioned``, ``failed`` or ``pending``; ``unselected`` or ``invalid`` where nothing is to be done.
+        outcome: ``captioned``, ``failed``, ``pending`` or ``skipped``; ``unselected`` or ``invalid`` where
+            nothing is to be done.
         url: the picture's URL or path; ``None`` for an invalid record.
         caption: the text, where there is one.
         error_class: why it failed (docs/errors.md), where it did.

@@ -23,6 +23,7 @@ class Glyphs:
         stage: per `StageState`, by its value.
         host: per `HostState`, by its value.
         failed, will_retry: marks of the rows of failures.
+        flag: before what is suspicious.
         dot: separates parts of a line.
         spark: heights of a plot, lowest first.
         more: stands where a text was cut.
@@ -38,6 +39,7 @@ class Glyphs:
     host: Mapping[str, str]
     failed: str
     will_retry: str
+    flag: str
     dot: str
     spark: str
     more: str
@@ -45,7 +47,8 @@ class Glyphs:
 
 
 UNICODE = Glyphs(
-    full="━", half="╸", empty="─", rule="─", failed="✗", will_retry="↻", dot="·", spark="▁▂▃▄▅▆▇█", more="…", mark="▌",
+    full="━", half="╸", empty="─", rule="─", failed="✗", will_retry="↻", flag="⚑", dot="·", spark="▁▂▃▄▅▆▇█",
+    more="…", mark="▌",
     host={"open": "●", "slowed": "◐", "paused": "‖", "parked": "✗"},
     run={
         RunState.NONE: "○", RunState.RUNNING: "▶", RunState.PAUSED: "‖", RunState.STOPPING: "■",
@@ -56,7 +59,8 @@ UNICODE = Glyphs(
 )  # fmt: skip
 
 ASCII = Glyphs(
-    full="#", half="-", empty=".", rule="-", failed="x", will_retry="~", dot="|", spark="_.-:=+*#", more="~", mark=">",
+    full="#", half="-", empty=".", rule="-", failed="x", will_retry="~", flag="!", dot="|", spark="_.-:=+*#",
+    more="~", mark=">",
     host={"open": "o", "slowed": "~", "paused": "=", "parked": "x"},
     run={
         RunState.NONE: "o", RunState.RUNNING: ">", RunState.PAUSED: "=", RunState.STOPPING: "#",

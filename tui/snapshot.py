@@ -55,6 +55,7 @@ class RecordsView:
     captioned: int = 0
     failed: int = 0
     pending: int = 0
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class FetchView:
         bytes: of all originals so far.
         hosts: those in trouble first, then the busiest.
         plot: pictures in each span of the last minutes, oldest first.
+        flags: suspicious pictures by what is suspicious, most frequent first.
     """
 
     per_s: float = 0.0
@@ -83,6 +85,7 @@ class FetchView:
     bytes: int = 0
     hosts: tuple[HostProgress, ...] = ()
     plot: tuple[int, ...] = ()
+    flags: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,7 @@ def records_view(progress: Progress) -> RecordsView:
         captioned=progress.outcomes.get(RecordOutcome.CAPTIONED, 0),
         failed=progress.outcomes.get(RecordOutcome.FAILED, 0),
         pending=progress.outcomes.get(RecordOutcome.PENDING, 0),
+        skipped=progress.outcomes.get(RecordOutcome.SKIPPED, 0),
     )
 
 
@@ -178,8 +182,7 @@ def _ingest_view(progress: Progress, manifests: ManifestProgress) -> StageView:
 
 def _export_view(progress: Progress, exported: Exported | None, *, busy: bool) -> StageView:
     """An export is written whole at the end of a run, so its row tells only whether that has been."""
-    run, total = progress.run, progress.outcomes.get(RecordOutcome.CAPTIONED, 0)
-    total += progress.outcomes.get(RecordOutcome.FAILED, 0) + progress.outcomes.get(RecordOutcome.PENDING, 0)
+    run, total = progress.run, sum(progress.outcomes.values())
     total += progress.records.get(RecordState.UNSELECTED, 0) + progress.records.get(RecordState.INVALID, 0)
     wanted = _works_on(run, Stage.EXPORT)
     if exported is not None and (run is None or exported.run == run.id or not wanted):

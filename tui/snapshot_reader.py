@@ -15,6 +15,7 @@ from etl.state.read.progress import (
     done_per_span,
     engines,
     gpus,
+    image_flag_counts,
     last_export,
     manifest_progress,
     read_progress,
@@ -40,6 +41,7 @@ class SnapshotReader:
         self._steady = {Stage.FETCH: Steadiness(), Stage.CAPTION: Steadiness()}
         self._classes: Throttled[tuple[ClassView, ...]] = Throttled()
         self._pending: Throttled[dict[str, int]] = Throttled()
+        self._flags: Throttled[tuple[tuple[str, int], ...]] = Throttled()
         self._cost: Throttled[tuple[Cost | None]] = Throttled()
         self._log: Throttled[tuple[LogLine, ...]] = Throttled()
         self._plots = {"sources": _Plot("sources"), "captions": _Plot("captions")}
@@ -66,13 +68,15 @@ class SnapshotReader:
         return frozenset([stage for stage, per_s in rates.items() if self._steady[stage].add(uid, per_s)])
 
     def _fetch(self, reader: Reader, progress: Progress) -> FetchView:
-        pending = self._pending.get(tuple(progress.sources.items()), lambda: pending_by_host(reader))
+        counts = tuple(progress.sources.items())
+        pending = self._pending.get(counts, lambda: pending_by_host(reader))
         return FetchView(
             progress.fetched_per_s,
             progress.bytes_per_s,
             progress.bytes_fetched,
             _hosts(reader, progress, pending),
             self._plots["sources"].read(reader, progress.at),
+            self._flags.get(counts, lambda: tuple(image_flag_counts(reader).items())),
         )
 
     def _caption(self, reader: Reader, progress: Progress) -> CaptionView:

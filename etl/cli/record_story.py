@@ -36,12 +36,14 @@ def story_lines(story: dict[str, Any]) -> Iterator[str]:
         yield (
             f"image     {image['mime']}, {image['width']}x{image['height']}, {size(image['bytes'])}, {image['state']}; "
             f"working copy {image['working_width']}x{image['working_height']}, {image['working_sha256'][:12]}"
+            + (f"; flags: {clean(image['flags'])}" if image.get("flags") else "")
         )
     for caption in story["captions"]:
         mark = "" if caption["current"] else " (earlier recipe)"
         yield (
             f"caption   {clean(caption['model'])}@{clean(caption['revision'])}{mark}: "
             + status_in_words(caption["status"])
+            + (f", skipped: the picture is {clean(caption['skipped'])}" if caption.get("skipped") else "")
             + _why_failed(caption)
         )
         if caption["text"] is not None:
@@ -73,6 +75,8 @@ def _next_step(story: dict[str, Any]) -> str:
     if record["state"] != RecordState.ACTIVE or record["outcome"] == RecordOutcome.CAPTIONED:
         return ""
     current = [caption for caption in story["captions"] if caption["current"]]
+    if record["outcome"] == RecordOutcome.SKIPPED:
+        return f"`etl run` without --skip-flag {clean(current[0]['skipped'])} captions it"
     dead = [item for item in (source, *current) if item and item["status"] == QueueStatus.DEAD]
     if not dead:
         return "`etl run` goes on with it"

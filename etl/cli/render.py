@@ -78,6 +78,7 @@ def progress_json(progress: Progress) -> dict[str, Any]:
             "captioned": outcomes.get(RecordOutcome.CAPTIONED, 0),
             "failed": outcomes.get(RecordOutcome.FAILED, 0),
             "pending": outcomes.get(RecordOutcome.PENDING, 0),
+            "skipped": outcomes.get(RecordOutcome.SKIPPED, 0),
             "unselected": records.get(RecordState.UNSELECTED, 0),
             "invalid": records.get(RecordState.INVALID, 0),
             "removed": records.get(RecordState.REMOVED, 0),
@@ -93,6 +94,7 @@ def progress_json(progress: Progress) -> dict[str, Any]:
         },
         "hosts": [host_json(host) for host in progress.hosts],
         "flags": progress.flags,
+        "image_flags": progress.image_flags,
         "fetch_errors": progress.fetch_errors,
         "fetch_seconds": None if progress.fetch_seconds is None else round(progress.fetch_seconds),
     }
@@ -131,6 +133,8 @@ def status_lines(progress: Progress) -> Iterator[str]:
         yield f"{stage:<9} {counts or 'none yet'}"
     if progress.flags:
         yield f"flags     {', '.join(f'{n:,} {flag}' for flag, n in progress.flags.items())}"
+    if progress.image_flags:
+        yield f"pictures  {', '.join(f'{n:,} {flag}' for flag, n in progress.image_flags.items())}"
     if progress.bytes_fetched:
         yield f"fetched   {size(progress.bytes_fetched)}"
     run = progress.run
@@ -149,7 +153,7 @@ def status_lines(progress: Progress) -> Iterator[str]:
         yield f"deadline  {stops_at(run.stops_at, now_ms())}"
 
 
-_BESIDE = {"unselected": "not selected", "invalid": "invalid"}
+_BESIDE = {"skipped": "skipped for a flag of their picture", "unselected": "not selected", "invalid": "invalid"}
 """Records that are not to be captioned, and the words for them."""
 
 _ENDED = {

@@ -112,6 +112,8 @@ def _records(done: "Report") -> str:
     parts.append(f"{outcomes.get(RecordOutcome.FAILED, 0):,} failed")
     if pending := outcomes.get(RecordOutcome.PENDING, 0):
         parts.append(f"{pending:,} still to be done")
+    if skipped := outcomes.get(RecordOutcome.SKIPPED, 0):
+        parts.append(f"{skipped:,} skipped for a flag of their picture")
     for stage, summary in done.stages.items():
         if summary.released:
             parts.append(f"{count(summary.released, _ITEMS[stage])} given back")

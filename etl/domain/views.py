@@ -98,6 +98,7 @@ class ExportSummary:
     Attributes:
         failed, invalid: as `etl status` counts them: selected records that failed, and lines that are no record.
         left_out: invalid lines that are not JSON objects, and so in no export.
+        skipped: records that were not to be captioned for a flag of their image; they come out as they went in.
         size, sha256: of the lines before compression; of a directory the bytes of its shards, and a hash over theirs.
         format: as `etl.export.lines.FORMATS`, with ``-since`` behind it for a part of the records and
             ``-shards`` for a directory.
@@ -119,6 +120,7 @@ class ExportSummary:
     shards: int = 0
     written: int = 0
     without_picture: int = 0
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +268,7 @@ class Progress:
         fetch_errors: sources that failed or wait for another attempt, by error class; as ``hosts``.
         fetch_seconds: until the slowest host is done; ``None`` while its rate is not known; as ``hosts``.
         flags: finished captions of the current recipe by quality flag; as ``hosts``.
+        image_flags: fetched sources by the flags of their images; as ``hosts``.
         spent: what the latest run has cost so far; ``None`` where no price is known; as ``hosts``.
         device: what captions, in words; empty until that is known, and for who is not in the run's process.
         loading: whether the model is being loaded; as ``device``.
@@ -286,6 +289,7 @@ class Progress:
     fetch_errors: dict[str, int] = field(default_factory=dict)
     fetch_seconds: float | None = None
     flags: dict[str, int] = field(default_factory=dict)
+    image_flags: dict[str, int] = field(default_factory=dict)
     spent: float | None = None
     device: str = ""
     loading: bool = False

@@ -6,11 +6,11 @@ from typing import Any
 from etl.clock import iso_utc
 from etl.domain.statuses import RecordOutcome
 from etl.errors import ConfigError
-from etl.export.lines import CAPTION, CAPTIONED_AT, ERROR, SOURCE, Joined
+from etl.export.lines import CAPTION, CAPTIONED_AT, ERROR, SOURCE, Joined, flags_of
 
 COLUMNS = (
     "key", "outcome", "url", CAPTION, CAPTIONED_AT, SOURCE, ERROR, "finish_reason", "tokens", "flags", "image_sha256",
-    "record",
+    "image_flags", "record",
 )  # fmt: skip
 """Columns of CSV, Parquet and image folders.  ``record`` is the record's line of JSON Lines; its fields have no columns
 of their own, because records need not have the same ones, or of one kind."""
@@ -24,7 +24,8 @@ def columns(record: Joined, *, spelled: bool = False) -> dict[str, Any]:
         CAPTIONED_AT: row.done_at if done else None, SOURCE: record.recipe if done else None,
         ERROR: row.error_class if record.outcome == RecordOutcome.FAILED else None,
         "finish_reason": row.finish_reason if done else None, "tokens": row.tokens if done else None,
-        "flags": row.flags.split(",") if done and row.flags else [], "image_sha256": row.image_sha256,
+        "flags": flags_of(row.flags) if done else [], "image_sha256": row.image_sha256,
+        "image_flags": flags_of(row.image_flags),
         "record": record.line.strip().decode("utf-8", "replace"),
     }  # fmt: skip
     if spelled and values[CAPTIONED_AT] is not None:

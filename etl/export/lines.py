@@ -81,6 +81,7 @@ def summary_of(path: str, counts: Counter[str], **more: Any) -> ExportSummary:
         captioned=counts[RecordOutcome.CAPTIONED],
         failed=counts[RecordOutcome.FAILED],
         pending=counts[RecordOutcome.PENDING],
+        skipped=counts[RecordOutcome.SKIPPED],
         unselected=counts[RecordState.UNSELECTED],
         invalid=counts[RecordState.INVALID],
         left_out=counts["left_out"],
@@ -195,7 +196,7 @@ def _line(
         counts[outcome] += 1
     if options.only_captioned and outcome != RecordOutcome.CAPTIONED:
         return outcome, None
-    if outcome == RecordOutcome.PENDING:
+    if outcome in (RecordOutcome.PENDING, RecordOutcome.SKIPPED):
         return outcome, row.line
     try:
         return outcome, with_fields(row.line, _added(row, outcome, recipe, options))
@@ -204,6 +205,11 @@ def _line(
         raise StateError(
             f"the state database is damaged: a stored record or recipe makes no sense ({error})"
         ) from error
+
+
+def flags_of(stored: str | None) -> list[str]:
+    """Return flags as they are exported."""
+    return sorted(filter(None, (stored or "").split(",")))
 
 
 def source_of(recipe: RecipeRow) -> str:
@@ -222,9 +228,10 @@ def _added(row: ExportRow, outcome: str, recipe: RecipeRow | None, options: Expo
     if options.provenance:
         added[PROVENANCE] = {
             "recipe": recipe.sha256, "finish_reason": row.finish_reason, "tokens": row.tokens,
-            "flags": row.flags.split(",") if row.flags else [],
+            "flags": flags_of(row.flags),
             "repetition_penalty": row.repetition_penalty or _usual_penalty(recipe.spec),
             "image_sha256": row.image_sha256,
+            "image_flags": flags_of(row.image_flags),
             "mirror": redact_url(row.mirror) if row.mirror else None,
         }  # fmt: skip
     return added

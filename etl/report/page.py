@@ -112,10 +112,15 @@ def _row(row: ReportRow, pictures: dict[str, int]) -> list[Any]:
         clean(record.key, LINE), clean(row.title, LINE), clean(row.date, LINE),
         "failed" if failed else clean(record.outcome, LINE), clean(row.host, LINE), clean(redact_url(row.url), LINE),
         clean(record.error_class or "", LINE) if failed else "", clean(row.error, LINE) if failed else "",
-        _caption(record.text or ""), [clean(flag) for flag in (record.flags or "")[:LINE].split(",") if flag],
+        _caption(record.text or ""),
+        [*_flags(record.flags), *(f"picture {flag}" for flag in _flags(record.image_flags))],
         record.done_at if record.text is not None else 0,
         pictures.get(row.working_sha256 or ""),
     ]  # fmt: skip
+
+
+def _flags(stored: str | None) -> list[str]:
+    return [clean(flag) for flag in (stored or "")[:LINE].split(",") if flag]
 
 
 def _caption(text: str) -> str:

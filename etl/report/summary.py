@@ -70,6 +70,7 @@ def _figures(progress: Progress, spent: Cost | None) -> Iterator[dict[str, str]]
         "captioned": outcomes.get(RecordOutcome.CAPTIONED, 0),
         "failed": outcomes.get(RecordOutcome.FAILED, 0) + records.get(RecordState.INVALID, 0),
         "still to do": outcomes.get(RecordOutcome.PENDING, 0),
+        "skipped": outcomes.get(RecordOutcome.SKIPPED, 0),
         "not selected": records.get(RecordState.UNSELECTED, 0),
     }
     yield from ({"name": name, "value": f"{count:,}"} for name, count in counts.items())

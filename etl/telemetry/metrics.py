@@ -88,6 +88,7 @@ class StateMetrics:
         yield _gauge("sources", "Distinct pictures to fetch, by status.", "status", progress.sources)
         yield _gauge("captions", "Captions of the current recipe, by status.", "status", progress.captions)
         yield _gauge("flagged_captions", "Finished captions by quality flag.", "flag", progress.flags)
+        yield _gauge("flagged_pictures", "Fetched pictures by the flags of their images.", "flag", progress.image_flags)
         failed = _gauge_family("failed_items", "Items that are given up, by error class.", ["stage", "error_class"])
         for stage, slug, count in failure_classes(self._reader):
             failed.add_metric([stage, clean(slug, LABEL_LIMIT)], count)

@@ -183,7 +183,7 @@ def test_provenance(made: MadeState) -> None:
     records = read(made.export(provenance=True)[0])
     assert records[0]["vlm_provenance"] == {
         "recipe": RECIPE, "finish_reason": "stop", "tokens": 2, "flags": ["repetition", "short"],
-        "repetition_penalty": None, "mirror": None,
+        "repetition_penalty": None, "mirror": None, "image_flags": [],
         "image_sha256": hashlib.sha256(b"http://archive.example/a.jpg").hexdigest(),
     }  # fmt: skip
     assert "vlm_provenance" not in records[1]

@@ -292,3 +292,30 @@ def test_split_refuses_what_cannot_be_split(whole: Work, tmp_path: Path) -> None
 def test_settings_know_no_parts() -> None:
     """Nothing of a split is a setting: a part runs with whatever the machine has."""
     assert not {name for name in Settings.__dataclass_fields__ if "part" in name or "split" in name}
+
+
+def test_flags_of_pictures_come_back(tmp_path: Path) -> None:
+    """What each part has seen of one host's URLs is put together; what a part skipped is skipped, and it is done."""
+    whole = Work(tmp_path / "whole" / "state", skip_flag=("placeholder",))
+    whole.state.parent.mkdir()
+    whole.ingest(records([f"{n}same.jpg" for n in range(6)] + ["1.jpg"]))
+    _, parts = whole.split(2, tmp_path / "parts")
+    for part in parts:
+        part.finish()
+        whole.merge(part)
+    assert whole.rows("SELECT flags, count(*) FROM images GROUP BY flags") == [("", 1), ("placeholder", 1)]
+    assert whole.rows("SELECT outcome, count(*) FROM records GROUP BY outcome") == [("captioned", 7)]
+
+    skipping = Work(tmp_path / "skipping" / "state", skip_flag=("placeholder",))
+    skipping.state.parent.mkdir()
+    skipping.ingest(records([f"{n}same.jpg" for n in range(20)] + ["1.jpg"]))
+    _, parts = skipping.split(2, tmp_path / "more")
+    for part in parts:
+        part.change(skip_flag=("placeholder",))
+        part.finish()
+        skipping.merge(part)
+    assert dict(skipping.rows("SELECT outcome, count(*) FROM records GROUP BY outcome")) == {
+        "captioned": 1, "skipped": 20,
+    }  # fmt: skip
+    assert skipping.rows("SELECT DISTINCT closed FROM split_parts") == [(1,)]
+    assert_sound(skipping.state)

@@ -67,13 +67,17 @@ def test_a_placeholder_is_told_when_more_urls_come(store: Store) -> None:
 
 
 def test_what_the_decoder_says_is_stored_and_renewed(store: Store) -> None:
-    """Decoded anew, a picture has the flags of that, and stays the placeholder that its URLs have shown it to be."""
+    """Decoded anew, a picture has the flags of that, and stays a placeholder when its other URLs have come to give more."""
     put_sources(store, *urls("a.example", PLACEHOLDER_URLS))
     fetch(store, ["the same"] * PLACEHOLDER_URLS, "blank", "tiny")
     assert stored(store) == {"blank,tiny,placeholder": 1}
+    with store.run((Stage.FETCH,)) as run:
+        store.sources(run).refresh()
+    others = [f"picture {n}" for n in range(1, PLACEHOLDER_URLS)]
+    fetch(store, ["the same", *others])
     store.images().requeue_missing([1])
-    fetch(store, ["the same"] * PLACEHOLDER_URLS, "truncated")
-    assert stored(store) == {"truncated,placeholder": 1}
+    fetch(store, ["the same"], "truncated")
+    assert stored(store) == {"truncated,placeholder": 1, "": len(others)}
 
 
 def test_pictures_of_an_earlier_schema_are_flagged(state: Path) -> None:

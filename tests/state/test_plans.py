@@ -21,7 +21,7 @@ from etl.state.images import EvictionReason, originals_of, working_copies_of
 from etl.state.read.export_rows import export_rows
 from etl.state.read.failures import failed_items, failure_classes, retry_classes
 from etl.state.read.manifests import manifest_lines
-from etl.state.read.progress import done_per_span, flag_counts, read_progress, tokens_per_s
+from etl.state.read.progress import done_per_span, flag_counts, image_flag_counts, read_progress, tokens_per_s
 from etl.state.read.reader import Reader
 from etl.state.read.samples import NEWEST, CaptionFilter, Cursor, at_random, sample, step
 from etl.state.read.search import records_by_key
@@ -132,6 +132,7 @@ WORK: dict[str, tuple[Callable[[_State], object], str]] = {
         "sqlite_autoindex_records_1",
     ),
     "count of flags": (lambda s: flag_counts(s.reader), "captions_flagged"),
+    "count of flags of pictures": (lambda s: image_flag_counts(s.reader), "images_flagged"),
     "count to retry": (lambda s: s.store.retry_failed(FailureFilter(), dry_run=True), "sources_dead"),
     "failures": (lambda s: list(failed_items(s.reader)), "sources_dead"),
     "failures of ingest": (

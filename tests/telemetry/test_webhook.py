@@ -109,9 +109,9 @@ def test_the_end_of_a_run_is_told(state: MadeState, room: Room) -> None:
     [message] = room.messages
     assert message["event"] == "run_ended"
     assert (message["state"], message["signal"]) == ("partial", None)
-    assert message["records"] == {"pending": 0, "captioned": 1, "failed": 2}
+    assert message["records"] == {"pending": 0, "captioned": 1, "failed": 2, "skipped": 0}
     assert len(message["run"]) == 12
-    assert "partial: 0 pending, 1 captioned, 2 failed; " in message["text"]
+    assert "partial: 0 pending, 1 captioned, 2 failed, 0 skipped; " in message["text"]
     assert message["content"] == message["text"]
     with Store.open(state.settings) as store:
         configs = store._connection.rows("SELECT config FROM runs")

@@ -16,6 +16,7 @@ from textual.pilot import Pilot
 from etl.clock import now_ms
 from etl.domain.statuses import HostState, RunState
 from etl.domain.views import EngineSample, GpuSample, HostInfo
+from etl.state.record_captions import skip_captions
 from tui.keys import ACTIONS, EVERYWHERE, written
 from tui.screens.dialogs import ConfirmScreen
 from tui.widgets.panel import Panel
@@ -430,3 +431,20 @@ def test_a_broken_reader_ends_the_dashboard_with_its_error(make_state: Any, monk
 
     with pytest.raises(ZeroDivisionError):
         drive(state.path, steps)
+
+
+def test_suspicious_pictures_are_told(make_state: Any) -> None:
+    """They stand below the hosts with a glyph and words, and what is skipped for them beside the other counts."""
+    state = make_state(20)
+    state.fetch(done=8)
+    with state.store._connection.transaction() as db:
+        db.conn.execute("UPDATE images SET flags = iif(id < 4, 'blank', 'placeholder,tiny') WHERE id < 6")
+        skip_captions(db, state.recipe, ("blank",))
+
+    async def steps(pilot: Pilot[None]) -> None:
+        shown = await until(pilot, "suspicious")
+        [row] = [line for line in shown.splitlines() if "suspicious" in line]
+        assert "⚑ 3 blank, 2 placeholder, 2 tiny" in row
+        assert "3 skipped" in shown and "17 pending" in shown
+
+    drive(state.path, steps, SMALL)

@@ -157,13 +157,18 @@ def _fate(item: dict[str, Any]) -> list[Content]:
 def _image_lines(image: dict[str, Any]) -> list[Content]:
     what = f"{clean(image['mime'], 40)}, {image['width']} x {image['height']} pixels, {size(image['bytes'])}, "
     copy = f"working copy {image['working_width']} x {image['working_height']}, {clean(image['working_sha256'], 12)}"
-    return [_line("image", what + _status(image["state"])), _line("", Content.styled(copy, QUIET))]
+    lines = [_line("image", what + _status(image["state"])), _line("", Content.styled(copy, QUIET))]
+    if image.get("flags"):
+        lines.append(_line("", Content.styled(f"flags: {clean(image['flags'], 200)}", ALERT)))
+    return lines
 
 
 def _caption_lines(caption: dict[str, Any]) -> list[Content]:
     mark = "" if caption["current"] else "  (an earlier recipe)"
     made_by = f"{clean(caption['model'], 200)}@{clean(caption['revision'], 12)}{mark}"
     lines = [_line("caption", Content.styled(made_by, QUIET)), *_fate(caption)]
+    if caption.get("skipped"):
+        lines.append(_line("", Content.styled(f"skipped: the picture is {clean(caption['skipped'], 40)}", ALERT)))
     if caption["text"] is not None:
         flags = f", flags: {clean(caption['flags'], 200)}" if caption["flags"] else ""
         lines.append(_line("", Content.styled(clean(caption["text"], MAX_TEXT), STRONG)))

@@ -25,7 +25,7 @@ class FetchPanel(Panel):
         self.set_interval(1.0, self.redraw)
 
     def wanted(self) -> tuple[int, int]:
-        return 2, 1 + max(1, len(self.snapshot.fetch.hosts))
+        return 2, 1 + max(1, len(self.snapshot.fetch.hosts)) + bool(self.snapshot.fetch.flags)
 
     def lines(self, width: int) -> list[Content]:
         view = self.snapshot.fetch
@@ -36,14 +36,21 @@ class FetchPanel(Panel):
             (f"  {size(view.bytes)} so far", QUIET),
         )
         head = self.heading("Fetch", width, right)
-        if not view.hosts:
-            return [head, Content.styled("  no hosts: nothing was downloaded yet", QUIET)]
         room = max(1, self.content_size.height - 1)
+        flags = [cut(self._flagged(view.flags), width, self.glyphs)] if view.flags and room > 1 else []
+        if not view.hosts:
+            return [head, Content.styled("  no hosts: nothing was downloaded yet", QUIET), *flags]
+        room -= len(flags)
         shown = view.hosts if len(view.hosts) <= room else view.hosts[: room - 1]
         rows = [self._row(host, width) for host in shown]
         if len(shown) < len(view.hosts):
             rows.append(self._rest(view.hosts[len(shown) :]))
-        return [head, *rows]
+        return [head, *rows, *flags]
+
+    def _flagged(self, flags: tuple[tuple[str, int], ...]) -> Content:
+        """Return the suspicious pictures in words."""
+        words = ", ".join(f"{short(n)} {clean(flag, 40)}" for flag, n in flags)
+        return Content.assemble((f"  {self.glyphs.flag} {words}", f"bold {ALERT}"), ("  suspicious pictures", QUIET))
 
     def _row(self, host: HostProgress, width: int) -> Content:
         info = host.info

@@ -12,7 +12,7 @@ WIDEST_GAP = 4
 
 
 class RecordsPanel(Panel):
-    """The five counts, and one bar over the selected records."""
+    """The counts, and one bar over the selected records."""
 
     def wanted(self) -> tuple[int, int]:
         return 2, 2
@@ -26,6 +26,7 @@ class RecordsPanel(Panel):
             (records.captioned, "captioned", f"bold {GOOD}"),
             (records.failed, "failed", failed_style),
             (records.pending, "pending", STRONG),
+            *([(records.skipped, "skipped", STRONG)] if records.skipped else []),
         )
         line = self._line(numbers, count, width)
         if line.cell_length > width:

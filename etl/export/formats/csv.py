@@ -36,7 +36,7 @@ class Csv(FileFormat):
     name = "csv"
     help = (
         "columns `key`, `outcome`, `url`, `vlm_caption`, `vlm_captioned_at`, `vlm_caption_source`, `vlm_error`, "
-        "`finish_reason`, `tokens`, `flags`, `image_sha256`, and `record`, the line of JSON Lines"
+        "`finish_reason`, `tokens`, `flags`, `image_sha256`, `image_flags`, and `record`, the line of JSON Lines"
     )
     suffixes = (".csv",)
     suffix = ".csv"
@@ -56,7 +56,7 @@ class Csv(FileFormat):
         writer.writerow(COLUMNS)
         for record in records:
             row = columns(record, spelled=True)
-            row["flags"] = ",".join(row["flags"])
+            row |= {name: ",".join(row[name]) for name in ("flags", "image_flags")}
             writer.writerow(map(unformulaic, row.values()) if self.escape_formulae else row.values())
             if text.tell() > _BUFFER:
                 _pour(text, stream)

@@ -32,6 +32,7 @@ class Parquet(FileFormat):
             CAPTIONED_AT: arrow.timestamp("ms", tz="UTC"),
             "tokens": arrow.int32(),
             "flags": arrow.list_(arrow.string()),
+            "image_flags": arrow.list_(arrow.string()),
         }
         schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in COLUMNS])
         sink = arrow.PythonFile(Unclosed(stream), mode="w")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from etl.state.database import ENGINE_VERSION, HOSTS_VERSION
+from etl.state.database import ENGINE_VERSION, FLAGS_VERSION, HOSTS_VERSION
 from etl.state.read.reader import PAGE, Reader
 from etl.state.record_captions import caption_of_record
 
@@ -15,7 +15,7 @@ class ExportRow:
     ``error_class`` is the caption's, else the source's, else the record's own.  ``text`` and what follows is of the
     caption that counts: one that is to be made again counts as it was until the new one is done.  ``failed_at`` is when
     the caption or source failed for good, where that is known; ``working_sha256`` is ``None`` for a picture that is not
-    in the cache.
+    in the cache; ``image_flags`` have commas between them.
     """
 
     position: int
@@ -36,6 +36,7 @@ class ExportRow:
     url: str | None
     failed_at: int | None
     working_sha256: str | None
+    image_flags: str | None
 
 
 def export_rows(
@@ -58,7 +59,9 @@ def _export_sql(version: int) -> str:
     Its arguments are the recipe, the manifest, position and record behind which to begin, and the number of rows.
     """
     mirror = "s.mirror" if version >= HOSTS_VERSION else "NULL"
-    return ("" if version >= ENGINE_VERSION else _NOTHING_AGAIN) + _EXPORT.format(mirror=mirror)
+    flags, skipped = ("i.flags", "c.skipped") if version >= FLAGS_VERSION else ("NULL", "NULL")
+    sql = _EXPORT.format(mirror=mirror, flags=flags, skipped=skipped)
+    return ("" if version >= ENGINE_VERSION else _NOTHING_AGAIN) + sql
 
 
 _NOTHING_AGAIN = """
@@ -70,7 +73,8 @@ earlier_captions AS (SELECT *, id AS caption FROM captions WHERE false)
 _EXPORT = f"""
 SELECT r.position, r.id, r.key, r.state,
   CASE WHEN c.status = 'done' OR e.id IS NOT NULL THEN 'captioned'
-       WHEN s.status = 'dead' OR c.status = 'dead' THEN 'failed' ELSE 'pending' END,
+       WHEN s.status = 'dead' OR c.status = 'dead' THEN 'failed'
+       WHEN {{skipped}} IS NOT NULL THEN 'skipped' ELSE 'pending' END,
   l.line, CASE WHEN c.status = 'dead' THEN c.error_class WHEN s.status = 'dead' THEN s.error_class
                ELSE r.error_class END,
   iif(e.id, e.text, c.text), iif(e.id, e.done_at, c.done_at), iif(e.id, e.finish_reason, c.finish_reason),
@@ -80,7 +84,7 @@ SELECT r.position, r.id, r.key, r.state,
          WHERE a.stage = 'caption' AND a.item = c.id))
        WHEN s.status = 'dead' THEN coalesce(s.done_at, (SELECT max(a.ended_at) FROM attempts a
          WHERE a.stage = 'fetch' AND a.item = s.id)) END,
-  iif(i.state = 'present', i.working_sha256, NULL)
+  iif(i.state = 'present', i.working_sha256, NULL), {{flags}}
 FROM records r
 JOIN record_lines l ON l.record = r.id
 LEFT JOIN sources s ON s.id = r.source

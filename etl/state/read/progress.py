@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from etl.clock import now_ms
 from etl.domain.statuses import HostState, Stage
 from etl.domain.views import EngineSample, GpuSample, HostInfo, HostProgress, Progress
-from etl.state.database import ENGINE_VERSION
+from etl.state.database import ENGINE_VERSION, FLAGS_VERSION
 from etl.state.read.cost import cost
 from etl.state.read.failures import CURRENT, failure_classes, retry_classes
 from etl.state.read.hosts import all_hosts, host_rates, pending_by_host
@@ -79,6 +79,7 @@ class ProgressReader:
         self._reader = reader
         self._pending: dict[str, int] = {}
         self._flags: dict[str, int] = {}
+        self._image_flags: dict[str, int] = {}
         self._counted_at = float("-inf")
 
     def progress(self) -> Progress:
@@ -87,6 +88,7 @@ class ProgressReader:
         if time.monotonic() - self._counted_at >= COUNT_S:
             self._pending = pending_by_host(self._reader)
             self._flags = flag_counts(self._reader)
+            self._image_flags = image_flag_counts(self._reader)
             self._counted_at = time.monotonic()
         rates = host_rates(self._reader, progress)
         known = {info.host: info for info in all_hosts(self._reader)}
@@ -108,6 +110,7 @@ class ProgressReader:
             fetch_errors=errors,
             fetch_seconds=_seconds(shown),
             flags=self._flags,
+            image_flags=self._image_flags,
             spent=spent.run if spent else None,
         )
 
@@ -121,8 +124,24 @@ def _seconds(shown: list[HostProgress]) -> float | None:
 
 def flag_counts(reader: Reader) -> dict[str, int]:
     """Return how many finished captions of the current recipe carry which quality flag, most frequent first."""
+    return _by_flag(reader.rows(f"SELECT flags, count(*) FROM captions WHERE flags <> '' AND {CURRENT} GROUP BY flags"))
+
+
+def image_flag_counts(reader: Reader) -> dict[str, int]:
+    """Return how many sources gave an image with which flag, most frequent first; a placeholder has many."""
+    if reader.version < FLAGS_VERSION:
+        return {}
+    return _by_flag(
+        reader.rows(
+            "SELECT i.flags, count(*) FROM images i JOIN sources s ON s.image = i.id WHERE i.flags <> '' "
+            "GROUP BY i.flags"
+        )
+    )
+
+
+def _by_flag(rows: list[tuple[str, int]]) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    for flags, n in reader.rows(f"SELECT flags, count(*) FROM captions WHERE flags <> '' AND {CURRENT} GROUP BY flags"):
+    for flags, n in rows:
         counts.update(dict.fromkeys(flags.split(","), n))
     return dict(counts.most_common())
 
