@@ -19,7 +19,7 @@ from etl.errors import ConfigError
 from etl.redaction import host_of
 from etl.units import metavar, parse, understood, written
 
-BACKENDS = ("local", "openai", "ray")
+BACKENDS = ("local", "vllm", "openai", "ray")
 
 ENGINES = ("auto", "slots", "generate")
 

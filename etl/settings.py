@@ -30,6 +30,7 @@ from etl.setting_values import (
 )
 from etl.skip_flags import skip_flags
 from etl.template_arguments import template_arguments
+from etl.vllm_arguments import vllm_arguments
 
 DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
 DEMO_MODEL = "demo"
@@ -172,8 +173,7 @@ class Settings:
     )
     backend: str = setting(
         "local", MODEL, OWN, group=Group.CLUSTER, first=("caption",), choices=BACKENDS,
-        help="What captions: `local`, the model on this machine, `openai`, OpenAI-compatible endpoints, or `ray`, a Ray"
-        " cluster.",
+        help="What captions: `local`, this machine, `vllm`, a vLLM of its own, `openai`, endpoints, `ray`, a cluster.",
     )
     endpoint: tuple[str, ...] = setting(
         (), MODEL, OWN, group=Group.CLUSTER, first=MODEL, value="URL", clean=endpoints,
@@ -194,6 +194,13 @@ class Settings:
     endpoint_patience: float = setting(
         600.0, WORK, HARMLESS, group=Group.CLUSTER, unit="s", limits=(0.05, 7 * 86400), former="endpoint_patience_s",
         help="How long all endpoints may fail, or no Ray node be there, before the run ends.",
+    )
+    vllm: str = setting(
+        "vllm", MODEL, OWN, group=Group.CLUSTER, value="PATH", help="The program `vllm`, or its environment.",
+    )
+    vllm_arg: tuple[str, ...] = setting(
+        (), CAPTION, OWN, group=Group.CLUSTER, value="NAME=VALUE", clean=vllm_arguments,
+        help="For `vllm serve`, such as tensor-parallel-size=2 or quantization=fp8; can be given more than once.",
     )
     ray_address: str = setting(
         "", WORK, OWN, group=Group.CLUSTER, value="HOST:PORT",
@@ -220,8 +227,7 @@ class Settings:
         help="Captions written at once by the slot engine; 0 means as many as the memory holds.",
     )
     gpu_memory_fraction: float = setting(
-        0.92, MODEL, HARMLESS, group=Group.MODEL, limits=(0.05, 1),
-        help="Share of a GPU's memory that may be used.",
+        0.92, MODEL, HARMLESS, group=Group.MODEL, limits=(0.05, 1), help="Share of a GPU's memory that may be used.",
     )
     gpus: str = setting(
         "all", MODEL, HARMLESS, group=Group.MODEL, first=("caption", "doctor"), value="LIST", clean=gpu_numbers,
@@ -314,8 +320,4 @@ class Settings:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple):
-        return list(value)
-    return value
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value

@@ -18,6 +18,7 @@ BACKENDS = {
     "local": "etl.caption.local",
     "openai": "etl.caption.openai.captioner",
     "ray": "etl.caption.ray.captioner",
+    "vllm": "etl.caption.vllm.captioner",
 }
 """The module of each backend, by the name that ``settings.backend`` takes; each is imported only when it is asked for,
 as a model's libraries take seconds and hundreds of megabytes."""
@@ -53,7 +54,7 @@ def fetch_weights(settings: Settings, on_progress: Callable[[Download], None]) -
 
     ``on_progress`` is told how far that is, from several threads.  Raises `ModelError`.
     """
-    if settings.backend == "local":
+    if settings.backend in ("local", "vllm"):
         from etl.caption.model.checkpoint import find_checkpoint
 
         checkpoint = find_checkpoint(settings.model, settings.revision)
@@ -67,6 +68,8 @@ def device_in_words(settings: Settings, captioner: Captioner) -> str:
         return f"{len(settings.endpoint)} endpoint{'s' * (len(settings.endpoint) != 1)}"
     if settings.backend == "ray":
         return "Ray cluster"
+    if settings.backend == "vllm":
+        return "vLLM"
     from etl.caption.gpus.pool import GpuPool
 
     if not isinstance(captioner, GpuPool):

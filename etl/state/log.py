@@ -65,7 +65,7 @@ class _OneLine(logging.Formatter):
         return clean(f"{at} {record.levelname} {origin}: {words}", MAX_LINE)
 
 
-class _PrivateFile(logging.handlers.RotatingFileHandler):
+class PrivateFile(logging.handlers.RotatingFileHandler):
     """A bounded log file that is private from its first byte, and whose failures cost its lines alone.
 
     Whatever goes wrong is said once on stderr: a disk that is full is told by the commit that fails on it.
@@ -102,10 +102,10 @@ class RunLog:
         self._directory = state.resolve() / DIRECTORY
         self._logger = logging.getLogger(_PROGRAM)
         self._before = logging.NOTSET
-        self._handler: _PrivateFile | None = None
+        self._handler: PrivateFile | None = None
 
     def __enter__(self) -> "RunLog":
-        self._handler = _PrivateFile(self._directory / NAME, maxBytes=MAX_BYTES, backupCount=KEPT, delay=True)
+        self._handler = PrivateFile(self._directory / NAME, maxBytes=MAX_BYTES, backupCount=KEPT, delay=True)
         self._handler.setFormatter(_OneLine())
         self._handler.setLevel(logging.INFO)
         self._before = self._logger.level

@@ -45,6 +45,7 @@ def test_modules_are_backends_for_the_type_checker_too() -> None:
     """What the protocol says is what the modules have."""
     from etl.caption.openai import captioner as openai
     from etl.caption.ray import captioner as ray
+    from etl.caption.vllm import captioner as vllm
 
-    found: list[Backend] = [local, openai, ray]
+    found: list[Backend] = [local, openai, ray, vllm]
     assert {module.__name__ for module in cast("list[Any]", found)} == set(BACKENDS.values())

@@ -28,6 +28,7 @@ STRANGE = {
     "endpoint": ["http://elsewhere.example/v1"],
     "endpoint_model": "dear", "chat_template_arg": ["enable_thinking=true"],
     "native_prompt": "theirs", "backend": "openai", "fetch_backend": "ray",
+    "vllm": "./vllm", "vllm_arg": ["trust-remote-code"],
     "ray_address": "elsewhere.example:6379", "insecure": True, "webhook": "https://elsewhere.example/secret-path",
     "model": "./model", "revision": "theirs", "state": "/home/somebody/state", "allow_path": ["/"],
     "rewrite_url": ["a=/etc/b"], "mirror_template": "/etc/{id}", "prefer_mirror": True, "allow_host": ["10.0.0.1"],

@@ -148,6 +148,7 @@ class ChatServer(StandIn):
         trials: requests of the program's introduction so far.
         most: requests that were under way at once, at most.
         captioned: answers with a caption that were sent.
+        key: what every request must show; empty for none.
     """
 
     caption: Callable[[Asked], Words] = plain
@@ -160,6 +161,7 @@ class ChatServer(StandIn):
     most: int = 0
     captioned: int = 0
     under_way: int = 0
+    key: str = ""
     _faults: list[_Fault] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -200,6 +202,8 @@ class _Handler(Handler):
     server: ChatServer
 
     def do_GET(self) -> None:
+        if self.refused():
+            return
         if self.path.endswith("/models"):
             self.say(200, {"object": "list", "data": self.server.models})
         else:
@@ -207,6 +211,8 @@ class _Handler(Handler):
 
     def do_POST(self) -> None:
         body = json.loads(self.body())
+        if self.refused():
+            return
         asked = Asked(body, dict(self.headers), time.monotonic())
         chat = self.server
         with chat.lock:
@@ -225,6 +231,14 @@ class _Handler(Handler):
         finally:
             with chat.lock:
                 chat.under_way -= 1
+
+    def refused(self) -> bool:
+        """Refuse a request that shows another key than it must; return whether it did."""
+        key = self.server.key
+        if not key or self.headers.get("Authorization") == f"Bearer {key}":
+            return False
+        self.say(401, {"error": "Unauthorized"})
+        return True
 
     def say(self, code: int, body: Any, headers: Headers | None = None) -> None:
         """Send a whole answer; ``body`` is sent as JSON unless it is a text."""

@@ -8,12 +8,12 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from etl.caption.captioner import never
-from etl.caption.openai.address import addresses
+from etl.caption.openai.address import Address, addresses
 from etl.caption.openai.endpoint import Endpoint, Identity
 from etl.caption.openai.pool import Outcome, Pool
 from etl.caption.openai.responses import EndpointBusyError, EndpointTroubleError
@@ -44,16 +44,22 @@ class EndpointCaptioner:
     the others without being charged an attempt.
     """
 
-    def __init__(self, settings: Settings, locate: Callable[[str], Path], longest_edge: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        locate: Callable[[str], Path],
+        longest_edge: int,
+        places: Sequence[Address] | None = None,
+    ) -> None:
         """Ask every endpoint what it serves, by a picture to caption.
 
         ``locate`` maps a working copy's hash to its file; ``longest_edge`` is what the copies were made with, in
-        pixels.  Raises `ConfigError` for addresses that cannot be used, `ModelError` when no endpoint answers, or
-        they would not caption alike.
+        pixels; ``places`` are the endpoints, where they are not those of the settings.  Raises `ConfigError` for
+        addresses that cannot be used, `ModelError` when no endpoint answers, or they would not caption alike.
         """
         self._outcomes: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
         self._in_hand: set[int] = set()
-        self._endpoints = [Endpoint(address, settings) for address in addresses(settings)]
+        self._endpoints = [Endpoint(address, settings) for address in places or addresses(settings)]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoints", daemon=True)
         self._thread.start()
@@ -74,7 +80,7 @@ class EndpointCaptioner:
 
     def caption(
         self, items: Iterable[CaptionItem | None], *, should_stop: Callable[[], bool] = never
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome]:
         """Yield one outcome per item, as they finish; see `etl.caption.captioner.Captioner`."""
         source = iter(items)
         try:

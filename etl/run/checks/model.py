@@ -89,7 +89,8 @@ def elsewhere(settings: Settings, *, net: bool) -> Check:
         check_model(settings)
     except EtlError as error:
         return failed("backend", error)
-    return Check("backend", "ok", f"{settings.backend} answers")
+    said = "vllm and its model can be had" if settings.backend == "vllm" else f"{settings.backend} answers"
+    return Check("backend", "ok", said)
 
 
 def trial(settings: Settings, to_do: int) -> Iterator[Check]:
