@@ -54,6 +54,19 @@ def pdf() -> bytes:
     return target.getvalue()
 
 
+def form_pdf() -> bytes:
+    """A PDF with a text field."""
+    objects = (
+        b"<</Type/Catalog/Pages 2 0 R/AcroForm<</Fields [ 4 0 R ] /DA (/F 9 Tf) /DR <</Font <</F 5 0 R >> >> >> >>",
+        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox [ 0 0 90 90 ] /Annots [ 4 0 R ] >>",
+        b"<</Type/Annot/Subtype/Widget/FT /Tx /T (a) /F 4 /Rect [ 1 1 80 80 ] /V (words) /DA (/F 9 Tf) /MaxLen 9 >>",
+        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+    )
+    numbered = b"".join(b"%d 0 obj\n%s\nendobj\n" % pair for pair in enumerate(objects, 1))
+    return b"%PDF-1.7\n" + numbered + b"trailer<</Root 1 0 R>>\n%%EOF\n"
+
+
 def layout(mode: str, *, order: str = "<", planar: int = 1, deflate: bool = False, rows: int = 7) -> bytes:
     """Return a TIFF in an order of samples that Pillow does not write."""
     bands, bits, form = {"RGB": (3, 8, 1), "I;16": (1, 16, 1), "F": (1, 32, 3), "RGB;16": (3, 16, 1)}[mode]
@@ -81,7 +94,7 @@ def pictures() -> dict[str, bytes]:
         "png bilevel": saved("PNG", "1"), "png alpha": saved("PNG", "RGBA"),
         "gif": saved("GIF", "P"), "gif animated": animated(), "bmp": saved("BMP"), "bmp palette": saved("BMP", "P"),
         "webp": saved("WEBP"), "webp lossless": saved("WEBP", "RGBA", lossless=True),
-        "jp2": saved("JPEG2000"), "jp2 codestream": saved("JPEG2000", "L", no_jp2=True), "pdf": pdf(),
+        "jp2": saved("JPEG2000"), "jp2 codestream": saved("JPEG2000", "L", no_jp2=True), "pdf": pdf(), "pdf form": form_pdf(),
         "tiff big": saved("TIFF", big_tiff=True), "tiff tiles": saved("TIFF", compression="tiff_lzw"),
         "tiff palette": saved("TIFF", "P"), "tiff float": layout("F"), "tiff 16 motorola": layout("I;16", order=">"),
         "tiff planes": layout("RGB", planar=2), "tiff planes 16": layout("RGB;16", planar=2, order=">"),
@@ -272,7 +285,7 @@ def nested_pdf(levels: int) -> bytes:
 
 def pdf_words(rng: random.Random) -> bytes:
     """Change the numbers and names of a PDF."""
-    data = rng.choice((pdf(), nested_pdf(2)))
+    data = rng.choice((pdf(), nested_pdf(2), form_pdf()))
     words = (
         b"0",
         b"-1",
