@@ -30,6 +30,10 @@ def by_vips(path: str, longest_edge: int) -> Image.Image:
     if image.get_typeof("icc-profile-data"):
         with contextlib.suppress(pyvips.Error):
             image = image.icc_transform("srgb", embedded=True, intent="perceptual")
+    if image.bands == 1 and image.format not in ("uchar", "char"):
+        # As we do on purpose.
+        low, high = image.min(), image.max()
+        image = ((image - low) * (255 / ((high - low) or 1))).copy(interpretation="b-w")
     image = image.colourspace("srgb")
     if image.hasalpha():
         image = image.flatten(background=[255] * (image.bands - 1))

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin, features
+from PIL import Image, ImageFile, Jpeg2KImagePlugin, JpegImagePlugin, TiffImagePlugin, features
 
 from etl.domain.items import DecodedImage, WorkingCopy
 from etl.domain.statuses import ImageFlag
 from etl.errors import LocalFileError, TruncatedImageError
 from etl.images import (
     colour,
+    jpeg2000,
     leniency,  # noqa: F401 -- for what it changes
     tiff,
     truncated,
@@ -141,6 +142,9 @@ def _decode_picture(path: Path, known: ImageFormat | None, longest_edge: int, ac
         if isinstance(image, TiffImagePlugin.TiffImageFile) and bands.wants_pieces(image):
             factor = max(1, max(image.size) // longest_edge)
             small, orientation = bands.reduced(image, factor, _orientation(image)), 1
+        elif isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile):
+            pixels, icc_profile = jpeg2000.loaded(image, longest_edge)
+            small, orientation = _reduce(colour.reducible(pixels), longest_edge), 1
         else:
             image, there = _loaded(image, path, known, longest_edge, accept_truncated)
             orientation = _orientation(image)

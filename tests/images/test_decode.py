@@ -272,7 +272,7 @@ def test_a_fax_page_is_black_on_white(tmp_path: Path) -> None:
 # Profiles and orientation ----------------------------------------------------------------------------------------
 
 
-def _swapped_profile() -> bytes:
+def swapped_profile() -> bytes:
     """An sRGB profile whose red and blue primaries are exchanged."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     for entry in range(128 + 4, 128 + 4 + 12 * int.from_bytes(profile[128:132], "big"), 12):
@@ -308,7 +308,7 @@ def _cmyk_profile() -> bytes:
 @pytest.mark.parametrize("suffix", ["JPEG", "PNG", "TIFF"])
 def test_an_embedded_profile_is_applied(tmp_path: Path, suffix: str) -> None:
     """Colours are those that the profile means, not the bare numbers."""
-    halves("RGB", (255, 0, 0), (0, 0, 255)).save(tmp_path / "a", suffix, icc_profile=_swapped_profile())
+    halves("RGB", (255, 0, 0), (0, 0, 255)).save(tmp_path / "a", suffix, icc_profile=swapped_profile())
     assert_halves(run(tmp_path / "a"), (0, 0, 255), (255, 0, 0), 8)
 
 
@@ -328,7 +328,7 @@ def test_a_broken_or_foreign_profile_is_passed_over(tmp_path: Path, mode: str) -
     """A profile that cannot be read, or is for another colour space, never costs the picture."""
     colours = {"RGB": (RED, BLUE), "L": (0, 255), "CMYK": ((0, 0, 0, 255), (0, 0, 0, 0))}[mode]
     wanted = (RED, BLUE) if mode == "RGB" else (gray(0), gray(255))
-    for profile in (b"no profile at all", _cmyk_profile()[:200], _swapped_profile() if mode != "RGB" else b"x" * 500):
+    for profile in (b"no profile at all", _cmyk_profile()[:200], swapped_profile() if mode != "RGB" else b"x" * 500):
         halves(mode, *colours).save(tmp_path / "a", "TIFF", icc_profile=profile)
         assert_halves(run(tmp_path / "a"), *wanted)
 

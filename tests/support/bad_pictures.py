@@ -94,7 +94,8 @@ def pictures() -> dict[str, bytes]:
         "png bilevel": saved("PNG", "1"), "png alpha": saved("PNG", "RGBA"),
         "gif": saved("GIF", "P"), "gif animated": animated(), "bmp": saved("BMP"), "bmp palette": saved("BMP", "P"),
         "webp": saved("WEBP"), "webp lossless": saved("WEBP", "RGBA", lossless=True),
-        "jp2": saved("JPEG2000"), "jp2 codestream": saved("JPEG2000", "L", no_jp2=True), "pdf": pdf(), "pdf form": form_pdf(),
+        "jp2": saved("JPEG2000"), "jp2 codestream": saved("JPEG2000", "L", no_jp2=True),
+        "jp2 boxes": jp2_boxes(), "pdf": pdf(), "pdf form": form_pdf(),
         "tiff big": saved("TIFF", big_tiff=True), "tiff tiles": saved("TIFF", compression="tiff_lzw"),
         "tiff palette": saved("TIFF", "P"), "tiff float": layout("F"), "tiff 16 motorola": layout("I;16", order=">"),
         "tiff planes": layout("RGB", planar=2), "tiff planes 16": layout("RGB;16", planar=2, order=">"),
@@ -104,6 +105,29 @@ def pictures() -> dict[str, bytes]:
         mode = "1" if compression.startswith("group") else "RGB"
         made[f"tiff {compression}"] = saved("TIFF", mode, compression=None if compression == "raw" else compression)
     return made
+
+
+@functools.cache
+def jp2_boxes() -> bytes:
+    """A JPEG 2000 with a palette, a profile and definitions of channels."""
+    data = saved("JPEG2000", "L")
+    at = data.find(b"jp2h") + 4
+    added = (
+        struct.pack(">L4sBBBL", 15, b"colr", 1, 0, 0, 99),
+        struct.pack(">L4sBBB", 8 + 3 + 60, b"colr", 2, 0, 0) + bytes(16) + b"RGB " + bytes(40),
+        struct.pack(">L4sHB3B6B", 8 + 3 + 3 + 6, b"pclr", 2, 3, 7, 7, 7, *range(6)),
+        struct.pack(">L4s", 20, b"cmap") + bytes([0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 1, 2]),
+        struct.pack(">L4sH9H", 28, b"cdef", 3, 0, 0, 3, 1, 0, 2, 2, 0, 1),
+    )
+    grown = int.from_bytes(data[at - 8 : at - 4]) + sum(map(len, added))
+    return data[: at - 8] + struct.pack(">L", grown) + data[at - 4 : at + 22] + b"".join(added) + data[at + 22 :]
+
+
+def boxes(rng: random.Random) -> bytes:
+    """Change the boxes and the main header of a JPEG 2000."""
+    data = jp2_boxes()
+    end = data.find(b"\xff\x93")
+    return harmed(data[60:end], rng, most=3).join((data[:60], data[end:]))
 
 
 def of_kind(rng: random.Random, kind: str = "") -> bytes:
@@ -311,7 +335,7 @@ def pdf_words(rng: random.Random) -> bytes:
 KINDS: dict[str, Callable[[random.Random], bytes]] = {
     "unharmed": of_kind, "bytes": lambda rng: harmed(of_kind(rng), rng), "cut": cut, "head": head, "spliced": spliced,
     "tail": tail, "tiff tags": tiff_tags, "png chunks": png_chunks, "dimensions": dimensions, "bomb": bomb,
-    "pdf words": pdf_words, "no picture": lambda rng: rng.randbytes(rng.choice((0, 1, 40, 3000))),
+    "pdf words": pdf_words, "jp2 boxes": boxes, "no picture": lambda rng: rng.randbytes(rng.choice((0, 1, 40, 3000))),
 }  # fmt: skip
 
 GREAT_BOMBS: dict[str, Callable[[random.Random], bytes]] = {"great bomb": lambda rng: bomb(rng, 2000)}
