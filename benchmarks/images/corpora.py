@@ -78,7 +78,7 @@ def distance(ours: Image.Image, judges: Image.Image) -> float:
     # What filters do differently at edges, and the working copy's JPEG everywhere, is no difference.
     with Image.open(io.BytesIO(encode_working_copy(judges))) as compressed:
         size = (max(1, ours.width // 2), max(1, ours.height // 2))
-        both = (image.resize(size, Image.Resampling.BOX) for image in (ours, compressed))
+        both = [image.resize(size, Image.Resampling.BOX) for image in (ours, compressed)]
     return sum(ImageStat.Stat(ImageChops.difference(*both)).mean) / 3
 
 

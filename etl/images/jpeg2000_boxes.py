@@ -181,7 +181,7 @@ def read_codestream(file: IO[bytes], start: int, end: int) -> Codestream:
         marker, length = struct.unpack(">HH", file.read(4))
         if marker == _SOT:
             break
-        data = file.read(length - 2)
+        data = file.read(max(0, length - 2))
         if marker == _SIZ:
             right, bottom, left, top, *tile = struct.unpack_from(">8L", data, 2)
             depths = [(depth & 0x7F) + 1 for depth in data[36::3]]

@@ -13,6 +13,7 @@ from support.fuzzing import NUMBERS, harmed
 from support.tiff_files import (
     BITS,
     COMPRESSION,
+    EXTRA_SAMPLES,
     HEIGHT,
     PHOTOMETRIC,
     PLANAR,
@@ -21,8 +22,10 @@ from support.tiff_files import (
     SAMPLE_FORMAT,
     SAMPLES,
     WIDTH,
+    big_tiff_of,
     rows_of,
     tiff_of,
+    tiffs_of,
 )
 from support.workbench import encoded
 
@@ -101,6 +104,7 @@ def pictures() -> dict[str, bytes]:
         "tiff planes": layout("RGB", planar=2), "tiff planes 16": layout("RGB;16", planar=2, order=">"),
         "tiff strips": layout("RGB", deflate=True),
     }  # fmt: skip
+    made |= odd_tiffs()
     for compression in ("raw", "tiff_deflate", "packbits", "jpeg", "tiff_adobe_deflate", "group4", "group3", "lzma"):
         mode = "1" if compression.startswith("group") else "RGB"
         made[f"tiff {compression}"] = saved("TIFF", mode, compression=None if compression == "raw" else compression)
@@ -128,6 +132,30 @@ def boxes(rng: random.Random) -> bytes:
     data = jp2_boxes()
     end = data.find(b"\xff\x93")
     return harmed(data[60:end], rng, most=3).join((data[:60], data[end:]))
+
+
+def odd_tiffs() -> dict[str, bytes]:
+    """TIFFs whose samples or directories Pillow does not read."""
+    rng, (width, height) = random.Random(1), SIZE
+    tags = {WIDTH: width, HEIGHT: height, ROWS_PER_STRIP: 9, COMPRESSION: 1, PREDICTOR: 1}
+
+    def strips(row_bytes: int, *, deflate: bool = False) -> list[bytes]:
+        rows = rows_of(rng.randbytes(row_bytes * height), row_bytes, 9)
+        return [zlib.compress(strip) for strip in rows] if deflate else rows
+
+    inks = {**tags, BITS: [8] * 5, SAMPLES: 5, PHOTOMETRIC: 5, EXTRA_SAMPLES: 2, COMPRESSION: 8, PREDICTOR: 2}
+    halves = {**tags, BITS: [16] * 3, SAMPLES: 3, PHOTOMETRIC: 8, SAMPLE_FORMAT: [3] * 3, COMPRESSION: 8, PREDICTOR: 3}
+    twelve = {**tags, BITS: [12] * 3, SAMPLES: 3, PHOTOMETRIC: 2}
+    small = {WIDTH: 1, HEIGHT: 1, BITS: 8, SAMPLES: 1, PHOTOMETRIC: 1, COMPRESSION: 1, ROWS_PER_STRIP: 1, 254: 1}
+    plain = {**tags, BITS: [8] * 3, SAMPLES: 3, PHOTOMETRIC: 2}
+    return {
+        "tiff inks": tiff_of(inks, strips(5 * width, deflate=True)),
+        "tiff twelve": tiff_of(twelve, strips(9 * width // 2)),
+        "tiff below": tiffs_of([(small, [b"1"]), (plain, strips(3 * width))], below=True),
+        "tiff after": tiffs_of([(small, [b"1"]), (plain, strips(3 * width))], order=">"),
+        "tiff big motorola": big_tiff_of(plain, strips(3 * width), order=">"),
+        "tiff lab halves": tiff_of(halves, strips(6 * width, deflate=True), order=">"),
+    }
 
 
 def of_kind(rng: random.Random, kind: str = "") -> bytes:
@@ -182,9 +210,7 @@ def tiff_tags(rng: random.Random) -> bytes:
                 value = rng.choice((*NUMBERS, 4, at, entry, len(data), len(data) - 1, 5, 6, 7, 34712, 50000))
                 struct.pack_into(order + "L", data, entry + 8, value & 0xFFFFFFFF)
             case 3:
-                struct.pack_into(
-                    order + "H", data, entry, rng.choice((256, 257, 258, 259, 262, 273, 277, 320, 322, 347, 530))
-                )
+                struct.pack_into(order + "H", data, entry, rng.choice((*TAGS, 254, 317, 330, 338, 339, 513)))
             case 4:
                 struct.pack_into(order + "L", data, at + 2 + 12 * count, rng.choice((at, 0, 8, len(data), 0xFFFFFFFF)))
             case _:
