@@ -17,6 +17,7 @@ from etl.domain.items import DecodedImage, WorkingCopy
 from etl.domain.statuses import ImageFlag
 from etl.errors import LocalFileError, TruncatedImageError
 from etl.images import (
+    animation,
     colour,
     jpeg2000,
     leniency,  # noqa: F401 -- for what it changes
@@ -35,6 +36,9 @@ from etl.images.tiff_directory import PROFILE, Stored
 
 JPEG_QUALITY = 90
 """Of working copies: at 1024 px the vision tower's 336 px input hides what it loses, at a third of the size of 95."""
+
+_ANIMATED = ("GIF", "PNG", "WEBP")
+"""Formats whose frames are one picture's; pages of a TIFF are not."""
 
 _ORIENTATION = 0x0112
 _PHOTOMETRIC = 262
@@ -182,6 +186,8 @@ def _decode_picture(
             small, orientation = _reduce(colour.reducible(pixels), longest_edge), 1
         else:
             image, there = _loaded(image, path, known, longest_edge, accept_truncated)
+            if image.format in _ANIMATED and getattr(image, "is_animated", False):
+                animation.show_something(image)
             orientation = _orientation(image)
             small = _reduce(colour.reducible(image), longest_edge)
     rgb = _finished(small, longest_edge, icc_profile, is_inverted=_is_min_is_white(image))
