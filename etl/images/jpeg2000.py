@@ -9,6 +9,7 @@ from typing import IO
 from PIL import ContainerIO, Image, ImageFile, Jpeg2KImagePlugin
 
 from etl.errors import CorruptImageError
+from etl.images import jpeg2000_depth
 from etl.images.jpeg2000_boxes import (
     COLOUR,
     LAB,
@@ -35,7 +36,9 @@ def loaded(image: Jpeg2KImagePlugin.Jpeg2KImageFile, longest_edge: int) -> tuple
     stream = read_codestream(image.fp, start, end)
     if stream.size(0) != image.size:
         raise CorruptImageError("the JPEG 2000 is broken: its header and its pixels are of different sizes")
-    wanted = 0 if boxes.palette else (max(image.size) // longest_edge).bit_length() - 1
+    # Pillow finds no reduced tiles of a picture that does not begin where its grid does.
+    is_whole_only = bool(boxes.palette) or stream.area[:2] != (0, 0)
+    wanted = 0 if is_whole_only else (max(image.size) // longest_edge).bit_length() - 1
     halvings = max(0, min(wanted, stream.levels))
     while halvings and not stream.is_read_right(halvings):
         halvings -= 1
@@ -46,7 +49,11 @@ def loaded(image: Jpeg2KImagePlugin.Jpeg2KImageFile, longest_edge: int) -> tuple
 
 
 def _pixels(file: IO[bytes], start: int, end: int, stream: Codestream, halvings: int) -> Image.Image:
-    with Image.open(ContainerIO.ContainerIO(file, start, end - start), formats=["JPEG2000"]) as image:
+    is_deep = jpeg2000_depth.is_needed(stream)
+    section: IO[bytes] = ContainerIO.ContainerIO(file, start, end - start)
+    if is_deep:
+        section = jpeg2000_depth.deeper(file, start, end, stream)
+    with Image.open(section, formats=["JPEG2000"]) as image:
         if halvings:
             assert isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile)
             args = image.tile[0].args
@@ -64,7 +71,7 @@ def _pixels(file: IO[bytes], start: int, end: int, stream: Codestream, halvings:
             if not halvings:
                 raise
         else:
-            return image
+            return Image.merge(image.mode, jpeg2000_depth.narrowed(list(image.split()), stream)) if is_deep else image
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = False
     return _pixels(file, start, end, stream, 0)

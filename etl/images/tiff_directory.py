@@ -232,7 +232,6 @@ def mended(tags: Tags) -> Tags:
     colours = tags.get(COLOUR_MAP)
     if colours and max(colours) < 256:
         mended[COLOUR_MAP] = tuple(257 * value for value in colours)
-    if PHOTOMETRIC not in tags:
-        samples = tags.get(SAMPLES, 1)
-        mended[PHOTOMETRIC] = 5 if INK_SET in tags and samples == 4 else 2 if samples == 3 else 0
+    if PHOTOMETRIC not in tags and tags.get(SAMPLES) in (3, 4):
+        mended[PHOTOMETRIC] = 2 if tags[SAMPLES] == 3 or INK_SET not in tags else 5
     return mended

@@ -11,7 +11,7 @@ import struct
 from array import array
 from collections.abc import Iterator
 
-from PIL import Image
+from PIL import Image, ImageMath
 
 from etl.errors import CorruptImageError
 from etl.images import tiff
@@ -22,6 +22,7 @@ from etl.images.tiff_directory import (
     HEIGHT,
     INK_SET,
     PHOTOMETRIC,
+    PROFILE,
     SAMPLE_FORMAT,
     SAMPLES,
     TILE_WIDTH,
@@ -33,14 +34,14 @@ from etl.images.tiff_directory import (
 _INVERTED, _GRAY, _RGB, _INKS, _LAB, _ICC_LAB = 0, 1, 2, 5, 8, 9
 _COLOURS = {_INVERTED: 1, _GRAY: 1, _RGB: 3, _INKS: 4, _LAB: 3, _ICC_LAB: 3}
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
-_PREMULTIPLIED, _OPACITY = 1, 2
+_PREMULTIPLIED, _OPACITY, _CORELS_OPACITY = 1, 2, 999
 _BYTEWISE = (1, 5, 8, 32773, 32946, 34925, 50000)
 """Compressions of bytes, whatever these mean: none, LZW, Deflate, PackBits, LZMA, Zstandard."""
 
 _PREDICTOR, _FILL_ORDER, _PLANAR, _SEPARATE = 317, 266, 284, 2
 _CODES = {1: "B", 2: "H", 4: "I", 8: "Q"}
-_BRIGHTEST = 16.0
-"""Of floating-point colours, where 1 is white; what is brighter is on a scale that nobody tells."""
+_WHITE, _BRIGHTEST = 1.01, 16.0
+"""Of floating-point colours, where 1 is white; what is brighter than the second is on a scale that nobody tells."""
 
 
 def is_needed(image: Stored) -> bool:
@@ -58,6 +59,7 @@ def pictures(image: Stored, layout: tiff.Layout) -> Iterator[Image.Image]:
     Raises `CorruptImageError` for what is not supported.
     """
     samples = _Samples(image, layout)
+    samples.find_brightest(tiff.pieces(image, layout))
     for piece in tiff.pieces(image, layout):
         yield samples.assembled(piece)
 
@@ -70,6 +72,7 @@ class _Samples:
         self._kind: int = self._tags.get(PHOTOMETRIC, -1)
         self._bits, self._format = image.bits[0], _format(self._tags)
         self._count = len(image.bits) // layout.planes
+        self._brightest = 0.0
         self._little = self._tags.prefix == b"II"
         is_known = self._format in (_UNSIGNED, _FLOAT) or (self._kind == _LAB and self._format == _SIGNED)
         depths = (16, 32, 64) if self._format == _FLOAT else range(1, 65)
@@ -85,8 +88,26 @@ class _Samples:
         ):
             raise CorruptImageError("the TIFF stores its pixels in a way that is not supported")
 
+    def find_brightest(self, pieces: Iterator[tiff.Piece]) -> None:
+        """Look through floating-point colours for what is brighter than white.
+
+        Raises `CorruptImageError` where they are on a scale that nobody tells.
+        """
+        if self._format != _FLOAT or self._kind != _RGB:
+            return
+        for piece in pieces:
+            for plane in self._planes(piece)[:3]:
+                high = plane.getextrema()[1]
+                assert isinstance(high, float)
+                if not high <= _BRIGHTEST:
+                    raise CorruptImageError("the TIFF has floating-point colours on a scale that is not supported")
+                self._brightest = max(self._brightest, high)
+
     def assembled(self, piece: tiff.Piece) -> Image.Image:
         """Return the piece as a picture."""
+        return self._coloured(self._planes(piece))
+
+    def _planes(self, piece: tiff.Piece) -> list[Image.Image]:
         width = self._tags.get(TILE_WIDTH, self._layout.width)
         size = (self._layout.width, piece.height)
         planes = [Image.new("F" if self._is_real else "L", size) for _ in range(self._wanted)]
@@ -100,13 +121,13 @@ class _Samples:
                 at = plane if self._layout.planes > 1 else sample
                 if at < self._wanted:
                     planes[at].paste(self._plane(data, sample, (width, rows)), (across * width, down * piece.rows))
-        return self._coloured(planes)
+        return planes
 
     @property
     def _wanted(self) -> int:
         """Planes that are of use: the colours and the first extra sample if that is opacity."""
         extra = self._tags.get(EXTRA_SAMPLES) or (0,)
-        return _COLOURS[self._kind] + (extra[0] in (_PREMULTIPLIED, _OPACITY))
+        return _COLOURS[self._kind] + (extra[0] in (_PREMULTIPLIED, _OPACITY, _CORELS_OPACITY))
 
     @property
     def _is_real(self) -> bool:
@@ -206,11 +227,9 @@ class _Samples:
         scale, zero = 255.0, 0.0
         if self._kind in (_LAB, _ICC_LAB) and number < 3:
             scale, zero = (2.55, 0.0) if number == 0 else (1.0, 128.0)
-        else:
-            high = plane.getextrema()[1]
-            assert isinstance(high, float)
-            if not high <= _BRIGHTEST:
-                raise CorruptImageError("the TIFF has floating-point colours on a scale that is not supported")
+        elif self._brightest > _WHITE and number < 3 and PROFILE not in self._tags:
+            # Only light that was not made for a screen yet is brighter than its white.
+            plane = ImageMath.lambda_eval(lambda args: args["max"](args["x"], 0.0) ** (1 / 2.2), x=plane)
         return plane.point(lambda value: value * scale + (zero + 0.5)).convert("L")
 
 

@@ -324,6 +324,17 @@ def test_cmyk_goes_through_its_profile(tmp_path: Path, suffix: str) -> None:
     assert_halves(run(tmp_path / "b"), gray(255), (0, 255, 255))
 
 
+def test_a_profile_that_gives_noise_is_passed_over(tmp_path: Path) -> None:
+    """Primaries that are all zero: Little CMS opens such a profile, and nothing comes out of it."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for name in (b"rXYZ", b"gXYZ", b"bXYZ"):
+        at = int.from_bytes(profile[profile.find(name) + 4 : profile.find(name) + 8], "big")
+        profile[at + 8 : at + 20] = bytes(12)
+    noise = bytes(profile).replace("sRGB built-in".encode("utf-16-be"), "no primaries.".encode("utf-16-be"))
+    halves("RGB", RED, BLUE).save(tmp_path / "a", "PNG", icc_profile=noise)
+    assert_halves(run(tmp_path / "a"), RED, BLUE)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_a_broken_or_foreign_profile_is_passed_over(tmp_path: Path, mode: str) -> None:
     """A profile that cannot be read, or is for another colour space, never costs the picture."""

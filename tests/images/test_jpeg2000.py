@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from images.test_decode import BLUE, GREEN, RED, Colour, assert_halves, gray, halves, run, swapped_profile
-from PIL import Image, ImageChops, ImageCms
+from PIL import Image, ImageChops, ImageCms, ImageStat
 
 from etl.errors import CorruptImageError
 from etl.images import jpeg2000
@@ -148,6 +148,47 @@ def test_no_more_is_decoded_than_is_shown(tmp_path: Path, size: tuple[int, int])
     # Fewer halvings than are wanted.
     (tmp_path / "b").write_bytes(stream_of(drawn, num_resolutions=2))
     assert run(tmp_path / "b", 30).image.size == (30, round(30 * size[1] / size[0]))
+
+
+def deep(stream: bytes, depth: int) -> bytes:
+    """The same picture, lossy, in a codestream of more bits: the steps of its samples grow with the depth."""
+    data = bytearray(stream)
+    for component in range(data[41]):
+        data[42 + 3 * component] = depth - 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize("depth", [9, 12, 16])
+@pytest.mark.parametrize("longest_edge", [256, 30])
+def test_the_brightest_of_deep_pixels_are_white(tmp_path: Path, depth: int, longest_edge: int) -> None:
+    """Samples of more than 8 bits at the top of their range, where Pillow alone gives black."""
+    lines = Image.new("RGB", (256, 128), "white")
+    for x in range(0, 256, 8):
+        lines.paste((200, 0, 0), (x, 0, x + 3, 128))
+    stream = deep(stream_of(lines, irreversible=True, quality_mode="rates", quality_layers=[20]), depth)
+    (tmp_path / "a").write_bytes(stream)
+    with Image.open(tmp_path / "a") as image:
+        wrong = ImageChops.difference(image.convert("RGB"), lines)
+    picture = run(tmp_path / "a", longest_edge).image
+    right = lines.resize(picture.size, Image.Resampling.BOX)
+    assert mean(ImageChops.difference(picture, right)) < 12 < mean(wrong)
+
+
+def test_deep_pixels_without_loss_keep_their_tones(tmp_path: Path) -> None:
+    """Samples of 9 bits, of which this picture uses the middle."""
+    (tmp_path / "a").write_bytes(deep(stream_of(halves("L", 30, 220).convert("RGB")), 9))
+    assert_halves(run(tmp_path / "a"), gray(79), gray(174), 3)
+
+
+def mean(image: Image.Image) -> float:
+    return sum(ImageStat.Stat(image).mean) / 3
+
+
+def test_a_picture_that_does_not_begin_where_its_grid_does(tmp_path: Path) -> None:
+    """An offset is no reason for a black picture when less is decoded."""
+    large = halves("RGB", RED, BLUE, (640, 320))
+    (tmp_path / "a").write_bytes(stream_of(large, offset=(70, 50), tile_size=(128, 128)))
+    assert_halves(run(tmp_path / "a", 64), RED, BLUE)
 
 
 def test_a_tile_that_is_missing_is_no_whole_picture() -> None:

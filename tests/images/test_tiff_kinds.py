@@ -213,6 +213,26 @@ def test_tiles_of_odd_samples_are_put_together(tmp_path: Path) -> None:
     assert difference(run(tmp_path / "a").image, drawn()) < 3
 
 
+def test_light_that_is_brighter_than_white_is_seen_as_on_a_screen(tmp_path: Path) -> None:
+    """Floating-point colours beyond 1 are amounts of light, not numbers for a screen."""
+    tags: Tags = {
+        WIDTH: W, HEIGHT: H, BITS: [32] * 3, COMPRESSION: 1, PHOTOMETRIC: 2, SAMPLES: 3, SAMPLE_FORMAT: [3] * 3,
+        ROWS_PER_STRIP: 4,
+    }  # fmt: skip
+    row = [0.2, 0.2, 0.2] * 22 + [3.0, 1.0, -1.0] * 21
+    (tmp_path / "a").write_bytes(tiff_of(tags, [struct.pack(f"<{3 * W}f", *row) * 4] * (H // 4)))
+    assert_halves(run(tmp_path / "a"), gray(123), (255, 255, 0), 2)
+
+
+def test_what_stands_for_no_data_in_a_map_is_dark(tmp_path: Path) -> None:
+    """The lowest number that there is does not flatten the heights."""
+    tags: Tags = {WIDTH: 4, HEIGHT: 1, BITS: 32, COMPRESSION: 1, PHOTOMETRIC: 1, SAMPLES: 1, SAMPLE_FORMAT: 3}
+    data = struct.pack("<4f", -3.4028234663852886e38, 100.0, 200.0, 300.0)
+    (tmp_path / "a").write_bytes(tiff_of(tags | {ROWS_PER_STRIP: 1}, [data]))
+    image = run(tmp_path / "a").image
+    assert [image.getpixel((x, 0)) for x in range(4)] == [gray(0), gray(0), gray(128), gray(255)]
+
+
 # The picture that is meant ---------------------------------------------------------------------------------------
 
 
