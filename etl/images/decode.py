@@ -227,7 +227,11 @@ def _prepare(image: ImageFile.ImageFile, longest_edge: int) -> None:
 
 
 def _loaded(
-    image: ImageFile.ImageFile, path: Path | IO[bytes], known: ImageFormat | None, longest_edge: int, accept_truncated: float
+    image: ImageFile.ImageFile,
+    path: Path | IO[bytes],
+    known: ImageFormat | None,
+    longest_edge: int,
+    accept_truncated: float,
 ) -> tuple[ImageFile.ImageFile, float]:
     """Return the picture, loaded, and the part of its pixels that is there: at least what is accepted."""
     try:

@@ -286,13 +286,10 @@ def small(prefix: bytes, values: dict[int, Any], strips: list[bytes], rows: int)
     sizes = [len(strip) for strip in strips]
     offsets = [8 + sum_before for sum_before in itertools.accumulate(sizes, initial=0)]
     end = offsets.pop()
-    tiled = _TILE_WIDTH in values
-    values = values | {
-        _TILE_OFFSETS if tiled else _STRIP_OFFSETS: offsets,
-        _TILE_SIZES if tiled else _STRIP_SIZES: sizes,
-    }
-    if not tiled:
-        values[_ROWS_PER_STRIP] = rows
+    if _TILE_WIDTH in values:
+        values = values | {_TILE_OFFSETS: offsets, _TILE_SIZES: sizes}
+    else:
+        values = values | {_STRIP_OFFSETS: offsets, _STRIP_SIZES: sizes, _ROWS_PER_STRIP: rows}
     directory_at = end + end % 2
     outside_at = directory_at + 2 + 12 * len(values) + 4
     entries, outside = b"", b""

@@ -137,7 +137,9 @@ def boxes(rng: random.Random) -> bytes:
 def odd_tiffs() -> dict[str, bytes]:
     """TIFFs whose samples or directories Pillow does not read."""
     rng, (width, height) = random.Random(1), SIZE
-    tags = {WIDTH: width, HEIGHT: height, ROWS_PER_STRIP: 9, COMPRESSION: 1, PREDICTOR: 1}
+    tags: dict[int, int | Sequence[int]] = {
+        WIDTH: width, HEIGHT: height, ROWS_PER_STRIP: 9, COMPRESSION: 1, PREDICTOR: 1,
+    }  # fmt: skip
 
     def strips(row_bytes: int, *, deflate: bool = False) -> list[bytes]:
         rows = rows_of(rng.randbytes(row_bytes * height), row_bytes, 9)
