@@ -47,7 +47,8 @@ def tiffs_of(pictures: Sequence[Stored], *, order: str = "<", below: bool = Fals
     With ``below`` all but the first lie in directories below the first one.
     """
     data = (b"II" if order == "<" else b"MM") + struct.pack(order + "HL", 42, 0)
-    places, next_at = [], 4
+    places: list[int] = []
+    next_at = 4
     for tags, strips in pictures[::-1] if below else pictures:
         offsets = []
         for strip in strips:
