@@ -1,6 +1,7 @@
 """Any mode that Pillow can load -> 8-bit RGB with the colours, tones and orientation that were meant."""
 
 import io
+import itertools
 
 from PIL import Image, ImageCms, ImageMath
 
@@ -97,7 +98,7 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def lowest_finite(image: Image.Image) -> float | None:
-    """Return the lowest value of an ``F`` picture that is neither NaN nor infinite, or ``None``."""
+    """Return the lowest value of an ``F`` picture that is neither NaN nor (nearly) infinite, or ``None``."""
     mask = _finite(image)
     if mask.getextrema() == (0, 0):
         return None
@@ -121,9 +122,23 @@ def _filled(image: Image.Image, floor: float | None) -> Image.Image:
 
 def _finite(image: Image.Image) -> Image.Image:
     """Return a mask of the ``F`` picture's finite values."""
-    # x - x is NaN exactly where x is not finite, and NaN differs from itself.
-    marks: Image.Image = ImageMath.lambda_eval(lambda args: (args["x"] - args["x"]) == (args["x"] - args["x"]), x=image)
+    # x - x is NaN exactly where x is not finite, and NaN differs from itself.  Ten times the largest numbers are
+    # infinite: they stand for no data in maps.
+    marks: Image.Image = ImageMath.lambda_eval(
+        lambda args: (args["x"] * 10 - args["x"] * 10) == (args["x"] * 10 - args["x"] * 10), x=image
+    )
     return marks.convert("L").point(lambda value: 255 if value else 0)
+
+
+def _is_sound(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Return whether a ramp from black to white comes out as one, give or take a few levels."""
+    levels = range(0, 256, 15)
+    ramp = Image.new(mode, (len(levels), 1))
+    ramp.putdata([(0, 0, 0, 255 - level) if mode == "CMYK" else (level,) * len(mode) for level in levels])
+    shown = ImageCms.applyTransform(ramp, transform)
+    assert shown is not None
+    tones = list(shown.convert("L").tobytes())
+    return tones[0] < tones[-1] and all(after > before - 9 for before, after in itertools.pairwise(tones))
 
 
 def _through_profile(image: Image.Image, icc_profile: bytes) -> Image.Image | None:
@@ -134,6 +149,8 @@ def _through_profile(image: Image.Image, icc_profile: bytes) -> Image.Image | No
             return None
         if image.mode == "RGB" and (profile.profile.profile_description or "").startswith(_SRGB_NAMES):
             return image
-        return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), image.mode, "RGB")
+        # Profiles without primaries, for one, are opened without complaint and give noise.
+        return ImageCms.applyTransform(image, transform) if _is_sound(transform, image.mode) else None
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin, features
+from PIL import Image, ImageFile, Jpeg2KImagePlugin, JpegImagePlugin, TiffImagePlugin, features
 
 from etl.domain.items import DecodedImage, WorkingCopy
 from etl.domain.statuses import ImageFlag
 from etl.errors import LocalFileError, TruncatedImageError
 from etl.images import (
+    animation,
     colour,
+    jpeg2000,
     leniency,  # noqa: F401 -- for what it changes
     tiff,
+    tiff_choice,
     truncated,
 )
 from etl.images import tiff_bands as bands
@@ -29,9 +32,13 @@ from etl.images.formats import FORMATS, ImageFormat, format_of
 from etl.images.refusals import errors_mapped, missing
 from etl.images.resize import shrink
 from etl.images.sniff import HEAD_BYTES
+from etl.images.tiff_directory import PROFILE, Stored
 
 JPEG_QUALITY = 90
 """Of working copies: at 1024 px the vision tower's 336 px input hides what it loses, at a third of the size of 95."""
+
+_ANIMATED = ("GIF", "PNG", "WEBP")
+"""Formats whose frames are one picture's; pages of a TIFF are not."""
 
 _ORIENTATION = 0x0112
 _PHOTOMETRIC = 262
@@ -75,6 +82,11 @@ def decode(path: Path, *, longest_edge: int, max_pixels: int, accept_truncated: 
     with errors_mapped(known, path, max_pixels):
         if known is not None and not known.installed:
             raise missing(known)
+        if known is not None and known.mime == "image/tiff":
+            with path.open("rb") as file:
+                choice = tiff_choice.chosen(file, longest_edge)
+                if choice is not None:
+                    return _decode_choice(choice, longest_edge, known.mime)
         if known is None or known.by_pillow:
             return _decode_picture(path, known, longest_edge, accept_truncated)
         image = _resize(pkgutil.resolve_name(known.opener)(path, longest_edge), longest_edge)
@@ -131,7 +143,35 @@ def _read_head(path: Path) -> bytes:
         raise LocalFileError(f"{path}: {error}") from error
 
 
-def _decode_picture(path: Path, known: ImageFormat | None, longest_edge: int, accept_truncated: float) -> Picture:
+def _decode_choice(choice: tiff_choice.Choice, longest_edge: int, mime: str) -> Picture:
+    """Decode a picture of a TIFF that Pillow does not find by itself."""
+    stored, orientation = choice.picture, choice.orientation
+    if not isinstance(stored, Stored):
+        picture = _decode_picture(stored, None, longest_edge, 1.0)
+        width, height, image = picture.width, picture.height, colour.upright(picture.image, orientation)
+    else:
+        width, height = stored.size
+        if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError(f"{width}x{height}")
+        small = bands.reduced(stored, max(1, max(stored.size) // longest_edge), orientation)
+        image = _finished(small, longest_edge, stored.tag_v2.get(PROFILE), is_inverted=_is_min_is_white(stored))
+    if orientation >= 5:
+        width, height = height, width
+    return Picture(image, mime, width, height)
+
+
+def _finished(
+    small: Image.Image, longest_edge: int, icc_profile: bytes | None, *, is_inverted: bool = False
+) -> Image.Image:
+    """Return averaged pixels in RGB and of the size that is wanted."""
+    if small.mode in ("I", "F"):
+        small = colour.stretch(small, min_is_white=is_inverted)
+    return colour.to_rgb(_resize(colour.opaque(small), longest_edge), icc_profile)
+
+
+def _decode_picture(
+    path: Path | IO[bytes], known: ImageFormat | None, longest_edge: int, accept_truncated: float
+) -> Picture:
     there = 1.0
     with _opened(path, known) as image:
         mime = (known or next(line for line in _built_in() if isinstance(image, _plugin(line)))).mime
@@ -141,13 +181,16 @@ def _decode_picture(path: Path, known: ImageFormat | None, longest_edge: int, ac
         if isinstance(image, TiffImagePlugin.TiffImageFile) and bands.wants_pieces(image):
             factor = max(1, max(image.size) // longest_edge)
             small, orientation = bands.reduced(image, factor, _orientation(image)), 1
+        elif isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile):
+            pixels, icc_profile = jpeg2000.loaded(image, longest_edge)
+            small, orientation = _reduce(colour.reducible(pixels), longest_edge), 1
         else:
             image, there = _loaded(image, path, known, longest_edge, accept_truncated)
+            if image.format in _ANIMATED and getattr(image, "is_animated", False):
+                animation.show_something(image)
             orientation = _orientation(image)
             small = _reduce(colour.reducible(image), longest_edge)
-        if small.mode in ("I", "F"):
-            small = colour.stretch(small, min_is_white=_is_min_is_white(image))
-    rgb = colour.to_rgb(_resize(colour.opaque(small), longest_edge), icc_profile)
+    rgb = _finished(small, longest_edge, icc_profile, is_inverted=_is_min_is_white(image))
     if orientation >= 5:
         width, height = height, width
     flags = frozenset({ImageFlag.TRUNCATED} if there < 1 else ())
@@ -184,14 +227,18 @@ def _prepare(image: ImageFile.ImageFile, longest_edge: int) -> None:
 
 
 def _loaded(
-    image: ImageFile.ImageFile, path: Path, known: ImageFormat | None, longest_edge: int, accept_truncated: float
+    image: ImageFile.ImageFile,
+    path: Path | IO[bytes],
+    known: ImageFormat | None,
+    longest_edge: int,
+    accept_truncated: float,
 ) -> tuple[ImageFile.ImageFile, float]:
     """Return the picture, loaded, and the part of its pixels that is there: at least what is accepted."""
     try:
         image.load()
         return image, 1.0
     except OSError as error:
-        if known is None or not truncated.is_cut_short(error):
+        if known is None or not isinstance(path, Path) or not truncated.is_cut_short(error):
             raise
 
     def again(file: Path | IO[bytes]) -> ImageFile.ImageFile:
@@ -221,9 +268,11 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _is_min_is_white(image: Image.Image) -> bool:
+def _is_min_is_white(image: Image.Image | Stored) -> bool:
     """Whether the file's lowest value means white; Pillow inverts such TIFFs up to 8 bits, but not wider ones."""
-    return isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _MIN_IS_WHITE
+    if not isinstance(image, TiffImagePlugin.TiffImageFile | Stored):
+        return False
+    return bool(image.tag_v2.get(_PHOTOMETRIC) == _MIN_IS_WHITE)
 
 
 def _fit(size: tuple[int, int], longest_edge: int, *, floor: bool = False) -> tuple[int, int]:

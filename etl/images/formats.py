@@ -63,7 +63,11 @@ FORMATS = (
     # An MPO is a JPEG with others behind it.
     _format("JPEG", "image/jpeg", ".jpg .jpeg .jpe .jfif .mpo", rb"\xff\xd8\xff", "PIL.JpegImagePlugin:JpegImageFile"),
     _format("PNG", "image/png", ".png .apng", rb"\x89PNG\r\n\x1a\n", "PIL.PngImagePlugin:PngImageFile"),
-    _format("TIFF", "image/tiff", ".tif .tiff", rb"II[*+]\0|MM\0[*+]", "PIL.TiffImagePlugin:TiffImageFile"),
+    # Also raw data of cameras, of which the preview is shown.
+    _format(
+        "TIFF", "image/tiff", ".tif .tiff .dng .cr2 .nef .arw .pef", rb"II[*+]\0|MM\0[*+]",
+        "PIL.TiffImagePlugin:TiffImageFile",
+    ),
     _format("WebP", "image/webp", ".webp", rb"RIFF.{4}WEBP", "PIL.WebPImagePlugin:WebPImageFile"),
     _format("GIF", "image/gif", ".gif", rb"GIF8", "PIL.GifImagePlugin:GifImageFile"),
     # Two letters could begin any text; the reserved fields of a BMP header are zero.

@@ -1,12 +1,16 @@
 """The first page of a PDF.  Imported only where one is met, because most decoder processes never meet any."""
 
 import contextlib
+import logging
 from pathlib import Path
 
 import pypdfium2
 from PIL import Image
 
 from etl.errors import CorruptImageError
+
+# It would say of each XFA form that it draws the plain fields beside it.
+logging.getLogger("pypdfium2").setLevel(logging.ERROR)
 
 _TAIL_BYTES = 1024
 """Where Acrobat looks for the end marker (ISO 32000-1, note 18 of annex H)."""
@@ -15,6 +19,8 @@ _TAIL_BYTES = 1024
 def first_page(path: Path, longest_edge: int) -> Image.Image:
     """Return the first page in RGB, its longer side ``longest_edge`` pixels or, rounded up, one more.
 
+    Form fields and annotations are drawn as a viewer shows them.
+
     Raises `CorruptImageError` for a file that was cut short or has no page, and whatever PDFium raises.
     """
     document = pypdfium2.PdfDocument(path)
@@ -22,6 +28,9 @@ def first_page(path: Path, longest_edge: int) -> Image.Image:
         # PDFium mends the table that is the end of each file: a page cut short would come out white.
         if not pypdfium2.raw.FPDF_DocumentHasValidCrossReferenceTable(document) and not _has_end(path):
             raise CorruptImageError("the PDF is cut short")
+        # Before a page is loaded, or else its fields are not drawn.  Fields that are broken do not cost the page.
+        with contextlib.suppress(pypdfium2.PdfiumError):
+            document.init_forms()
         if len(document) == 0:
             raise CorruptImageError("the PDF has no pages")
         page = document[0]

@@ -13,10 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, TiffImagePlugin
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import IFDRational, TiffImageFile
 
 from etl.errors import CorruptImageError
+from etl.images.tiff_directory import Stored
+
+Picture = TiffImageFile | Stored
+"""A picture that Pillow has opened, or that it cannot open as it lies in its file."""
 
 PIECE_BYTES = 4 * 1024**2
 """Decoded size of a piece, unless a single strip or row of tiles that cannot be cut has more."""
@@ -79,7 +83,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """Strips or tiles that make a picture: rows, rows of one strip or tile, and the bytes in the order of `Layout`."""
 
     height: int
@@ -93,7 +97,7 @@ def memory(image: TiffImageFile) -> int:
     return width * height * _PEAK_BYTES.get(image.mode, 4)
 
 
-def is_misread(image: TiffImageFile) -> bool:
+def is_misread(image: Picture) -> bool:
     """Return whether Pillow takes the picture for another: samples in planes, or YCbCr, without compression.
 
     Of the former it takes the low bytes of 16 bits for pixels, of the latter it does not know subsampling.
@@ -101,6 +105,17 @@ def is_misread(image: TiffImageFile) -> bool:
     tags = image.tag_v2
     is_raw = tags.get(_COMPRESSION, _RAW) == _RAW
     return is_raw and (tags.get(_PLANAR) == _SEPARATE or tags.get(_PHOTOMETRIC) == _YCBCR)
+
+
+def is_known(image: Stored) -> bool:
+    """Return whether Pillow has a mode for the picture's pixels."""
+    if len(image.bits) > TiffImagePlugin.MAX_SAMPLESPERPIXEL:
+        return False
+    try:
+        with Image.open(io.BytesIO(_small_tiff(image, Piece(1, 1, [b""]))), formats=["TIFF"]):
+            return True
+    except UnidentifiedImageError:
+        return False
 
 
 def mend_byte_order(image: TiffImageFile) -> None:
@@ -113,12 +128,12 @@ def mend_byte_order(image: TiffImageFile) -> None:
     ]
 
 
-def pictures(image: TiffImageFile, layout: Layout) -> Iterator[Image.Image]:
+def pictures(image: Picture, layout: Layout) -> Iterator[Image.Image]:
     """Yield the picture in pieces of whole rows, from top to bottom as they are stored: not turned.
 
     Raises `CorruptImageError` when strips are missing, and whatever Pillow raises.
     """
-    for piece in _pieces(image, layout):
+    for piece in pieces(image, layout):
         with Image.open(io.BytesIO(_small_tiff(image, piece)), formats=["TIFF"]) as picture:
             assert isinstance(picture, TiffImageFile)
             mend_byte_order(picture)
@@ -126,7 +141,7 @@ def pictures(image: TiffImageFile, layout: Layout) -> Iterator[Image.Image]:
             yield picture
 
 
-def layout_of(image: TiffImageFile) -> Layout | None:
+def layout_of(image: Picture) -> Layout | None:
     """Return how the pixels are stored; ``None`` when they cannot be had in pieces, or not by the book."""
     tags = image.tag_v2
     width, height, compression = tags[_WIDTH], tags[_HEIGHT], tags.get(_COMPRESSION, _RAW)
@@ -154,7 +169,7 @@ def layout_of(image: TiffImageFile) -> Layout | None:
         return None
     is_deflate = compression in _DEFLATE and tags.get(_FILL_ORDER, 1) == 1
     divisible = not tiled and row_bytes > 0 and (compression == _RAW or is_deflate)
-    if down == 1 and not divisible and not is_misread(image):
+    if down == 1 and not divisible and not is_misread(image) and isinstance(image, TiffImageFile):
         return None
     memory_per_row = across * strip_width * _PEAK_BYTES.get(image.mode, 4)
     places = list(zip(offsets, sizes, strict=True))
@@ -174,7 +189,7 @@ def _numbers(value: Any) -> list[int]:
     return list(value) if isinstance(value, tuple) else [] if value is None else [value]
 
 
-def _row_bytes(image: TiffImageFile, width: int, samples: int) -> int:
+def _row_bytes(image: Picture, width: int, samples: int) -> int:
     """Return the bytes of a row of pixels before compression; 0 where they share their colour and cannot be counted."""
     if image.tag_v2.get(_PHOTOMETRIC) == _YCBCR:
         return 0
@@ -182,7 +197,7 @@ def _row_bytes(image: TiffImageFile, width: int, samples: int) -> int:
     return (width * sum(bits[:samples] if len(bits) >= samples else bits[:1] * samples) + 7) // 8
 
 
-def _pieces(image: TiffImageFile, layout: Layout) -> Iterator[_Piece]:
+def pieces(image: Picture, layout: Layout) -> Iterator[Piece]:
     most_rows = max(1, PIECE_BYTES // layout.memory_per_row)
     if layout.rows > most_rows and layout.row_bytes:
         yield from _parts_of_strips(image, layout, most_rows)
@@ -197,10 +212,10 @@ def _pieces(image: TiffImageFile, layout: Layout) -> Iterator[_Piece]:
         last = min(first + count, per_plane) - first
         places = [place for start in planes for place in layout.places[start : start + last]]
         height = min(rows_of_strips * layout.rows, layout.height - top)
-        yield _Piece(height, layout.rows, [_read(image, *place) for place in places])
+        yield Piece(height, layout.rows, [_read(image, *place) for place in places])
 
 
-def _parts_of_strips(image: TiffImageFile, layout: Layout, most_rows: int) -> Iterator[_Piece]:
+def _parts_of_strips(image: Picture, layout: Layout, most_rows: int) -> Iterator[Piece]:
     """Yield strips cut into parts of at most so many rows."""
     per_plane = len(layout.places) // layout.planes
     for number in range(per_plane):
@@ -210,17 +225,17 @@ def _parts_of_strips(image: TiffImageFile, layout: Layout, most_rows: int) -> It
         cut = _cut if image.tag_v2.get(_COMPRESSION, _RAW) == _RAW else _inflated
         planes = [cut(image, *place, sizes) for place in layout.places[number::per_plane]]
         for rows, *strips in zip(heights, *planes, strict=True):
-            yield _Piece(rows, rows, strips)
+            yield Piece(rows, rows, strips)
 
 
-def _cut(image: TiffImageFile, offset: int, _: int, sizes: list[int]) -> Iterator[bytes]:
+def _cut(image: Picture, offset: int, _: int, sizes: list[int]) -> Iterator[bytes]:
     """Yield parts of these sizes of a strip that is not compressed."""
     for size in sizes:
         yield _read(image, offset, size)
         offset += size
 
 
-def _inflated(image: TiffImageFile, offset: int, size: int, sizes: list[int]) -> Iterator[bytes]:
+def _inflated(image: Picture, offset: int, size: int, sizes: list[int]) -> Iterator[bytes]:
     """Yield parts, which have these sizes when they are inflated, of a Deflate strip as Deflate strips.
 
     They are stored in Deflate's own way of not compressing: only so is a predictor undone.
@@ -242,7 +257,7 @@ def _inflated(image: TiffImageFile, offset: int, size: int, sizes: list[int]) ->
         yield zlib.compress(part, 0)
 
 
-def _read(image: TiffImageFile, offset: int, size: int) -> bytes:
+def _read(image: Picture, offset: int, size: int) -> bytes:
     assert image.fp is not None
     image.fp.seek(offset)
     data = image.fp.read(size)
@@ -251,22 +266,30 @@ def _read(image: TiffImageFile, offset: int, size: int) -> bytes:
     return data
 
 
-def _small_tiff(image: TiffImageFile, piece: _Piece) -> bytes:
-    """Return the piece as a TIFF: header, pixels, directory."""
+def _small_tiff(image: Picture, piece: Piece) -> bytes:
+    """Return the piece as a TIFF."""
     tags = image.tag_v2
-    order = "<" if tags.prefix == b"II" else ">"
     strips = piece.strips
     values: dict[int, Any] = {tag: tags[tag] for tag in _KEPT if tag in tags} | {_HEIGHT: piece.height}
     if is_misread(image):
         # Compressed pixels go through libtiff, which knows better.
         values[_COMPRESSION], strips = _DEFLATE[0], [zlib.compress(strip, 0) for strip in strips]
+    return small(tags.prefix, values, strips, piece.rows)
+
+
+def small(prefix: bytes, values: dict[int, Any], strips: list[bytes], rows: int) -> bytes:
+    """Return a TIFF with these tags, and strips or tiles of so many rows: header, pixels, directory.
+
+    ``prefix`` is its byte order, ``II`` or ``MM``.
+    """
+    order = "<" if prefix == b"II" else ">"
     sizes = [len(strip) for strip in strips]
     offsets = [8 + sum_before for sum_before in itertools.accumulate(sizes, initial=0)]
     end = offsets.pop()
-    tiled = _TILE_OFFSETS in tags
-    values |= {_TILE_OFFSETS if tiled else _STRIP_OFFSETS: offsets, _TILE_SIZES if tiled else _STRIP_SIZES: sizes}
-    if not tiled:
-        values[_ROWS_PER_STRIP] = piece.rows
+    if _TILE_WIDTH in values:
+        values = values | {_TILE_OFFSETS: offsets, _TILE_SIZES: sizes}
+    else:
+        values = values | {_STRIP_OFFSETS: offsets, _STRIP_SIZES: sizes, _ROWS_PER_STRIP: rows}
     directory_at = end + end % 2
     outside_at = directory_at + 2 + 12 * len(values) + 4
     entries, outside = b"", b""
@@ -276,7 +299,7 @@ def _small_tiff(image: TiffImageFile, piece: _Piece) -> bytes:
             outside += data + bytes(len(data) % 2)
             data = struct.pack(order + "L", outside_at + len(outside) - len(data) - len(data) % 2)
         entries += struct.pack(order + "HHL", tag, kind, count) + data.ljust(4, b"\0")
-    head = tags.prefix + struct.pack(order + "HL", 42, directory_at)
+    head = prefix + struct.pack(order + "HL", 42, directory_at)
     directory = struct.pack(order + "H", len(values)) + entries + bytes(4) + outside
     return b"".join([head, *strips, bytes(end % 2), directory])
 

@@ -6,7 +6,8 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from etl.errors import CorruptImageError
-from etl.images import colour, tiff
+from etl.images import colour, tiff, tiff_samples
+from etl.images.tiff_directory import Stored
 
 LARGE_BYTES = 64 * 1024**2
 """Memory for decoding at once from which pieces pay; below, it is no more than a decoder process has anyway."""
@@ -23,7 +24,7 @@ def wants_pieces(image: TiffImageFile) -> bool:
     return tiff.memory(image) > LARGE_BYTES or tiff.is_misread(image)
 
 
-def reduced(image: TiffImageFile, factor: int, orientation: int) -> Image.Image:
+def reduced(image: tiff.Picture, factor: int, orientation: int) -> Image.Image:
     """Return the picture, which must not be loaded yet, upright and averaged over ``factor`` x ``factor`` pixels.
 
     The same pixels come out as of `etl.images.colour.reducible` and Pillow's ``reduce`` on the whole.  Where pixels
@@ -33,7 +34,7 @@ def reduced(image: TiffImageFile, factor: int, orientation: int) -> Image.Image:
     """
     layout = tiff.layout_of(image)
     if layout is None:
-        if tiff.is_misread(image):
+        if isinstance(image, Stored) or tiff.is_misread(image):
             raise CorruptImageError("the TIFF stores its pixels in an order that is not supported")
         image.load()
         # What Pillow loads whole, it has turned.
@@ -104,5 +105,10 @@ def _stacked(upper: Image.Image | None, lower: Image.Image) -> Image.Image:
     return both
 
 
-def _pictures(image: TiffImageFile, layout: tiff.Layout | None) -> Iterator[Image.Image]:
-    return iter([image]) if layout is None else tiff.pictures(image, layout)
+def _pictures(image: tiff.Picture, layout: tiff.Layout | None) -> Iterator[Image.Image]:
+    if layout is None:
+        assert isinstance(image, TiffImageFile)
+        return iter([image])
+    if isinstance(image, Stored) and tiff_samples.is_needed(image):
+        return tiff_samples.pictures(image, layout)
+    return tiff.pictures(image, layout)

@@ -13,6 +13,7 @@ from PIL import Image, ImageCms, ImageDraw
 from support.workbench import encoded
 
 from etl.errors import CorruptImageError, ImageTooLargeError, LocalFileError, NotAnImageError
+from etl.images import animation
 from etl.images.cache import ImageCache
 from etl.images.decode import Picture, decode, encode_working_copy, make_working_copy, working_copy_image
 
@@ -272,7 +273,7 @@ def test_a_fax_page_is_black_on_white(tmp_path: Path) -> None:
 # Profiles and orientation ----------------------------------------------------------------------------------------
 
 
-def _swapped_profile() -> bytes:
+def swapped_profile() -> bytes:
     """An sRGB profile whose red and blue primaries are exchanged."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     for entry in range(128 + 4, 128 + 4 + 12 * int.from_bytes(profile[128:132], "big"), 12):
@@ -308,7 +309,7 @@ def _cmyk_profile() -> bytes:
 @pytest.mark.parametrize("suffix", ["JPEG", "PNG", "TIFF"])
 def test_an_embedded_profile_is_applied(tmp_path: Path, suffix: str) -> None:
     """Colours are those that the profile means, not the bare numbers."""
-    halves("RGB", (255, 0, 0), (0, 0, 255)).save(tmp_path / "a", suffix, icc_profile=_swapped_profile())
+    halves("RGB", (255, 0, 0), (0, 0, 255)).save(tmp_path / "a", suffix, icc_profile=swapped_profile())
     assert_halves(run(tmp_path / "a"), (0, 0, 255), (255, 0, 0), 8)
 
 
@@ -323,12 +324,23 @@ def test_cmyk_goes_through_its_profile(tmp_path: Path, suffix: str) -> None:
     assert_halves(run(tmp_path / "b"), gray(255), (0, 255, 255))
 
 
+def test_a_profile_that_gives_noise_is_passed_over(tmp_path: Path) -> None:
+    """Primaries that are all zero: Little CMS opens such a profile, and nothing comes out of it."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for name in (b"rXYZ", b"gXYZ", b"bXYZ"):
+        at = int.from_bytes(profile[profile.find(name) + 4 : profile.find(name) + 8], "big")
+        profile[at + 8 : at + 20] = bytes(12)
+    noise = bytes(profile).replace("sRGB built-in".encode("utf-16-be"), "no primaries.".encode("utf-16-be"))
+    halves("RGB", RED, BLUE).save(tmp_path / "a", "PNG", icc_profile=noise)
+    assert_halves(run(tmp_path / "a"), RED, BLUE)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_a_broken_or_foreign_profile_is_passed_over(tmp_path: Path, mode: str) -> None:
     """A profile that cannot be read, or is for another colour space, never costs the picture."""
     colours = {"RGB": (RED, BLUE), "L": (0, 255), "CMYK": ((0, 0, 0, 255), (0, 0, 0, 0))}[mode]
     wanted = (RED, BLUE) if mode == "RGB" else (gray(0), gray(255))
-    for profile in (b"no profile at all", _cmyk_profile()[:200], _swapped_profile() if mode != "RGB" else b"x" * 500):
+    for profile in (b"no profile at all", _cmyk_profile()[:200], swapped_profile() if mode != "RGB" else b"x" * 500):
         halves(mode, *colours).save(tmp_path / "a", "TIFF", icc_profile=profile)
         assert_halves(run(tmp_path / "a"), *wanted)
 
@@ -554,3 +566,38 @@ def test_working_copy_image_is_what_the_model_gets(tmp_path: Path) -> None:
     with Image.open(cache.working_path(working.sha256)) as cached:
         assert cached.tobytes() == working_copy_image(picture, 300).tobytes()
     assert encode_working_copy(picture) == encode_working_copy(picture.copy())
+
+
+def _animation(path: Path, suffix: str, frames: list[Image.Image]) -> None:
+    disposal = {"PNG": 1, "GIF": 2, "WEBP": 0}[suffix]
+    frames[0].save(
+        path, suffix, save_all=True, append_images=frames[1:], duration=100, disposal=disposal, lossless=True
+    )
+
+
+@pytest.mark.parametrize("suffix", ["GIF", "PNG", "WEBP"])
+def test_of_an_animation_the_first_frame_that_shows_something_is_taken(tmp_path: Path, suffix: str) -> None:
+    """Empty, black and nearly black frames before it are passed over; frames after it do not count."""
+    shown, later = (halves("RGBA", (*left, 255), (*right, 255)) for left, right in ((RED, BLUE), (GREEN, RED)))
+    empty, black = Image.new("RGBA", shown.size), Image.new("RGBA", shown.size, (0, 0, 0, 255))
+    dim = halves("RGBA", (0, 0, 0, 255), (20, 20, 20, 255))
+    _animation(tmp_path / "a", suffix, [empty, black, dim, shown, later])
+    assert_halves(run(tmp_path / "a"), RED, BLUE, 10)
+    _animation(tmp_path / "b", suffix, [shown, later])
+    assert_halves(run(tmp_path / "b"), RED, BLUE, 10)
+    _animation(tmp_path / "c", suffix, [dim, black, empty])
+    assert_halves(run(tmp_path / "c"), gray(0), gray(20), 10)
+
+
+def test_an_animation_is_not_looked_through_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of thousands of empty frames, or of a broken one, the first is taken in little time."""
+    frames = [Image.new("L", (8, 8), value % 9) for value in range(200)] + [halves("L", 0, 255, (8, 8))]
+    _animation(tmp_path / "a", "GIF", frames)
+    assert_halves(run(tmp_path / "a"), gray(0), gray(0))
+    data = (tmp_path / "a").read_bytes()
+    (tmp_path / "b").write_bytes(data[: len(data) // 100])
+    assert_halves(run(tmp_path / "b"), gray(0), gray(0))
+    monkeypatch.setattr(animation, "MOST_FRAMES", 999)
+    assert_halves(run(tmp_path / "a"), gray(0), gray(255))
+    monkeypatch.setattr(animation, "MOST_PIXELS", 64 * 200)
+    assert_halves(run(tmp_path / "a"), gray(0), gray(0))

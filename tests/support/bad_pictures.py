@@ -13,6 +13,7 @@ from support.fuzzing import NUMBERS, harmed
 from support.tiff_files import (
     BITS,
     COMPRESSION,
+    EXTRA_SAMPLES,
     HEIGHT,
     PHOTOMETRIC,
     PLANAR,
@@ -21,8 +22,10 @@ from support.tiff_files import (
     SAMPLE_FORMAT,
     SAMPLES,
     WIDTH,
+    big_tiff_of,
     rows_of,
     tiff_of,
+    tiffs_of,
 )
 from support.workbench import encoded
 
@@ -54,6 +57,19 @@ def pdf() -> bytes:
     return target.getvalue()
 
 
+def form_pdf() -> bytes:
+    """A PDF with a text field."""
+    objects = (
+        b"<</Type/Catalog/Pages 2 0 R/AcroForm<</Fields [ 4 0 R ] /DA (/F 9 Tf) /DR <</Font <</F 5 0 R >> >> >> >>",
+        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox [ 0 0 90 90 ] /Annots [ 4 0 R ] >>",
+        b"<</Type/Annot/Subtype/Widget/FT /Tx /T (a) /F 4 /Rect [ 1 1 80 80 ] /V (words) /DA (/F 9 Tf) /MaxLen 9 >>",
+        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+    )
+    numbered = b"".join(b"%d 0 obj\n%s\nendobj\n" % pair for pair in enumerate(objects, 1))
+    return b"%PDF-1.7\n" + numbered + b"trailer<</Root 1 0 R>>\n%%EOF\n"
+
+
 def layout(mode: str, *, order: str = "<", planar: int = 1, deflate: bool = False, rows: int = 7) -> bytes:
     """Return a TIFF in an order of samples that Pillow does not write."""
     bands, bits, form = {"RGB": (3, 8, 1), "I;16": (1, 16, 1), "F": (1, 32, 3), "RGB;16": (3, 16, 1)}[mode]
@@ -81,16 +97,67 @@ def pictures() -> dict[str, bytes]:
         "png bilevel": saved("PNG", "1"), "png alpha": saved("PNG", "RGBA"),
         "gif": saved("GIF", "P"), "gif animated": animated(), "bmp": saved("BMP"), "bmp palette": saved("BMP", "P"),
         "webp": saved("WEBP"), "webp lossless": saved("WEBP", "RGBA", lossless=True),
-        "jp2": saved("JPEG2000"), "jp2 codestream": saved("JPEG2000", "L", no_jp2=True), "pdf": pdf(),
+        "jp2": saved("JPEG2000"), "jp2 codestream": saved("JPEG2000", "L", no_jp2=True),
+        "jp2 boxes": jp2_boxes(), "pdf": pdf(), "pdf form": form_pdf(),
         "tiff big": saved("TIFF", big_tiff=True), "tiff tiles": saved("TIFF", compression="tiff_lzw"),
         "tiff palette": saved("TIFF", "P"), "tiff float": layout("F"), "tiff 16 motorola": layout("I;16", order=">"),
         "tiff planes": layout("RGB", planar=2), "tiff planes 16": layout("RGB;16", planar=2, order=">"),
         "tiff strips": layout("RGB", deflate=True),
     }  # fmt: skip
+    made |= odd_tiffs()
     for compression in ("raw", "tiff_deflate", "packbits", "jpeg", "tiff_adobe_deflate", "group4", "group3", "lzma"):
         mode = "1" if compression.startswith("group") else "RGB"
         made[f"tiff {compression}"] = saved("TIFF", mode, compression=None if compression == "raw" else compression)
     return made
+
+
+@functools.cache
+def jp2_boxes() -> bytes:
+    """A JPEG 2000 with a palette, a profile and definitions of channels."""
+    data = saved("JPEG2000", "L")
+    at = data.find(b"jp2h") + 4
+    added = (
+        struct.pack(">L4sBBBL", 15, b"colr", 1, 0, 0, 99),
+        struct.pack(">L4sBBB", 8 + 3 + 60, b"colr", 2, 0, 0) + bytes(16) + b"RGB " + bytes(40),
+        struct.pack(">L4sHB3B6B", 8 + 3 + 3 + 6, b"pclr", 2, 3, 7, 7, 7, *range(6)),
+        struct.pack(">L4s", 20, b"cmap") + bytes([0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 1, 2]),
+        struct.pack(">L4sH9H", 28, b"cdef", 3, 0, 0, 3, 1, 0, 2, 2, 0, 1),
+    )
+    grown = int.from_bytes(data[at - 8 : at - 4]) + sum(map(len, added))
+    return data[: at - 8] + struct.pack(">L", grown) + data[at - 4 : at + 22] + b"".join(added) + data[at + 22 :]
+
+
+def boxes(rng: random.Random) -> bytes:
+    """Change the boxes and the main header of a JPEG 2000."""
+    data = jp2_boxes()
+    end = data.find(b"\xff\x93")
+    return harmed(data[60:end], rng, most=3).join((data[:60], data[end:]))
+
+
+def odd_tiffs() -> dict[str, bytes]:
+    """TIFFs whose samples or directories Pillow does not read."""
+    rng, (width, height) = random.Random(1), SIZE
+    tags: dict[int, int | Sequence[int]] = {
+        WIDTH: width, HEIGHT: height, ROWS_PER_STRIP: 9, COMPRESSION: 1, PREDICTOR: 1,
+    }  # fmt: skip
+
+    def strips(row_bytes: int, *, deflate: bool = False) -> list[bytes]:
+        rows = rows_of(rng.randbytes(row_bytes * height), row_bytes, 9)
+        return [zlib.compress(strip) for strip in rows] if deflate else rows
+
+    inks = {**tags, BITS: [8] * 5, SAMPLES: 5, PHOTOMETRIC: 5, EXTRA_SAMPLES: 2, COMPRESSION: 8, PREDICTOR: 2}
+    halves = {**tags, BITS: [16] * 3, SAMPLES: 3, PHOTOMETRIC: 8, SAMPLE_FORMAT: [3] * 3, COMPRESSION: 8, PREDICTOR: 3}
+    twelve = {**tags, BITS: [12] * 3, SAMPLES: 3, PHOTOMETRIC: 2}
+    small = {WIDTH: 1, HEIGHT: 1, BITS: 8, SAMPLES: 1, PHOTOMETRIC: 1, COMPRESSION: 1, ROWS_PER_STRIP: 1, 254: 1}
+    plain = {**tags, BITS: [8] * 3, SAMPLES: 3, PHOTOMETRIC: 2}
+    return {
+        "tiff inks": tiff_of(inks, strips(5 * width, deflate=True)),
+        "tiff twelve": tiff_of(twelve, strips(9 * width // 2)),
+        "tiff below": tiffs_of([(small, [b"1"]), (plain, strips(3 * width))], below=True),
+        "tiff after": tiffs_of([(small, [b"1"]), (plain, strips(3 * width))], order=">"),
+        "tiff big motorola": big_tiff_of(plain, strips(3 * width), order=">"),
+        "tiff lab halves": tiff_of(halves, strips(6 * width, deflate=True), order=">"),
+    }
 
 
 def of_kind(rng: random.Random, kind: str = "") -> bytes:
@@ -145,9 +212,7 @@ def tiff_tags(rng: random.Random) -> bytes:
                 value = rng.choice((*NUMBERS, 4, at, entry, len(data), len(data) - 1, 5, 6, 7, 34712, 50000))
                 struct.pack_into(order + "L", data, entry + 8, value & 0xFFFFFFFF)
             case 3:
-                struct.pack_into(
-                    order + "H", data, entry, rng.choice((256, 257, 258, 259, 262, 273, 277, 320, 322, 347, 530))
-                )
+                struct.pack_into(order + "H", data, entry, rng.choice((*TAGS, 254, 317, 330, 338, 339, 513)))
             case 4:
                 struct.pack_into(order + "L", data, at + 2 + 12 * count, rng.choice((at, 0, 8, len(data), 0xFFFFFFFF)))
             case _:
@@ -272,7 +337,7 @@ def nested_pdf(levels: int) -> bytes:
 
 def pdf_words(rng: random.Random) -> bytes:
     """Change the numbers and names of a PDF."""
-    data = rng.choice((pdf(), nested_pdf(2)))
+    data = rng.choice((pdf(), nested_pdf(2), form_pdf()))
     words = (
         b"0",
         b"-1",
@@ -298,7 +363,7 @@ def pdf_words(rng: random.Random) -> bytes:
 KINDS: dict[str, Callable[[random.Random], bytes]] = {
     "unharmed": of_kind, "bytes": lambda rng: harmed(of_kind(rng), rng), "cut": cut, "head": head, "spliced": spliced,
     "tail": tail, "tiff tags": tiff_tags, "png chunks": png_chunks, "dimensions": dimensions, "bomb": bomb,
-    "pdf words": pdf_words, "no picture": lambda rng: rng.randbytes(rng.choice((0, 1, 40, 3000))),
+    "pdf words": pdf_words, "jp2 boxes": boxes, "no picture": lambda rng: rng.randbytes(rng.choice((0, 1, 40, 3000))),
 }  # fmt: skip
 
 GREAT_BOMBS: dict[str, Callable[[random.Random], bytes]] = {"great bomb": lambda rng: bomb(rng, 2000)}

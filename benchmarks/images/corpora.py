@@ -1,0 +1,208 @@
+"""Every file of some folders through our decoders, and what libvips and Pillow see in it.
+
+    python -m benchmarks.images.corpora /corpora/* --out /tmp/corpora
+
+fetches nothing.  Into the folder of ``--out`` go ``files.jsonl``, a line for each, and sheets of those that differ:
+ours, libvips's and Pillow's picture beside each other.  What the judges saw is kept there too, for the next time.
+"""
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageChops, ImageDraw, ImageStat
+
+from benchmarks.images.judges import JUDGES, MAX_PIXELS
+from etl.errors import EtlError
+from etl.images.cache import ImageCache
+from etl.images.decode import encode_working_copy
+from etl.images.decoder_pool import DecoderPool
+
+EDGE = 128
+ALLOWED = 6.0
+"""Mean absolute difference, of 255, beyond which two pictures are different ones."""
+
+MEMORY = 2 * 1024**3
+TIMEOUT_S = 60.0
+COLUMNS, ROWS = 3, 9
+"""Files on a sheet."""
+
+
+@dataclass
+class Found:
+    """What became of a file: ours or the error of ours, and each judge's picture."""
+
+    path: Path
+    ours: Image.Image | None = None
+    refused: str = ""
+    message: str = ""
+    judged: dict[str, Image.Image] = field(default_factory=dict)
+
+    @property
+    def differences(self) -> dict[str, float]:
+        """How far each judge's picture is from ours; 255 where it has another shape."""
+        return {} if self.ours is None else {name: distance(self.ours, seen) for name, seen in self.judged.items()}
+
+    @property
+    def verdict(self) -> str:
+        """How the file counts in the table."""
+        if self.ours is None:
+            return f"refused: {self.refused}" + (", a judge reads it" if self.judged else "")
+        if not self.judged:
+            return "accepted: blank" if is_blank(self.ours) else "accepted, no judge"
+        far = sum(difference > ALLOWED for difference in self.differences.values())
+        return ("accepted", "different from one", "different from both")[far if len(self.judged) > 1 else 2 * far]
+
+
+def is_blank(image: Image.Image) -> bool:
+    """Return whether the picture has one colour."""
+    return all(high - low < 4 for low, high in image.getextrema())
+
+
+def distance(ours: Image.Image, judges: Image.Image) -> float:
+    """Return the mean absolute difference of two pictures, whose sizes may be off by rounding."""
+    if any(abs(one - other) > 2 for one, other in zip(ours.size, judges.size, strict=True)):
+        return 255.0
+    # What filters do differently at edges, and the working copy's JPEG everywhere, is no difference.
+    with Image.open(io.BytesIO(encode_working_copy(judges))) as compressed:
+        size = (max(1, ours.width // 2), max(1, ours.height // 2))
+        both = [image.resize(size, Image.Resampling.BOX) for image in (ours, compressed)]
+    return sum(ImageStat.Stat(ImageChops.difference(*both)).mean) / 3
+
+
+class Judge:
+    """The child process that runs the judges, started anew when a file costs it its life."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def see(self, path: Path) -> dict[str, Any]:
+        """Return the line that `benchmarks.images.judges` answers with; nothing where it dies or takes too long."""
+        if self._child is None:
+            command = ["nice", "-n", "15", sys.executable, "-m", "benchmarks.images.judges", str(EDGE)]
+            self._child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+        assert self._child.stdin and self._child.stdout
+        self._child.stdin.write(os.fsencode(path) + b"\n")
+        self._child.stdin.flush()
+        ready, _, _ = select.select([self._child.stdout], [], [], TIMEOUT_S)
+        line = self._child.stdout.readline() if ready else b""
+        if line:
+            return dict(json.loads(line))
+        self.close()
+        return {}
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+            self._child = None
+
+
+def judge_all(paths: list[Path], kept: Path) -> None:
+    """Append to the file what the judges see in those that it does not know."""
+    known = {json.loads(line)["path"] for line in kept.open()} if kept.exists() else set()
+    judge = Judge()
+    with kept.open("a") as file:
+        for path in paths:
+            if str(path) not in known:
+                print(json.dumps({"path": str(path)} | judge.see(path)), file=file)
+    judge.close()
+
+
+def decode_all(paths: list[Path], cache_root: Path) -> list[Found]:
+    """Decode in confined processes, as fetch does."""
+
+    async def one(pool: DecoderPool, path: Path) -> Found:
+        try:
+            working = (await pool.decode(path)).working
+        except EtlError as error:
+            return Found(path, refused=error.slug, message=str(error))
+        with Image.open(ImageCache(cache_root).working_path(working.sha256)) as image:
+            return Found(path, image.convert("RGB"))
+
+    async def every(pool: DecoderPool) -> list[Found]:
+        return await asyncio.gather(*(one(pool, path) for path in paths))
+
+    with DecoderPool(
+        cache_root, processes=2, memory_bytes=MEMORY, longest_edge=EDGE, max_pixels=MAX_PIXELS, timeout_s=TIMEOUT_S
+    ) as pool:
+        return asyncio.run(every(pool))
+
+
+def add_judged(found: list[Found], kept: Path) -> None:
+    """Give each file what the judges saw."""
+    lines = {fields.pop("path"): fields for fields in map(json.loads, kept.open())}
+    for each in found:
+        for name, picture in lines[str(each.path)].items():
+            if picture is not None:
+                width, height, pixels = picture
+                each.judged[name] = Image.frombytes("RGB", (width, height), base64.b64decode(pixels))
+
+
+def sheets(found: list[Found], out: Path, name: str) -> None:
+    """Write the pictures of the files onto sheets."""
+    per_sheet, cell = COLUMNS * ROWS, (3 * EDGE + 30, EDGE + 18)
+    for number, first in enumerate(range(0, len(found), per_sheet)):
+        sheet = Image.new("RGB", (COLUMNS * cell[0], ROWS * cell[1]), "#707070")
+        draw = ImageDraw.Draw(sheet)
+        for place, each in enumerate(found[first : first + per_sheet]):
+            x, y = place % COLUMNS * cell[0], place // COLUMNS * cell[1]
+            shown = [("ours", each.ours), *((judge, each.judged.get(judge)) for judge in JUDGES)]
+            for column, (_, picture) in enumerate(shown):
+                if picture is not None:
+                    sheet.paste(picture, (x + column * (EDGE + 4), y + 13))
+            rest = " ".join(f"{judge[0]}{value:.0f}" for judge, value in each.differences.items())
+            words = f"{first + place} {'/'.join(each.path.parts[-2:])[-48:]} {rest}"
+            draw.text((x + 2, y), words.encode("ascii", "replace").decode(), "white")
+        sheet.save(out / f"{name}-{number}.png")
+
+
+def main() -> None:
+    """Write the files of ``--out`` and the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    paths = sorted(path for folder in options.folders for path in folder.rglob("*") if path.is_file())
+    kept = out / "judged.jsonl"
+    with tempfile.TemporaryDirectory(dir=out) as cache, ThreadPoolExecutor() as threads:
+        judging = threads.submit(judge_all, paths, kept)
+        found = decode_all(paths, Path(cache))
+        judging.result()
+    add_judged(found, kept)
+    groups: dict[str, list[Found]] = defaultdict(list)
+    for each in found:
+        groups[each.verdict].append(each)
+    for old in out.glob("*.png"):
+        old.unlink()
+    for verdict, files in groups.items():
+        if verdict.startswith("different") or "blank" in verdict or "a judge" in verdict:
+            sheets(files, out, verdict.replace(":", "").replace(",", "").replace(" ", "-"))
+    with (out / "files.jsonl").open("w") as file:
+        for each in found:
+            far = {name: round(value, 1) for name, value in each.differences.items()}
+            fields = {"path": str(each.path), "verdict": each.verdict, "message": each.message, "differences": far}
+            print(json.dumps(fields), file=file)
+    for verdict, count in sorted(Counter(each.verdict for each in found).items()):
+        print(f"| {verdict} | {count} |")
+
+
+if __name__ == "__main__":
+    main()

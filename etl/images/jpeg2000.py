@@ -1,0 +1,150 @@
+"""JPEG 2000: the codestream alone goes to Pillow, and the boxes around it are read here.
+
+Pillow, and OpenJPEG below it, pass over embedded profiles and channel definitions and refuse colour spaces that they
+do not know; of the codestream alone they give the bare samples.
+"""
+
+from typing import IO
+
+from PIL import ContainerIO, Image, ImageFile, Jpeg2KImagePlugin
+
+from etl.errors import CorruptImageError
+from etl.images import jpeg2000_depth
+from etl.images.jpeg2000_boxes import (
+    COLOUR,
+    LAB,
+    NO_SPACE,
+    OPACITY,
+    PREMULTIPLIED,
+    SYCC,
+    Boxes,
+    Codestream,
+    read_boxes,
+    read_codestream,
+)
+
+
+def loaded(image: Jpeg2KImagePlugin.Jpeg2KImageFile, longest_edge: int) -> tuple[Image.Image, bytes | None]:
+    """Return the opened picture's pixels and its profile.
+
+    Where possible no more is decoded than twice ``longest_edge``.
+
+    Raises `CorruptImageError` for a kind that is not supported, and whatever Pillow raises.
+    """
+    assert image.fp is not None
+    boxes, start, end = read_boxes(image.fp)
+    stream = read_codestream(image.fp, start, end)
+    if stream.size(0) != image.size:
+        raise CorruptImageError("the JPEG 2000 is broken: its header and its pixels are of different sizes")
+    # Pillow finds no reduced tiles of a picture that does not begin where its grid does.
+    is_whole_only = bool(boxes.palette) or stream.area[:2] != (0, 0)
+    wanted = 0 if is_whole_only else (max(image.size) // longest_edge).bit_length() - 1
+    halvings = max(0, min(wanted, stream.levels))
+    while halvings and not stream.is_read_right(halvings):
+        halvings -= 1
+    if not stream.is_read_right(halvings):
+        raise CorruptImageError("the JPEG 2000 has components of different sizes, in a way that is not supported")
+    pixels = _pixels(image.fp, start, end, stream, halvings)
+    return _coloured(pixels, boxes, stream), boxes.profile
+
+
+def _pixels(file: IO[bytes], start: int, end: int, stream: Codestream, halvings: int) -> Image.Image:
+    is_deep = jpeg2000_depth.is_needed(stream)
+    section: IO[bytes] = ContainerIO.ContainerIO(file, start, end - start)
+    if is_deep:
+        section = jpeg2000_depth.deeper(file, start, end, stream)
+    with Image.open(section, formats=["JPEG2000"]) as image:
+        if halvings:
+            assert isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile)
+            args = image.tile[0].args
+            assert isinstance(args, tuple)
+            size = stream.size(halvings)
+            # Not by its `reduce`, which rounds a size where OpenJPEG rounds it up.
+            image._size = size
+            image.tile = [image.tile[0]._replace(extents=(0, 0, *size), args=(args[0], halvings, *args[2:]))]
+        # Adobe's streams count their tiles' parts wrong, which only a lenient OpenJPEG overlooks.
+        ImageFile.LOAD_TRUNCATED_IMAGES = stream.is_whole
+        try:
+            image.load()
+        except OSError:
+            # A tile may have fewer levels than the main header says.
+            if not halvings:
+                raise
+        else:
+            return Image.merge(image.mode, jpeg2000_depth.narrowed(list(image.split()), stream)) if is_deep else image
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+    return _pixels(file, start, end, stream, 0)
+
+
+def _coloured(image: Image.Image, boxes: Boxes, stream: Codestream) -> Image.Image:
+    """Return the samples in the mode of their colour space, channels in its order."""
+    if image.mode == "I;16" and not boxes.palette:
+        return image
+    bands = list(image.split())
+    if boxes.palette:
+        bands = _looked_up(bands, boxes, stream)
+    colours = boxes.colours or (1 if len(bands) < 3 else 3)
+    order = list(range(colours))
+    alpha = colours if len(bands) > colours and not boxes.channels else None
+    for channel, kind, association in boxes.channels:
+        if kind == COLOUR and 0 < association <= colours:
+            order[association - 1] = channel
+        elif kind in (OPACITY, PREMULTIPLIED) and association == 0:
+            alpha = channel
+    try:
+        opacity = None if alpha is None else bands[alpha]
+        bands = [bands[channel] for channel in order]
+    except IndexError as error:
+        raise CorruptImageError("the JPEG 2000 is broken: it names channels that it does not have") from error
+    if boxes.space == LAB:
+        return _lab(bands, boxes.ranges, stream.depths)
+    return _merged(bands, opacity, boxes.space, stream)
+
+
+def _merged(bands: list[Image.Image], opacity: Image.Image | None, space: int, stream: Codestream) -> Image.Image:
+    # Pillow has done so where the second or third component is the first coarse one.
+    done = stream.steps[0] == (1, 1) and set(stream.steps[:3]) != {(1, 1)}
+    if done and space != SYCC and space != NO_SPACE:
+        raise CorruptImageError("the JPEG 2000 has components of different sizes, in a way that is not supported")
+    if space == SYCC and not done:
+        bands = list(Image.merge("YCbCr", bands).convert("RGB").split())
+    if len(bands) == 4:
+        return Image.merge("CMYK", bands)
+    if opacity is not None:
+        return Image.merge("LA" if len(bands) == 1 else "RGBA", [*bands, opacity])
+    return bands[0] if len(bands) == 1 else Image.merge("RGB", bands)
+
+
+def _lab(bands: list[Image.Image], ranges: tuple[int, ...], depths: list[int]) -> Image.Image:
+    """Return CIELAB (15444-2, M.11.7.4.1) as Pillow has it."""
+    if not ranges:
+        ranges = (100, 0, 170, 1 << (depths[1] - 1), 200, (1 << (depths[2] - 2)) + (1 << (depths[2] - 3)))
+    low = [
+        -span * offset / ((1 << depth) - 1)
+        for span, offset, depth in zip(ranges[::2], ranges[1::2], depths, strict=False)
+    ]
+    for number, (scale, zero) in enumerate(((255 / 100, 0), (1, 128), (1, 128))):
+        step = ranges[2 * number] / 255
+        values = [round((value * step + low[number]) * scale + zero) for value in range(256)]
+        bands[number] = bands[number].point(values)
+    return Image.merge("LAB", bands)
+
+
+def _looked_up(bands: list[Image.Image], boxes: Boxes, stream: Codestream) -> list[Image.Image]:
+    """Return the palette's channels."""
+    columns = boxes.columns or [(0, column) for column in range(len(boxes.palette))]
+    channels = []
+    for component, column in columns:
+        if component >= len(bands) or (column is not None and column >= len(boxes.palette)):
+            raise CorruptImageError("the JPEG 2000 is broken: it names columns that its palette does not have")
+        band = bands[component]
+        if column is not None:
+            depth = stream.depths[component]
+            if depth > 8 or band.mode != "L":
+                raise CorruptImageError("the JPEG 2000 has a palette of a kind that is not supported")
+            colours = boxes.palette[column]
+            # Pillow has made 8 bits of fewer.
+            band = band.point([colours[min(value >> (8 - depth), len(colours) - 1)] for value in range(256)])
+        channels.append(band)
+    return channels

@@ -1,0 +1,108 @@
+"""Which picture of a TIFF is shown, where Pillow would open another, or none; of a camera's raw data its preview."""
+
+import struct
+from dataclasses import dataclass
+from typing import IO
+
+from PIL import ContainerIO, Image, UnidentifiedImageError
+
+from etl.errors import CorruptImageError
+from etl.images import tiff_samples
+from etl.images.tiff_directory import (
+    COMPRESSION,
+    HEIGHT,
+    INK_SET,
+    JPEG_AT,
+    JPEG_SIZE,
+    ORIENTATION,
+    PHOTOMETRIC,
+    RAW_PHOTOMETRICS,
+    STRIP_OFFSETS,
+    STRIP_SIZES,
+    WIDTH,
+    Directories,
+    Stored,
+    Tags,
+    mended,
+    read_directories,
+)
+
+_OLD_JPEG, _JPEG = 6, 7
+_TRUE_COLOURS, _INKS = (2, 6), 5
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The picture that is meant: as the file stores it, or as a JPEG file within it; and its EXIF orientation."""
+
+    picture: Stored | IO[bytes]
+    orientation: int
+
+
+def chosen(file: IO[bytes], longest_edge: int) -> Choice | None:
+    """Return the picture of an opened TIFF; ``None`` where Pillow opens the right one, or finds out what is wrong.
+
+    Of raw data only a preview will do that has ``longest_edge`` or half the size of what the sensor saw.
+
+    Raises `CorruptImageError` where there is none.
+    """
+    try:
+        directories = read_directories(file)
+        if directories.is_raw:
+            return _preview(file, directories, longest_edge)
+        tags = directories.meant()
+        if tags.get(PHOTOMETRIC) == _INKS and tags.get(INK_SET, 1) != 1:
+            raise CorruptImageError("the TIFF is printed with other inks than cyan, magenta, yellow and black")
+        picture = Stored(file, mended(tags))
+        if tags.get(COMPRESSION) == _OLD_JPEG and (jpeg := _jpeg(file, tags)) is not None:
+            with Image.open(jpeg, formats=["JPEG"]) as image:
+                if image.size == picture.size:
+                    return Choice(jpeg, _orientation(tags))
+        is_plain = directories.are_plain and tags is directories.all[0] and picture.tag_v2 == tags
+        if is_plain and not tiff_samples.is_needed(picture):
+            return None
+    # Of broken files Pillow tells what is wrong.
+    except (struct.error, ValueError, TypeError, IndexError, UnidentifiedImageError):
+        return None
+    return Choice(picture, _orientation(tags))
+
+
+def _orientation(tags: Tags) -> int:
+    value = tags.get(ORIENTATION, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _preview(file: IO[bytes], directories: Directories, longest_edge: int) -> Choice:
+    """Return the largest picture that is made for people."""
+    best: tuple[int, Stored | IO[bytes]] = (0, file)
+    seen = 1
+    for tags in directories.all:
+        sides = (tags.get(WIDTH, 0), tags.get(HEIGHT, 0))
+        jpeg = _jpeg(file, tags) if tags.get(PHOTOMETRIC) not in RAW_PHOTOMETRICS else None
+        if jpeg is not None:
+            try:
+                with Image.open(jpeg, formats=["JPEG"]) as image:
+                    best = max(best, (max(image.size), jpeg), key=lambda one: one[0])
+            # The raw data themselves may be a JPEG, of a kind without loss.
+            except (OSError, SyntaxError, ValueError):
+                seen = max(seen, *sides)
+        elif tags.get(PHOTOMETRIC) in _TRUE_COLOURS:
+            best = max(best, (max(sides), Stored(file, mended(tags))), key=lambda one: one[0])
+        else:
+            seen = max(seen, *sides)
+    if best[0] < min(longest_edge, seen // 2) or best[0] == 0:
+        raise CorruptImageError(f"the file is a camera's raw data, with no preview larger than {best[0]} pixels")
+    return Choice(best[1], _orientation(directories.all[0]))
+
+
+def _jpeg(file: IO[bytes], tags: Tags) -> IO[bytes] | None:
+    """Return the whole JPEG file that the directory points at, if it does."""
+    places = [(tags.get(JPEG_AT), tags.get(JPEG_SIZE))]
+    if tags.get(COMPRESSION) in (_OLD_JPEG, _JPEG):
+        places.append((tags.get(STRIP_OFFSETS), tags.get(STRIP_SIZES)))
+    for at, size in places:
+        if isinstance(at, int) and isinstance(size, int) and at > 0:
+            file.seek(at)
+            if file.read(3) == b"\xff\xd8\xff":
+                return ContainerIO.ContainerIO(file, at, size)
+    return None

@@ -1,0 +1,292 @@
+"""TIFFs whose samples Pillow has no mode for, taken apart: strips and tiles are decompressed to bytes, and these cut.
+
+Integers of any depth, floating-point numbers of two to eight bytes, extra samples, inks with opacity, CIELAB.
+"""
+
+import functools
+import io
+import itertools
+import math
+import struct
+from array import array
+from collections.abc import Iterator
+
+from PIL import Image, ImageMath
+
+from etl.errors import CorruptImageError
+from etl.images import tiff
+from etl.images.tiff_directory import (
+    BITS,
+    COMPRESSION,
+    EXTRA_SAMPLES,
+    HEIGHT,
+    INK_SET,
+    PHOTOMETRIC,
+    PROFILE,
+    SAMPLE_FORMAT,
+    SAMPLES,
+    TILE_WIDTH,
+    WIDTH,
+    Stored,
+    Tags,
+)
+
+_INVERTED, _GRAY, _RGB, _INKS, _LAB, _ICC_LAB = 0, 1, 2, 5, 8, 9
+_COLOURS = {_INVERTED: 1, _GRAY: 1, _RGB: 3, _INKS: 4, _LAB: 3, _ICC_LAB: 3}
+_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+_PREMULTIPLIED, _OPACITY, _CORELS_OPACITY = 1, 2, 999
+_BYTEWISE = (1, 5, 8, 32773, 32946, 34925, 50000)
+"""Compressions of bytes, whatever these mean: none, LZW, Deflate, PackBits, LZMA, Zstandard."""
+
+_PREDICTOR, _FILL_ORDER, _PLANAR, _SEPARATE = 317, 266, 284, 2
+_CODES = {1: "B", 2: "H", 4: "I", 8: "Q"}
+_WHITE, _BRIGHTEST = 1.01, 16.0
+"""Of floating-point colours, where 1 is white; what is brighter than the second is on a scale that nobody tells."""
+
+
+def is_needed(image: Stored) -> bool:
+    """Return whether Pillow cannot open the picture's small TIFFs, or misreads them."""
+    tags = image.tag_v2
+    is_wide_gray = tags.get(PHOTOMETRIC) in (_INVERTED, _GRAY) and image.bits == [32] and _format(tags) == _UNSIGNED
+    has_extra_planes = tags.get(_PLANAR) == _SEPARATE and bool(tags.get(EXTRA_SAMPLES))
+    is_readable = not is_wide_gray and not has_extra_planes and tiff.is_known(image)
+    return tags.get(COMPRESSION, 1) in _BYTEWISE and not is_readable
+
+
+def pictures(image: Stored, layout: tiff.Layout) -> Iterator[Image.Image]:
+    """Yield the picture in pieces, as `etl.images.tiff.pictures` does; gray to be stretched as ``F``.
+
+    Raises `CorruptImageError` for what is not supported.
+    """
+    samples = _Samples(image, layout)
+    samples.find_brightest(tiff.pieces(image, layout))
+    for piece in tiff.pieces(image, layout):
+        yield samples.assembled(piece)
+
+
+class _Samples:
+    """How a pixel is stored, and how it becomes colours."""
+
+    def __init__(self, image: Stored, layout: tiff.Layout) -> None:
+        self._image, self._layout, self._tags = image, layout, image.tag_v2
+        self._kind: int = self._tags.get(PHOTOMETRIC, -1)
+        self._bits, self._format = image.bits[0], _format(self._tags)
+        self._count = len(image.bits) // layout.planes
+        self._brightest = 0.0
+        self._little = self._tags.prefix == b"II"
+        is_known = self._format in (_UNSIGNED, _FLOAT) or (self._kind == _LAB and self._format == _SIGNED)
+        depths = (16, 32, 64) if self._format == _FLOAT else range(1, 65)
+        if (
+            self._kind not in _COLOURS
+            or len(image.bits) < _COLOURS[self._kind]
+            or len(set(image.bits)) > 1
+            or not is_known
+            or self._bits not in depths
+            or (self._bits % 8 and self._tags.get(_PREDICTOR, 1) != 1)
+            or (self._kind == _INKS and self._tags.get(INK_SET, 1) != 1)
+            or (self._tags.get(_FILL_ORDER, 1) != 1 and self._tags.get(COMPRESSION, 1) == 1)
+        ):
+            raise CorruptImageError("the TIFF stores its pixels in a way that is not supported")
+
+    def find_brightest(self, pieces: Iterator[tiff.Piece]) -> None:
+        """Look through floating-point colours for what is brighter than white.
+
+        Raises `CorruptImageError` where they are on a scale that nobody tells.
+        """
+        if self._format != _FLOAT or self._kind != _RGB:
+            return
+        for piece in pieces:
+            for plane in self._planes(piece)[:3]:
+                high = plane.getextrema()[1]
+                assert isinstance(high, float)
+                if not high <= _BRIGHTEST:
+                    raise CorruptImageError("the TIFF has floating-point colours on a scale that is not supported")
+                self._brightest = max(self._brightest, high)
+
+    def assembled(self, piece: tiff.Piece) -> Image.Image:
+        """Return the piece as a picture."""
+        return self._coloured(self._planes(piece))
+
+    def _planes(self, piece: tiff.Piece) -> list[Image.Image]:
+        width = self._tags.get(TILE_WIDTH, self._layout.width)
+        size = (self._layout.width, piece.height)
+        planes = [Image.new("F" if self._is_real else "L", size) for _ in range(self._wanted)]
+        per_plane = len(piece.strips) // self._layout.planes
+        for number, strip in enumerate(piece.strips):
+            plane, place = divmod(number, per_plane)
+            down, across = divmod(place, self._layout.across)
+            rows = piece.rows if TILE_WIDTH in self._tags else min(piece.rows, piece.height - down * piece.rows)
+            data = self._unpredicted(self._bytes(strip, width, rows), width)
+            for sample in range(self._count):
+                at = plane if self._layout.planes > 1 else sample
+                if at < self._wanted:
+                    planes[at].paste(self._plane(data, sample, (width, rows)), (across * width, down * piece.rows))
+        return planes
+
+    @property
+    def _wanted(self) -> int:
+        """Planes that are of use: the colours and the first extra sample if that is opacity."""
+        extra = self._tags.get(EXTRA_SAMPLES) or (0,)
+        return _COLOURS[self._kind] + (extra[0] in (_PREMULTIPLIED, _OPACITY, _CORELS_OPACITY))
+
+    @property
+    def _is_real(self) -> bool:
+        """Whether planes are of real numbers."""
+        return self._format == _FLOAT or self._image.mode == "F"
+
+    # Bytes -------------------------------------------------------------------------------------------------------
+
+    def _bytes(self, strip: bytes, width: int, rows: int) -> bytes:
+        """Return a strip or tile without its compression."""
+        row_bytes = (width * self._count * self._bits + 7) // 8
+        compression = self._tags.get(COMPRESSION, 1)
+        if compression != 1:
+            tags = {WIDTH: row_bytes, HEIGHT: rows, BITS: (8,), COMPRESSION: compression, PHOTOMETRIC: 1, SAMPLES: 1}
+            if _FILL_ORDER in self._tags:
+                tags[_FILL_ORDER] = self._tags[_FILL_ORDER]
+            with Image.open(io.BytesIO(tiff.small(self._tags.prefix, tags, [strip], rows)), formats=["TIFF"]) as image:
+                strip = image.tobytes()
+        if len(strip) < row_bytes * rows:
+            raise CorruptImageError("the TIFF is broken: a strip ends before its last row")
+        return strip[: row_bytes * rows]
+
+    def _unpredicted(self, data: bytes, width: int) -> bytes:
+        """Undo the predictor: each sample is stored as its difference to that of the pixel before."""
+        predictor = self._tags.get(_PREDICTOR, 1)
+        if predictor == 1:
+            return data
+        size, count = self._bits // 8, self._count
+        if predictor == 3:
+            # Bytes of all samples of a row: first all highest ones, and so on.
+            row = width * count * size
+            whole = bytearray(len(data))
+            for at in range(0, len(data), row):
+                line = _summed(array("B", data[at : at + row]), count)
+                for byte in range(size):
+                    place = size - 1 - byte if self._little else byte
+                    whole[at + place : at + row : size] = line[byte * width * count : (byte + 1) * width * count]
+            return bytes(whole)
+        if predictor != 2 or size not in _CODES:
+            raise CorruptImageError("the TIFF stores its pixels in a way that is not supported")
+        numbers = _array(size, data, self._little)
+        for at in range(0, len(numbers), width * count):
+            numbers[at : at + width * count] = _summed(numbers[at : at + width * count], count)
+        return _array(size, numbers.tobytes(), self._little).tobytes()
+
+    def _plane(self, data: bytes, sample: int, size: tuple[int, int]) -> Image.Image:
+        """Return one sample of each pixel, in 8 bits or as a real number."""
+        if self._bits % 8:
+            values = _unpacked(data, self._bits, size[0] * self._count, size[1])
+            return Image.frombytes("L", size, values[sample :: self._count])
+        width = self._bits // 8
+        if self._format == _FLOAT:
+            return _real(_sliced(data, width, sample, self._count), width, self._little, size)
+        if self._is_real:
+            # The highest four bytes, and zeros where there are fewer.
+            parts = [data[sample * width + at :: width * self._count] for at in range(width)]
+            highest = (parts[::-1] if self._little else parts)[:4]
+            whole = bytearray(4 * len(parts[0]))
+            for at, part in enumerate(highest):
+                whole[at::4] = part
+            return Image.frombytes("F", size, bytes(whole), "raw", "F;32B")
+        high = sample * width + (width - 1 if self._little else 0)
+        return Image.frombytes("L", size, data[high :: width * self._count])
+
+    # Colours -----------------------------------------------------------------------------------------------------
+
+    def _coloured(self, planes: list[Image.Image]) -> Image.Image:
+        colours = _COLOURS[self._kind]
+        if self._kind in (_INVERTED, _GRAY) and self._is_real:
+            if len(planes) > 1:
+                raise CorruptImageError("the TIFF stores its pixels in a way that is not supported")
+            return planes[0]
+        if self._format == _FLOAT:
+            if self._kind == _INKS:
+                raise CorruptImageError("the TIFF stores its pixels in a way that is not supported")
+            planes = [self._scaled(plane, number) for number, plane in enumerate(planes)]
+        elif self._kind == _LAB:
+            planes[1:3] = [plane.point(lambda value: value ^ 128) for plane in planes[1:3]]
+        if self._kind == _INVERTED:
+            planes[0] = planes[0].point(lambda value: 255 - value)
+        mode = {1: "L", 3: "LAB" if self._kind in (_LAB, _ICC_LAB) else "RGB", 4: "CMYK"}[colours]
+        if len(planes) == colours:
+            return Image.merge(mode, planes) if colours > 1 else planes[0]
+        is_premultiplied = self._tags[EXTRA_SAMPLES][0] == _PREMULTIPLIED
+        if mode in ("L", "RGB"):
+            return Image.merge(mode + ("a" if is_premultiplied else "A"), planes)
+        picture = Image.merge(mode, planes[:-1])
+        if is_premultiplied and mode == "CMYK":
+            return picture
+        # On white paper.
+        page = Image.new(mode, picture.size, (255, 128, 128) if mode == "LAB" else (0, 0, 0, 0))
+        page.paste(picture, mask=planes[-1])
+        return page
+
+    def _scaled(self, plane: Image.Image, number: int) -> Image.Image:
+        """Return a plane of real numbers in 8 bits: 0 to 1, or what CIELAB has."""
+        scale, zero = 255.0, 0.0
+        if self._kind in (_LAB, _ICC_LAB) and number < 3:
+            scale, zero = (2.55, 0.0) if number == 0 else (1.0, 128.0)
+        elif self._brightest > _WHITE and number < 3 and PROFILE not in self._tags:
+            # Only light that was not made for a screen yet is brighter than its white.
+            plane = ImageMath.lambda_eval(lambda args: args["max"](args["x"], 0.0) ** (1 / 2.2), x=plane)
+        return plane.point(lambda value: value * scale + (zero + 0.5)).convert("L")
+
+
+def _format(tags: Tags) -> int:
+    formats = set(tags.get(SAMPLE_FORMAT, (_UNSIGNED,)))
+    # What is called undefined is unsigned.
+    return formats.pop() % 4 or _UNSIGNED if len(formats) == 1 else 0
+
+
+def _array(size: int, data: bytes, little: bool) -> "array[int]":
+    numbers = array(_CODES[size], data)
+    if size > 1 and little != (struct.pack("=H", 1)[0] == 1):
+        numbers.byteswap()
+    return numbers
+
+
+def _summed(row: "array[int]", count: int) -> "array[int]":
+    """Return the running sums of each of ``count`` interleaved samples, in as many bits as they have."""
+    mask = (1 << (8 * row.itemsize)) - 1
+    for sample in range(count):
+        sums = itertools.accumulate(row[sample::count], lambda one, other: (one + other) & mask)
+        row[sample::count] = array(row.typecode, sums)
+    return row
+
+
+def _sliced(data: bytes, width: int, sample: int, count: int) -> bytes:
+    return array(_CODES[width], data)[sample::count].tobytes()
+
+
+def _real(data: bytes, width: int, little: bool, size: tuple[int, int]) -> Image.Image:
+    if width == 2:
+        halves = _array(2, data, little)
+        table = _halves()
+        return Image.frombytes("F", size, array("f", [table[half] for half in halves]).tobytes(), "raw", "F;32NF")
+    return Image.frombytes("F", size, data, "raw", f"F;{8 * width}{'F' if little else 'BF'}")
+
+
+@functools.cache
+def _halves() -> "array[float]":
+    """Return the value of each number of two bytes (IEEE 754)."""
+    return array("f", struct.unpack("<65536e", array("H", range(65536)).tobytes()))
+
+
+def _unpacked(data: bytes, bits: int, per_row: int, rows: int) -> bytes:
+    """Return samples that share bytes in 8 bits each; rows begin at bytes."""
+    mask = (1 << bits) - 1
+    scale = 255 / mask
+    table = [round(value * scale) for value in range(mask + 1)] if bits <= 16 else []
+    row_bytes = (per_row * bits + 7) // 8
+    values = bytearray()
+    for row in range(rows):
+        line = data[row * row_bytes : (row + 1) * row_bytes].ljust(math.ceil(row_bytes / bits) * bits, b"\0")
+        unpacked = bytearray()
+        for at in range(0, len(line), bits):
+            eight = int.from_bytes(line[at : at + bits])
+            for shift in range(7 * bits, -1, -bits):
+                value = eight >> shift & mask
+                unpacked.append(table[value] if table else value >> (bits - 8))
+        values += unpacked[:per_row]
+    return bytes(values)
