@@ -220,8 +220,7 @@ class Settings:
         help="Captions written at once by the slot engine; 0 means as many as the memory holds.",
     )
     gpu_memory_fraction: float = setting(
-        0.92, MODEL, HARMLESS, group=Group.MODEL, limits=(0.05, 1),
-        help="Share of a GPU's memory that may be used.",
+        0.92, MODEL, HARMLESS, group=Group.MODEL, limits=(0.05, 1), help="Share of a GPU's memory that may be used."
     )
     gpus: str = setting(
         "all", MODEL, HARMLESS, group=Group.MODEL, first=("caption", "doctor"), value="LIST", clean=gpu_numbers,
