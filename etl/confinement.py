@@ -39,9 +39,14 @@ def limit_memory(wanted: int, headroom: int) -> None:
     """Limit the address space, for good, to ``wanted`` bytes, or ``headroom`` above what is mapped if that is more."""
     # Only Linux limits address space reliably; elsewhere limits of pixels and of time remain.
     with contextlib.suppress(OSError, ValueError):
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = _lower(resource.RLIMIT_AS, max(wanted, pages * resource.getpagesize() + headroom))
+        limit = _lower(resource.RLIMIT_AS, max(wanted, _mapped() + headroom))
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def room() -> float:
+    """Return the bytes that this process may still map; infinite where there is no limit."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return float("inf") if limit == resource.RLIM_INFINITY else limit - _mapped()
 
 
 def limit_time(seconds: int) -> None:
@@ -62,6 +67,10 @@ def limit_time_of_next(seconds: int) -> None:
     with contextlib.suppress(OSError, ValueError):
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
         resource.setrlimit(resource.RLIMIT_CPU, (_lower(resource.RLIMIT_CPU, _used_s() + seconds), hard))
+
+
+def _mapped() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def _used_s() -> int:

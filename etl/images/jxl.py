@@ -6,10 +6,16 @@ from PIL import Image
 from pillow_jxl import JpegXLImagePlugin
 from pillow_jxl.JpegXLImagePlugin import JXLImageFile
 
+from etl.confinement import room
 from etl.errors import ImageTooLargeError
 
 # Pictures are decoded side by side by processes, whose threads would be in each other's way.
 JpegXLImagePlugin.DECODE_THREADS = 0
+
+_PIXEL_BYTES = 10
+"""That libjxl and the plugin take at least for a pixel."""
+
+_PANIC = "PanicException"
 
 _BARE = b"\xff\x0a"
 _RATIOS = (None, (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
@@ -25,8 +31,17 @@ class BoundedJXLImageFile(JXLImageFile):  # type: ignore[misc]
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and width * height > limit:
             raise ImageTooLargeError(f"more than {limit:,} pixels: {width} x {height}")
+        # The plugin does not say what was missing.
+        if width * height * _PIXEL_BYTES > room():
+            raise MemoryError
         self.fp.seek(0)
-        super()._open()
+        try:
+            super()._open()
+        except BaseException as error:
+            # What ends the decoder of the plugin, memory first of all, is no Exception.
+            if type(error).__name__ != _PANIC:
+                raise
+            raise MemoryError from error
         if not self.jpeg:
             # libjxl has turned it already; what Exif says of that is not to count (ISO/IEC 18181-2).
             self.info.pop("exif", None)

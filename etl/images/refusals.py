@@ -15,6 +15,7 @@ from etl.errors import (
     DecoderLimitError,
     DecoderMissingError,
     EtlError,
+    ImageError,
     ImageTooLargeError,
     LocalFileError,
     NotAnImageError,
@@ -22,18 +23,26 @@ from etl.errors import (
 )
 from etl.images.formats import ImageFormat
 from etl.images.sniff import TEXT_BYTES, describe
+from etl.text import clean
 
 OUT_OF_MEMORY = "the picture needs more memory than a decoder process may use (decoder_memory)"
+
+_SHOWN = 200
+"""Characters of a library's words."""
 
 _THE_FILES_OWN = (None, errno.EINVAL, errno.EOVERFLOW)
 """``errno`` of Pillow's own complaints, and of places in a file where none can be."""
 
-_CUT_SHORT = re.compile(r"truncated|requires a buffer|end of file|unexpected end|too small for", re.IGNORECASE)
+_NO_MEMORY = re.compile(r"out of memory|memory allocation|allocating \d+ bytes failed", re.IGNORECASE)
+_TOO_LARGE = re.compile(r"security limit exceeded: image size", re.IGNORECASE)
+_CUT_SHORT = re.compile(
+    r"truncated|requires a buffer|end of file|unexpected end|too small for|not enough image data", re.IGNORECASE
+)
 
 _REASONS = (
     ("password", "needs a password"),
     (
-        "decoder error|broken data stream|unrecognized data|[Dd]ecoding.*failed|could not create decoder",
+        "decoder error|broken data stream|unrecognized data|[Dd]ecoding.*failed|could not create decoder|Generic Error",
         "has pixels that are damaged or cut short",
     ),
     ("Errno|[Ss]eek", "points to a place that is not in the file"),
@@ -59,7 +68,7 @@ def errors_mapped(known: ImageFormat | None, path: Path, max_pixels: int) -> Ite
     except MemoryError as error:
         raise DecoderLimitError(OUT_OF_MEMORY) from error
     except OSError as error:
-        if error.errno == errno.ENOMEM or "out of memory" in str(error):
+        if error.errno == errno.ENOMEM:
             raise DecoderLimitError(OUT_OF_MEMORY) from error
         if error.errno not in _THE_FILES_OWN:
             raise LocalFileError(f"cannot read the file: {error.strerror or error}") from error
@@ -79,14 +88,18 @@ def missing(known: ImageFormat) -> DecoderMissingError:
     return DecoderMissingError(f"the file is {known.name}, which needs one more package: {command}")
 
 
-def _refusal(known: ImageFormat | None, path: Path, error: Exception) -> CorruptImageError | NotAnImageError:
+def _refusal(known: ImageFormat | None, path: Path, error: Exception) -> ImageError:
     """Return the error for a file of this format, or of none, that could not be decoded."""
+    words = clean(str(error), _SHOWN)
+    if known is not None and _TOO_LARGE.search(words):
+        return ImageTooLargeError(f"more pixels than the decoder of {known.name} takes: {words}")
+    if _NO_MEMORY.search(words):
+        return DecoderLimitError(OUT_OF_MEMORY)
     if known is None:
         with path.open("rb") as file:
             return NotAnImageError(describe(file.read(TEXT_BYTES)))
     if isinstance(error, UnidentifiedImageError):
         return CorruptImageError(f"the {known.name} header is broken or of a kind that is not supported")
-    words = str(error)
     if _CUT_SHORT.search(words):
         return TruncatedImageError(f"the {known.name} is cut short")
     for pattern, meaning in _REASONS:

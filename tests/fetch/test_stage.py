@@ -118,6 +118,45 @@ def test_permanent_faults_are_final_at_once(server: FaultServer, bench: Workbenc
     assert not bench.files()
 
 
+def test_a_picture_fails_alike_from_a_folder_and_over_http(
+    server: FaultServer, bench: Workbench, tmp_path: Path
+) -> None:
+    """Class and message are the file's own, wherever it came from; a page's first words are among them."""
+    [(_, body)] = scenes(1)
+    files = {
+        "page.jpg": b"<html><title>Quota exceeded</title>",
+        "far.tif": b"II+\0\x08\0\0\0" + (2**60).to_bytes(8, "little"),
+        "cut.jpg": body[: len(body) // 2],
+        "icon.jpg": b"\0\0\1\0\1\0\x10\x10",
+        "broken.png": encoded(Image.new("L", (9, 9)), "PNG")[:20] + bytes(40),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        server.add(f"/{name}", data)
+    bench.ingest(*[str(tmp_path / name) for name in files], *[server.url(f"/{name}") for name in files])
+    bench.fetch()
+    rows = bench.rows("SELECT url, error_class, error FROM sources ORDER BY id")
+    local, remote = ([row[1:] for row in half] for half in (rows[: len(files)], rows[len(files) :]))
+    assert local == remote
+    assert [slug for slug, _ in local] == [
+        "not_an_image", "corrupt_image", "truncated_image", "not_an_image", "corrupt_image",
+    ]  # fmt: skip
+    assert "not a picture: Quota exceeded" in local[0][1]
+
+
+def test_a_truncated_picture_is_accepted_where_enough_of_it_is_there(server: FaultServer, bench: Workbench) -> None:
+    """With `accept_truncated` such a picture is done, flagged; one with less still fails."""
+    [(_, body)] = scenes(1)
+    bench.ingest(
+        server.add("/most.jpg", body[: len(body) * 9 // 10]), server.add("/little.jpg", body[: len(body) // 4])
+    )
+    bench.fetch(accept_truncated=0.5)
+    assert bench.rows("SELECT status, error_class FROM sources ORDER BY id") == [
+        ("done", None), ("dead", "truncated_image"),
+    ]  # fmt: skip
+    assert bench.rows("SELECT flags FROM images") == [("truncated",)]
+
+
 def test_retryable_faults_are_tried_to_the_limit_and_no_more(server: FaultServer, bench: Workbench) -> None:
     """Each passing fault gets its class and exactly the allowed attempts, all of them on record."""
     wanted = {

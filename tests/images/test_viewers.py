@@ -3,6 +3,8 @@
 All files show one small picture; what comes out is compared with it.
 """
 
+import asyncio
+import importlib
 import importlib.util
 import struct
 import zlib
@@ -15,8 +17,16 @@ from support import odd_pictures as odd
 from support.workbench import encoded
 
 from etl.domain.statuses import ImageFlag
-from etl.errors import CorruptImageError, DecoderMissingError, NotAnImageError, TruncatedImageError
+from etl.errors import (
+    CorruptImageError,
+    DecoderLimitError,
+    DecoderMissingError,
+    ImageTooLargeError,
+    NotAnImageError,
+    TruncatedImageError,
+)
 from etl.images.decode import decode
+from etl.images.decoder_pool import DecoderPool
 from etl.images.formats import accept_header
 
 GRAY = Image.merge("RGB", [odd.gray()] * 3)
@@ -170,7 +180,7 @@ def test_jpeg_xl_is_shown(tmp_path: Path, options: dict[str, object]) -> None:
 @pytest.mark.skipif(JXL is None, reason="needs pillow-jxl-plugin")
 def test_a_jpeg_xl_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
     """The plugin decodes when it opens, so the size is read before."""
-    with pytest.raises(Exception, match="more than 1,000 pixels: 48 x 40"):
+    with pytest.raises(ImageTooLargeError, match="more than 1,000 pixels: 48 x 40"):
         (tmp_path / "a").write_bytes(odd.jxl())
         decode(tmp_path / "a", longest_edge=64, max_pixels=1_000)
 
@@ -194,6 +204,59 @@ def test_a_missing_package_is_named(tmp_path: Path, head: bytes, name: str, monk
     assert "image/heic" not in asked
     assert "image/jxl" not in asked
     assert asked.startswith("image/jpeg, image/png, ")
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "ppm": lambda: b"P6 100000 100000 255\n",
+    "pbm in text": lambda: b"P1 100000 100000\n",
+    "pam": lambda: b"P7\nWIDTH 100000\nHEIGHT 100000\nDEPTH 3\nMAXVAL 255\nENDHDR\n",
+    "psd": lambda: patched(odd.psd(), 14, struct.pack(">II", 30000, 30000)),
+    "bmp 4-4-4": lambda: patched(odd.masked_bmp(16, (0xF00, 0xF0, 0xF)), 18, struct.pack("<II", 30000, 30000)),
+    "dib": lambda: patched(odd.saved("DIB"), 4, struct.pack("<II", 30000, 30000)),
+    "avif": lambda: at_mark(odd.saved("AVIF"), b"ispe", struct.pack(">II", 16000, 16000)),
+}
+
+
+def patched(data: bytes, at: int, piece: bytes) -> bytes:
+    return data[:at] + piece + data[at + len(piece) :]
+
+
+def at_mark(data: bytes, mark: bytes, piece: bytes) -> bytes:
+    return patched(data, data.index(mark) + len(mark) + 4, piece)
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_refused_by_its_header(tmp_path: Path, name: str) -> None:
+    """A header that announces more than the limit is enough to refuse each further format, too."""
+    (tmp_path / "a").write_bytes(BOMBS[name]())
+    with pytest.raises(ImageTooLargeError, match="more than 10,000,000 pixels"):
+        decode(tmp_path / "a", longest_edge=64, max_pixels=10_000_000)
+
+
+@pytest.mark.skipif(HEIF is None, reason="needs pillow-heif")
+def test_a_heif_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+    """What libheif would not take itself is refused, too."""
+    for side in (16_000, 60_000):
+        (tmp_path / "a").write_bytes(at_mark(odd.heif(), b"ispe", struct.pack(">II", side, side)))
+        with pytest.raises(ImageTooLargeError, match="more "):
+            decode(tmp_path / "a", longest_edge=64, max_pixels=10_000_000)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF", "JXL"])
+def test_a_picture_of_another_format_beyond_the_memory_limit_fails_alone(tmp_path: Path, kind: str) -> None:
+    """Each decoder's own memory counts against the limit; its process lives on and decodes the next picture."""
+    if kind != "AVIF":
+        pytest.importorskip({"HEIF": "pillow_heif", "JXL": "pillow_jxl"}[kind])
+    flat = Image.new("RGB", (7000, 7000), "red")
+    if kind == "HEIF":
+        importlib.import_module("pillow_heif").register_heif_opener()
+    flat.save(tmp_path / "a", kind, **{"AVIF": {"speed": 10}, "HEIF": {}, "JXL": {"effort": 1}}[kind])
+    odd.picture().save(tmp_path / "b", "PNG")
+    with DecoderPool(tmp_path / "images", processes=1, memory_bytes=2**28, longest_edge=64, max_pixels=10**9) as pool:
+        with pytest.raises(DecoderLimitError):
+            asyncio.run(pool.decode(tmp_path / "a"))
+        assert asyncio.run(pool.decode(tmp_path / "b")).width == odd.SIZE[0]
 
 
 # Truncated files ------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from support.fault_server import FaultServer
 
 from etl import errors
 from etl.errors import ConfigError, DiskFullError, FetchError, StateError
+from etl.images.formats import FORMATS
 from etl.net.client import MAX_REDIRECTS, Download, Downloader, fetch_error
 from etl.settings import Settings
 
@@ -41,12 +42,15 @@ def test_a_download_reports_what_the_server_said(server: FaultServer, fetch: Fet
 
 
 def test_requests_are_honest(server: FaultServer, fetch: Fetch) -> None:
-    """The request names the program and its contact and asks for the bytes as they are."""
+    """The request names the program and its contact and asks for what can be read here, as it is."""
     fetch(server.add("/a.jpg", BODY), contact="archive@example.org")
     headers = server.log[0].headers
     assert headers["User-Agent"].startswith("caption-etl/")
     assert headers["User-Agent"].endswith(" (+archive@example.org)")
     assert headers["Accept-Encoding"] == "identity"
+    assert headers["Accept"].startswith("image/jpeg, image/png, ")
+    assert headers["Accept"].endswith(", application/pdf, image/*;q=0.8, */*;q=0.5")
+    assert all((known.mime in headers["Accept"]) == known.installed for known in FORMATS)
 
 
 @pytest.mark.parametrize("contact", ["a\r\nX-Evil: 1", "é"])

@@ -67,7 +67,7 @@ def test_a_placeholder_is_told_when_more_urls_come(store: Store) -> None:
 
 
 def test_what_the_decoder_says_is_stored_and_renewed(store: Store) -> None:
-    """Decoded anew, a picture has the flags of that, and stays a placeholder when its other URLs have come to give more."""
+    """Decoded anew, a picture has the flags of that; it stays a placeholder when its other URLs give more pictures."""
     put_sources(store, *urls("a.example", PLACEHOLDER_URLS))
     fetch(store, ["the same"] * PLACEHOLDER_URLS, "blank", "tiny")
     assert stored(store) == {"blank,tiny,placeholder": 1}

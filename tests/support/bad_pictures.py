@@ -1,6 +1,7 @@
 """Small valid pictures of every format that the decoder allows, and files that are nearly such pictures."""
 
 import functools
+import importlib.util
 import io
 import random
 import struct
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import pypdfium2
 from PIL import Image
+from support import odd_pictures
 from support.fuzzing import NUMBERS, harmed
 from support.tiff_files import (
     BITS,
@@ -103,8 +105,19 @@ def pictures() -> dict[str, bytes]:
         "tiff palette": saved("TIFF", "P"), "tiff float": layout("F"), "tiff 16 motorola": layout("I;16", order=">"),
         "tiff planes": layout("RGB", planar=2), "tiff planes 16": layout("RGB;16", planar=2, order=">"),
         "tiff strips": layout("RGB", deflate=True),
+        "avif": saved("AVIF"), "avif alpha": saved("AVIF", "RGBA"), "dib": saved("DIB", "P"),
+        "ppm": saved("PPM"), "pgm": saved("PPM", "L"), "pbm": saved("PPM", "1"), "ppm text": odd_pictures.text_ppm(),
+        "pam": odd_pictures.pam("RGBA"), "pam 16": odd_pictures.pam("RGB", 65535),
+        "psd": odd_pictures.psd(layers=-1, alpha=drawn("L").resize(odd_pictures.SIZE)),
+        "psd packed": odd_pictures.psd(packed=True), "psd 16": odd_pictures.psd("L", depth=16),
+        "bmp masks": odd_pictures.masked_bmp(16, (0xF00, 0xF0, 0xF)),
+        "bmp masks 10": odd_pictures.masked_bmp(32, (0x3FF00000, 0xFFC00, 0x3FF)),
     }  # fmt: skip
     made |= odd_tiffs()
+    if importlib.util.find_spec("pillow_heif"):
+        made |= {"heif": odd_pictures.heif(), "heif alpha": odd_pictures.heif("RGBA")}
+    if importlib.util.find_spec("pillow_jxl"):
+        made |= {"jxl": odd_pictures.jxl(), "jxl container": odd_pictures.jxl("L", use_container=True)}
     for compression in ("raw", "tiff_deflate", "packbits", "jpeg", "tiff_adobe_deflate", "group4", "group3", "lzma"):
         mode = "1" if compression.startswith("group") else "RGB"
         made[f"tiff {compression}"] = saved("TIFF", mode, compression=None if compression == "raw" else compression)
