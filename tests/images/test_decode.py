@@ -587,6 +587,12 @@ def test_of_an_animation_the_first_frame_that_shows_something_is_taken(tmp_path:
     assert_halves(run(tmp_path / "b"), RED, BLUE, 10)
     _animation(tmp_path / "c", suffix, [dim, black, empty])
     assert_halves(run(tmp_path / "c"), gray(0), gray(20), 10)
+    if suffix != "WEBP":
+        flat = [Image.new("P", shown.size, index) for index in (1, 2, 1)]
+        for frame in flat:
+            frame.putpalette([0, 0, 0, *RED, *BLUE])
+        flat[0].save(tmp_path / "d", suffix, save_all=True, append_images=flat[1:], duration=100)
+        assert_halves(run(tmp_path / "d"), RED, RED)
 
 
 def test_an_animation_is_not_looked_through_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
