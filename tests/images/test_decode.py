@@ -10,6 +10,7 @@ from typing import Any
 import pypdfium2
 import pytest
 from PIL import Image, ImageCms, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from support.workbench import encoded
 
 from etl.errors import CorruptImageError, ImageTooLargeError, LocalFileError, NotAnImageError
@@ -566,6 +567,21 @@ def test_working_copy_image_is_what_the_model_gets(tmp_path: Path) -> None:
     with Image.open(cache.working_path(working.sha256)) as cached:
         assert cached.tobytes() == working_copy_image(picture, 300).tobytes()
     assert encode_working_copy(picture) == encode_working_copy(picture.copy())
+
+
+@pytest.mark.parametrize("name", ["XML:com.adobe.xmp", "Raw profile type exif"])
+def test_a_png_is_turned_by_its_text_too(tmp_path: Path, name: str) -> None:
+    """Orientation in XMP, and in the EXIF data that ImageMagick writes as text."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = exif.tobytes()
+    words = PngInfo()
+    if name.startswith("XML"):
+        words.add_itxt(name, '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="3"/></x:xmpmeta>')
+    else:
+        words.add_text(name, f"\nexif\n{len(data):8}\n{data.hex()}\n", zip=True)
+    halves("RGB", RED, BLUE).save(tmp_path / "a", "PNG", pnginfo=words)
+    assert_halves(run(tmp_path / "a"), BLUE, RED)
 
 
 def _animation(path: Path, suffix: str, frames: list[Image.Image]) -> None:
