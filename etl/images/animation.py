@@ -12,21 +12,25 @@ MOST_PIXELS = 200_000_000
 """Of all frames that are looked at: a second's work."""
 
 
-def show_something(image: Image.Image) -> None:
-    """Go on from the loaded first frame, which may be empty, to one that shows something; stay where there is none."""
-    if _has_contrast(image):
-        return
+def something_shown(image: Image.Image) -> Image.Image:
+    """Return the loaded first frame, which may be empty, or the first one that shows something, where there is one."""
+    # Of the frames that follow Pillow loses the palette of a PNG.
+    if _has_contrast(image) or (image.format == "PNG" and image.mode == "P"):
+        return image
+    # Not by going back, after which formats give other sizes and palettes.
+    first = image.copy()
     try:
         for number in range(1, min(MOST_FRAMES, MOST_PIXELS // (image.width * image.height))):
             image.seek(number)
             image.load()
+            if image.size != first.size:
+                break
             if _has_contrast(image):
-                return
+                return image
     # A later frame that is broken, or not there, does not cost the first.
     except (EOFError, OSError, SyntaxError, ValueError):
         pass
-    image.seek(0)
-    image.load()
+    return first
 
 
 def _has_contrast(image: Image.Image) -> bool:

@@ -182,14 +182,15 @@ def _decode_picture(
             factor = max(1, max(image.size) // longest_edge)
             small, orientation = bands.reduced(image, factor, _orientation(image)), 1
         elif isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile):
-            pixels, icc_profile = jpeg2000.loaded(image, longest_edge)
-            small, orientation = _reduce(colour.reducible(pixels), longest_edge), 1
+            samples, icc_profile = jpeg2000.loaded(image, longest_edge)
+            small, orientation = _reduce(colour.reducible(samples), longest_edge), 1
         else:
             image, there = _loaded(image, path, known, longest_edge, accept_truncated)
-            if image.format in _ANIMATED and getattr(image, "is_animated", False):
-                animation.show_something(image)
             orientation = _orientation(image)
-            small = _reduce(colour.reducible(image), longest_edge)
+            pixels: Image.Image = image
+            if image.format in _ANIMATED and getattr(image, "is_animated", False):
+                pixels = animation.something_shown(image)
+            small = _reduce(colour.reducible(pixels), longest_edge)
     rgb = _finished(small, longest_edge, icc_profile, is_inverted=_is_min_is_white(image))
     if orientation >= 5:
         width, height = height, width

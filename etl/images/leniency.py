@@ -23,6 +23,9 @@ _ANCILLARY = 0x20
 _PASSED_OVER = (b"tEXt", b"zTXt", b"iTXt", b"pHYs")
 """Chunks that say nothing of the pixels, and are not even unpacked."""
 
+_TURNED = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
+"""What those of them are called that may say how the picture is turned."""
+
 
 class _LenientPngStream(PngStream):
     """The chunks of a PNG, of which those that the pixels do not need may be broken."""
@@ -31,7 +34,9 @@ class _LenientPngStream(PngStream):
         if not cid[0] & _ANCILLARY:
             return super().call(cid, pos, length)
         assert self.fp is not None
-        if cid in _PASSED_OVER:
+        may_turn = self.fp.read(min(length, max(map(len, _TURNED)))).startswith(_TURNED)
+        self.fp.seek(pos)
+        if cid in _PASSED_OVER and not may_turn:
             return ImageFile._safe_read(self.fp, length)
         try:
             return super().call(cid, pos, length)

@@ -10,6 +10,7 @@ from typing import Any
 import pypdfium2
 import pytest
 from PIL import Image, ImageCms, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from support.workbench import encoded
 
 from etl.errors import CorruptImageError, ImageTooLargeError, LocalFileError, NotAnImageError
@@ -568,6 +569,21 @@ def test_working_copy_image_is_what_the_model_gets(tmp_path: Path) -> None:
     assert encode_working_copy(picture) == encode_working_copy(picture.copy())
 
 
+@pytest.mark.parametrize("name", ["XML:com.adobe.xmp", "Raw profile type exif"])
+def test_a_png_is_turned_by_its_text_too(tmp_path: Path, name: str) -> None:
+    """Orientation in XMP, and in the EXIF data that ImageMagick writes as text."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = exif.tobytes()
+    words = PngInfo()
+    if name.startswith("XML"):
+        words.add_itxt(name, '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="3"/></x:xmpmeta>')
+    else:
+        words.add_text(name, f"\nexif\n{len(data):8}\n{data.hex()}\n", zip=True)
+    halves("RGB", RED, BLUE).save(tmp_path / "a", "PNG", pnginfo=words)
+    assert_halves(run(tmp_path / "a"), BLUE, RED)
+
+
 def _animation(path: Path, suffix: str, frames: list[Image.Image]) -> None:
     disposal = {"PNG": 1, "GIF": 2, "WEBP": 0}[suffix]
     frames[0].save(
@@ -587,6 +603,12 @@ def test_of_an_animation_the_first_frame_that_shows_something_is_taken(tmp_path:
     assert_halves(run(tmp_path / "b"), RED, BLUE, 10)
     _animation(tmp_path / "c", suffix, [dim, black, empty])
     assert_halves(run(tmp_path / "c"), gray(0), gray(20), 10)
+    if suffix != "WEBP":
+        flat = [Image.new("P", shown.size, index) for index in (1, 2, 1)]
+        for frame in flat:
+            frame.putpalette([0, 0, 0, *RED, *BLUE])
+        flat[0].save(tmp_path / "d", suffix, save_all=True, append_images=flat[1:], duration=100)
+        assert_halves(run(tmp_path / "d"), RED, RED)
 
 
 def test_an_animation_is_not_looked_through_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
