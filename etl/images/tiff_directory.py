@@ -90,7 +90,7 @@ def read_directories(file: IO[bytes]) -> Directories:
     reader = _Reader(file, order, is_big, size, {})
     first = reader.number(head[8:16] if is_big else head[4:8])
     if not 8 <= first < size:
-        raise CorruptImageError("the TIFF is broken: its directory lies beyond the end of the file")
+        raise CorruptImageError("the TIFF points to a place that is not in the file")
     found = [*reader.chain(first)]
     below = [at for tags in found for at in tags.get(SUB_DIRECTORIES, ()) if isinstance(at, int)]
     for at in below[:_MOST_DIRECTORIES]:
