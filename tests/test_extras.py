@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from etl import extras
+from etl.caption.backends import backend
 from etl.errors import ModelError
 from etl.extras import install_extra, installer, require_model_libraries
+from etl.settings import Settings
 
 
 @pytest.fixture
@@ -64,3 +66,12 @@ def test_what_captioning_lacks_is_named_with_its_versions(monkeypatch: pytest.Mo
     with pytest.raises(ModelError) as caught:
         require_model_libraries()
     assert "`pip install .` where its files are" in caught.value.cure
+
+
+def test_a_backend_that_lacks_its_libraries_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A light installation that is to start a vLLM ends with what is missing, not with a failed import."""
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for name in ("etl.caption.vllm.captioner", "etl.caption.model.checkpoint"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(ModelError, match="needs packages that are not installed: huggingface_hub"):
+        backend(Settings(backend="vllm"))

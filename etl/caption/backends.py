@@ -10,6 +10,7 @@ from typing import Protocol, cast
 
 from etl.caption.captioner import Captioner
 from etl.domain.views import Download
+from etl.extras import require_model_libraries
 from etl.gpu import find_cards, visible_cards
 from etl.images.cache import ImageCache
 from etl.settings import Settings
@@ -40,8 +41,12 @@ class Backend(Protocol):
 
 
 def backend(settings: Settings) -> Backend:
-    """Return the backend that the settings name."""
-    return cast(Backend, import_module(BACKENDS[settings.backend]))
+    """Return the backend that the settings name.  Raises `ModelError` where its libraries are not installed."""
+    try:
+        return cast(Backend, import_module(BACKENDS[settings.backend]))
+    except ModuleNotFoundError:
+        require_model_libraries()
+        raise
 
 
 def open_captioner(settings: Settings, cache: ImageCache, longest_edge: int) -> Captioner:
