@@ -24,7 +24,9 @@ FAILED_RECORDS = 3
 DEADLINE = 6
 """Exit code: the deadline was reached, and work is left."""
 
-SOURCES_HELP = "Manifests (JSON Lines, .gz, .zst, CSV, Parquet), directories of pictures, or - for standard input."
+SOURCES_HELP = (
+    "Manifests (JSON, CSV, lists of URLs, Parquet, also .gz, .zst), directories of pictures, or - for standard input."
+)
 SyntheticOption = Annotated[
     bool | None,
     typer.Option(
@@ -52,6 +54,14 @@ ImageFieldOption = Annotated[
         metavar="NAME",
         rich_help_panel=Group.MANIFEST,
         help="Field with the image. [default: external_url, url, image_url, image or path]",
+    ),
+]
+EncodingOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=Group.MANIFEST,
+        help="Encoding of CSV, lists and JSON. [default: found out]",
     ),
 ]
 PromptOption = Annotated[
@@ -95,12 +105,15 @@ def ingest(
     offset: OffsetOption = 0,
     id_field: IdFieldOption = None,
     image_field: ImageFieldOption = None,
+    encoding: EncodingOption = None,
     prompt: PromptOption = None,
     prompt_template: TemplateOption = None,
     strict: StrictOption = False,
 ) -> None:
     """Load manifests into the state; again after an edit, or to resume."""
-    options = _ingest_options(only_synthetic, limit, offset, id_field, image_field, prompt, prompt_template, strict)
+    options = _ingest_options(
+        only_synthetic, limit, offset, id_field, image_field, encoding, prompt, prompt_template, strict
+    )
     from etl.ingest.options import LeftOut
     from etl.run.sources import ingest_manifests
 
@@ -172,6 +185,7 @@ def run(
     offset: OffsetOption = 0,
     id_field: IdFieldOption = None,
     image_field: ImageFieldOption = None,
+    encoding: EncodingOption = None,
     prompt: PromptOption = None,
     prompt_template: TemplateOption = None,
     strict: StrictOption = False,
@@ -188,7 +202,9 @@ def run(
         fetch=True,
         caption=True,
         sources=given,
-        options=_ingest_options(only_synthetic, limit, offset, id_field, image_field, prompt, prompt_template, strict),
+        options=_ingest_options(
+            only_synthetic, limit, offset, id_field, image_field, encoding, prompt, prompt_template, strict
+        ),
         reselect=not given and (only_synthetic, limit, offset) != (None, None, 0),
         output=output,
         export=ExportOptions(provenance=provenance),
@@ -196,7 +212,7 @@ def run(
     )
     if context.json and output == "-":
         raise ConfigError("--json and --output - both write to stdout; give --output FILE")
-    if not given and (id_field or image_field or prompt is not None or prompt_template):
+    if not given and (id_field or image_field or encoding or prompt is not None or prompt_template):
         raise ConfigError(
             "--prompt, --prompt-template, --id-field and --image-field need the SOURCE, which is read anew with them: "
             "etl run SOURCE ..."
@@ -213,6 +229,7 @@ def _ingest_options(
     offset: int,
     id_field: str | None,
     image_field: str | None,
+    encoding: str | None,
     prompt: str | None,
     prompt_template: Path | None,
     strict: bool,
@@ -227,7 +244,7 @@ def _ingest_options(
         template = PromptTemplate.from_text(prompt)
     elif prompt_template:
         template = PromptTemplate.from_file(prompt_template)
-    return IngestOptions(id_field, image_field, Selection(only_synthetic, offset, limit), template, strict)
+    return IngestOptions(id_field, image_field, Selection(only_synthetic, offset, limit), template, strict, encoding)
 
 
 def _work(context: Context, run_pipeline: Any, plan: Any, *, export_command: str | None = None) -> None:

@@ -123,6 +123,7 @@ class FetchLoop:
                         downloads=downloads,
                         cache=self._cache,
                         roots=self._roots,
+                        line=self._queue.line_of,
                         robots=downloader.may_follow,
                         max_bytes=self._settings.max_bytes,
                         is_stopping=lambda: self._control.stopping,

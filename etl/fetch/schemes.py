@@ -4,19 +4,21 @@ An opener asks its host only within a slot of the limiter, and writes what it br
 """
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from etl.errors import TransientFetchError
+from etl.errors import InvalidUrlError, TransientFetchError
 from etl.fetch.hosts.limiter import HostLimiter
 from etl.fetch.local_files import Roots, read_local
 from etl.fetch.mirrors import Address
 from etl.fetch.workers.base import Downloads
 from etl.images.cache import ImageCache
 from etl.net.attempt import Validators
-from etl.net.part import Download
+from etl.net.data_urls import data_of
+from etl.net.part import Download, PartWriter
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class Access:
         downloads: download over HTTP, here or elsewhere.
         cache: gives each URL its part.
         roots: where local files may lie.
+        line: returns the line of the first record that needs a source.
         robots: awaited with the URL before it is asked for; raises a `FetchError` where that is not allowed.
         max_bytes: that a file may have.
         is_stopping: whether broken downloads are no longer to be resumed.
@@ -45,6 +48,7 @@ class Access:
     downloads: Downloads
     cache: ImageCache
     roots: Roots
+    line: Callable[[str], bytes | None]
     robots: Callable[[str], Awaitable[None]] | None
     max_bytes: int
     is_stopping: Callable[[], bool]
@@ -118,4 +122,22 @@ async def open_file(access: Access, address: Address, _: Validators | None) -> O
     return Opened(download, path, is_part=False)
 
 
-OPENERS: dict[str, Opener] = {"http": open_http, "https": open_http, "file": open_file}
+async def open_data(access: Access, address: Address, _: Validators | None) -> Opened:
+    """Decode a picture that stands in its own record."""
+    async with access.limiter.slot("", patient=False):
+        line = access.line(address.url)
+        if line is None:
+            raise InvalidUrlError("no record holds the picture any more")
+        part = access.cache.part_of(address.url)
+        download = await asyncio.to_thread(_written, address.url, line, part, access.max_bytes)
+    return Opened(download, part)
+
+
+def _written(url: str, line: bytes, part: Path, max_bytes: int) -> Download:
+    data = data_of(url, line)
+    with PartWriter(part, max_bytes=max_bytes) as writer:
+        writer.write(data)
+    return Download(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+
+
+OPENERS: dict[str, Opener] = {"http": open_http, "https": open_http, "file": open_file, "data": open_data}

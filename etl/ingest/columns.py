@@ -8,8 +8,9 @@ from typing import Any
 from etl.domain.statuses import RecordState
 from etl.errors import ManifestError, MissingImageFieldError
 from etl.images.formats import suffixes
+from etl.ingest.fields import IMAGE_FIELDS
 from etl.ingest.options import IngestOptions
-from etl.ingest.record_parser import IMAGE_FIELDS, KEY_FIELD_MISSING
+from etl.ingest.record_parser import KEY_FIELD_MISSING
 from etl.state.records import NewRecord
 from etl.text import clean
 

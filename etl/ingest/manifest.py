@@ -49,15 +49,16 @@ class Manifest:
         """How many files of a directory were passed over when it was read last, by kind."""
         return dict(self._file.skipped)
 
-    def lines(self) -> Iterator[bytes]:
-        """Return every line with its line end, blank ones included.
+    def lines(self, encoding: str | None = None) -> Iterator[bytes]:
+        """Return every line with its line end, blank ones included; ``encoding`` is that of a text, if it is known.
 
         Raises `ManifestError`, while they are read, when the file cannot be read to its end.
         """
+        self._file.encoding = encoding
         return manifest_formats.lines(self._file)
 
 
-_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _PACKED = ("", ".gz", ".zst")
 _SHOWN = 3
 """Of each kind."""

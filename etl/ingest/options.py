@@ -6,10 +6,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from etl.errors import StateError
+from etl.errors import ConfigError, StateError
 from etl.ingest.prompts import PromptTemplate
 from etl.state.read.manifests import unselected_records
 from etl.state.read.reader import Reader
+from etl.text import clean, did_you_mean, nearest
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class IngestOptions:
         selection: which records are captioned.
         template: what the model is asked about each.
         strict: stop at the first bad line instead of keeping it as an invalid record.
+        encoding: of the manifest's text; ``None`` finds it out.
     """
 
     id_field: str | None = None
@@ -98,6 +100,20 @@ class IngestOptions:
     selection: Selection = field(default_factory=Selection)
     template: PromptTemplate = field(default_factory=PromptTemplate)
     strict: bool = False
+    encoding: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `ConfigError` for an encoding that Python does not know."""
+        if self.encoding is None:
+            return
+        try:
+            "".encode(self.encoding)
+        except (LookupError, ValueError) as error:
+            names = ("utf-8", "utf-16", "cp1252", "latin-1", "cp850", "mac-roman", "shift_jis", "gb18030", "big5")
+            hint = did_you_mean(nearest(self.encoding, names))
+            raise ConfigError(
+                f"no encoding {clean(self.encoding, 80)!r}; {hint}there are {', '.join(names)} and others"
+            ) from error
 
     def spec(self) -> str:
         """Return what decides the records, as canonical JSON."""
@@ -110,6 +126,8 @@ class IngestOptions:
             "limit": selection.limit,
             "template": self.template.source,
         }
+        if self.encoding is not None:
+            values["encoding"] = self.encoding
         return json.dumps(values, sort_keys=True)
 
     @classmethod
@@ -122,6 +140,7 @@ class IngestOptions:
             values = json.loads(spec)
             stored = Selection(values["synthetic"], values["offset"], values["limit"])
             template = PromptTemplate(values["template"])
-            return cls(values["id_field"], values["image_field"], selection or stored, template)
-        except (ValueError, LookupError, TypeError) as error:
+            encoding = values.get("encoding")
+            return cls(values["id_field"], values["image_field"], selection or stored, template, encoding=encoding)
+        except (ValueError, LookupError, TypeError, ConfigError) as error:
             raise StateError("the state database is damaged: how its manifest was read makes no sense") from error

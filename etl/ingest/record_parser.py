@@ -2,23 +2,37 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from etl.domain.statuses import RecordState
-from etl.errors import InvalidJsonError, InvalidRecordError, InvalidUrlError, MissingImageFieldError
+from etl.errors import InvalidJsonError, InvalidRecordError, InvalidUrlError, ItemError, MissingImageFieldError
+from etl.ingest.fields import (
+    IMAGE_FIELDS,
+    KEY_FIELDS,
+    KEY_NAMES,
+    addresses,
+    by_name,
+    mended,
+    named,
+    pictures_of,
+    split,
+)
+from etl.ingest.manifest_formats.file import BadRow
 from etl.ingest.options import IngestOptions
+from etl.net.data_urls import data_url, is_data
 from etl.net.urls import host_of, is_local, local_path
 from etl.state.records import NewRecord
+from etl.text import clean
 
-KEY_FIELDS = ("metadata_filename", "id", "key")
-IMAGE_FIELDS = ("external_url", "url", "image_url", "image", "path")
 KEY_FIELD_MISSING = "no field"
 """How the message of a record without the field of its key begins."""
 
-MAX_KEY_CHARS = 512
+MAX_KEY_CHARS, MAX_URL_CHARS, MAX_ERROR_CHARS = 512, 8192, 500
+
+_OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
 
 MAX_DEPTH = 200
 """Arrays and objects inside each other.  How many more Python bears depends on its version and on who calls, and what
@@ -35,25 +49,32 @@ class RecordParser:
         self._options = options
         self._name = name
         self._base = base
-        self._key_fields = (options.id_field,) if options.id_field else KEY_FIELDS
-        self._image_fields = (options.image_field,) if options.image_field else IMAGE_FIELDS
 
-    def parse(self, line: bytes, position: int, index: int) -> NewRecord:
-        """Return the record of one line: line number ``position`` from 1, record number ``index`` from 0."""
+    def parse(self, line: bytes, position: int, index: int) -> list[NewRecord]:
+        """Return what one line says: line number ``position`` from 1, record number ``index`` from 0.
+
+        Where its record has several pictures, each is a record, with ``#2`` and so on behind the key.
+        """
         key = f"{self._name}:{position}"
         try:
+            if isinstance(line, BadRow):
+                raise InvalidRecordError(line.reason)
             record = self._load(line)
             key = self._key(record) or key
-            url = self._url(record)
-            host = host_of(url)
+            pictures = self._pictures(record)
             prompt = self._options.template.render(record)
-        except (InvalidRecordError, InvalidUrlError) as error:
-            return NewRecord(key, position, line, None, "", None, RecordState.INVALID, error.slug, str(error))
-        except ValueError as error:
-            return NewRecord(key, position, line, None, "", None, RecordState.INVALID, "invalid_record", str(error))
-        chosen = (index, record) in self._options.selection
-        state = RecordState.ACTIVE if chosen else RecordState.UNSELECTED
-        return NewRecord(key, position, line, url, host, prompt, state)
+        except (InvalidRecordError, InvalidUrlError, ValueError) as error:
+            return [_invalid(key, position, line, error)]
+        state = RecordState.ACTIVE if (index, record) in self._options.selection else RecordState.UNSELECTED
+        found = []
+        for number, picture in enumerate(pictures, 1):
+            own = key if number == 1 else f"{key}#{number}"
+            try:
+                url = self._absolute(picture)
+                found.append(NewRecord(own, position, line, url, host_of(url), prompt, state))
+            except (InvalidRecordError, InvalidUrlError, ValueError) as error:
+                found.append(_invalid(own, position, line, error))
+        return found
 
     @staticmethod
     def _load(line: bytes) -> dict[str, Any]:
@@ -71,8 +92,7 @@ class RecordParser:
         return record
 
     def _key(self, record: Mapping[str, Any]) -> str | None:
-        for name in self._key_fields:
-            value = record.get(name)
+        for name, value in self._keys(record):
             if isinstance(value, (str, int)) and not isinstance(value, bool) and (key := str(value).strip()):
                 if len(key) > MAX_KEY_CHARS:
                     raise InvalidRecordError(f"{name} has {len(key)} characters, more than {MAX_KEY_CHARS}")
@@ -81,17 +101,47 @@ class RecordParser:
             raise InvalidRecordError(f"{KEY_FIELD_MISSING} {self._options.id_field!r} for the record's key")
         return None
 
-    def _url(self, record: Mapping[str, Any]) -> str:
-        for name in self._image_fields:
-            value = record.get(name)
-            if isinstance(value, str) and (url := value.strip()):
-                return self._absolute(_storable(url, name))
-        raise MissingImageFieldError(f"no image: none of the fields {', '.join(self._image_fields)} has a value")
+    def _keys(self, record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        if wanted := self._options.id_field:
+            yield wanted, named(record, wanted)
+            return
+        yield from ((name, record.get(name)) for name in KEY_FIELDS)
+        yield from (("the key", value) for value in by_name(record, KEY_NAMES))
 
-    def _absolute(self, url: str) -> str:
+    def _pictures(self, record: Mapping[str, Any]) -> list[str]:
+        """Return the addresses of the record's pictures, at least one."""
+        if wanted := self._options.image_field:
+            found = addresses(named(record, wanted))
+        else:
+            # Nearly every record: a text under one of the names that always were looked at, in that order.
+            texts = (value for name in IMAGE_FIELDS if isinstance(value := record.get(name), str) and value.strip())
+            text = next(texts, None)
+            found = pictures_of(record) if text is None else split(text)
+        if not found:
+            fields = self._options.image_field or f"{', '.join(IMAGE_FIELDS)} or their like"
+            raise MissingImageFieldError(f"no image: none of the fields {fields} has a value")
+        return found
+
+    def _absolute(self, picture: str) -> str:
+        if is_data(picture):
+            return data_url(picture)
+        url = mended(_storable(picture, "the image's address"))
+        if len(url) > MAX_URL_CHARS:
+            raise InvalidUrlError(f"an address of {len(url)} characters, more than {MAX_URL_CHARS}")
         if not is_local(url):
             return url
+        if _OF_WINDOWS.match(url):
+            raise InvalidUrlError(
+                f"a path of a Windows machine: {url[:200]!r}; copy the pictures beside the manifest, and leave out C:"
+            )
         return _storable(str(self._base / local_path(url)), "the path")
+
+
+def _invalid(
+    key: str, position: int, line: bytes, error: ValueError | InvalidRecordError | InvalidUrlError
+) -> NewRecord:
+    slug = error.slug if isinstance(error, ItemError) else InvalidRecordError.slug
+    return NewRecord(key, position, line, None, "", None, RecordState.INVALID, slug, clean(str(error), MAX_ERROR_CHARS))
 
 
 def _depth(line: bytes) -> int:

@@ -98,7 +98,7 @@ class _Ingest:
         self._options = options
         self._on_batch = on_batch
         self._should_stop = should_stop
-        self._reader = LineReader(manifest.lines())
+        self._reader = LineReader(manifest.lines(options.encoding))
         self._row: ManifestRow | None = None
         self._resumed_at = 0
         self._added = self._changed = 0
@@ -113,7 +113,7 @@ class _Ingest:
                 self._go_on(known)
                 self._resumed_at = known.checkpoint.rows
             else:
-                self._reader = LineReader(self._manifest.lines())
+                self._reader = LineReader(self._manifest.lines(self._options.encoding))
         return self._read()
 
     def _holds_only(self, known: ManifestRow) -> bool:
@@ -188,13 +188,13 @@ class _Ingest:
         )
 
 
-def _batches(records: Iterable[NewRecord]) -> Iterator[list[NewRecord]]:
-    """Yield records in batches; when one is yielded, nothing beyond it has been read."""
+def _batches(records: Iterable[list[NewRecord]]) -> Iterator[list[NewRecord]]:
+    """Yield the records of lines in batches; when one is yielded, nothing beyond it has been read."""
     batch, size = list[NewRecord](), 0
-    for record in records:
-        batch.append(record)
-        size += len(record.line)
-        if len(batch) == BATCH or size >= BATCH_BYTES:
+    for of_line in records:
+        batch += of_line
+        size += sum(len(record.line) for record in of_line)
+        if len(batch) >= BATCH or size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:
@@ -215,7 +215,10 @@ def reselect(store: Store, selection: Selection) -> None:
 
 def _select(reader: Reader, manifest: int, selection: Selection) -> Iterator[tuple[int, RecordState]]:
     """Yield ``(record, state)`` for every valid record of a manifest."""
-    for index, (record, state, line) in enumerate(manifest_lines(reader, manifest)):
+    index, before = -1, 0
+    for position, record, state, line in manifest_lines(reader, manifest):
+        # The pictures of one line are counted as one, as they were when it was read.
+        index, before = index + (position != before), position
         if state != RecordState.INVALID:
             chosen = (index, json.loads(line)) in selection
             yield record, RecordState.ACTIVE if chosen else RecordState.UNSELECTED

@@ -48,7 +48,7 @@ def host_of(url: str) -> str:
     if not url.isprintable():
         raise InvalidUrlError(f"the URL has control characters: {url[:200]!r}")
     if scheme not in SCHEMES:
-        known = ", ".join(name for name in SCHEMES if name != "file")
+        known = ", ".join(name for name in SCHEMES if SCHEMES[name] is not no_host)
         raise InvalidUrlError(f"neither {known} nor a local path: a {scheme[:40]}: URL")
     return SCHEMES[scheme](url)
 
@@ -66,11 +66,11 @@ def authority(url: str) -> str:
 
 
 def no_host(_: str) -> str:
-    """Return the host of what lies on this machine."""
+    """Return the host of what lies on this machine or in its record."""
     return ""
 
 
-SCHEMES: dict[str, Callable[[str], str]] = {"http": authority, "https": authority, "file": no_host}
+SCHEMES: dict[str, Callable[[str], str]] = {"http": authority, "https": authority, "file": no_host, "data": no_host}
 """The schemes of sources, each with what gives the host that is asked for a URL, or raises `InvalidUrlError`.
 
 Ingest accepts these; `etl.fetch.schemes.OPENERS` opens them.

@@ -97,8 +97,8 @@ class _Known(NamedTuple):
     content: tuple[object, ...]
 
 
-_STATE = 3
-"""Where the content has the record's state."""
+_SOURCE, _STATE = 1, 3
+"""Where the content has the record's source and its state."""
 
 
 def _known(db: Database, keys: Sequence[str]) -> dict[str, _Known]:
@@ -138,18 +138,29 @@ def _without_duplicates(
     *,
     strict: bool,
 ) -> list[NewRecord]:
-    """Turn every line whose key was already seen in this generation into an invalid record of its own.
+    """Give every record whose key was already seen in this generation one of its own: ``KEY#2`` and so on.
 
-    ``known`` gains what the state has under the keys that such lines get.  With ``strict`` raises
-    `DuplicateKeyError` instead.
+    One that also has the same picture as the first becomes an invalid record instead.  ``known`` gains what the state
+    has under the keys that are given.  With ``strict`` raises `DuplicateKeyError` for any.
     """
     this = (manifest, generation)
     seen = {key: old.position for key, old in known.items() if (old.manifest, old.generation) == this}
+    pictures = {record.key: record.url for record in reversed(records)}
+    following: dict[str, int] = {}
     result = []
     for record in records:
         first = seen.setdefault(record.key, record.position)
         if first == record.position:
             result.append(record)
+            continue
+        if not strict and record.url is not None and not _is_picture(db, record, known, pictures, this):
+            number = following.get(record.key) or _free_number(db, record.key, this)
+            while (key := f"{record.key}#{number}") in seen:
+                number += 1
+            following[record.key] = number + 1
+            known |= _known(db, [key])
+            seen[key] = record.position
+            result.append(replace(record, key=key))
             continue
         message = f"line {first} has the same key {record.key!r}"
         if strict:
@@ -177,6 +188,37 @@ def _without_duplicates(
             )
         )
     return result
+
+
+def _is_picture(
+    db: Database,
+    record: NewRecord,
+    known: Mapping[str, _Known],
+    pictures: Mapping[str, str | None],
+    this: tuple[int, int],
+) -> bool:
+    """Return whether the first record with this one's key, of an earlier batch or of this one, has its picture."""
+    first = known.get(record.key)
+    if first is None or (first.manifest, first.generation) != this:
+        return pictures[record.key] == record.url
+    found = db.conn.execute("SELECT id FROM sources WHERE url = ?", (record.url,)).fetchone()
+    return found is not None and found[0] == first.content[_SOURCE]
+
+
+def _free_number(db: Database, key: str, this: tuple[int, int]) -> int:
+    """Return a number from 2 that is not behind the key in this generation; few questions find it behind many."""
+
+    def is_taken(number: int) -> bool:
+        old = _known(db, [f"{key}#{number}"]).get(f"{key}#{number}")
+        return old is not None and (old.manifest, old.generation) == this
+
+    taken, free = 1, 2
+    while is_taken(free):
+        taken, free = free, 2 * free
+    while free - taken > 1:
+        middle = (taken + free) // 2
+        taken, free = (middle, free) if is_taken(middle) else (taken, middle)
+    return free
 
 
 def _source_ids(db: Database, records: Sequence[NewRecord]) -> dict[str, int]:

@@ -86,6 +86,11 @@ class SourceQueue(WorkQueue):
         )
         return bytes(rows[0][0]) if rows else None
 
+    def line_of(self, url: str) -> bytes | None:
+        """Return the same by the source's URL."""
+        rows = self._connection.rows("SELECT id FROM sources WHERE url = ?", (url,))
+        return self.line(rows[0][0]) if rows else None
+
     def captions_are_waiting(self) -> bool:
         """Return whether any picture is still to be captioned or in work."""
         rows = self._connection.rows(

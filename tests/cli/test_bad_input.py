@@ -81,8 +81,11 @@ CASES = {
     "damaged zstd": Case(
         "ingest x.zst", ("x.zst is cut short or damaged",), before=write("x.zst", b"\x28\xb5\x2f\xfd????")
     ),
-    "an array": Case("ingest x.json", ("JSON array, not JSON Lines", "jq"), before=write("x.json", '[{"id":1}]')),
-    "ragged CSV": Case("ingest x.csv", ("x.csv, line 2", "more values"), before=write("x.csv", "id,url\na,b,c\n")),
+    "a broken array": Case("ingest x.json", ("x.json, line 1: cut short",), before=write("x.json", '[{"id":1}')),
+    "ragged CSV": Case(
+        "ingest x.csv --strict", ("x.csv, line 1", "more than the 2"), before=write("x.csv", "id,url\na,b,c\n")
+    ),
+    "no encoding": Case("ingest x.csv --encoding utf8x", ("no encoding", "did you"), before=write("x.csv", "url\nb")),
     "a name that is not UTF-8": Case(
         "ingest caf\udce9.jsonl", ("not UTF-8", "rename"), before=lambda: Path("caf\udce9.jsonl").write_bytes(GOOD)
     ),
@@ -182,7 +185,7 @@ BAD_LINES = [
     (b"{broken\n", "invalid_json", "not JSON"),
     (b'["a list"]\n', "invalid_json", "a JSON list, not an object"),
     (b'{"id":"\xff"}\n', "invalid_json", "not UTF-8: byte 0xff"),
-    (b'{"id":"a","path":"again.jpg"}\n', "duplicate_key", "line 1 has the same key 'a'"),
+    (b'{"id":"a","path":"a.jpg","again":1}\n', "duplicate_key", "line 1 has the same key 'a'"),
     (b'{"id":"c"}\n', "no_image_field", "none of the fields external_url, url"),
     (b'{"id":"c","url":"ftp://archive.example/a.jpg"}\n', "invalid_url", "ftp:"),
     (b'{"id":"c","url":"http://"}\n', "invalid_url", "no valid host"),

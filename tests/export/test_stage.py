@@ -356,7 +356,7 @@ def test_long_lines_are_read_a_few_at_once(made: MadeState, monkeypatch: pytest.
     made.ingest(lines)
     with Reader(made.settings.state) as reader:
         assert b"".join(row.line for row in export_rows(reader, 1, None)) == lines
-        assert [line for _, _, line in manifest_lines(reader, 1)] == lines.splitlines(keepends=True)
+        assert [line for *_, line in manifest_lines(reader, 1)] == lines.splitlines(keepends=True)
     assert pages == [2, 2, 1, 0] * 2
 
 

@@ -307,19 +307,25 @@ def test_odd_but_right_lines_are_read(store: Store, path: Path) -> None:
 
 
 def test_same_key_twice_keeps_the_first(store: Store, state: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key that comes again, in the same batch or a later one, is an invalid record that names the first line."""
+    """A key that comes again for the same picture, in this batch or a later one, is invalid and names the first line.
+
+    With another picture it is a record of its own, numbered.
+    """
     monkeypatch.setattr(module, "BATCH", 3)
     records = _records(3)
-    content = [records[0], records[0], records[1], records[2] | {"id": "k0"}, records[2]]
+    again = [records[2] | {"id": "k0", "n": n, "url": f"http://a.example/more-{n}.jpg"} for n in range(9)]
+    content = [records[0], records[0], records[1], records[0] | {"n": 2}, *again, records[2]]
     summary = _ingest(store, path, content)
-    assert (summary.records, summary.invalid) == (5, 2)
+    assert (summary.records, summary.invalid) == (14, 2)
     assert _rows(store, "SELECT key, error FROM records WHERE state = 'invalid' ORDER BY position") == [
         ("k0 (line 2)", "line 1 has the same key 'k0'"),
         ("k0 (line 4)", "line 1 has the same key 'k0'"),
     ]
+    numbered = _rows(store, "SELECT key FROM records WHERE key LIKE 'k0#%' ORDER BY position")
+    assert numbered == [(f"k0#{n}",) for n in range(2, 11)]
     assert _ingest(store, path, content).unchanged
     assert _counts(_ingest(store, path, content[1:])) == {
-        "records": 4, "selected": 3, "invalid": 1, "added": 1, "removed": 2,
+        "records": 13, "selected": 12, "invalid": 1, "added": 1, "removed": 2,
     }  # fmt: skip
     assert_sound(state)
 
@@ -351,12 +357,12 @@ def test_empty_manifest_changes_nothing(store: Store, path: Path, content: bytes
     assert list(store._connection.db.conn.iterdump()) == before
 
 
-def test_array_changes_nothing(store: Store, path: Path) -> None:
-    """A JSON array in the manifest's place is refused before anything is written."""
+def test_broken_array_changes_nothing_of_a_whole_manifest(store: Store, path: Path) -> None:
+    """A JSON array that is cut short before the first batch is full is refused before anything is written."""
     _ingest(store, path, _records(3))
     before = list(store._connection.db.conn.iterdump())
-    with pytest.raises(ManifestError, match="JSON array"):
-        _ingest(store, path, b'[{"id": 1}]')
+    with pytest.raises(ManifestError, match=r"m\.jsonl, line 2: cut short"):
+        _ingest(store, path, b'[{"id": 1},\n{"id": 2')
     assert list(store._connection.db.conn.iterdump()) == before
 
 
@@ -474,9 +480,10 @@ def test_directory_of_pictures(store: Store, tmp_path: Path) -> None:
 
 
 def test_csv_manifest(store: Store, path: Path) -> None:
-    """Rows of a CSV file are records; one that is not UTF-8 is invalid alone."""
+    """Rows of a CSV file are records; one that is not UTF-8 among others that are is invalid alone."""
     csv = path.with_suffix(".csv")
-    summary = _ingest(store, csv, b"id,title,url\n1,quay,http://a.example/1.jpg\n2,caf\xe9,http://a.example/2.jpg\n")
+    rows = b"id,title,url\n1,qu\xc3\xa9,http://a.example/1.jpg\n2,caf\xe9,http://a.example/2.jpg\n"
+    summary = _ingest(store, csv, rows)
     assert (summary.selected, summary.invalid) == (1, 1)
     assert _states(store) == {"1": ("active", None), "m.csv:2": ("invalid", "invalid_json")}
 

@@ -5,7 +5,7 @@ A new one is a module with a reader, and its line in the table here.
 
 from collections.abc import Callable, Iterator
 
-from etl.ingest.manifest_formats import csv_rows, directory, jsonl, parquet
+from etl.ingest.manifest_formats import csv_rows, directory, json_documents, jsonl, packed, parquet, url_list
 from etl.ingest.manifest_formats.file import ManifestFile
 
 Recogniser = Callable[[ManifestFile], bool]
@@ -23,11 +23,15 @@ def has_suffix(*suffixes: str) -> Recogniser:
 
 READERS: tuple[tuple[Recogniser, Lines], ...] = (
     (ManifestFile.is_directory, directory.lines),
-    (has_suffix(".parquet"), parquet.lines),
-    (has_suffix(".csv"), csv_rows.lines),
+    (parquet.recognises, parquet.lines),
+    (packed.recognises, packed.lines),
+    (json_documents.recognises, json_documents.lines),
+    (jsonl.recognises, jsonl.lines),
+    (csv_rows.recognises, csv_rows.lines),
+    (url_list.recognises, url_list.lines),
     (lambda _: True, jsonl.lines),
 )
-"""The first that recognises a manifest reads it."""
+"""The first that recognises a manifest reads it: by what it holds, and by its name where that does not tell."""
 
 
 def lines(file: ManifestFile) -> Iterator[bytes]:

@@ -2,36 +2,47 @@
 
 import gzip
 import io
+import json
 import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 from etl.compression import zstd
 from etl.errors import ManifestError
+from etl.ingest.manifest_formats.encodings import encoding_of
 
 MAX_LINE = 16 * 1024 * 1024
 """Bytes.  A longer line is no record but a file of another kind."""
 
+HEAD = 256 * 1024
+"""Bytes by which a format is recognised."""
+
 _COMPRESSIONS = (".gz", ".zst")
 _BUFFER = 1 << 20
+_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class ManifestFile:
     """One manifest, as its reader sees it.
 
     Attributes:
         path: of the file or directory; ``None`` for standard input.
         skipped: how many files of a directory were passed over when it was read last, by kind.
+        encoding: of its text, as the user names it; ``None`` where it is to be found out.
     """
 
     path: Path | None
-    skipped: Counter[str] = field(default_factory=Counter, compare=False)
+    skipped: Counter[str] = field(default_factory=Counter, init=False)
+    encoding: str | None = None
+    _pipe: "io.BufferedReader[Any] | None" = field(default=None, init=False)
+    _begun: bytes = field(default=b"", init=False)
 
     @property
     def name(self) -> str:
@@ -48,6 +59,29 @@ class ManifestFile:
         """Return whether it is a directory."""
         return self.path is not None and self.path.is_dir()
 
+    @cached_property
+    def head(self) -> bytes:
+        """Its first bytes, decompressed; what can be read only once is kept for `open`."""
+        if self.path is None or not self.path.is_file():
+            self._pipe = self._pipe or self._opened()
+            self._begun = self._pipe.read(HEAD)
+        found = b""
+        opened = _unpacked(_buffered(self._begun)) if self._begun else self.open()
+        with suppress(ManifestError, *_DAMAGED), opened as stream:
+            while len(found) < HEAD and (block := stream.read1(HEAD)):
+                found += block
+        return found
+
+    @cached_property
+    def text_encoding(self) -> str:
+        """The encoding of its text: as the user names it, else by its first bytes that are not ASCII."""
+        return self.encoding or encoding_of(self._telling_bytes(), self.name)
+
+    @cached_property
+    def head_text(self) -> str:
+        """Its head as text, without a byte order mark."""
+        return self.head.decode(self.text_encoding, "replace").removeprefix("\ufeff")
+
     @contextmanager
     def open(self) -> Iterator["io.BufferedReader[Any]"]:
         """Yield its bytes, decompressed if they begin as gzip or zstd.
@@ -56,25 +90,113 @@ class ManifestFile:
         """
         where = "-" if self.path is None else self.path.resolve()
         try:
-            with self._raw() as raw:
-                magic = raw.peek(4)[:4]
-                if magic[:2] == b"\x1f\x8b":
-                    with gzip.open(raw) as stream:
-                        yield io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER)
-                elif magic == b"\x28\xb5\x2f\xfd":
-                    with zstd.open(raw) as stream:
-                        yield io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER)
-                else:
-                    yield raw
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError) as error:
+            with self._raw() as raw, _unpacked(raw) as stream:
+                yield stream
+        except _DAMAGED as error:
             raise ManifestError(f"{where} is cut short or damaged: {error}") from error
         except OSError as error:
             raise ManifestError(f"cannot read {where}: {error.strerror or error}") from error
 
     @contextmanager
+    def text(self) -> Iterator[io.TextIOWrapper]:
+        """Yield its text, line ends as they are.
+
+        Bytes that are not of its encoding come as surrogates, so that they harm their own record alone.
+        """
+        errors = "replace" if self.text_encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
+        with self.open() as stream:
+            text = io.TextIOWrapper(stream, self.text_encoding, errors, newline="")
+            try:
+                yield text
+            finally:
+                text.detach()
+
+    def _telling_bytes(self) -> bytes:
+        """Return the first block that is not ASCII alone; of what can be read only once, its head."""
+        if not self.head.isascii() or self._pipe is not None:
+            return self.head
+        with suppress(ManifestError), self.open() as stream:
+            while block := stream.read(HEAD):
+                if not block.isascii():
+                    return block
+        return self.head
+
+    @contextmanager
     def _raw(self) -> Iterator["io.BufferedReader[Any]"]:
+        if self._pipe is not None:
+            begun, self._begun = self._begun, b""
+            raw = io.BufferedReader(_Replayed(begun, self._pipe), _BUFFER)
+        else:
+            raw = self._opened()
+        try:
+            yield raw
+        finally:
+            if self.path is not None:
+                (self._pipe or raw).close()
+
+    def _opened(self) -> "io.BufferedReader[Any]":
         if self.path is None:
-            yield cast(io.BufferedReader, sys.stdin.buffer)
-            return
-        with self.path.open("rb", buffering=_BUFFER) as raw:
-            yield cast("io.BufferedReader[Any]", raw)
+            return cast("io.BufferedReader[Any]", sys.stdin.buffer)
+        return cast("io.BufferedReader[Any]", self.path.open("rb", buffering=_BUFFER))
+
+
+@contextmanager
+def _unpacked(raw: "io.BufferedReader[Any]") -> Iterator["io.BufferedReader[Any]"]:
+    magic = raw.peek(4)[:4]
+    if magic[:2] == b"\x1f\x8b":
+        with gzip.open(raw) as stream:
+            yield io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER)
+    elif magic == b"\x28\xb5\x2f\xfd":
+        with zstd.open(raw) as stream:
+            yield io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER)
+    else:
+        yield raw
+
+
+def _buffered(data: bytes) -> "io.BufferedReader[Any]":
+    return io.BufferedReader(cast(io.RawIOBase, io.BytesIO(data)))
+
+
+class _Replayed(io.RawIOBase):
+    """What was read of a pipe already, and then the rest of it."""
+
+    def __init__(self, begun: bytes, rest: "io.BufferedReader[Any]") -> None:
+        self._begun = begun
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._begun:
+            return self._rest.readinto1(buffer)
+        size = min(len(buffer), len(self._begun))
+        buffer[:size], self._begun = self._begun[:size], self._begun[size:]
+        return size
+
+
+class BadRow(bytes):
+    """A line that is no record, for a reason that only its reader knows.
+
+    Attributes:
+        reason: in words.
+    """
+
+    reason: str
+
+    @classmethod
+    def of(cls, row: dict[str, Any], reason: str) -> "BadRow":
+        """Return the line that stands for a row, of which there is what could be read."""
+        line = cls(json_line(row).decode("utf-8", "replace").encode())
+        line.reason = reason
+        return line
+
+
+def json_line(value: Any) -> bytes:
+    """Return a value as a line of JSON; bytes that were not of the file's encoding come out as they were."""
+    text = json.dumps(value, ensure_ascii=False) + "\n"
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        # JSON can spell half a surrogate pair, UTF-8 cannot.
+        return json.dumps(value).encode() + b"\n"

@@ -1,5 +1,6 @@
 """Parquet, for which pyarrow must be installed: each row becomes an object with the columns' names."""
 
+import base64
 import datetime
 import decimal
 import json
@@ -15,14 +16,21 @@ ROWS = 2_000
 """Rows that are taken at once."""
 
 
+def recognises(file: ManifestFile) -> bool:
+    """Return whether it is one, by its name or by its first bytes."""
+    return file.suffix == ".parquet" or file.head.startswith(b"PAR1")
+
+
 def lines(file: ManifestFile) -> Iterator[bytes]:
     """Yield a line for each row, a row group at a time."""
     arrow = pyarrow()
+    if file.path is None or not file.path.is_file():
+        raise ManifestError(f"{file.name} holds Parquet, which cannot be read from a pipe; save it as a file")
     try:
         with arrow.parquet.ParquetFile(file.path) as parquet:
             for batch in parquet.iter_batches(ROWS):
                 for row in batch.to_pylist():
-                    line = json.dumps(_plain(row, file.name), ensure_ascii=False)
+                    line = json.dumps(_plain(row), ensure_ascii=False)
                     yield line.encode("utf-8", "surrogatepass") + b"\n"
     except arrow.ArrowException as error:
         raise ManifestError(f"{file.path} is cut short, damaged or no Parquet file: {error}") from error
@@ -30,19 +38,27 @@ def lines(file: ManifestFile) -> Iterator[bytes]:
         raise ManifestError(f"cannot read {file.path}: {error.strerror or error}") from error
 
 
-def _plain(value: Any, name: str) -> Any:
-    """Return a value of Parquet as JSON has it: times as ISO 8601, decimals as text, what is no number as null."""
+def _plain(value: Any) -> Any:
+    """Return a value of Parquet as JSON has it: times as ISO 8601, decimals as text, bytes in base64,
+    what is no number as null."""
     match value:
         case dict():
-            return {str(key): _plain(inner, name) for key, inner in value.items()}
+            return {str(key): _plain(inner) for key, inner in value.items()}
         case list() | tuple():
-            return [_plain(inner, name) for inner in value]
+            return [_plain(inner) for inner in value]
         case float():
             return value if math.isfinite(value) else None
         case bytes():
-            raise ManifestError(f"{name} holds bytes in a column; JSON has none: leave out pictures and binary columns")
+            return _text(value)
         case datetime.datetime() | datetime.date() | datetime.time():
             return value.isoformat()
         case decimal.Decimal() | datetime.timedelta():
             return str(value)
     return value
+
+
+def _text(value: bytes) -> str:
+    """Return bytes as the text that they are where a column was written without saying so, else in base64."""
+    if value.isascii() and b"\0" not in value:
+        return value.decode()
+    return base64.b64encode(value).decode()

@@ -13,8 +13,8 @@ def all_manifests(reader: Reader) -> list[tuple[int, str, str, bool]]:
     ]
 
 
-def manifest_lines(reader: Reader, manifest: int) -> Iterator[tuple[int, str, bytes]]:
-    """Yield ``(record, state, line)`` for the records of one manifest, in order, removed ones left out."""
+def manifest_lines(reader: Reader, manifest: int) -> Iterator[tuple[int, int, str, bytes]]:
+    """Yield ``(position, record, state, line)`` for the records of one manifest, in order, removed ones left out."""
     after = (0, 0)
     while rows := reader.page(
         "SELECT r.position, r.id, r.state, l.line FROM records r JOIN record_lines l ON l.record = r.id "
@@ -23,7 +23,7 @@ def manifest_lines(reader: Reader, manifest: int) -> Iterator[tuple[int, str, by
         (manifest, *after, PAGE),
         line=3,
     ):
-        yield from (row[1:] for row in rows)
+        yield from rows
         after = rows[-1][:2]
 
 

@@ -1,0 +1,44 @@
+"""Which encoding a text has: by its mark, by its zeros, or by what would not be UTF-8."""
+
+import codecs
+import logging
+
+log = logging.getLogger(__name__)
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""UTF-32 before UTF-16, of whose mark its own begins with."""
+
+_UTF16_ZEROS = 0.4
+"""Share of the bytes of a Western text in UTF-16 that are zero; nearly half are, and all at even or at odd places."""
+
+
+def encoding_of(data: bytes, name: str) -> str:
+    """Return the encoding of a text by a piece of it, for which its beginning should be taken where that tells.
+
+    Windows-1252 is told to the user, for nothing in a file proves it.
+    """
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return encoding
+    if data.count(0) > _UTF16_ZEROS * len(data):
+        even, odd = data[::2].count(0), data[1::2].count(0)
+        if min(even, odd) * 50 < max(even, odd):
+            return "utf-16-be" if even > odd else "utf-16-le"
+    if _is_utf8(data):
+        return "utf-8-sig"
+    log.warning("%s is not UTF-8; it is read as Windows-1252 (--encoding names another)", name)
+    return "cp1252"
+
+
+def _is_utf8(data: bytes) -> bool:
+    """Return whether no more letters are wrong in UTF-8 than right; a single row may well be of another encoding."""
+    # What ends within a letter is not wrong for that.
+    text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(data)
+    others = [char for char in text if char > "\x7f"]
+    return 2 * sum("\udc80" <= char <= "\udcff" for char in others) <= len(others) or b"\0" in data

@@ -1,0 +1,213 @@
+"""Lists of pictures as public exporters write them: a small one of each, and what becomes of it."""
+
+import base64
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import pytest
+from PIL import Image
+from support.states import settings_for
+from support.workbench import Workbench, query
+
+from etl.domain.views import StageSummary
+from etl.errors import ManifestError
+from etl.extras import pyarrow
+from etl.ingest.manifest import Manifest
+from etl.ingest.options import IngestOptions
+from etl.ingest.stage import ingest
+from etl.net.data_urls import data_url
+from etl.state.store import Store
+
+A, B, C = (f"http://a.example/{name}.jpg" for name in "abc")
+DATA = "data:image/gif;base64,R0lGODlhAQABAAAAACw="
+GIF = base64.b64encode(b"GIF89a" + bytes(range(90))).decode()
+
+
+class Given(NamedTuple):
+    """A file, and its records: keys with URLs, ``...`` for a key that is its line; or words of the refusal."""
+
+    name: str
+    content: bytes | str
+    expected: "list[tuple[Any, str | None]] | str"
+    options: Mapping[str, Any] = MappingProxyType({})
+
+
+def rows(separator: str, *lines: str, end: str = "\r\n") -> str:
+    return "".join(line.replace("^", separator) + end for line in lines)
+
+
+def dumped(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False)
+
+
+TABLE = rows("^", "id^Título^url", '1^"Rue ^ ""du"" Fort"^' + A, "2^É^" + B)
+AB = [("1", A), ("2", B)]
+LINES = [(..., A), (..., B)]
+
+INPUTS = {
+    "URLs": Given("u.txt", f"# mine\n{A}\n\n  {B}\r\n", LINES),
+    "URLs without a name": Given("u", f"{A}\n{B}\n", LINES),
+    "URLs with commas and spaces": Given(
+        "u.txt", "http://a.example/x,1 y.jpg\n", [(..., "http://a.example/x,1 y.jpg")]
+    ),
+    "URLs named CSV": Given("u.csv", f"{A}\nhttp://a.example/x,1.jpg\n", [(..., A), (..., "http://a.example/x,1.jpg")]),
+    "URLs of PowerShell": Given("u.txt", f"{A}\r\n{B}\r\n".encode("utf-16"), LINES),
+    "URLs below a heading": Given(
+        "u.txt", f"URL\n{A}\nhttp://a.example/x,1.jpg", [(..., A), (..., "http://a.example/x,1.jpg")]
+    ),
+    "paths": Given("p.txt", "a.jpg\nb c.png\n", [(..., "./a.jpg"), (..., "./b c.png")]),
+    "Excel, English": Given("e.csv", TABLE.replace("^", ","), AB),
+    "Excel, French": Given("e.csv", "\ufeff" + TABLE.replace("^", ";"), AB),
+    "Excel, German, Windows-1252": Given("e.csv", TABLE.replace("^", ";").encode("cp1252"), AB),
+    "Excel, Unicode text": Given("e.txt", TABLE.replace("^", "\t").encode("utf-16"), AB),
+    "Excel, no mark": Given("e.csv", TABLE.replace("^", ",").encode("utf-16-be"), AB),
+    "Excel, sep=": Given("e.csv", "sep=|\r\n" + TABLE.replace("^", "|"), AB),
+    "Excel, a title above": Given("e.csv", "Export du 1er mai;;\r\n;;\r\n" + TABLE.replace("^", ";"), AB),
+    "Excel, Japanese": Given(
+        "e.csv", f"id,url\n写真,{A}\n".encode("shift_jis"), [("写真", A)], {"encoding": "shift_jis"}
+    ),
+    "delimiters behind": Given("t.csv", f"id,url,title,\n1,{A},x,\n2,{B},y,,\n", AB),
+    "delimiters behind rows alone": Given("t.csv", f"id,url,title\n1,{A},x,\n2,{B},y,\n", AB),
+    "a row too long": Given("t.csv", f"id,url\n1,{A}\n9,{C},x\n2,{B}\n", [("1", A), (..., None), ("2", B)]),
+    "a stray quote": Given("t.csv", f'id,title,url\n1,"x,{C}\n2,"y",{B}\n', [(..., None), ("2", B)]),
+    "no header": Given("t.csv", f"x,{A}\ny,{B}\n", LINES),
+    "img2dataset TSV": Given("t.tsv", f"caption\turl\nx, y\t{A}\nz\t{B}\n", LINES),
+    "Conceptual Captions": Given("cc.tsv", f"a man\t{A}\na dog, too\t{B}\n", LINES),
+    "Google Sheets": Given("g.csv", f'ID,Photo\n1,"=IMAGE(""{A}"")"\n2,"=HYPERLINK(""{B}"";""x"")"\n', AB),
+    "Google Form": Given("g.csv", f'Timestamp,Image URL\n1/2/2024,"{A}, {B}"\n', [(..., A), (("#2"), B)]),
+    "Airtable CSV": Given("air.csv", f'Id,Attachments\n1,"x.jpg ({A}),y.jpg ({B})"\n', [("1", A), ("1#2", B)]),
+    "Airtable API": Given(
+        "air.json", dumped({"records": [{"id": "r", "fields": {"Photos": [{"url": A}]}}]}), [("r", A)]
+    ),
+    "Omeka CSV": Given("o.csv", f'Identifier,files\nx,"{A}|{B}"\n', [("x", A), ("x#2", B)], {"id_field": "identifier"}),
+    "CONTENTdm TSV": Given("c.txt", "Title\tDate\tFile Name\nx\t1932\t12.jp2\n", [(..., "./12.jp2")]),
+    "Wikidata CSV": Given("w.csv", f"item,itemLabel,image\nhttp://w/Q1,x,{A}\n", [(..., A)]),
+    "Wikidata JSON": Given("w.json", dumped([{"item": "Q1", "image": A}]), [(..., A)]),
+    "SPARQL JSON": Given(
+        "w.json",
+        dumped({"head": {"vars": []}, "results": {"bindings": [{"image": {"type": "uri", "value": A}}]}}),
+        [(..., A)],
+    ),
+    "array": Given("a.json", dumped([{"id": 1, "url": A}, {"id": 2, "url": B}], 1), AB),
+    "array of URLs": Given("a.json", dumped([A, B]), LINES),
+    "array named JSON Lines": Given("a.jsonl", dumped([{"id": 1, "url": A}, {"id": 2, "url": B}]), AB),
+    "wrapped": Given(
+        "d.json", dumped({"count": 2, "items": [{"id": 1, "url": A}, {"id": 2, "url": B}], "next": None}), AB
+    ),
+    "wrapped twice": Given("d.json", dumped({"response": {"docs": [{"id": 1, "url": A}]}}, 2), AB[:1]),
+    "objects over lines": Given("o.json", dumped({"id": 1, "url": A}, 2) + "\n" + dumped({"id": 2, "url": B}, 2), AB),
+    "objects side by side": Given("o.json", dumped({"id": 1, "url": A}) + dumped({"id": 2, "url": B}), AB),
+    "lines with commas": Given("l.jsonl", f'{{"id":1,"url":"{A}"}},\n{{"id":2,"url":"{B}"}}\n', AB),
+    "JSON Lines named text": Given("l.txt", f'{{"id":1,"url":"{A}"}}\n{{"id":2,"url":"{B}"}}\n', AB),
+    "JSON Lines in UTF-16": Given("l.jsonl", f'{{"id":1,"url":"{A}"}}\n{{"id":2,"url":"{B}"}}\n'.encode("utf-16"), AB),
+    "COCO": Given(
+        "coco.json",
+        dumped(
+            {
+                "info": {"year": 2017},
+                "licenses": [{"id": 9, "url": C}],
+                "annotations": [{"id": 3, "image_id": 1}],
+                "images": [{"id": 1, "file_name": "1.jpg", "coco_url": A}, {"id": 2, "coco_url": B}],
+            }
+        ),
+        AB,
+    ),
+    "kohya metadata": Given(
+        "k.json", dumped({"a/1.png": {"tags": "x"}, "a/2.png": {}}), [(..., "./a/1.png"), (..., "./a/2.png")]
+    ),
+    "imagefolder": Given("metadata.jsonl", '{"file_name": "1.png", "text": "x"}\n', [(..., "./1.png")]),
+    "GeoJSON": Given(
+        "g.geojson", dumped({"type": "FeatureCollection", "features": [{"id": 1, "properties": {"image": A}}]}), AB[:1]
+    ),
+    "lists and objects": Given("n.jsonl", f'{{"id":1,"images":["{A}",{{"src":"{B}"}}]}}\n', [("1", A), ("1#2", B)]),
+    "a dotted path": Given(
+        "n.jsonl", f'{{"id":1,"a":[{{"b":"{A}"}},{{"b":"{B}"}}]}}', [("1", A), ("1#2", B)], {"image_field": "a.b"}
+    ),
+    "one id for several": Given("o.csv", f"id,url\nx,{A}\nx,{B}\ny,{C}\n", [("x", A), ("x#2", B), ("y", C)]),
+    "not quite URLs": Given(
+        "n.jsonl",
+        '{"url":"//a.example/a.jpg"}\n{"url":"www.a.example/a.jpg"}\n{"image":"b\\\\a.jpg"}\n{"url":"\\u200b<http://a.example/a.jpg>"}',
+        [(..., "https://a.example/a.jpg"), (..., "https://www.a.example/a.jpg"), (..., "./b/a.jpg"), (..., A)],
+    ),
+    "a path of Windows": Given(
+        "n.jsonl", f'{{"id":1,"url":"{A}"}}\n{{"id":2,"path":"C:\\\\a.jpg"}}', [("1", A), ("2", None)]
+    ),
+    "data: URIs": Given(
+        "d.jsonl",
+        f'{{"id":1,"image":"{DATA}"}}\n{{"id":2,"image":"{GIF}"}}',
+        [("1", data_url(DATA)), ("2", data_url(GIF))],
+    ),
+    "other columns": Given("x.csv", f"cote,vignette\n1,{A}\n", "--image-field vignette"),
+    "a workbook": Given("x.xlsx", b"PK\x03\x04" + bytes(99), "save it as CSV"),
+    "a broken array": Given("x.json", '[{"id": 1', "line 1: cut short"),
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with Store.open(settings_for(tmp_path_factory.mktemp("inputs") / "state")) as opened:
+        yield opened
+
+
+def _found(store: Store, path: Path, options: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+    ingest(store, Manifest(str(path)), IngestOptions(**options))
+    return store._connection.rows(
+        "SELECT r.key, s.url FROM records r LEFT JOIN sources s ON s.id = r.source "
+        "JOIN manifests m ON m.id = r.manifest WHERE m.path = ? AND r.state <> 'removed' ORDER BY r.position, r.id",
+        (str(path.resolve()),),
+    )
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_inputs(store: Store, tmp_path: Path, kind: str) -> None:
+    """A list gives its pictures under their keys, or is refused in words that say what to do."""
+    given = INPUTS[kind]
+    path = tmp_path / given.name
+    path.write_bytes(given.content.encode() if isinstance(given.content, str) else given.content)
+    if isinstance(given.expected, str):
+        with pytest.raises(ManifestError) as caught:
+            _found(store, path, given.options)
+        assert given.expected in f"{caught.value}\n{caught.value.cure}"
+        return
+    expected = [url and url.replace("./", f"{tmp_path}/") for _, url in given.expected]
+    found = _found(store, path, given.options)
+    assert [url for _, url in found] == expected
+    for (key, _), (wanted, _) in zip(found, given.expected, strict=True):
+        assert key.startswith(f"{given.name}:") if wanted is ... else key.endswith(wanted)
+
+
+def test_parquet(store: Store, tmp_path: Path) -> None:
+    """Columns of any case, and the pictures that Hugging Face puts into a column, are found."""
+    arrow = pyarrow()
+    picture = b"GIF89a" + bytes(range(90))
+    for name, columns, expected in (
+        ("laion", {"URL": [A], "TEXT": ["x"]}, A),
+        ("binary", {"url": [A.encode()]}, A),
+        ("hugging", {"image": [{"bytes": picture, "path": "1.gif"}]}, data_url(base64.b64encode(picture).decode())),
+    ):
+        held = io.BytesIO()
+        arrow.parquet.write_table(arrow.table(columns), held)
+        path = tmp_path / name
+        path.write_bytes(held.getvalue())
+        assert [url for _, url in _found(store, path, {})] == [expected]
+
+
+def test_pictures_in_records_are_fetched_from_them(tmp_path: Path) -> None:
+    """A picture in base64 becomes an image as a file does; nothing but the record's own line holds its text."""
+    held = io.BytesIO()
+    Image.effect_noise((64, 64), 99).save(held, "PNG")
+    text = base64.b64encode(held.getvalue()).decode()
+    uri = f"data:image/png;base64,{text}"
+    bench = Workbench(tmp_path)
+    bench.ingest(
+        {"id": "raw", "image": text}, {"id": "uri", "images": [{"bytes": uri}]}, {"id": "cut", "url": uri[:-9] + "!!"}
+    )
+    assert bench.fetch() == StageSummary(done=2, dead=1)
+    assert query(bench.state, "SELECT count(*) FROM images") == [(1,)]
+    columns = "SELECT max(length(url)), max(length(coalesce(error, ''))) FROM sources"
+    assert all(length < 120 for length in query(bench.state, columns)[0])
+    assert not list((bench.state / "images" / "parts").glob("*"))
