@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ class Given(NamedTuple):
 
     name: str
     content: bytes | str
-    expected: "list[tuple[Any, str | None]] | str"
+    expected: "Sequence[tuple[Any, str | None]] | str"
     options: Mapping[str, Any] = MappingProxyType({})
 
 
