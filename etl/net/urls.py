@@ -18,6 +18,9 @@ _PLAIN_URL = re.compile(r"https?://([a-z0-9][a-z0-9.-]*)(?:/[!-~]*)?")
 _ELSEWHERE = re.compile(r"//(?!/)|\\\\")
 """A share of another machine, or a URL without its scheme; POSIX would read both beginnings from here."""
 
+_OWN_PICTURE = re.compile(r"data:,sha256=[0-9a-f]{64}")
+"""A picture that stands in its own record; see `etl.net.data_urls`."""
+
 _IN_NO_NAME = re.compile(r"%2F|%00", re.IGNORECASE)
 
 
@@ -48,7 +51,7 @@ def host_of(url: str) -> str:
     if not url.isprintable():
         raise InvalidUrlError(f"the URL has control characters: {url[:200]!r}")
     if scheme not in SCHEMES:
-        known = ", ".join(name for name in SCHEMES if SCHEMES[name] is not no_host)
+        known = ", ".join(name for name in SCHEMES if name not in ("file", "data"))
         raise InvalidUrlError(f"neither {known} nor a local path: a {scheme[:40]}: URL")
     return SCHEMES[scheme](url)
 
@@ -66,11 +69,22 @@ def authority(url: str) -> str:
 
 
 def no_host(_: str) -> str:
-    """Return the host of what lies on this machine or in its record."""
+    """Return the host of what lies on this machine."""
     return ""
 
 
-SCHEMES: dict[str, Callable[[str], str]] = {"http": authority, "https": authority, "file": no_host, "data": no_host}
+def _own_picture(url: str) -> str:
+    if not _OWN_PICTURE.fullmatch(url):
+        raise InvalidUrlError("a data: URL, which is no address; only a record's field may hold one")
+    return ""
+
+
+SCHEMES: dict[str, Callable[[str], str]] = {
+    "http": authority,
+    "https": authority,
+    "file": no_host,
+    "data": _own_picture,
+}
 """The schemes of sources, each with what gives the host that is asked for a URL, or raises `InvalidUrlError`.
 
 Ingest accepts these; `etl.fetch.schemes.OPENERS` opens them.

@@ -153,7 +153,12 @@ def _without_duplicates(
         if first == record.position:
             result.append(record)
             continue
-        if not strict and record.url is not None and not _is_picture(db, record, known, pictures, this):
+        earlier = known.get(record.key)
+        if earlier is not None and (earlier.manifest, earlier.generation) == this:
+            is_same = record.url is None or _has_picture(db, earlier, record.url)
+        else:
+            is_same = record.url is None or pictures[record.key] == record.url
+        if not (strict or is_same):
             number = following.get(record.key) or _free_number(db, record.key, this)
             while (key := f"{record.key}#{number}") in seen:
                 number += 1
@@ -174,34 +179,14 @@ def _without_duplicates(
                 known |= found
                 seen |= {key: old.position for key, old in found.items() if (old.manifest, old.generation) == this}
         seen[key] = record.position
-        result.append(
-            NewRecord(
-                key,
-                record.position,
-                record.line,
-                None,
-                "",
-                None,
-                RecordState.INVALID,
-                "duplicate_key",
-                message,
-            )
-        )
+        bad = replace(record, key=key, url=None, host="", prompt=None, state=RecordState.INVALID)
+        result.append(replace(bad, error_class="duplicate_key", error=message))
     return result
 
 
-def _is_picture(
-    db: Database,
-    record: NewRecord,
-    known: Mapping[str, _Known],
-    pictures: Mapping[str, str | None],
-    this: tuple[int, int],
-) -> bool:
-    """Return whether the first record with this one's key, of an earlier batch or of this one, has its picture."""
-    first = known.get(record.key)
-    if first is None or (first.manifest, first.generation) != this:
-        return pictures[record.key] == record.url
-    found = db.conn.execute("SELECT id FROM sources WHERE url = ?", (record.url,)).fetchone()
+def _has_picture(db: Database, first: _Known, url: str) -> bool:
+    """Return whether a record of an earlier batch has this picture."""
+    found = db.conn.execute("SELECT id FROM sources WHERE url = ?", (url,)).fetchone()
     return found is not None and found[0] == first.content[_SOURCE]
 
 
