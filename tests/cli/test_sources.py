@@ -118,7 +118,7 @@ def test_the_last_lines_say_what_is_left_out_and_what_comes_next(etl: Etl) -> No
     assert report["export_command"] == "etl export captions.jsonl --state state" and report["elapsed_s"] >= 0
 
 
-URLS = '{"URL": "https://a.example/1.jpg", "Text": "words"}\n'
+URLS = '{"LIEN": "https://a.example/1.jpg", "Text": "words"}\n'
 
 
 @pytest.mark.parametrize(
@@ -132,9 +132,9 @@ URLS = '{"URL": "https://a.example/1.jpg", "Text": "words"}\n'
         ("run here.jsonl --model dmeo", "dmeo", "did you mean demo?"),
         ("run here.jsonl --model llava-1.5-7b-hf", "llava-1.5-7b-hf", "did you mean llava-hf/llava-1.5-7b-hf?"),
         ("run here.jsonl --model ./modle", "there is no directory ./modle", "did you mean model?"),
-        ("ingest here.jsonl", "no record of here.jsonl has a picture", "--image-field URL"),
-        ("ingest here.jsonl --image-field URI", "there is no field URI", "did you mean --image-field URL?"),
-        ("ingest here.jsonl --image-field URL --id-field Txt", "has a key", "did you mean --id-field Text?"),
+        ("ingest here.jsonl", "no record of here.jsonl has a picture", "--image-field LIEN"),
+        ("ingest here.jsonl --image-field LIEM", "there is no field LIEM", "did you mean --image-field LIEN?"),
+        ("ingest here.jsonl --image-field LIEN --id-field Txt", "has a key", "did you mean --id-field Text?"),
         ("ingest here.jsonl --prompt x{{name}}", "names 'name'", "{{ record.name }}"),
         ("ingest here.jsonl --prompt here.jsonl", "is the name of a file", "--prompt-template here.jsonl"),
         ("ingest here.jsonl --prompt x --prompt-template here.jsonl", "exclude each other", "choose one"),
@@ -158,9 +158,9 @@ def test_mistakes_are_named_and_cured(etl: Etl, arguments: str, named: str, cure
 
 def test_the_fields_that_there_are_have_examples(etl: Etl) -> None:
     """Each field is told with one value, cut, so that the right one can be named."""
-    Path("here.jsonl").write_text(json.dumps({"URL": "https://a.example/1.jpg", "TEXT": "long " * 99}) + "\n")
+    Path("here.jsonl").write_text(json.dumps({"LIEN": "https://a.example/1.jpg", "TEXT": "long " * 99}) + "\n")
     lines = etl("ingest", "here.jsonl").err.splitlines()
-    assert lines[3].split() == ["URL", "https://a.example/1.jpg"]
+    assert lines[3].split() == ["LIEN", "https://a.example/1.jpg"]
     assert lines[4].startswith("  TEXT  ") and lines[4].endswith("...") and len(lines[4]) < 80
 
 
