@@ -96,8 +96,8 @@ def test_status_json(etl: Etl, finished: Any) -> None:
     """``status --json`` is one object with records, a count per queue status, the run and the rates."""
     status = etl("status", "--json").json()
     assert status["records"] == {
-        "total": 9, "selected": 7, "captioned": 5, "failed": 2, "pending": 0, "unselected": 1, "invalid": 1,
-        "removed": 0,
+        "total": 9, "selected": 7, "captioned": 5, "failed": 2, "skipped": 0, "pending": 0, "unselected": 1,
+        "invalid": 1, "removed": 0,
     }  # fmt: skip
     names = {item.value for item in QueueStatus}
     assert status["sources"] == dict.fromkeys(names, 0) | {"done": 5, "dead": 2, "cancelled": 1}

@@ -116,7 +116,7 @@ def test_what_lies_in_the_way_of_a_split_stays(state: Path, tmp_path: Path) -> N
         ("captions.jsno.gz", "did you mean {d}/captions.jsonl.gz?"),
         ("captions.jsonl.gzip", "did you mean {d}/captions.jsonl.gz?"),
         ("captions.tsv", "did you mean {d}/captions.csv?"),
-        ("pics.bmp", "Known: .jsonl, .ndjson, .csv, .parquet, with .gz or .zst behind it compressed"),
+        ("pics.bmp", "known: .jsonl, .ndjson, .csv, .parquet, with .gz or .zst behind it compressed"),
         ("out.tar", "webdataset is a directory of such files: `etl export {d}/out --format webdataset`"),
         ("folder/", "folder/ names a directory, and jsonl is one file: give {d}/folder/captions.jsonl"),
     ],

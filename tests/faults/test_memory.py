@@ -33,10 +33,11 @@ def test_a_run_that_gets_less_memory_than_its_slots_want(tmp_path: Path, zygote:
     """The kernel refuses the memory for the slots: they become fewer until they fit, and nothing else changes."""
     pictures = scenes(PICTURES)
     program, output = Program(tmp_path, zygote=zygote, slots=SLOTS), tmp_path / "out.jsonl"
-    loaded = threading.Event()
+    paused, loaded = threading.Event(), threading.Event()
 
     def held(exchange: Exchange) -> None:
-        loaded.wait(120)
+        # A model is loaded for the first picture, and the others come when its process has got its limit.
+        (paused if exchange.handler.path == "/0.jpg" else loaded).wait(120)
         ok(exchange)
 
     with FaultServer() as server:
@@ -46,9 +47,13 @@ def test_a_run_that_gets_less_memory_than_its_slots_want(tmp_path: Path, zygote:
         records = [{"id": f"r{n}", "url": server.url(f"/{n}.jpg")} for n in range(PICTURES)]
         manifest = write_manifest(tmp_path / "manifest.jsonl", records)
         with program.start("run", "--input", manifest, "--output", output) as run:
-            wait_for(lambda: program.count("sources", "running") and program.rows("SELECT 1 FROM recipes"), 120)
+            wait_for(lambda: program.count("sources", "running"), 120)
+            assert program.here("pause").code == 0
+            paused.set()
+            wait_for(lambda: program.rows("SELECT 1 FROM recipes"), 120)
             leave(run, LEFT)
             loaded.set()
+            assert program.here("resume").code == 0
             ended = run.wait(120)
     assert ended.code == 0, ended.stderr
     fewer = [

@@ -165,7 +165,7 @@ def test_an_attempt_that_is_given_up_costs_no_caption(captions: Captions, state:
     assert (captions.rows()["0"].flags, captions.rows()["0"].repetition_penalty) == ("repetition", None)
     assert captions.rows()["1"] == before["1"]
     with Reader(state) as reader:
-        assert read_progress(reader).outcomes == {"captioned": 4, "failed": 0, "pending": 0}
+        assert read_progress(reader).outcomes == {"captioned": 4, "failed": 0, "skipped": 0, "pending": 0}
     assert_sound(state)
 
 
