@@ -80,18 +80,23 @@ class Scene:
             return f"{opening} {first} and a{rest[0][1:]}."
         return f"{opening} {first} and a{rest[0][1:]}. The third is a{rest[1][1:]}."
 
-    def draw(self, width: int = 320, height: int = 320) -> Image.Image:
-        """Return the scene as an RGB picture of ``width`` x ``height`` pixels."""
+    def draw(self, width: int = 320, height: int = 320, *, whole: bool = False) -> Image.Image:
+        """Return the scene as an RGB picture of ``width`` x ``height`` pixels.
+
+        With ``whole`` the quadrants are those of the whole picture, and there is no decoy: for models that see it all.
+        """
         rng = random.Random(self.seed)
         picture = Image.new("RGB", (width, height), _shade(rng, self.background))
         canvas = ImageDraw.Draw(picture)
         edge = min(width, height)
-        left, top = (width - edge) / 2, (height - edge) / 2
+        across, down = (width, height) if whole else (edge, edge)
+        left, top = (width - across) / 2, (height - down) / 2
         for shape in self.shapes:
             x, y = (share + rng.uniform(-0.03, 0.03) for share in QUADRANTS[shape.place])
             radius = SIZES[shape.size] * rng.uniform(0.92, 1.08) * edge
-            _draw(canvas, shape.kind, left + x * edge, top + y * edge, radius, _shade(rng, shape.colour))
-        self._draw_decoy(canvas, rng, width, height)
+            _draw(canvas, shape.kind, left + x * across, top + y * down, radius, _shade(rng, shape.colour))
+        if not whole:
+            self._draw_decoy(canvas, rng, width, height)
         return picture
 
     def _draw_decoy(self, canvas: ImageDraw.ImageDraw, rng: random.Random, width: int, height: int) -> None:

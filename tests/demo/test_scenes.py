@@ -33,17 +33,20 @@ def test_the_same_generator_state_gives_the_same_scene_and_drawing() -> None:
     assert first != random_scene(random.Random(6))
 
 
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("size", [(200, 200), (300, 200), (160, 240)])
-def test_shapes_are_drawn_at_their_places_in_the_central_square(size: tuple[int, int]) -> None:
+def test_shapes_are_drawn_at_their_places_in_the_central_square_or_all_of_it(
+    size: tuple[int, int], whole: bool
+) -> None:
     """The pixel at a shape's place has the shape's colour, and at an empty place the background's."""
     rng = random.Random(11)
-    edge = min(size)
-    left, top = (size[0] - edge) / 2, (size[1] - edge) / 2
+    across, down = size if whole else (min(size), min(size))
+    left, top = (size[0] - across) / 2, (size[1] - down) / 2
     for scene in (random_scene(rng) for _ in range(20)):
-        picture = scene.draw(*size)
+        picture = scene.draw(*size, whole=whole)
         drawn = {shape.place: shape.colour for shape in scene.shapes}
         for place, (x, y) in QUADRANTS.items():
-            pixel = picture.getpixel((round(left + x * edge), round(top + y * edge)))
+            pixel = picture.getpixel((round(left + x * across), round(top + y * down)))
             assert _distance(pixel, drawn.get(place, scene.background)) <= 12, (scene.caption, place)
 
 

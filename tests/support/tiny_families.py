@@ -135,8 +135,11 @@ QWEN_CHAT = chatml("<|vision_start|><|image_pad|><|vision_end|>")
 SAMPLED = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.05}
 
 
-def _qwen(text: dict[str, Any], config: Any, model: Any, tower: dict[str, Any], processor: str, patch: int) -> Tiny:
-    words = tokenizer(QWEN, bos_token=None, eos_token="<|im_end|>", words=("<think>", "</think>"))
+def qwen(
+    text: dict[str, Any], config: Any, model: Any, tower: dict[str, Any], processor: str, patch: int, words: Any = None
+) -> Tiny:
+    """Return a Qwen-VL of these sizes, beside the usual ones; ``words`` is its tokenizer, if it is one of its own."""
+    words = words or tokenizer(QWEN, bos_token=None, eos_token="<|im_end|>", words=("<think>", "</think>"))
     number = words.convert_tokens_to_ids
     ids = {f"{kind}_token_id": number(f"<|{kind}_pad|>") for kind in ("image", "video")}
     text = {**LLAMA, "bos_token_id": None, "eos_token_id": words.eos_token_id, "head_dim": 16, **text}
@@ -158,7 +161,7 @@ _ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000
 def qwen2_vl() -> Tiny:
     tower = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}
     text = {"rope_parameters": _ROPE}
-    return _qwen(text, hf.Qwen2VLConfig, hf.Qwen2VLForConditionalGeneration, tower, "Qwen2VLProcessor", 14)
+    return qwen(text, hf.Qwen2VLConfig, hf.Qwen2VLForConditionalGeneration, tower, "Qwen2VLProcessor", 14)
 
 
 def qwen2_5_vl() -> Tiny:
@@ -167,7 +170,7 @@ def qwen2_5_vl() -> Tiny:
         "fullatt_block_indexes": [1],
     }  # fmt: skip
     text = {"rope_parameters": _ROPE}
-    return _qwen(text, hf.Qwen2_5_VLConfig, hf.Qwen2_5_VLForConditionalGeneration, tower, "Qwen2_5_VLProcessor", 14)
+    return qwen(text, hf.Qwen2_5_VLConfig, hf.Qwen2_5_VLForConditionalGeneration, tower, "Qwen2_5_VLProcessor", 14)
 
 
 _TOWER3 = {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "num_position_embeddings": 64}
@@ -176,7 +179,7 @@ _TOWER3 = {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "n
 def qwen3_vl() -> Tiny:
     tower = {**_TOWER3, "depth": 3, "deepstack_visual_indexes": [0, 1]}
     text = {"rope_parameters": {**_ROPE, "mrope_interleaved": True}}
-    return _qwen(text, hf.Qwen3VLConfig, hf.Qwen3VLForConditionalGeneration, tower, "Qwen3VLProcessor", 16)
+    return qwen(text, hf.Qwen3VLConfig, hf.Qwen3VLForConditionalGeneration, tower, "Qwen3VLProcessor", 16)
 
 
 def qwen3_vl_thinking() -> Tiny:
@@ -201,7 +204,7 @@ def qwen3_5() -> Tiny:
                             "partial_rotary_factor": 0.25},
     }  # fmt: skip
     tower = {**_TOWER3, "depth": 2}
-    tiny = _qwen(text, hf.Qwen3_5Config, hf.Qwen3_5ForConditionalGeneration, tower, "Qwen3VLProcessor", 16)
+    tiny = qwen(text, hf.Qwen3_5Config, hf.Qwen3_5ForConditionalGeneration, tower, "Qwen3VLProcessor", 16)
     tiny.template = QWEN_CHAT.replace("assistant\n", "assistant\n" + THINKS)
     return tiny
 

@@ -96,9 +96,14 @@ class Tiny:
 
 
 def write(tiny: Tiny, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Write a checkpoint in the layout of the hub's repositories; return its folder."""
-    folder.mkdir(parents=True)
+    """Write a checkpoint of random weights in the layout of the hub's repositories; return its folder."""
     draw(tiny.model, tiny.tokenizer.eos_token_id)
+    return save(tiny, folder, dtype)
+
+
+def save(tiny: Tiny, folder: Path, dtype: torch.dtype) -> Path:
+    """Write a checkpoint with the weights that it has."""
+    folder.mkdir(parents=True)
     usual = {"bos_token_id": tiny.tokenizer.bos_token_id, "eos_token_id": tiny.tokenizer.eos_token_id}
     usual["pad_token_id"] = tiny.tokenizer.pad_token_id
     tiny.model.generation_config = hf.GenerationConfig(**{**usual, **tiny.generation})

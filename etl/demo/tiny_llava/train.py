@@ -13,7 +13,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +56,26 @@ def wrap(prompt: str) -> str:
     return f"USER: <image>\n{prompt} ASSISTANT:"
 
 
+def byte_level(corpus: Iterable[str], special: list[str], size: int) -> Tokenizer:
+    """Train a byte-level BPE of so many tokens; the special ones come first."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer
+
+
 def build_tokenizer(rng: random.Random) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on prompts and captions; `VOCABULARY` tokens, every byte sequence encodable."""
     template = PromptTemplate()
     corpus = [wrap(template.render(random_record(rng))) for _ in range(1500)]
     corpus += [" " + random_scene(rng).caption for _ in range(3000)]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    specials = ["<pad>", "<s>", "</s>", "<image>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=specials, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=byte_level(corpus, ["<pad>", "<s>", "</s>", "<image>"], VOCABULARY),
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
@@ -144,6 +150,16 @@ class Scenes:
         self.pixels = torch.stack(pixels)
 
 
+def labelled(tokenizer: PreTrainedTokenizerFast, prompts: list[str], answers: list[str]) -> dict[str, torch.Tensor]:
+    """Return the tokens of a batch, padded on the left, with labels on the answers' alone."""
+    inputs = tokenizer([p + a for p, a in zip(prompts, answers, strict=True)], return_tensors="pt", padding=True)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    for row, answer in enumerate(answers):
+        length = len(tokenizer(answer, add_special_tokens=False)["input_ids"])
+        labels[row, -length:] = inputs["input_ids"][row, -length:]
+    return {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "labels": labels}
+
+
 def batches(scenes: Scenes, tokenizer: PreTrainedTokenizerFast, size: int, rng: random.Random) -> Iterator[Any]:
     """Yield endless training batches: model inputs with labels on the caption tokens alone."""
     template = PromptTemplate()
@@ -152,19 +168,13 @@ def batches(scenes: Scenes, tokenizer: PreTrainedTokenizerFast, size: int, rng: 
         rows = [rng.randrange(len(scenes.scenes)) for _ in range(size)]
         prompts = [wrap(template.render(random_record(rng))).replace("<image>", tokens) for _ in rows]
         answers = [f" {scenes.scenes[row].caption}</s>" for row in rows]
-        inputs = tokenizer([p + a for p, a in zip(prompts, answers, strict=True)], return_tensors="pt", padding=True)
-        labels = torch.full_like(inputs["input_ids"], -100)
-        for row, answer in enumerate(answers):
-            length = len(tokenizer(answer, add_special_tokens=False)["input_ids"])
-            labels[row, -length:] = inputs["input_ids"][row, -length:]
-        yield {
-            "input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"],
-            "pixel_values": scenes.pixels[rows].float(), "labels": labels,
-        }  # fmt: skip
+        yield {**labelled(tokenizer, prompts, answers), "pixel_values": scenes.pixels[rows].float()}
 
 
-def train(model: LlavaForConditionalGeneration, data: Iterator[Any], steps: int, peak_rate: float) -> None:
-    """Run AdamW with warm-up and a cosine to zero."""
+def train(
+    model: Any, data: Iterator[Any], steps: int, peak_rate: float, look: Callable[[], object] = lambda: None
+) -> None:
+    """Run AdamW with warm-up and a cosine to zero; ``look`` is called every 500 steps."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min(1, step / 100) * (0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
@@ -180,6 +190,9 @@ def train(model: LlavaForConditionalGeneration, data: Iterator[Any], steps: int,
         schedule.step()
         if step % 100 == 0 or step == steps - 1:
             print(f"step {step:5d}  loss {loss.item():.4f}  {time.monotonic() - started:6.0f} s", flush=True)
+        if step % 500 == 499:
+            look()
+            model.train()
 
 
 @torch.inference_mode()
