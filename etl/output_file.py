@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from etl import files
 from etl.errors import ConfigError, EtlError, TargetLockedError
 from etl.failpoints import failpoint
 from etl.files import disk_error, sync_chosen
@@ -131,6 +132,28 @@ def claimed(directory: Path, name: str, what: Path) -> Iterator[tuple[Path, Bina
             yield path, file
     finally:
         path.unlink(missing_ok=True)
+
+
+def put(path: Path, content: bytes, name: str, mode: int | None = None) -> None:
+    """Give a small file its content, whole or not at all: through no link, and in the place of one under its own name.
+
+    For many of them in one directory: their parts are those of ``name``, of which `claimed` removes dead ones.  The
+    directory is still to be synced.  Raises `OSError`, and `NotPlainError` as `etl.files` does.
+    """
+    part = path.with_name(f".{name}.{secrets.token_hex(8)}.part")
+    with open(files.open_plain(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:  # noqa: PTH123
+        try:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            files.move(part, path)
+        except BaseException:
+            files.remove(part)
+            raise
 
 
 def is_part(name: str) -> bool:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from etl.cli import render
-from etl.cli.format_options import FORMAT_HELP, with_format_options
+from etl.cli.format_options import FormatOption, with_format_options
 from etl.cli.options import Context, command, either, ends_when_interrupted, number
 from etl.cli.work import ProvenanceOption
 
@@ -41,13 +41,11 @@ def export(
             help="Only what was captioned or failed since this run began (uid or number).",
         ),
     ] = "",
-    format: Annotated[  # noqa: A002 - the option's name
-        str, typer.Option(metavar="NAME", help=FORMAT_HELP)
-    ] = "",
+    format: FormatOption = "",  # noqa: A002 - the option's name
     shard_size: Annotated[
         int, number("--shard-size", least=0, help="Records in each file of a directory. [default: one file]")
     ] = 0,
-    **format_options: bool,
+    **format_options: bool | str,
 ) -> None:
     """Write the manifest with its captions, in manifest order."""
     from etl.export.stage import ExportOptions

@@ -7,9 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from etl.export.formats import FORMATS, options_of_formats
+from etl.setting_values import Group
 
 FORMAT_HELP = ", ".join([*FORMATS][:-1]) + f" or {[*FORMATS][-1]}. [default: by the name]"
 """The help of ``--format``."""
+
+FormatOption = Annotated[str, typer.Option("--format", metavar="NAME", help=FORMAT_HELP)]
 
 
 def with_format_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -18,8 +21,15 @@ def with_format_options(function: Callable[..., Any]) -> Callable[..., Any]:
     parameters = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
     for name, field in options_of_formats().items():
         flag = name.replace("_", "-")
-        option = typer.Option(f"--{flag}/--no-{flag}", help=field.metadata["help"])
-        annotation = Annotated[bool, option]
+        is_switch = isinstance(field.default, bool)
+        spelled = f"--{flag}/--no-{flag}" if is_switch else f"--{flag}"
+        option = typer.Option(
+            spelled,
+            metavar=None if is_switch else "TEXT",
+            rich_help_panel=Group.OUTPUT,
+            help=field.metadata["help"],
+        )
+        annotation: Any = Annotated[type(field.default), option]
         parameters.append(
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
         )

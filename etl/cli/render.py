@@ -243,6 +243,8 @@ def export_line(summary: ExportSummary) -> str:
     )
     if summary.shards:
         line += f"; {summary.shards:,} shards, {summary.written:,} of them written"
+    if summary.files:
+        line += f"; a file for each row, {summary.written:,} of them written"
     if summary.without_picture:
         line += f"; {summary.without_picture:,} captioned records whose picture has left the cache were left out"
     if summary.left_out:

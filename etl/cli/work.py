@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from etl.cli import render, run_report
+from etl.cli.format_options import FormatOption, with_format_options
 from etl.cli.hosts import estimate_lines
 from etl.cli.options import Context, command, number
 from etl.cli.progress import ingest_progress, progress
@@ -166,6 +167,7 @@ def caption(context: Context, force: ForceOption = False) -> None:
 
 
 @command(group, works=True)
+@with_format_options
 def run(
     context: Context,
     sources: Annotated[
@@ -190,7 +192,9 @@ def run(
     prompt_template: TemplateOption = None,
     strict: StrictOption = False,
     provenance: ProvenanceOption = False,
+    format: FormatOption = "",  # noqa: A002 - the option's name
     force: ForceOption = False,
+    **format_options: bool | str,
 ) -> None:
     """Do everything: ingest, fetch beside caption, export.  Run it again to go on."""
     from etl.export.stage import ExportOptions
@@ -207,11 +211,13 @@ def run(
         ),
         reselect=not given and (only_synthetic, limit, offset) != (None, None, 0),
         output=output,
-        export=ExportOptions(provenance=provenance),
+        export=ExportOptions(provenance=provenance, format=format, format_options=format_options),
         force=force,
     )
     if context.json and output == "-":
         raise ConfigError("--json and --output - both write to stdout; give --output FILE")
+    if format and output is None:
+        raise ConfigError("--format says how --output is written; give --output, or use `etl export --format`")
     if not given and (id_field or image_field or encoding or prompt is not None or prompt_template):
         raise ConfigError(
             "--prompt, --prompt-template, --id-field and --image-field need the SOURCE, which is read anew with them: "

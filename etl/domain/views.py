@@ -103,6 +103,7 @@ class ExportSummary:
         format: as `etl.export.lines.FORMATS`, with ``-since`` behind it for a part of the records and
             ``-shards`` for a directory.
         shards, written: files of a directory, and how many of them were missing or had changed.
+        files: whether each row is a file of its own; ``written`` is then of those.
         without_picture: captioned records that a format with pictures lacks, because theirs has left the cache.
     """
 
@@ -121,6 +122,7 @@ class ExportSummary:
     written: int = 0
     without_picture: int = 0
     skipped: int = 0
+    files: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

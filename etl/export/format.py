@@ -1,7 +1,7 @@
 """What a format of exports is: how records become files, a bounded number of them at a time.
 
-A format is a frozen dataclass whose fields are its options, each an `option` with its help.  It is a `FileFormat` or a
-`FolderFormat`; each module of `etl.export.formats` has one as ``FORMAT``.
+A format is a frozen dataclass whose fields are its options, each an `option` with its help.  It is a `FileFormat`, a
+`FolderFormat` or a `SidecarFormat`; each module of `etl.export.formats` has one as ``FORMAT``.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ class Sink(Protocol):
         """Take all of them."""
 
 
-def option(default: bool, text: str) -> Any:
-    """Return the field of a format's option; ``text`` is its help."""
+def option(default: bool | str, text: str) -> Any:
+    """Return the field of a format's option, a switch or a text as its default is; ``text`` is its help."""
     return dataclasses.field(default=default, metadata={"help": text})
 
 
@@ -37,7 +37,7 @@ class Format:
         suffixes: of names that mean this format when no other was asked for, before those of compression.
         to_stdout: whether it may be written to stdout.
         pictures: whether it holds pictures: then it is of the records that have caption and picture, and a directory.
-        suffix: of the name of each shard.
+        shard_suffix: of the name of each shard, or of each record's file.
     """
 
     name: ClassVar[str]
@@ -45,7 +45,7 @@ class Format:
     suffixes: ClassVar[tuple[str, ...]] = ()
     to_stdout: ClassVar[bool] = False
     pictures: ClassVar[bool] = False
-    suffix: ClassVar[str] = ""
+    shard_suffix: ClassVar[str] = ""
 
     @property
     def is_directory(self) -> bool:
@@ -80,6 +80,22 @@ class FolderFormat(Format, ABC):
     @abstractmethod
     def fill(self, folder: Path, records: Iterator[Joined]) -> tuple[int, str]:
         """Write all records into an empty directory, and the files to the disk; return their bytes and a hash."""
+
+
+@dataclass(frozen=True)
+class SidecarFormat(Format, ABC):
+    """A format with a file for each captioned record, in a directory that may hold the pictures and anything else."""
+
+    keep_existing: bool = option(False, "In txt, leave a file that is there as it is.")
+
+    @property
+    def is_directory(self) -> bool:
+        """Always."""
+        return True
+
+    @abstractmethod
+    def content(self, caption: str) -> bytes:
+        """Return what the file of a record with this caption holds."""
 
 
 class Unclosed(io.RawIOBase):

@@ -49,7 +49,7 @@ class ExportOptions:
     since: str = ""
     format: str = ""
     shard_size: int = 0
-    format_options: Mapping[str, bool] = field(default_factory=dict)
+    format_options: Mapping[str, bool | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +139,7 @@ def joined(
         begin = after[1:] if manifest == after[0] else (0, 0)
         for row in export_rows(reader, manifest, recipe.id if recipe else None, begin):
             counts["read"] += 1
-            if selected.since and not _is_new(row, selected.since):
+            if selected.since and not is_new(row, selected.since):
                 continue
             outcome, line = _line(row, recipe, selected.options, counts)
             if line is not None:
@@ -170,7 +170,7 @@ def check_counts(reader: Reader, selected: Selected, counts: Counter[str]) -> No
             )
 
 
-def _is_new(row: ExportRow, since: int) -> bool:
+def is_new(row: ExportRow, since: int) -> bool:
     """Return whether the record was captioned, or failed for good, after an instant."""
     if row.state != RecordState.ACTIVE:
         return False

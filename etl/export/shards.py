@@ -44,7 +44,7 @@ USUAL_SIZE = 10_000
 """Records in a shard of a format that holds pictures: about a gigabyte."""
 
 _START = (0, 0, 0)
-_WHEN_FULL = ": free some and export again; what is there is kept"
+WHEN_FULL = ": free some and export again; what is there is kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def export_shards(
         require_cache(reader)
     with reader.snapshot():
         selected = Selected.of(reader, options)
-        with write_errors(str(directory), _WHEN_FULL), _claimed(directory):
+        with write_errors(str(directory), WHEN_FULL), only_writer(directory):
             writer = _Writer(reader, directory, kind, selected)
             counts = writer.write()
     summary = summary_of(
@@ -95,7 +95,7 @@ def export_shards(
 
 
 @contextmanager
-def _claimed(directory: Path) -> Iterator[None]:
+def only_writer(directory: Path) -> Iterator[None]:
     """Make the directory where there is none, and let nobody else export to it during the block."""
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"{directory} is a file; give the name of a directory")
@@ -189,7 +189,7 @@ class _Writer:
         # An export of nothing still is one file, with its header.
         if first is None and (number or isinstance(self.kind, FolderFormat)):
             return None, place, records.counts
-        name = f"shard-{number:05d}{self.kind.suffix}"
+        name = f"shard-{number:05d}{self.kind.shard_suffix}"
         size, sha256 = self._write(self._directory / name, _chained(first, records))
         self.written += 1
         shard = Shard(name, records.rows, size, sha256, records.content)

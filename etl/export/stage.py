@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 
 from etl.compression import zstd
 from etl.domain.views import ExportSummary
-from etl.export.format import FileFormat
+from etl.export.format import FileFormat, SidecarFormat
 from etl.export.formats import format_of
 from etl.export.lines import (
     STDOUT,
@@ -28,6 +28,7 @@ from etl.export.lines import (
     with_fields,
 )
 from etl.export.shards import export_shards
+from etl.export.sidecars import export_sidecars
 from etl.output_file import checked, replaced, resolved, write_errors
 from etl.state.read.reader import Reader
 from etl.state.recognise import spare_own_files
@@ -77,6 +78,8 @@ def export(reader: Reader, target: str, options: ExportOptions) -> tuple[ExportS
     kind = format_of(target, options)
     if target != STDOUT:
         spare_own_files(reader.state, resolved(target))
+    if isinstance(kind, SidecarFormat):
+        return export_sidecars(reader, target, kind, options)
     if kind.is_directory or options.shard_size:
         return export_shards(reader, target, kind, options)
     assert isinstance(kind, FileFormat), "a directory is written in shards"

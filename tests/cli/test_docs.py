@@ -114,7 +114,7 @@ def test_every_format_of_exports() -> None:
     expected = []
     for name, one in FORMATS.items():
         file = "a file, `-`, or" if one.to_stdout else "a file, or"
-        target = "a directory" if one.pictures else f"{file} with `--shard-size` a directory"
+        target = "a directory" if one().is_directory else f"{file} with `--shard-size` a directory"
         expected.append([f"`{name}`", target, one.help])
     assert rows == expected
     format_row = next(row for row in table(section("`etl export")) if row[0].startswith("`--format "))

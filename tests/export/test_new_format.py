@@ -24,10 +24,10 @@ from etl.run.pipeline import export_manifest
 class Text(FileFormat):
     """One caption on each line."""
 
-    name = "txt"
+    name = "text"
     help = "one caption on each line"
-    suffixes = (".txt",)
-    suffix = ".txt"
+    suffixes = (".text",)
+    shard_suffix = ".text"
 
     shout: bool = option(False, "Write captions in capitals.")
 
@@ -56,20 +56,20 @@ def made(tmp_path: Path) -> MadeState:
 def test_it_is_exported(made: MadeState, tmp_path: Path) -> None:
     """It is known by name and suffix, compressed and in shards like the others; its options reach it."""
     expected = b"Caption 0.\nCaption 1.\nCaption 2.\n"
-    assert made.export("out.txt")[0] == expected
-    export_manifest(made.settings, str(tmp_path / "out.txt.gz"), ExportOptions(format_options={"shout": True}))
-    assert gzip.decompress((tmp_path / "out.txt.gz").read_bytes()) == expected.upper()
-    summary = export_manifest(made.settings, str(tmp_path / "shards"), ExportOptions(format="txt", shard_size=2))
-    assert (summary.format, summary.shards) == ("txt-shards", 2)
-    assert (tmp_path / "shards" / "shard-00001.txt").read_bytes() == b"Caption 2.\n"
+    assert made.export("out.text")[0] == expected
+    export_manifest(made.settings, str(tmp_path / "out.text.gz"), ExportOptions(format_options={"shout": True}))
+    assert gzip.decompress((tmp_path / "out.text.gz").read_bytes()) == expected.upper()
+    summary = export_manifest(made.settings, str(tmp_path / "shards"), ExportOptions(format="text", shard_size=2))
+    assert (summary.format, summary.shards) == ("text-shards", 2)
+    assert (tmp_path / "shards" / "shard-00001.text").read_bytes() == b"Caption 2.\n"
 
 
 def test_what_it_cannot_do_is_said_before_the_work() -> None:
     """A target that it cannot have, and an option that no format has, are refused with what is known."""
-    with pytest.raises(ConfigError, match="txt cannot be written to stdout; give a name"):
-        check_target("-", ExportOptions(format="txt"))
-    with pytest.raises(ConfigError, match="unknown option of a format 'loud'; known: escape_formulae, shout"):
-        check_target("out.txt", ExportOptions(format_options={"loud": True}))
+    with pytest.raises(ConfigError, match="text cannot be written to stdout; give a name"):
+        check_target("-", ExportOptions(format="text"))
+    with pytest.raises(ConfigError, match="'loud'; known: escape_formulae, keep_existing, prefix, suffix, shout"):
+        check_target("out.text", ExportOptions(format_options={"loud": True}))
 
 
 def test_its_option_is_one_of_the_command() -> None:
@@ -78,11 +78,11 @@ def test_its_option_is_one_of_the_command() -> None:
 
     @app.command()
     @with_format_options
-    def export(target: str, **format_options: bool) -> None:
-        print(target, sorted(format_options.items()))
+    def export(target: str, **format_options: bool | str) -> None:
+        print(target, sorted(name for name, value in format_options.items() if value))
 
     def output(*words: str) -> Any:
         return CliRunner().invoke(app, words).stdout
 
-    assert output("out.txt", "--shout") == "out.txt [('escape_formulae', True), ('shout', True)]\n"
+    assert output("out.text", "--shout") == "out.text ['escape_formulae', 'shout']\n"
     assert "Write captions in capitals." in " ".join(output("--help").replace("│", " ").split())

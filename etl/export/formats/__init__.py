@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from etl.errors import ConfigError
-from etl.export.format import Format
+from etl.export.format import Format, SidecarFormat
 from etl.export.lines import STDOUT, ExportOptions
 from etl.output_file import resolved
 from etl.text import did_you_mean, nearest
@@ -40,13 +40,16 @@ def format_of(target: str, options: ExportOptions) -> Format:
     kind = FORMATS[name]
     if target == STDOUT and (not kind.to_stdout or options.shard_size):
         raise ConfigError(f"{name} cannot be written to stdout; give a name")
+    if options.shard_size and issubclass(kind, SidecarFormat):
+        raise ConfigError(f"{name} is a file for each record, which has no shards; leave out --shard-size")
     known = {field.name for field in dataclasses.fields(kind)}
     made = kind(**{name: value for name, value in options.format_options.items() if name in known})
     if target.endswith("/") and not made.is_directory and not options.shard_size:
         folders = " or ".join(name for name, one in FORMATS.items() if one.pictures)
         raise ConfigError(
-            f"{target} names a directory, and {name} is one file: give {target}captions{made.suffix}, or `etl export` "
-            f"with --shard-size for a directory of such files, or with --format {folders} for one of pictures"
+            f"{target} names a directory, and {name} is one file: give {target}captions{made.shard_suffix}, or "
+            f"`etl export` with --shard-size for a directory of such files, or with --format {folders} for one of "
+            "pictures"
         )
     return made
 
@@ -67,7 +70,7 @@ def _by_ending(target: str) -> str:
         # A pipe has any name.
         return _DEFAULT
     near = nearest(ending, (*endings, *COMPRESSED))
-    folder = next((name for name, one in FORMATS.items() if one.pictures and one.suffix == ending), None)
+    folder = next((name for name, one in FORMATS.items() if not one.suffixes and one.shard_suffix == ending), None)
     hint = f"{folder} is a directory of such files: `etl export {path.with_suffix('')} --format {folder}`. " * bool(
         folder
     )

@@ -39,7 +39,7 @@ class Csv(FileFormat):
         "`finish_reason`, `tokens`, `flags`, `image_sha256`, `image_flags`, and `record`, the line of JSON Lines"
     )
     suffixes = (".csv",)
-    suffix = ".csv"
+    shard_suffix = ".csv"
     to_stdout = True
 
     escape_formulae: bool = option(True, "In CSV, put a quote before cells that a spreadsheet would run.")

@@ -12,7 +12,7 @@ class JsonLines(FileFormat):
     name = "jsonl"
     help = "the records as above, one on each line"
     suffixes = (".jsonl", ".ndjson")
-    suffix = ".jsonl"
+    shard_suffix = ".jsonl"
     to_stdout = True
 
     def write(self, stream: Sink, records: Iterator[Joined]) -> None:

@@ -19,7 +19,7 @@ class Parquet(FileFormat):
     name = "parquet"
     help = "the columns of CSV, typed; needs the package `pyarrow`"
     suffixes = (".parquet",)
-    suffix = ".parquet"
+    shard_suffix = ".parquet"
 
     def check(self) -> None:
         """Raise `ConfigError` where pyarrow is not installed."""

@@ -14,7 +14,7 @@ class WebDataset(FileFormat):
     name = "webdataset"
     help = "`shard-00000.tar` with `name.jpg`, `name.json` (the line) and `name.txt` (the caption) for each record"
     pictures = True
-    suffix = ".tar"
+    shard_suffix = ".tar"
 
     def write(self, stream: Sink, records: Iterator[Joined]) -> None:
         """Write sample after sample."""

@@ -1,0 +1,25 @@
+"""Text files beside pictures, as programs that train models read them."""
+
+from dataclasses import dataclass
+
+from etl.export.format import SidecarFormat, option
+
+
+@dataclass(frozen=True)
+class Txt(SidecarFormat):
+    """``NAME.txt`` for each captioned record: one line, because some of those programs read only the first."""
+
+    name = "txt"
+    help = "`NAME.txt` (the caption, in one line) for each captioned record, `NAME` being its picture's (below)"
+    shard_suffix = ".txt"
+
+    prefix: str = option("", "In txt, text before each caption, as trigger words.")
+    suffix: str = option("", "In txt, text behind each caption.")
+
+    def content(self, caption: str) -> bytes:
+        """Return caption, prefix and suffix with one line end."""
+        lines = f"{self.prefix}{caption.strip()}{self.suffix}".splitlines()
+        return " ".join(filter(None, map(str.strip, lines))).encode("utf-8", "replace") + b"\n"
+
+
+FORMAT = Txt
