@@ -53,7 +53,7 @@ class Settings:
     # A table: a field is one entry.
     # fmt: off
     state: Path = setting(
-        Path("state"), EVERY, OWN, first=(*WORK, "doctor"), value="DIR", short="-s",
+        Path("state"), EVERY, OWN, first=("ingest", "export", *WORK, "doctor"), value="DIR", short="-s",
         help="The state directory: database, image cache, logs.",
     )
     concurrency: int = setting(
