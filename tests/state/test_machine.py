@@ -6,6 +6,7 @@ model of what each source and caption should have become.
 
 import dataclasses
 import tempfile
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,10 @@ class StateMachine(RuleBasedStateMachine):
         put_records(self._store, manifest, IngestOptions(template=PromptTemplate(TEMPLATES[template])))
         first: dict[str, str] = {}
         for record in manifest:
-            first.setdefault(record["id"], record["url"])
+            key, url = record["id"], record["url"]
+            if key in first and url not in ("", first[key]):
+                key = next(other for n in count(2) if (other := f"{key}#{n}") not in first)
+            first.setdefault(key, url)
         found = self._rows(
             "SELECT r.key, s.url FROM records r JOIN sources s ON s.id = r.source WHERE r.state = 'active'"
         )

@@ -106,7 +106,7 @@ def test_failures_name_the_record_that_needs_them(store: Store, state: Path) -> 
     with Reader(state) as reader:
         found = list(failed_items(reader))
         only = list(failed_items(reader, FailureFilter(key="d")))
-    missing = "no image: none of the fields external_url, url, image_url, image, path has a value"
+    missing = "no image: none of the fields external_url, url, image_url, image, path or their like has a value"
     assert found == [
         Failure(
             stage="ingest",

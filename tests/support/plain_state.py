@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -128,10 +129,12 @@ class PlainState:
 
     def _take(self, name: str, manifest: Manifest, position: int, line: Line) -> None:
         key = line.key or f"{name}.jsonl:{position}"
+        if self._is_read(name, manifest, key):
+            if line.url in (None, self.records[key].line.url):
+                key, line = f"{key} (line {position})", Line(line.data, None, None, None, "duplicate_key")
+            else:
+                key = next(other for n in count(2) if not self._is_read(name, manifest, other := f"{key}#{n}"))
         old = self.records.get(key)
-        if old is not None and (old.generation, old.manifest) == (manifest.generation, name):
-            key, line = f"{key} (line {position})", Line(line.data, None, None, None, "duplicate_key")
-            old = self.records.get(key)
         number = old.number if old is not None else len(self.records)
         state = "active" if line.url is not None else "invalid"
         self.records[key] = Record(number, name, position, manifest.generation, line, state)
@@ -139,6 +142,11 @@ class PlainState:
             source = self.sources.setdefault(line.url, Item())
             if source.status == "cancelled":
                 source.renew("done" if source.image else "ready")
+
+    def _is_read(self, name: str, manifest: Manifest, key: str) -> bool:
+        """Return whether a line of the manifest as it is now has given a record this key."""
+        old = self.records.get(key)
+        return old is not None and (old.generation, old.manifest) == (manifest.generation, name)
 
     def select(self, offset: int, limit: int | None) -> None:
         """Caption only a window of each manifest; one that has it already changes nothing, not even what is needed."""
