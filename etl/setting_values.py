@@ -1,13 +1,12 @@
 """What is known of a setting but its value, and how text from a file, the environment or a flag becomes that."""
 
 import dataclasses
-import difflib
 import enum
 import functools
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, time
 from pathlib import Path
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 from etl.deadline import moment
 from etl.errors import ConfigError
 from etl.redaction import host_of
+from etl.text import did_you_mean, nearest
 from etl.units import metavar, parse, understood, written
 
 BACKENDS = ("local", "vllm", "openai", "ray")
@@ -122,7 +122,7 @@ class Setting:
             span = " and ".join(written(limit, self.unit) for limit in self.limits)
             raise ConfigError(f"{self.name} = {shown(value)}: must be between {span}")
         if self.choices and value not in self.choices:
-            hint = did_you_mean(value, self.choices)
+            hint = did_you_mean(nearest(str(value), self.choices, 0.7))
             raise ConfigError(f"{self.name} = {shown(value)}: {hint}it must be one of {', '.join(self.choices)}")
         if self.clean is not None:
             value = self.clean(value)
@@ -213,16 +213,9 @@ def read(
 
 
 def _unknown(name: str, names: list[str]) -> str:
-    near = did_you_mean(name, names)
+    near = did_you_mean(nearest(name, names, 0.7))
     hint = f"{near}If not, take it out" if near else "take it out"
     return f"unknown setting {shown(name)}; {hint} (`etl run --help-all` lists most settings)"
-
-
-def did_you_mean(wrong: object, names: Iterable[str], cutoff: float = 0.7) -> str:
-    """Return "did you mean NAME? " with the name that is most like the wrong one; nothing where none is."""
-    lower = {one.lower(): one for one in names}
-    near = difflib.get_close_matches(str(wrong)[:MAX_SHOWN].lower(), lower, n=1, cutoff=cutoff)
-    return f"did you mean {lower[near[0]]}? " if near else ""
 
 
 def _converted(value: Any, kind: Any, unit: str) -> Any:
@@ -252,7 +245,7 @@ def model_name(value: str) -> str:
     if not value:
         raise ConfigError("model is empty: give a Hugging Face id, a directory, or 'demo'")
     # An id of Hugging Face is OWNER/NAME, but for a few of old.
-    hint = did_you_mean(value, ("demo",)) if "/" not in value and value != "demo" else ""
+    hint = did_you_mean(nearest(value, ("demo",), 0.7)) if "/" not in value and value != "demo" else ""
     if hint and not Path(value).exists():
         raise ConfigError(f"model = {shown(value)}: {hint}Else give a Hugging Face id (OWNER/NAME) or a directory")
     return value
@@ -261,7 +254,7 @@ def model_name(value: str) -> str:
 def device_name(value: str) -> str:
     """Return the device if it is one.  Raises `ConfigError`."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value, re.ASCII):
-        hint = did_you_mean(value.lower().replace("gpu", "cuda"), DEVICES, 0.6)
+        hint = did_you_mean(nearest(value.replace("gpu", "cuda"), DEVICES))
         raise ConfigError(f"device = {shown(value)}: {hint}it must be one of {', '.join(DEVICES)} or cuda:N")
     return value
 

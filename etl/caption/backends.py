@@ -14,6 +14,7 @@ from etl.extras import require_model_libraries
 from etl.gpu import find_cards, visible_cards
 from etl.images.cache import ImageCache
 from etl.settings import Settings
+from etl.units import count
 
 BACKENDS = {
     "local": "etl.caption.local",
@@ -70,7 +71,7 @@ def fetch_weights(settings: Settings, on_progress: Callable[[Download], None]) -
 def device_in_words(settings: Settings, captioner: Captioner) -> str:
     """Return what captions: the GPUs, the CPU, endpoints or a cluster."""
     if settings.backend == "openai":
-        return f"{len(settings.endpoint)} endpoint{'s' * (len(settings.endpoint) != 1)}"
+        return count(len(settings.endpoint), "endpoint")
     if settings.backend == "ray":
         return "Ray cluster"
     if settings.backend == "vllm":

@@ -18,7 +18,8 @@ from typer.core import CompletionItem, TyperArgument, TyperCommand, TyperGroup, 
 from typer.main import get_command_from_info
 
 from etl.cli.completion import candidates
-from etl.setting_values import MAX_SHOWN, Group, did_you_mean
+from etl.setting_values import MAX_SHOWN, Group
+from etl.text import did_you_mean, nearest
 from etl.units import written
 
 COMMANDS = {
@@ -80,7 +81,7 @@ def _process_value(param: Any, ctx: Any, value: Any) -> Any:
 def _choice(text: str, choices: type[enum.Enum]) -> enum.Enum:
     names = {str(one.value): one for one in choices}
     if text not in names:
-        hint = did_you_mean(text, names)
+        hint = did_you_mean(nearest(text, names, 0.7))
         raise typer.BadParameter(f"{text[:MAX_SHOWN]!r}: {hint}it must be one of {', '.join(names)}")
     return names[text]
 
@@ -304,7 +305,7 @@ def usage_line(error: Any) -> str:
     if hasattr(error, "possibilities"):
         names = (name for one in context.command.get_params(context) for name in (*one.opts, *one.secondary_opts))
         flags = [name for name in names if name.startswith("-")]
-        hint = did_you_mean(error.option_name, flags).strip()
+        hint = did_you_mean(nearest(error.option_name, flags, 0.7)).strip()
         if not hint and context.parent is None:
             hint = "what belongs to a command stands behind its name"
         message = f"{error.message}; {hint}" if hint else error.message

@@ -210,7 +210,7 @@ def ingested(context: Context, summary: IngestSummary) -> None:
 
 def ingest_line(summary: IngestSummary) -> str:
     """Return one line on what an ingest did."""
-    head = f"{clean(str(summary.path))}: {summary.records:,} record{'s' * (summary.records != 1)}, "
+    head = f"{clean(str(summary.path))}: {count(summary.records, 'record')}, "
     head += f"{summary.selected:,} selected"
     skipped = skipped_words(summary.skipped)
     if summary.unchanged:

@@ -1,6 +1,5 @@
 """A manifest of which no record has the field that is looked for: which fields it has, and the flag that names one."""
 
-import difflib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from etl.ingest.fields import IMAGE_FIELDS
 from etl.ingest.options import IngestOptions
 from etl.ingest.record_parser import KEY_FIELD_MISSING
 from etl.state.records import NewRecord
-from etl.text import clean
+from etl.text import clean, nearest
 
 _LOOKED_AT = 50
 """Records whose fields are told."""
@@ -68,10 +67,9 @@ def _columns(batch: Sequence[NewRecord]) -> dict[str, str]:
 
 def _nearest(found: dict[str, str], wanted: Sequence[str], *, pictures: bool) -> str | None:
     """Return the field that was probably meant: by its name, or because its value looks like a picture's address."""
-    lower = {field.lower(): field for field in found}
     for field in wanted:
-        if near := difflib.get_close_matches(field.lower(), lower, n=1, cutoff=0.75):
-            return lower[near[0]]
+        if near := nearest(field, found, 0.75):
+            return near
     if not pictures:
         return None
     return next(

@@ -3,7 +3,6 @@
 Offsets and hashes are taken over this stream, so checkpoints mean the same for every format and compression.
 """
 
-import difflib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,7 +11,7 @@ from etl.errors import ManifestError
 from etl.images.formats import suffixes
 from etl.ingest import manifest_formats
 from etl.ingest.manifest_formats.file import ManifestFile
-from etl.text import clean
+from etl.text import clean, nearest
 
 STDIN = "-"
 
@@ -95,7 +94,7 @@ def _cure(file: Path) -> str:
         return ""
     # A name without the ending, or with another one, is nearer than its letters tell.
     near = [name for name in names if name.split(".")[0] == file.name.split(".")[0]]
-    near = near or difflib.get_close_matches(file.name, names, n=1, cutoff=0.7)
+    near = near or list(filter(None, (nearest(file.name, names, 0.7),)))
     if near:
         return f"did you mean {clean(str(file.with_name(min(near, key=len))), 200)}?"
     here = near_manifests(file.parent)

@@ -1,6 +1,5 @@
 """Arguments of chat templates, such as ``enable_thinking``: written into the template, so that nobody forgets them."""
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -8,6 +7,7 @@ from typing import Any
 
 from etl.errors import ModelError
 from etl.template_arguments import template_argument
+from etl.text import did_you_mean, nearest
 
 DEFAULTS: Mapping[str, Any] = {"enable_thinking": False}
 """What templates that know these arguments are given where the user says nothing: a caption needs no reasoning."""
@@ -30,8 +30,7 @@ def arguments(name: str, template: str, given: Sequence[str]) -> dict[str, Any]:
         if argument in _RESERVED:
             raise ModelError(f"--chat-template-arg cannot set {argument}, which is part of every chat; leave it out")
         if argument not in known:
-            near = difflib.get_close_matches(argument, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "leave it out"
+            hint = did_you_mean(nearest(argument, known)).strip() or "leave it out"
             raise ModelError(f"the chat template of {name} knows no argument {argument}; {hint}")
         found[argument] = value
     return found
