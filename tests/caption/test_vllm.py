@@ -179,6 +179,8 @@ def test_one_that_dies_again_and_again_ends_the_run(tmp_path: Path, orders: Orde
     orders(fails=True, says="OSError: no GPU")
     captioner._server._environment = functools.partial(environment, bench.settings)
     os.kill(lives(tmp_path / "lives")[0].pid, signal.SIGKILL)
+    # Seen only after a picture was handed over, its death would be charged to that picture.
+    wait_for(lambda: captioner._server.ended)
     with pytest.raises(ModelError, match="died 2 times in a row without a caption, lastly: OSError: no GPU"):
         bench.caption(captioner)
     captioner.close()

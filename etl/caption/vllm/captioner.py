@@ -21,9 +21,9 @@ from etl.caption.recipe import Recipe
 from etl.caption.vllm.command import command, deciding, environment, find_program
 from etl.caption.vllm.server import Server
 from etl.caption.vllm.tensor_names import known_to_vllm
-from etl.domain.items import CaptionItem, CaptionResult
+from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.views import EngineSample
-from etl.errors import ModelError
+from etl.errors import EndpointAnswerError, EndpointFailedError, ModelError
 from etl.images.cache import ImageCache
 from etl.settings import Settings
 from etl.state.log import DIRECTORY
@@ -37,6 +37,13 @@ LOG = "vllm.log"
 
 PAUSE_S = 1.0
 """Wait before it is started again, doubling with each death in a row: a GPU's memory is not free at once."""
+
+
+CUT_OFF = (EndpointAnswerError.slug, EndpointFailedError.slug)
+"""Failures of a picture that may be the first sign of a death: a connection breaks before its process is gone."""
+
+DEATH_S = 2.0
+"""How much later than such a sign it may end."""
 
 
 class VllmCaptioner:
@@ -141,9 +148,16 @@ class VllmCaptioner:
         outcomes = self._endpoint.caption(self._noted(source), should_stop=lambda: self._server.ended or should_stop())
         with contextlib.closing(outcomes):
             for outcome in outcomes:
+                if self._cut_off(outcome):
+                    return
                 if self._ledger.settle(outcome):
                     self._fruitless *= not isinstance(outcome, CaptionResult)
                     yield outcome
+
+    def _cut_off(self, outcome: Outcome) -> bool:
+        """Return whether the death of the server made this failure: its picture goes back with all others."""
+        broken = isinstance(outcome, ItemFailure) and outcome.slug in CUT_OFF
+        return broken and self._server.ends_within(DEATH_S)
 
     def _noted(self, source: Iterator[CaptionItem | None]) -> Iterator[CaptionItem | None]:
         for item in source:

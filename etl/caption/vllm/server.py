@@ -117,6 +117,13 @@ class Server:
         """Whether it has ended, or was never started."""
         return self._keeper is None or self._keeper.poll() is not None
 
+    def ends_within(self, seconds: float) -> bool:
+        """Return whether it has ended, or ends within so many seconds."""
+        if self._keeper is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._keeper.wait(seconds)
+        return self.ended
+
     def wait_until_ready(self, should_stop: Callable[[], bool] = never) -> bool:
         """Return whether it serves; not once it has ended or ``should_stop()`` is true.
 
