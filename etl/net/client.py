@@ -1,21 +1,21 @@
-"""Downloads over HTTP, and the place where every exception of httpx gets its class (`transport` shares httpx).
+"""Downloads over HTTP, and the place where every exception of httpx2 gets its class (`transport` shares httpx2).
 
-httpx 0.28 has two faults that shape this module.  A request that is cancelled at the wrong instant leaks its place in
-the pool, so each request has a pool of its own (`etl.net.client_pool`).  And its time-outs count per read, so a server
-that drips bytes would never be ended; a watchdog over the whole exchange does that.
+httpx2 has two faults that shape this module.  A request through a proxy that is cancelled at the wrong instant leaks
+its place in the pool, so each request has a pool of its own (`etl.net.client_pool`).  And its time-outs count per read,
+so a server that drips bytes would never be ended; a watchdog over the whole exchange does that.
 """
 
 import asyncio
 import functools
 import importlib.metadata
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 
-import httpx
+import httpx2
 
 from etl.errors import (
     BodyTooLargeError,
@@ -56,10 +56,10 @@ SIDE_CLIENTS = 4
 POOL_TIMEOUT_S = 60.0
 """Never reached, since a client carries one request at a time; bounds the damage if it should be."""
 
-_LIMITS = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_S)
+_LIMITS = httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_S)
 
-# httpx logs every URL, with its secrets, at INFO; httpcore the raw requests at DEBUG.
-for _name in ("httpx", "httpcore"):
+# httpx2 logs every URL, with its secrets, at INFO; httpcore2 the raw requests at DEBUG.
+for _name in ("httpx2", "httpcore2"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 
@@ -79,23 +79,23 @@ class Downloader:
         self.names = Names(settings.connect_timeout)
         self.may_follow: Callable[[str], Awaitable[None]] | None = None
         self._settings = settings
-        self._context = httpx.create_ssl_context()
+        self._context = httpx2.create_ssl_context()
         self._user_agent = user_agent(settings.contact)
         self.proxied = bool(proxy_transports(self._context, _LIMITS))
         self._clients = ClientPool(self._client, settings.concurrency, is_reusable)
         # Of their own: what `may_follow` reads must not wait for a client that waits for it.
         self._side_clients = ClientPool(self._client, SIDE_CLIENTS, is_reusable)
 
-    def _client(self) -> httpx.AsyncClient:
+    def _client(self) -> httpx2.AsyncClient:
         settings = self._settings
-        return httpx.AsyncClient(
+        return httpx2.AsyncClient(
             transport=Routes(
                 GuardedTransport(self._context, _LIMITS, settings.allow_host, self.names),
                 proxy_transports(self._context, _LIMITS),
             ),
             trust_env=False,
             follow_redirects=False,
-            timeout=httpx.Timeout(settings.read_timeout, connect=settings.connect_timeout, pool=POOL_TIMEOUT_S),
+            timeout=httpx2.Timeout(settings.read_timeout, connect=settings.connect_timeout, pool=POOL_TIMEOUT_S),
             headers={
                 "User-Agent": self._user_agent,
                 # Compressed, neither the length nor a range nor the hash would be the file's.
@@ -124,7 +124,7 @@ class Downloader:
                 try:
                     _check_status(response)
                     text = b""
-                    async with _chunks(response) as chunks:
+                    async with aclosing(response.aiter_raw()) as chunks:
                         async for chunk in chunks:
                             text += chunk
                             if len(text) >= max_bytes:
@@ -159,7 +159,7 @@ class Downloader:
                 raise
 
     async def _fetch(
-        self, client: httpx.AsyncClient, attempt: Attempt, part: Path, validators: Validators | None
+        self, client: httpx2.AsyncClient, attempt: Attempt, part: Path, validators: Validators | None
     ) -> Download:
         async with self._watchdog(attempt) as watchdog:
             rest = resume.rest_of(part)
@@ -194,12 +194,12 @@ class Downloader:
 
     async def _open(
         self,
-        client: httpx.AsyncClient,
+        client: httpx2.AsyncClient,
         attempt: Attempt,
         headers: dict[str, str],
         watchdog: asyncio.Timeout,
         may_follow: Callable[[str], Awaitable[None]] | None = None,
-    ) -> httpx.Response:
+    ) -> httpx2.Response:
         """Return the first answer that is no redirect, its body unread.  Each hop has `_answer_s` seconds."""
         loop = asyncio.get_running_loop()
         # Cookies live for one download and its redirects: no server may follow us, or set one that hinders others.
@@ -211,8 +211,11 @@ class Downloader:
             response = await send(client, request)
             attempt.status = response.status_code
             if response.next_request is None:
+                if response.has_redirect_location:
+                    await response.aclose()
+                    raise ProtocolError("redirects to what is no URL")
                 return response
-            # Closed, not read: httpx's own redirects would read the whole body into memory first.
+            # Closed, not read: httpx2's own redirects would read the whole body into memory first.
             await response.aclose()
             request = response.next_request
             attempt.current = str(request.url)
@@ -224,7 +227,7 @@ class Downloader:
     async def _receive(
         self,
         attempt: Attempt,
-        response: httpx.Response,
+        response: httpx2.Response,
         part: Path,
         watchdog: asyncio.Timeout,
         rest: resume.Rest | None = None,
@@ -251,7 +254,7 @@ class Downloader:
         if rest is not None:
             await asyncio.to_thread(writer.hash_earlier)
         with writer:
-            async with _chunks(response) as chunks:
+            async with aclosing(response.aiter_raw()) as chunks:
                 earlier = writer.received
                 watchdog.reschedule(deadline(0))
                 async for chunk in chunks:
@@ -263,16 +266,11 @@ class Downloader:
         return _result(response, writer)
 
 
-def _check_status(response: httpx.Response) -> None:
+def _check_status(response: httpx2.Response) -> None:
     """Raise the error that an answer without the whole file stands for."""
     if response.status_code not in _SUCCESS:
         headers = response.headers
         raise status_error(response.status_code, headers.get("retry-after"), headers.get("date"))
-
-
-def _chunks(response: httpx.Response) -> aclosing[AsyncGenerator[bytes, None]]:
-    # httpx declares less than it returns: only a generator can be closed before its end.
-    return aclosing(cast(AsyncGenerator[bytes, None], response.aiter_raw()))
 
 
 def _deadline(begun: float, read_timeout_s: float, min_rate: int, received: int) -> float | None:
@@ -285,7 +283,7 @@ def _deadline(begun: float, read_timeout_s: float, min_rate: int, received: int)
     return begun + read_timeout_s + received / min_rate
 
 
-def _result(response: httpx.Response, writer: PartWriter | None) -> Download:
+def _result(response: httpx2.Response, writer: PartWriter | None) -> Download:
     mime = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     return Download(
         sha256=writer.sha256 if writer else "",
@@ -309,7 +307,7 @@ def user_agent(contact: str) -> str:
     return f"caption-etl/{version}" + (f" (+{contact})" if contact else "")
 
 
-def _check_scheme(url: httpx.URL) -> None:
+def _check_scheme(url: httpx2.URL) -> None:
     if url.scheme not in ("http", "https"):
         raise InvalidUrlError(f"neither http nor https: a {url.scheme or 'relative'} URL")
     if not url.host:

@@ -1,17 +1,16 @@
 """A pool of HTTP clients: one for each request under way, each with its own connections.
 
-A request of httpx that is cancelled at the wrong instant, while its connection is being opened or closed, leaves a
-connection behind that its pool counts for ever (httpcore issue 1093); our time-outs cancel, so over a night one
-shared pool would fill up until every request waits in vain.  Here a client whose request did not end cleanly is
-thrown away with whatever it held.  It also keeps each pool at one or two connections: httpx looks through all of
-them at every request.
+A request of httpx2 that is cancelled while a proxy opens its tunnel leaves a connection behind that its pool counts for
+ever; our time-outs cancel, so over a night one shared pool would fill up until every request waits in vain.  Here a
+client whose request did not end cleanly is thrown away with whatever it held.  It also keeps each pool at one or two
+connections: httpx2 looks through all of them at every request.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
-import httpx
+import httpx2
 
 from etl.errors import FetchError, FetchTimeoutError
 
@@ -31,19 +30,19 @@ class ClientPool:
 
     def __init__(
         self,
-        make: Callable[[], httpx.AsyncClient],
+        make: Callable[[], httpx2.AsyncClient],
         count: int,
-        is_reusable: Callable[[httpx.AsyncClient], bool] = lambda _: True,
+        is_reusable: Callable[[httpx2.AsyncClient], bool] = lambda _: True,
     ) -> None:
         """``is_reusable`` says after a request that ended cleanly whether its client may be used again."""
         self._make = make
         self._is_reusable = is_reusable
         self._slots = asyncio.Semaphore(count)
-        self._idle: list[tuple[str, httpx.AsyncClient]] = []
+        self._idle: list[tuple[str, httpx2.AsyncClient]] = []
         self._closing: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def client_for(self, host: str) -> AsyncIterator[httpx.AsyncClient]:
+    async def client_for(self, host: str) -> AsyncIterator[httpx2.AsyncClient]:
         """Yield a client for one request to ``host``; waits while all are in use."""
         async with self._slots:
             client = self._take(host)
@@ -52,7 +51,7 @@ class ClientPool:
                 yield client
                 clean = True
             except FetchError as error:
-                # Raised by us between two steps of httpx, except for the watchdog's, which cancels within one.
+                # Raised by us between two steps of httpx2, except for the watchdog's, which cancels within one.
                 clean = not isinstance(error, FetchTimeoutError)
                 raise
             finally:
@@ -62,14 +61,14 @@ class ClientPool:
                     # The caller's slot for the host is free only when the host can know it: when this one is closed.
                     await asyncio.wait([self._discard(client)], timeout=CLOSE_S)
 
-    def _take(self, host: str) -> httpx.AsyncClient:
+    def _take(self, host: str) -> httpx2.AsyncClient:
         for index in range(len(self._idle) - 1, -1, -1):
             if self._idle[index][0] == host:
                 return self._idle.pop(index)[1]
         # Another host's: its idle connection makes room for the new one.
         return self._idle.pop(0)[1] if self._idle else self._make()
 
-    def _discard(self, client: httpx.AsyncClient) -> asyncio.Task[None]:
+    def _discard(self, client: httpx2.AsyncClient) -> asyncio.Task[None]:
         """Close a client beside the caller, who may be in the middle of a cancellation."""
         task = asyncio.get_running_loop().create_task(_close(client))
         self._closing.add(task)
@@ -84,7 +83,7 @@ class ClientPool:
         await asyncio.gather(*self._closing)
 
 
-async def _close(client: httpx.AsyncClient) -> None:
+async def _close(client: httpx2.AsyncClient) -> None:
     # The other side may be gone already, and a half-made connection cannot be closed in good order.
-    with suppress(httpx.HTTPError, OSError, RuntimeError):
+    with suppress(httpx2.HTTPError, OSError, RuntimeError):
         await client.aclose()

@@ -1,12 +1,12 @@
-"""What the exceptions of httpx, httpcore, ssl and the system mean: each gets a class of our own."""
+"""What the exceptions of httpx2, httpcore2, ssl and the system mean: each gets a class of our own."""
 
 import re
 import socket
 import ssl
 from collections.abc import Iterator
 
-import httpcore
-import httpx
+import httpcore2
+import httpx2
 
 from etl.errors import (
     BrokenConnectionError,
@@ -29,16 +29,16 @@ _FIGURES = re.compile(r"received (\d+) bytes, expected (\d+)")
 
 # First match wins, so the narrower class stands before the wider one.
 _CLASSES: tuple[tuple[tuple[type[Exception], ...], type[FetchError], str], ...] = (
-    ((httpx.ConnectTimeout, httpcore.ConnectTimeout), FetchTimeoutError, "no connection in time"),
-    ((httpx.TimeoutException, httpcore.TimeoutException, TimeoutError), FetchTimeoutError, "no data in time"),
-    ((httpx.ProxyError, httpcore.ProxyError), ConnectError, "the proxy refused"),
-    ((httpx.ConnectError, httpcore.ConnectError, ConnectionRefusedError), ConnectError, "no connection"),
-    ((httpx.NetworkError, httpcore.NetworkError, ConnectionError), BrokenConnectionError, "the connection broke"),
-    ((httpx.UnsupportedProtocol, httpcore.UnsupportedProtocol), InvalidUrlError, "neither http nor https"),
-    ((httpx.ProtocolError, httpcore.ProtocolError, httpx.DecodingError), ProtocolError, "the answer breaks HTTP"),
-    ((httpx.TransportError,), BrokenConnectionError, "the exchange failed"),
-    ((httpx.TooManyRedirects,), TooManyRedirectsError, "too many redirects"),
-    ((httpx.InvalidURL, UnicodeError), InvalidUrlError, "malformed URL"),
+    ((httpx2.ConnectTimeout, httpcore2.ConnectTimeout), FetchTimeoutError, "no connection in time"),
+    ((httpx2.TimeoutException, httpcore2.TimeoutException, TimeoutError), FetchTimeoutError, "no data in time"),
+    ((httpx2.ProxyError, httpcore2.ProxyError), ConnectError, "the proxy refused"),
+    ((httpx2.ConnectError, httpcore2.ConnectError, ConnectionRefusedError), ConnectError, "no connection"),
+    ((httpx2.NetworkError, httpcore2.NetworkError, ConnectionError), BrokenConnectionError, "the connection broke"),
+    ((httpx2.UnsupportedProtocol, httpcore2.UnsupportedProtocol), InvalidUrlError, "neither http nor https"),
+    ((httpx2.ProtocolError, httpcore2.ProtocolError, httpx2.DecodingError), ProtocolError, "the answer breaks HTTP"),
+    ((httpx2.TransportError,), BrokenConnectionError, "the exchange failed"),
+    ((httpx2.TooManyRedirects,), TooManyRedirectsError, "too many redirects"),
+    ((httpx2.InvalidURL, UnicodeError), InvalidUrlError, "malformed URL"),
     ((socket.gaierror,), DnsError, "the name cannot be resolved"),
     ((ssl.SSLError,), TlsError, "TLS failed"),
     ((OSError,), ConnectError, "no connection"),
@@ -47,14 +47,14 @@ _CLASSES: tuple[tuple[tuple[type[Exception], ...], type[FetchError], str], ...] 
 
 
 def fetch_error(error: Exception) -> FetchError:
-    """Return the `FetchError` that stands for an exception of httpx, httpcore, ssl or the system."""
+    """Return the `FetchError` that stands for an exception of httpx2, httpcore2, ssl or the system."""
     tls = next((each for each in _causes(error) if isinstance(each, ssl.SSLError)), None)
     # A connection that just ends during the handshake says nothing about the certificate, and may work next time.
-    if tls and isinstance(error, httpx.ConnectError) and not isinstance(tls, ssl.SSLEOFError | ssl.SSLSyscallError):
+    if tls and isinstance(error, httpx2.ConnectError) and not isinstance(tls, ssl.SSLEOFError | ssl.SSLSyscallError):
         reason = getattr(tls, "verify_message", "") or tls.reason or str(tls)
         return TlsError(f"TLS failed: {one_line(reason)}")
     text = str(error)
-    if isinstance(error, httpx.RemoteProtocolError):
+    if isinstance(error, httpx2.RemoteProtocolError):
         if "peer closed connection" in text:
             return TruncatedBodyError(_ended_early(text))
         if "disconnected" in text:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import httpx2
 
 from etl.errors import FetchError
 from etl.net.attempt import Attempt
@@ -25,14 +25,14 @@ PROBE_S = 20.0
 AT_ONCE = 8
 """Hosts asked at once."""
 
-_LIMITS = httpx.Limits(max_connections=1, max_keepalive_connections=0)
+_LIMITS = httpx2.Limits(max_connections=1, max_keepalive_connections=0)
 
 _STEPS = {
     "connection.connect_tcp": "connect",
     "connection.start_tls": "TLS",
     "http11.receive_response_headers": "first byte",
 }
-"""What httpcore calls the steps, and what they are called here."""
+"""What httpcore2 calls the steps, and what they are called here."""
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ def probe(settings: Settings, urls: Mapping[str, str]) -> dict[str, Reached]:
 
 
 async def _probe_all(settings: Settings, urls: Mapping[str, str]) -> dict[str, Reached]:
-    slots, context = asyncio.Semaphore(AT_ONCE), httpx.create_ssl_context()
+    slots, context = asyncio.Semaphore(AT_ONCE), httpx2.create_ssl_context()
 
     async def one(url: str) -> Reached:
         async with slots:
@@ -86,7 +86,7 @@ async def _probe(settings: Settings, url: str, context: ssl.SSLContext) -> Reach
         with Attempt.of(url).errors():
             async with (
                 asyncio.timeout(PROBE_S),
-                httpx.AsyncClient(transport=transport, trust_env=False, timeout=PROBE_S) as client,
+                httpx2.AsyncClient(transport=transport, trust_env=False, timeout=PROBE_S) as client,
             ):
                 if not proxies:
                     # Known for the connection then, which so has its own time alone.

@@ -8,8 +8,8 @@ import ssl
 import urllib.request
 from typing import Any
 
-import httpcore
-import httpx
+import httpcore2
+import httpx2
 
 from etl.errors import ConfigError
 from etl.net.address_guard import GuardedBackend
@@ -17,13 +17,13 @@ from etl.net.names import Names
 from etl.redaction import redact_url
 
 
-class GuardedTransport(httpx.AsyncHTTPTransport):
-    """Direct connections, opened by the guard.  httpx has no parameter for that, so its pool is built here."""
+class GuardedTransport(httpx2.AsyncHTTPTransport):
+    """Direct connections, opened by the guard.  httpx2 has no parameter for that, so its pool is built here."""
 
     def __init__(
-        self, context: ssl.SSLContext, limits: httpx.Limits, allow_host: tuple[str, ...], names: Names
+        self, context: ssl.SSLContext, limits: httpx2.Limits, allow_host: tuple[str, ...], names: Names
     ) -> None:
-        self._pool = httpcore.AsyncConnectionPool(
+        self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=context,
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
@@ -32,21 +32,21 @@ class GuardedTransport(httpx.AsyncHTTPTransport):
         )
 
 
-class Routes(httpx.AsyncBaseTransport):
+class Routes(httpx2.AsyncBaseTransport):
     """Sends each request, redirect hops included, through its proxy or directly."""
 
-    def __init__(self, direct: httpx.AsyncBaseTransport, proxies: dict[str, httpx.AsyncHTTPTransport]) -> None:
+    def __init__(self, direct: httpx2.AsyncBaseTransport, proxies: dict[str, httpx2.AsyncHTTPTransport]) -> None:
         self._direct = direct
         self._proxies = proxies
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         transport = self._proxies.get(request.url.scheme, self._direct)
         if urllib.request.proxy_bypass(request.url.netloc.decode("ascii")):
             transport = self._direct
         return await transport.handle_async_request(request)
 
     @property
-    def transports(self) -> set[httpx.AsyncBaseTransport]:
+    def transports(self) -> set[httpx2.AsyncBaseTransport]:
         """All there are."""
         return {self._direct, *self._proxies.values()}
 
@@ -55,16 +55,16 @@ class Routes(httpx.AsyncBaseTransport):
             await transport.aclose()
 
 
-def is_reusable(client: httpx.AsyncClient) -> bool:
+def is_reusable(client: httpx2.AsyncClient) -> bool:
     """Return whether no connection of the client has received more than the answers that were read from it.
 
     A server may send more than it announced; what follows an answer would be taken for the next one's beginning, and
-    so for another picture.  httpcore keeps that in its HTTP/1.1 state, below one or two wrappers, and tells nobody.
+    so for another picture.  httpcore2 keeps that in its HTTP/1.1 state, below one or two wrappers, and tells nobody.
     """
     routes = client._transport
     assert isinstance(routes, Routes)
     for transport in routes.transports:
-        for connection in transport._pool.connections if isinstance(transport, httpx.AsyncHTTPTransport) else ():
+        for connection in transport._pool.connections if isinstance(transport, httpx2.AsyncHTTPTransport) else ():
             inner: Any = connection
             while (inner := getattr(inner, "_connection", None)) is not None:
                 state = getattr(inner, "_h11_state", None)
@@ -73,7 +73,7 @@ def is_reusable(client: httpx.AsyncClient) -> bool:
     return True
 
 
-async def send(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+async def send(client: httpx2.AsyncClient, request: httpx2.Request) -> httpx2.Response:
     """Send a GET and return its answer, the body unread; what an idle connection has lost is sent once more.
 
     A server may close a kept connection in the very moment in which it is used again, and often the request never
@@ -88,18 +88,18 @@ async def send(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Respo
     request.extensions["trace"] = trace
     try:
         return await client.send(request, stream=True)
-    except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+    except (httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
         # Bytes that are no HTTP are an answer too.
-        unanswered = isinstance(error, httpx.NetworkError) or "without sending a response" in str(error)
+        unanswered = isinstance(error, httpx2.NetworkError) or "without sending a response" in str(error)
         if dialled or not unanswered:
             raise
     return await client.send(request, stream=True)
 
 
-def proxy_transports(context: ssl.SSLContext, limits: httpx.Limits) -> dict[str, httpx.AsyncHTTPTransport]:
+def proxy_transports(context: ssl.SSLContext, limits: httpx2.Limits) -> dict[str, httpx2.AsyncHTTPTransport]:
     """Return a transport for each scheme that has a proxy in the environment."""
     found = urllib.request.getproxies()
-    made: dict[str, httpx.AsyncHTTPTransport] = {}
+    made: dict[str, httpx2.AsyncHTTPTransport] = {}
     result = {}
     for scheme in ("http", "https"):
         address = found.get(scheme) or found.get("all")
@@ -107,10 +107,10 @@ def proxy_transports(context: ssl.SSLContext, limits: httpx.Limits) -> dict[str,
             continue
         address = address if "://" in address else f"http://{address}"
         try:
-            made[address] = made.get(address) or httpx.AsyncHTTPTransport(
-                verify=context, limits=limits, proxy=httpx.Proxy(address), trust_env=False
+            made[address] = made.get(address) or httpx2.AsyncHTTPTransport(
+                verify=context, limits=limits, proxy=httpx2.Proxy(address), trust_env=False
             )
-        except (ValueError, ImportError, httpx.InvalidURL) as error:
+        except (ValueError, ImportError, httpx2.InvalidURL) as error:
             raise ConfigError(f"the proxy {redact_url(address)} cannot be used: {error}") from error
         result[scheme] = made[address]
     return result

@@ -5,7 +5,7 @@ import socket
 import time
 from typing import Any
 
-import httpx
+import httpx2
 
 from etl.net.address_guard import is_loopback
 from etl.redaction import host_of
@@ -43,7 +43,7 @@ def send(url: str, message: dict[str, Any], attempts: int = ATTEMPTS) -> bool:
         if attempt:
             time.sleep(PAUSE_S)
         try:
-            answer = httpx.post(
+            answer = httpx2.post(
                 url,
                 json=message,
                 timeout=TIMEOUT_S,
@@ -51,7 +51,7 @@ def send(url: str, message: dict[str, Any], attempts: int = ATTEMPTS) -> bool:
                 # A proxy would ask itself, or be told what was to stay on this machine.
                 trust_env=not is_loopback(host_of(url)),
             )
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             why = type(error).__name__
             continue
         if answer.is_success:

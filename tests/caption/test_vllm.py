@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from safetensors.numpy import load_file
 from support.etl_process import SIGNALS, Program
@@ -89,7 +89,7 @@ def test_captions_come_from_a_vllm_of_our_own(tmp_path: Path, monkeypatch: pytes
     captioner = opened(bench)
     [life] = lives(tmp_path / "lives")
     address = f"http://127.0.0.1:{life.arguments[-1].removeprefix('--port=')}/v1/models"
-    assert httpx.get(address, trust_env=False).status_code == 401, "anybody may use it"
+    assert httpx2.get(address, trust_env=False).status_code == 401, "anybody may use it"
     assert bench.caption(captioner) == StageSummary(done=6)
     captioner.close()
     captioner.close()

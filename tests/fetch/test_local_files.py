@@ -163,6 +163,6 @@ def test_bad_urls_are_refused(url: str) -> None:
 
 
 def test_local_sources_need_no_http_library() -> None:
-    """Importing this module does not load httpx, which would slow every command's start."""
-    code = "import sys, etl.fetch.local_files; sys.exit('httpx' in sys.modules or 'httpcore' in sys.modules)"
+    """Importing this module does not load httpx2, which would slow every command's start."""
+    code = "import sys, etl.fetch.local_files; sys.exit('httpx2' in sys.modules or 'httpcore2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
-import httpx
+import httpx2
 import pytest
 from support import fault_server as faults
 from support.fault_server import Behaviour, FaultServer
@@ -30,9 +30,9 @@ from etl.net.responses import status_error
 async def _get(url: str) -> bytes:
     """The small fetch that the tests give to `Robots`."""
     try:
-        async with httpx.AsyncClient(follow_redirects=True, max_redirects=3, timeout=0.3, trust_env=False) as client:
+        async with httpx2.AsyncClient(follow_redirects=True, max_redirects=3, timeout=0.3, trust_env=False) as client:
             response = await client.get(url)
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         raise fetch_error(error) from error
     if response.status_code != 200:
         refused = status_error(response.status_code, response.headers.get("retry-after"))

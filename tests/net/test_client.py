@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import httpcore
-import httpx
+import httpcore2
+import httpx2
 import pytest
 from support import fault_server as faults
 from support.fault_cases import CASES, PICTURE, Case, furnish
@@ -455,10 +455,10 @@ def test_an_unusable_proxy_is_a_configuration_error(
 
 
 def _errors_of_libraries() -> list[Exception]:
-    request = httpx.Request("GET", "http://host/")
-    arguments: dict[str, object] = {"message": "boom", "request": request, "response": httpx.Response(200)}
+    request = httpx2.Request("GET", "http://host/")
+    arguments: dict[str, object] = {"message": "boom", "request": request, "response": httpx2.Response(200)}
     found: list[Exception] = []
-    for library in (httpx, httpcore):
+    for library in (httpx2, httpcore2):
         for cls in vars(library).values():
             if isinstance(cls, type) and issubclass(cls, Exception):
                 wanted = inspect.signature(cls.__init__).parameters
@@ -468,10 +468,10 @@ def _errors_of_libraries() -> list[Exception]:
 
 @pytest.mark.parametrize("error", _errors_of_libraries(), ids=lambda e: f"{type(e).__module__}.{type(e).__name__}")
 def test_every_exception_of_a_library_has_a_class(error: Exception) -> None:
-    """Each exception of httpx, httpcore and the system maps to a fetch error; those of the network to a narrow one."""
+    """Each exception of httpx2, httpcore2 and the system maps to a fetch error; the network's to a narrow one."""
     mapped = fetch_error(error)
     assert isinstance(mapped, FetchError)
-    transport = isinstance(error, httpx.TransportError | OSError | httpcore.NetworkError | httpcore.TimeoutException)
+    transport = isinstance(error, httpx2.TransportError | OSError | httpcore2.NetworkError | httpcore2.TimeoutException)
     assert not (transport and type(mapped) is errors.TransientFetchError)
 
 

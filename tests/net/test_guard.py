@@ -5,7 +5,7 @@ import ipaddress
 import socket
 from typing import Any
 
-import httpcore
+import httpcore2
 import pytest
 from support.fault_server import FaultServer
 
@@ -190,7 +190,7 @@ def test_refused_connections_stay_the_library_s_error() -> None:
     """The guard does not change what a closed port looks like."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        with pytest.raises(httpcore.ConnectError):
+        with pytest.raises(httpcore2.ConnectError):
             _connect("127.0.0.1", closed.getsockname()[1], allow=("127.0.0.1",))
 
 

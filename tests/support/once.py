@@ -5,14 +5,14 @@ import os
 from ssl import SSLContext
 from typing import Any
 
-import httpx
+import httpx2
 import typer.main
 
 
 def make_once() -> None:
     """From now on build the command line (14 ms) and read the authorities' certificates (23 ms) only once."""
     typer.main.get_command = functools.cache(typer.main.get_command)
-    read = httpx.create_ssl_context
+    read = httpx2.create_ssl_context
 
     @functools.cache
     def context_of(*_places: str | None, **options: Any) -> SSLContext:
@@ -21,5 +21,5 @@ def make_once() -> None:
     def create_ssl_context(**options: Any) -> SSLContext:
         return context_of(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"), **options)
 
-    for module in (httpx, httpx._transports.default):
+    for module in (httpx2, httpx2._transports.default):
         vars(module)["create_ssl_context"] = create_ssl_context

@@ -194,7 +194,7 @@ def _read(file: IO[str]) -> str:
 
 
 def _preload(*, torch: bool) -> None:
-    import httpx
+    import httpx2
     import typer.main
     from support.once import make_once
 
@@ -209,7 +209,7 @@ def _preload(*, torch: bool) -> None:
 
     make_once()
     typer.main.get_command(app)
-    httpx.create_ssl_context()
+    httpx2.create_ssl_context()
     if torch:
         for name in (
             "transformers.models.llava.modeling_llava", "transformers.models.llava.processing_llava",

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 import huggingface_hub
 import huggingface_hub.errors as hub_errors
 
@@ -169,7 +169,7 @@ def _snapshot(
         raise _unknown(what, model, "connect once, or copy the model here and give its directory") from error
     except hub_errors.HFValidationError as error:
         raise ModelError(f"{model!r} is neither a directory nor a valid Hugging Face id") from error
-    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+    except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:
         raise ModelError(f"{model} could not be fetched: {one_line(error)}; try again") from error
     return Path(path)
 
@@ -193,7 +193,7 @@ def _download(model: str, revision: str, wanted: Sequence[str], on_progress: Cal
 
     try:
         return get(only_cached=False)
-    except (hub_errors.OfflineModeIsEnabled, httpx.ConnectError, httpx.TimeoutException):
+    except (hub_errors.OfflineModeIsEnabled, httpx2.ConnectError, httpx2.TimeoutException):
         return get(only_cached=True)
 
 

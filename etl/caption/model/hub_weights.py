@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 import huggingface_hub
 from huggingface_hub import constants
 
@@ -70,7 +70,7 @@ def weights_of(checkpoint: Checkpoint) -> Weights:
         found = huggingface_hub.HfApi().model_info(
             name, revision=checkpoint.commit, files_metadata=True, timeout=ANSWER_S
         )
-    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+    except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:
         said = f"the weights of {name} are not (wholly) in the local cache, and the hub does not answer"
         wanted = ModelError(f"{said}: {one_line(error)}")
         raise wanted.with_cure("connect once, or copy the model here and give its directory") from error

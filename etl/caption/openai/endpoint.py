@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 
 from etl.caption.openai.address import Address
 from etl.caption.openai.concurrency import ConcurrencyLimit
@@ -61,8 +61,8 @@ uvicorn's 500, just behind the answer), which would break the next request on it
 _ATTEMPTS_TO_LEARN = 8
 """More forms of a request than there are to try."""
 
-# httpx logs every URL at INFO; httpcore the raw requests, with their keys, at DEBUG.
-for _name in ("httpx", "httpcore"):
+# httpx2 logs every URL at INFO; httpcore2 the raw requests, with their keys, at DEBUG.
+for _name in ("httpx2", "httpcore2"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 
@@ -103,7 +103,7 @@ class Endpoint:
         self._arguments = dict(map(template_argument, settings.chat_template_arg))
         self._format = RequestFormat(self._arguments)
         self._listed: dict[str, Any] = {}
-        self._client: httpx.AsyncClient | None = None
+        self._client: httpx2.AsyncClient | None = None
 
     def __str__(self) -> str:
         return self.address.base
@@ -229,7 +229,7 @@ class Endpoint:
         except CaptionError as error:
             raise self._named(error) from error
 
-    async def _exchange(self, method: str, path: str, content: bytes | None) -> tuple[int, httpx.Headers, bytes]:
+    async def _exchange(self, method: str, path: str, content: bytes | None) -> tuple[int, httpx2.Headers, bytes]:
         """Return status, headers and body of one answer."""
         if self._client is None:
             self._client = _client(self.address)
@@ -246,19 +246,19 @@ class Endpoint:
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """Give the exceptions of httpx their meaning; a `TimeoutError` of the caller's own clock goes through."""
+        """Give the exceptions of httpx2 their meaning; a `TimeoutError` of the caller's own clock goes through."""
         try:
             yield
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
             raise EndpointTroubleError(self._scrub(str(fetch_error(error))), gone=True) from error
-        except httpx.RemoteProtocolError as error:
+        except httpx2.RemoteProtocolError as error:
             if "peer closed connection" in str(error):
                 raise EndpointAnswerError(f"the answer of {self} was cut short") from error
             raise EndpointTroubleError(self._scrub(str(fetch_error(error)))) from error
-        except httpx.DecodingError as error:
+        except httpx2.DecodingError as error:
             raise EndpointAnswerError(f"the answer of {self} cannot be decompressed") from error
-        except (httpx.HTTPError, OSError) as error:
-            if isinstance(error, TimeoutError) and not isinstance(error, httpx.TimeoutException):
+        except (httpx2.HTTPError, OSError) as error:
+            if isinstance(error, TimeoutError) and not isinstance(error, httpx2.TimeoutException):
                 raise
             raise EndpointTroubleError(self._scrub(str(fetch_error(error)))) from error
 
@@ -282,12 +282,12 @@ class Endpoint:
             await client.aclose()
 
 
-def _client(address: Address) -> httpx.AsyncClient:
+def _client(address: Address) -> httpx2.AsyncClient:
     kept = None if address.base.startswith("https:") else 0
-    return httpx.AsyncClient(
+    return httpx2.AsyncClient(
         # Cancelled requests leak places in a bounded pool; the limit is the bound.
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=kept, keepalive_expiry=KEEPALIVE_S),
-        timeout=httpx.Timeout(None, connect=CONNECT_S),
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=kept, keepalive_expiry=KEEPALIVE_S),
+        timeout=httpx2.Timeout(None, connect=CONNECT_S),
         follow_redirects=False,
         trust_env=not address.direct,
         headers={"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}

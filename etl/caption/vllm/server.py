@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
-import httpx
+import httpx2
 
 from etl.caption.captioner import never
 from etl.caption.openai.address import Address
@@ -131,7 +131,7 @@ class Server:
         """
         begun = said = time.monotonic()
         # Loopback never goes through a proxy.
-        with httpx.Client(trust_env=False, timeout=ASK_S) as client:
+        with httpx2.Client(trust_env=False, timeout=ASK_S) as client:
             while not (self.ended or should_stop()):
                 if is_ours(self._port) and self._answers(client):
                     log.info("vLLM serves after %.0f s", time.monotonic() - begun)
@@ -179,11 +179,11 @@ class Server:
         self._reader.join(1.0)
         keeper.stdout.close()
 
-    def _answers(self, client: httpx.Client) -> bool:
+    def _answers(self, client: httpx2.Client) -> bool:
         shown = {"Authorization": f"Bearer {self.address.key}"}
         try:
-            return client.get(f"{self.address.base}/models", headers=shown).status_code == httpx.codes.OK
-        except httpx.HTTPError:
+            return client.get(f"{self.address.base}/models", headers=shown).status_code == httpx2.codes.OK
+        except httpx2.HTTPError:
             return False
 
     def _read(self, stream: IO[bytes]) -> None:

@@ -16,7 +16,7 @@ from etl.settings import Settings
 FIXED_SQLITE = (3, 51, 3)
 """First version without the WAL-reset fault, which takes two connections that write or checkpoint at once."""
 
-_PACKAGES = ("torch", "transformers", "pillow", "httpx", "sqlite-utils", "textual")
+_PACKAGES = ("torch", "transformers", "pillow", "httpx2", "sqlite-utils", "textual")
 
 
 def python() -> Check:
