@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.fault_server import FaultServer
-from support.once import make_once
+from support.once import copy_schema, make_once
 from support.workbench import Workbench
 from support.zygote import Zygote
 
@@ -20,6 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(home.cleanup)
     os.environ |= {"XDG_CONFIG_HOME": f"{home.name}/config", "XDG_STATE_HOME": f"{home.name}/state"}
     make_once()
+    copy_schema()
 
 
 def pytest_collection_finish() -> None:
