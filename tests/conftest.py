@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.fault_server import FaultServer
-from support.once import make_once
+from support.once import copy_schema, make_once
 from support.workbench import Workbench
 from support.zygote import Zygote
 
@@ -20,6 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(home.cleanup)
     os.environ |= {"XDG_CONFIG_HOME": f"{home.name}/config", "XDG_STATE_HOME": f"{home.name}/state"}
     make_once()
+    copy_schema()
 
 
 def pytest_collection_finish() -> None:
@@ -44,6 +45,16 @@ def plain_zygote(testrun_uid: str) -> Iterator[Zygote]:
     """Return what `etl` processes that do not caption are forked from, without torch."""
     with Zygote(testrun_uid, torch=False) as made:
         yield made
+
+
+@pytest.fixture
+def forked_children(zygote: Zygote) -> Iterator[None]:
+    """Let children that this process starts be forks, which have imported torch: seconds less for each that captions.
+
+    How a captioning process really starts is shown by `caption.test_gpu_pool` and the demo.
+    """
+    with zygote.children():
+        yield
 
 
 @pytest.fixture(autouse=True)

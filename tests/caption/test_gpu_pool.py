@@ -4,8 +4,6 @@ import dataclasses
 import os
 import shutil
 import signal
-import subprocess
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import pytest
 from caption.conftest import Scenes
 from support.zygote import Zygote
 
-from etl import processes
 from etl.caption.generate.captioner import GenerateCaptioner
 from etl.caption.gpus.plan import WorkerPlan
 from etl.caption.gpus.pool import GpuPool
@@ -74,14 +71,13 @@ def make_pool(cache: Path) -> Iterator[Callable[[], GpuPool]]:
 
 
 @pytest.fixture
-def pool(make_pool: Callable[[], GpuPool], zygote: Zygote, monkeypatch: pytest.MonkeyPatch) -> GpuPool:
+def pool(make_pool: Callable[[], GpuPool], zygote: Zygote) -> Iterator[GpuPool]:
     """Return a pool of two workers, which other tests use too: it may have captioned, and replaced workers.
 
     They are forks, which have imported torch; how a worker really starts shows where a model cannot be loaded.
     """
-    forking = vars(subprocess) | {"Popen": zygote.popen}
-    monkeypatch.setattr(processes, "subprocess", types.SimpleNamespace(**forking))
-    return make_pool()
+    with zygote.children():
+        yield make_pool()
 
 
 def many_of(scenes: Scenes, times: int) -> list[CaptionItem]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from support.made_state import MadeState
 from support.run_here import run_here
+from support.zygote import Zygote
 
 from etl.cli.app import main
 from etl.demo.scenes import random_scene
@@ -109,8 +110,8 @@ class FinishedRun:
 
 
 @pytest.fixture(scope="session")
-def finished_once(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    """Run the whole program once, inside this process: another would import torch for it."""
+def finished_once(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> FinishedRun:
+    """Run the whole program once, inside this process and in forks: others would import torch for it."""
     folder = tmp_path_factory.mktemp("finished")
     rng = random.Random(5)
     for number in range(5):
@@ -121,7 +122,7 @@ def finished_once(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     lines = "".join(json.dumps(record) + "\n" for record in records) + "not json\n"
     (folder / "manifest.jsonl").write_text(lines, encoding="utf-8")
     arguments = ("run", "--input", "manifest.jsonl", "--output", "out.jsonl", "--model", "demo", "--decoders", "1")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, zygote.children():
         for name, value in environment().items():
             patch.setenv(name, value)
         patch.chdir(folder)

@@ -95,6 +95,7 @@ def test_a_run_names_the_command_for_its_flags() -> None:
     assert unlikely == f"3 captions are flagged refusal; making them again is unlikely to help: {UNLIKELY['refusal']}"
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_from_a_flag_to_another_caption(etl: Etl, finished: Any) -> None:
     """A caption run names what it flagged; asked to, the next makes them again, and the export tells how."""
     short = ("caption", "--model", "demo", "--device", "cpu", "--max-new-tokens", "3")

@@ -20,6 +20,7 @@ def exported(etl: Etl, state: Path) -> str:
     return re.sub(r'"vlm_captioned_at":"[^"]*"', "", answer.out)
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_two_machines_do_what_one_does(etl: Etl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fetched from a real server and captioned by the demo model in two parts: the same export, each picture once."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

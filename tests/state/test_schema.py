@@ -1,10 +1,12 @@
 """The schema: migrations, versions, and what the database itself enforces."""
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from sqlite_utils import Database
+from support.once import migrate
 from support.states import assert_sound, fetch_all, put_sources, settings_for
 
 from etl.clock import now_ms
@@ -36,6 +38,16 @@ def test_new_database_has_the_version_and_pragmas(store: Store) -> None:
     assert values == {
         "journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "page_size": 16384, "user_version": SCHEMA_VERSION,
     }  # fmt: skip
+
+
+def test_what_tests_begin_with_is_what_the_program_makes(state: Path, store: Store) -> None:
+    """The copied schema of the other tests is that of a database which the migrations themselves have made."""
+    with closing(sqlite3.connect(state.parent / DATABASE_NAME, isolation_level=None)) as made:
+        migrate(Database(made))
+        for asked in ("SELECT * FROM sqlite_master ORDER BY name", "PRAGMA user_version"):
+            found, right = store._connection.rows(asked), made.execute(asked).fetchall()
+            assert [row[-1] for row in found] == [row[-1] for row in right]
+    assert store._connection.rows("SELECT count(*) FROM _sqlite_migrations") == [(SCHEMA_VERSION,)]
 
 
 def test_opening_again_keeps_everything(state: Path) -> None:

@@ -28,7 +28,8 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NoReturn, Self
@@ -55,6 +56,7 @@ class Zygote:
 
     def __init__(self, name: str, *, torch: bool) -> None:
         self._codes: dict[int, int] = {}
+        self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         # An abstract address: it is free again, and no file is left, when nobody listens any more.
         address = f"\0etl-zygote-{name}-{torch}"
@@ -101,9 +103,23 @@ class Zygote:
 
     def code_of(self, pid: int) -> int | None:
         """Return the exit code of a fork, negative for a signal; ``None`` while it lives."""
-        while select.select([self._socket], [], [], 0)[0]:
-            self._note(self._received())
-        return self._codes.get(pid)
+        with self._lock:
+            while select.select([self._socket], [], [], 0)[0]:
+                self._note(self._received())
+            return self._codes.get(pid)
+
+    @contextlib.contextmanager
+    def children(self) -> Iterator[None]:
+        """Let the children of `etl.processes` that this process starts be forks, in the block."""
+        # Here: what forks should have imported decides itself.
+        import pytest
+
+        from etl import processes
+
+        with pytest.MonkeyPatch.context() as patch:
+            forking = vars(subprocess) | {"Popen": self.popen}
+            patch.setattr(processes, "subprocess", types.SimpleNamespace(**forking))
+            yield
 
     def _fork(
         self, arguments: Sequence[str], directory: Path, env: Mapping[str, str], entry: str, descriptors: Sequence[int]
@@ -111,10 +127,11 @@ class Zygote:
         order = {
             "arguments": arguments, "cwd": str(directory), "env": dict(env), "entry": entry, "numbers": descriptors[2:],
         }  # fmt: skip
-        socket.send_fds(self._socket, [json.dumps(order).encode()], descriptors)
-        while not isinstance(message := self._received(), int):
-            self._note(message)
-        return message
+        with self._lock:
+            socket.send_fds(self._socket, [json.dumps(order).encode()], descriptors)
+            while not isinstance(message := self._received(), int):
+                self._note(message)
+            return message
 
     def _note(self, message: Any) -> None:
         pid, code = message
