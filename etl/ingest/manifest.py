@@ -3,35 +3,49 @@
 Offsets and hashes are taken over this stream, so checkpoints mean the same for every format and compression.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
-from etl.errors import ManifestError
+from etl.errors import InvalidUrlError, ManifestError
 from etl.images.formats import suffixes
 from etl.ingest import manifest_formats
 from etl.ingest.manifest_formats.file import ManifestFile
+from etl.net.signatures import without_signature
+from etl.net.urls import host_of
+from etl.redaction import redact_url
+from etl.settings import Settings
 from etl.text import clean, nearest
 
 STDIN = "-"
 
 
 class Manifest:
-    """One manifest: a file, a directory of pictures, or standard input (``-``).
+    """One manifest: a file, a directory of pictures, standard input (``-``), or a file elsewhere, by its URL.
 
     Attributes:
-        path: the name under which the state knows it: an absolute path, or ``-``.
+        path: the name under which the state knows it: an absolute path, ``-``, or a URL without its signature.
         name: a short one for messages and for the keys of records that have none.
-        base: directory against which relative image paths are resolved.
+        base: what relative image paths are resolved against: a directory, or for a file elsewhere its own URL.
         rereadable: whether it can be read more than once.
     """
 
+    base: Path | str
+
     def __init__(self, path: str) -> None:
+        self._url = ""
         if path == STDIN:
             self._file = ManifestFile(None)
             self.path, self.name, self.base, self.rereadable = STDIN, self._file.name, Path.cwd(), False
             return
         file = Path(path)
+        if "://" in path and not _exists(file):
+            self._url = path.strip()
+            self.path = self.base = _checked(self._url)
+            self.name, self.rereadable = remote_name(self.path), True
+            return
         if not _exists(file):
             raise ManifestError(f"there is no manifest {path}").with_cure(_cure(file))
         try:
@@ -48,14 +62,52 @@ class Manifest:
         """How many files of a directory were passed over when it was read last, by kind."""
         return dict(self._file.skipped)
 
+    @contextmanager
+    def at_hand(self, settings: Settings, should_stop: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+        """Have a file that lies elsewhere on this machine during the block; yield whether nothing stopped that.
+
+        Raises `ManifestError` when it cannot be brought.
+        """
+        if not self._url:
+            yield True
+            return
+        # The HTTP client takes a tenth of a second to import.
+        from etl.ingest.remote import brought
+
+        with brought(self._url, self.name, settings, should_stop) as file:
+            self._file = ManifestFile(file)
+            yield file is not None
+
     def lines(self, encoding: str | None = None) -> Iterator[bytes]:
         """Return every line with its line end, blank ones included; ``encoding`` is that of a text, if it is known.
 
-        Raises `ManifestError`, while they are read, when the file cannot be read to its end.
+        One that lies elsewhere must be `at_hand`.  Raises `ManifestError`, while they are read, when the file cannot
+        be read to its end.
         """
         self._file.encoding = encoding
         return manifest_formats.lines(self._file)
 
+
+def remote_name(url: str) -> str:
+    """Return the file's name in a URL, percent-encoding undone where the scheme has it; never empty."""
+    path = unquote(urlsplit(url).path) if url.lower().startswith("http") else url.partition("://")[2]
+    name = path.rpartition("/")[2].replace("/", "_").replace("\0", "")
+    return name.encode()[-_LONGEST_NAME:].decode(errors="ignore").lstrip(".") or "manifest"
+
+
+def _checked(url: str) -> str:
+    """Return the URL of a manifest as it may be stored.  Raises `ManifestError` for one that cannot be asked for."""
+    try:
+        host_of(url)
+    except InvalidUrlError as error:
+        raise ManifestError(f"there is no manifest {clean(redact_url(url), 200)}: {error}") from error
+    scheme, _, rest = without_signature(url).partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+
+
+_LONGEST_NAME = 200
+"""Bytes of a file's name that are kept: the end, where the suffixes are."""
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _PACKED = ("", ".gz", ".zst")

@@ -23,7 +23,7 @@ from etl.ingest.fields import (
 from etl.ingest.manifest_formats.file import BadRow
 from etl.ingest.options import IngestOptions
 from etl.net.data_urls import data_url, is_data
-from etl.net.urls import host_of, is_local, local_path
+from etl.net.urls import beside, host_of, is_local, local_path
 from etl.state.records import NewRecord
 from etl.text import clean
 
@@ -45,7 +45,7 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 class RecordParser:
     """Turns manifest lines into `NewRecord` values; a bad line becomes an invalid record."""
 
-    def __init__(self, options: IngestOptions, name: str, base: Path) -> None:
+    def __init__(self, options: IngestOptions, name: str, base: Path | str) -> None:
         self._options = options
         self._name = name
         self._base = base
@@ -134,6 +134,8 @@ class RecordParser:
             raise InvalidUrlError(
                 f"a path of a Windows machine: {url[:200]!r}; copy the pictures beside the manifest, and leave out C:"
             )
+        if isinstance(self._base, str):
+            return beside(self._base, url)
         return _storable(str(self._base / local_path(url)), "the path")
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from etl.domain.statuses import RecordState
 from etl.domain.views import IngestSummary, skipped_words
@@ -79,7 +80,12 @@ def ingest(
     read or holds no record, or at the first bad line with ``strict``; committed batches stay, and the next
     ingest goes on behind them.
     """
-    return _Ingest(store.manifest(manifest.path, beside), manifest, options, on_batch, should_stop).run()
+    with manifest.at_hand(store.settings, should_stop) as there:
+        if not there:
+            return IngestSummary(
+                path=manifest.path, records=0, selected=0, unselected=0, invalid=0, removed=0, added=0, changed=0
+            )
+        return _Ingest(store.manifest(manifest.path, beside), manifest, options, on_batch, should_stop).run()
 
 
 class _Ingest:
@@ -125,6 +131,8 @@ class _Ingest:
     def _go_on(self, row: ManifestRow) -> None:
         """Work on this row of the manifest from here on; pictures beside the manifest may be read from this machine."""
         self._row = row
+        if not isinstance(self._manifest.base, Path):
+            return
         root = str(self._manifest.base)
         # Standard input has the working directory's name, whatever that is; no path below it could be stored either.
         with suppress(UnicodeEncodeError):

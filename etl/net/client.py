@@ -133,13 +133,16 @@ class Downloader:
                 finally:
                     await response.aclose()
 
-    async def download(self, url: str, part: Path, *, validators: Validators | None = None) -> Download:
+    async def download(
+        self, url: str, part: Path, *, validators: Validators | None = None, accept: str | None = None
+    ) -> Download:
         """Stream ``url`` into ``part``; neither fsynced nor renamed.
 
         A part that an earlier attempt left is resumed where the server allows it, else overwritten.
 
         With ``validators``, the server may answer 304 instead: nothing is written and `Download.not_modified` is true.
-        Pass them only while the bytes that they stand for are in the cache.
+        Pass them only while the bytes that they stand for are in the cache.  ``accept`` is what is asked for where that
+        is no picture.
 
         Raises a `FetchError` of the fitting class, whose ``http_status`` is the last status seen; `DiskFullError`
         or `StateError` when ``part`` cannot be written.  After a `TransientFetchError` or a cancellation, ``part``
@@ -150,7 +153,7 @@ class Downloader:
         with attempt.errors():
             try:
                 async with self._clients.client_for(host_of(url)) as client:
-                    download = await self._fetch(client, attempt, part, validators)
+                    download = await self._fetch(client, attempt, part, validators, accept or accept_header())
                 resume.forget(part, note_only=True)
                 return download
             except EtlError as error:
@@ -159,12 +162,12 @@ class Downloader:
                 raise
 
     async def _fetch(
-        self, client: httpx2.AsyncClient, attempt: Attempt, part: Path, validators: Validators | None
+        self, client: httpx2.AsyncClient, attempt: Attempt, part: Path, validators: Validators | None, accept: str
     ) -> Download:
         async with self._watchdog(attempt) as watchdog:
             rest = resume.rest_of(part)
             asking = rest.headers if rest else validators.headers if validators else {}
-            asking = {"Accept": accept_header(), **asking}
+            asking = {"Accept": accept, **asking}
             response = await self._open(client, attempt, asking, watchdog, self.may_follow)
             try:
                 if response.status_code == 304 and rest is None and validators is not None:

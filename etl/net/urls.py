@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from etl.errors import InvalidUrlError
 
@@ -20,6 +20,9 @@ _ELSEWHERE = re.compile(r"//(?!/)|\\\\")
 
 _OWN_PICTURE = re.compile(r"data:,sha256=[0-9a-f]{64}")
 """A picture that stands in its own record; see `etl.net.data_urls`."""
+
+_LEGAL = "!$%&'()*+,;=:@?[]~"
+"""Of a relative URL, beside letters and digits; ``%`` begins what is encoded already."""
 
 _IN_NO_NAME = re.compile(r"%2F|%00", re.IGNORECASE)
 
@@ -120,6 +123,28 @@ def _path_of(url: str) -> str:
     if match := _IN_NO_NAME.search(parts.path):
         raise InvalidUrlError(f"no file name holds {match[0]}: {url[:200]!r}")
     return path
+
+
+def beside(base: str, name: str) -> str:
+    """Return the URL of a file that is named relative to another file's URL, or with ``/`` from its host's root.
+
+    Raises `InvalidUrlError` for a path of this machine, and for one that leads above the host's root.
+    """
+    if _SCHEME.match(name):
+        raise InvalidUrlError(f"a file of this machine, named by a manifest that came from elsewhere: {name[:200]!r}")
+    scheme, _, rest = base.partition("://")
+    host, _, path = rest.partition("/")
+    web = scheme.lower() in ("http", "https")
+    folders = [] if name.startswith("/") else (path.partition("?")[0] if web else path).split("/")[:-1]
+    for part in name.split("/"):
+        if part == "..":
+            if not folders:
+                raise InvalidUrlError(f"leads above the root of {host}: {name[:200]!r}")
+            folders.pop()
+        elif part not in ("", "."):
+            # In the URLs of stores nothing is encoded.
+            folders.append(quote(part, safe=_LEGAL) if web else part)
+    return f"{scheme}://{host}/{'/'.join(folders)}"
 
 
 def _elsewhere(name: str) -> InvalidUrlError:

@@ -142,7 +142,9 @@ class ManifestWriter:
 
 def roots(reader: Reader) -> list[tuple[str, str | None, str | None]]:
     """Return each manifest's path, the directory of its pictures and its seal (`etl.local_roots`)."""
-    return reader.rows("SELECT path, root, root_seal FROM manifests ORDER BY id")
+    # What came from elsewhere has none.
+    sql = "SELECT path, root, root_seal FROM manifests WHERE root IS NOT NULL OR path NOT LIKE '%://%' ORDER BY id"
+    return reader.rows(sql)
 
 
 def reselect(connection: Connection, selections: Iterable[tuple[int, str, Iterable[tuple[int, RecordState]]]]) -> None:
