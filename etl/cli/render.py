@@ -18,6 +18,7 @@ END_S = 25
 """Seconds within which a stopped program has ended, as docs/cli.md promises."""
 
 if TYPE_CHECKING:
+    from etl.run.checks.check import Check
     from etl.state.parts.split import Split
     from etl.state.read.cost import Cost
 
@@ -46,6 +47,13 @@ def note(context: Context, text: str) -> None:
     """Print one line for people on stderr."""
     if not context.quiet:
         print(clean(text), file=sys.stderr, flush=True)
+
+
+def finding(context: Context, found: "Check") -> None:
+    """Tell of something that a run should not keep for its end: what, and what to do about it."""
+    note(context, found.detail)
+    if found.cure:
+        note(context, found.cure)
 
 
 def stopping(context: Context) -> None:

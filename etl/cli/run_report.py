@@ -74,10 +74,8 @@ def report_lines(done: "Report", export_command: str | None) -> Iterator[str]:
     for host, slug, n in done.unreachable[:1]:
         name = clean(host, 80)
         others = f" and {count(len(done.unreachable) - 1, 'more host')}" if len(done.unreachable) > 1 else ""
-        yield (
-            f"not reachable  {name} ({slug}, {count(n, 'picture')}){others}: check the name and the network, then "
-            f"`etl retry-failed --host {name}`"
-        )
+        then = "" if done.state is RunState.INTERRUPTED else f", then `etl retry-failed --host {name}`"
+        yield f"not reachable  {name} ({slug}, {count(n, 'picture')}){others}: check the name and the network{then}"
     yield f"took      {_took(done)}"
     if Stage.CAPTION in done.stages and (flags := list(flag_lines(done.progress.flags))):
         yield flags[0] + (f"; {len(flags) - 1} more kinds of flags in `etl status`" if len(flags) > 1 else "")

@@ -263,7 +263,13 @@ def _work(context: Context, run_pipeline: Any, plan: Any, *, export_command: str
             on_progress = _after(
                 f"no output is named (-o captions.jsonl); when this is done: {export_command}", context, on_progress
             )
-        report = run_pipeline(context.settings, plan, on_progress, lambda: render.stopping(context))
+        report = run_pipeline(
+            context.settings,
+            plan,
+            on_progress,
+            lambda: render.stopping(context),
+            lambda found: render.finding(context, found),
+        )
     run_report.report(context, report, export_command=export_command)
     _leave(report.signal, failed=report.failed > 0 or report.without_pictures > 0, deadline=report.deadline)
 

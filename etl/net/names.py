@@ -164,4 +164,5 @@ def _looked_up(host: str) -> tuple[Address, ...] | FetchError:
     except UnicodeError:
         return InvalidUrlError(f"{host!r} is not a valid host name")
     except OSError as error:
-        return DnsError(f"the name {host} cannot be resolved ({error.strerror or error})")
+        why = "no such name" if error.errno == socket.EAI_NONAME else error.strerror or error
+        return DnsError(f"the name {host} cannot be resolved ({why})")

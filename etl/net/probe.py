@@ -1,5 +1,5 @@
-"""One request to a host, step by step: is its name known, does it take a connection, is its certificate good, does it
-answer, and how long does each take?
+"""Looks at hosts.  `probe` sends one request, step by step: is the name known, does the host take a connection, is its
+certificate good, does it answer, and how long does each take?  `unreachable` asks for the first two alone, quickly.
 """
 
 import asyncio
@@ -11,9 +11,11 @@ from typing import Any
 
 import httpx2
 
-from etl.errors import FetchError
+from etl.errors import FetchError, FetchTimeoutError
+from etl.net.address_guard import GuardedBackend
 from etl.net.attempt import Attempt
 from etl.net.client import user_agent
+from etl.net.errors import fetch_error
 from etl.net.names import Names
 from etl.net.transport import GuardedTransport, Routes, proxy_transports
 from etl.net.urls import host_of
@@ -21,6 +23,9 @@ from etl.settings import Settings
 
 PROBE_S = 20.0
 """Longest time for a host, in all."""
+
+LOOK_S = 3.0
+"""Longest time for all hosts together that are looked at quickly."""
 
 AT_ONCE = 8
 """Hosts asked at once."""
@@ -56,6 +61,37 @@ def probe(settings: Settings, urls: Mapping[str, str]) -> dict[str, Reached]:
     Redirects are not followed.  Raises `ConfigError` as `etl.net.client.Downloader` does.
     """
     return asyncio.run(_probe_all(settings, urls))
+
+
+def unreachable(settings: Settings, urls: Mapping[str, str]) -> dict[str, FetchError]:
+    """Return why a host takes no connection within `LOOK_S`, by host; those that take one are left out.
+
+    Nothing is sent to them.  Behind a proxy, which alone can say who is there, nobody is looked at.
+    """
+    if proxy_transports(httpx.create_ssl_context(), _LIMITS):
+        return {}
+    return asyncio.run(_unreachable(settings, urls))
+
+
+async def _unreachable(settings: Settings, urls: Mapping[str, str]) -> dict[str, FetchError]:
+    backend = GuardedBackend(settings.allow_host, Names(LOOK_S))
+
+    async def look(text: str) -> FetchError | None:
+        try:
+            url = httpx.URL(text)
+            port = url.port or {"http": 80, "https": 443}[url.scheme]
+            async with asyncio.timeout(LOOK_S):
+                await (await backend.connect_tcp(url.raw_host.decode("ascii"), port)).aclose()
+        except TimeoutError:
+            return FetchTimeoutError(f"no connection within {LOOK_S:g} s")
+        except KeyError:
+            return None
+        except Exception as error:
+            return error if isinstance(error, FetchError) else fetch_error(error)
+        return None
+
+    found = await asyncio.gather(*map(look, urls.values()))
+    return {host: error for host, error in zip(urls, found, strict=True) if error is not None}
 
 
 async def _probe_all(settings: Settings, urls: Mapping[str, str]) -> dict[str, Reached]:

@@ -1,6 +1,7 @@
 """What the commands call: the stages of one run put together, from a manifest to an export."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from etl.ingest.manifest import Manifest
 from etl.ingest.options import left_out
 from etl.ingest.stage import reselect
 from etl.run.announcement import announce_end, announce_failure
+from etl.run.checks.check import Check
+from etl.run.early_look import look_at_hosts
 from etl.run.kept_back import SPARE_S, KeptBack
 from etl.run.plan import Plan, Report
 from etl.run.preflight import check, check_mirrors
@@ -63,17 +66,19 @@ def run_pipeline(
     plan: Plan,
     on_progress: Callable[[Progress], None],
     on_stop: Callable[[], None] = lambda: None,
+    on_silence: Callable[[Check], None] | None = None,
 ) -> Report:
     """Run the stages of a plan over one state directory, and tell the webhook how that ended, where there is one.
 
-    ``on_stop`` is called, in a thread of its own, as soon as a signal asks for the end.
+    ``on_stop`` is called, in a thread of its own, as soon as a signal asks for the end; ``on_silence`` in another one,
+    where hosts do not answer when fetching begins.
 
     Raises, before anything begins, `ModelError` when the model cannot be found, `ConfigError` for a mirror that is
     wrongly given or a deadline that is over, `StateSplitError` for a state whose work was given to parts, and what
     `check_target` says of the output, else the errors of `Store.open` and of the stages.
     """
     try:
-        report = _recorded(settings, plan, on_progress, on_stop)
+        report = _recorded(settings, plan, on_progress, on_stop, on_silence)
     except (ConfigError, StateLockedError, StateSplitError):
         # Nothing began, so nothing has ended.
         raise
@@ -85,7 +90,11 @@ def run_pipeline(
 
 
 def _recorded(
-    settings: Settings, plan: Plan, on_progress: Callable[[Progress], None], on_stop: Callable[[], None]
+    settings: Settings,
+    plan: Plan,
+    on_progress: Callable[[Progress], None],
+    on_stop: Callable[[], None],
+    on_silence: Callable[[Check], None] | None,
 ) -> Report:
     deadline = Deadline.begin(settings.deadline)
     if deadline is not None:
@@ -100,7 +109,7 @@ def _recorded(
         store.run(plan.stages) as run,
     ):
         signals.release = give_back(store, run)
-        return _Run(store, run, settings, plan, signals, deadline).work(manifests, on_progress)
+        return _Run(store, run, settings, plan, signals, deadline).work(manifests, on_progress, on_silence)
 
 
 class _Run:
@@ -116,17 +125,24 @@ class _Run:
         self._signals = signals
         self._deadline = deadline
 
-    def work(self, manifests: Sequence[Manifest], on_progress: Callable[[Progress], None]) -> Report:
+    def work(
+        self,
+        manifests: Sequence[Manifest],
+        on_progress: Callable[[Progress], None],
+        on_silence: Callable[[Check], None] | None,
+    ) -> Report:
         """Do what the plan says, and record how it ended."""
         ingested, whole = self._ingest(manifests)
         result = RunResult(RunState.INTERRUPTED, None, deadline=not whole and not self._signals)
         if whole:
             if ingested and self._plan.fetch:
                 check_mirrors(self._settings, known=True)
-            stages = _stage_functions(self._settings, self._plan)
-            result = run_stages(
-                self._store, self._run, stages, on_progress=on_progress, signals=self._signals, stop_at=self._stop_at()
-            )
+            stages, stop_at = _stage_functions(self._settings, self._plan), self._stop_at()
+            looks = look_at_hosts(self._settings, on_silence) if self._plan.fetch and on_silence else nullcontext()
+            with looks:
+                result = run_stages(
+                    self._store, self._run, stages, on_progress=on_progress, signals=self._signals, stop_at=stop_at
+                )
         exported = self._export() if whole else None
         with Reader(self._store.directory) as reader:
             progress, spent = ProgressReader(reader).progress(), cost(reader)

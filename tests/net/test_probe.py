@@ -1,12 +1,13 @@
 """One request to each host, step by step, against a real server."""
 
+import contextlib
 import socket
 
 import pytest
 from support.fault_server import FaultServer, disconnect, hang, status
 
 from etl.net import probe as module
-from etl.net.probe import probe
+from etl.net.probe import probe, unreachable
 from etl.settings import Settings
 
 
@@ -39,3 +40,41 @@ def test_what_fails_is_told_with_how_far_it_came(
     assert "no data in time" in found["silent"].error and "connect" in found["silent"].steps
     assert "without an answer" in found["cut"].error
     assert [name for name, reached in found.items() if reached.status is not None] == ["good"]
+
+
+def test_a_quick_look_asks_for_a_name_and_a_connection(
+    server: FaultServer, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All hosts are looked at side by side within one bound, no request is sent, and behind a proxy nobody is asked."""
+    monkeypatch.setattr(module, "LOOK_S", 0.3)
+
+    def addresses(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        if host == "nowhere.example":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(0, 0, 0, "", (host, 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", addresses)
+    with socket.socket() as taken, socket.socket() as full:
+        taken.bind(("127.0.0.1", 0))
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        with contextlib.ExitStack() as waiting:
+            for _ in range(3):
+                # What is in nobody's queue gets no answer at all.
+                other = waiting.enter_context(socket.socket())
+                other.setblocking(False)
+                other.connect_ex(full.getsockname())
+            urls = {
+                "good": server.add("/a.jpg", b"x"),
+                "refused": f"http://127.0.0.1:{taken.getsockname()[1]}/a.jpg",
+                "silent": f"http://127.0.0.1:{full.getsockname()[1]}/a.jpg",
+                "misspelt": "https://nowhere.example/a.jpg",
+                "elsewhere": "s3://bucket/a.jpg",
+            }
+            found = {host: str(error) for host, error in unreachable(settings, urls).items()}
+            monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+            assert unreachable(settings, urls) == {}
+    assert found.keys() == {"refused", "silent", "misspelt"}
+    assert found["refused"].startswith("no connection") and found["silent"] == "no connection within 0.3 s"
+    assert found["misspelt"] == "the name nowhere.example cannot be resolved (no such name)"
+    assert not server.log

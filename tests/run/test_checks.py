@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import socket
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -12,18 +13,23 @@ import huggingface_hub
 import pytest
 from support.fault_server import FaultServer
 from support.states import captioned, fetched, put_sources, settings_for, use_recipe
+from support.watching import wait_for
+from support.workbench import query
 
 from etl.caption.model.checkpoint import DEMO_CHECKPOINT, Checkpoint
 from etl.caption.model.hub_weights import weights_of
+from etl.cli.run_report import report_lines
 from etl.domain.statuses import Stage
 from etl.domain.views import HostInfo
-from etl.errors import DiskFullError, ModelError
+from etl.errors import BlockedAddressError, ConnectError, DiskFullError, DnsError, FetchError, ModelError
+from etl.run.checks.check import Check
 from etl.run.checks.forecast import work
-from etl.run.checks.network import network
+from etl.run.checks.network import network, silent_hosts
 from etl.run.checks.room import disk, require_room
 from etl.run.pipeline import run_pipeline
 from etl.run.plan import Plan
 from etl.settings import Settings
+from etl.state import commands
 from etl.state.store import Store
 
 MAKE = Callable[[int], Settings]
@@ -116,6 +122,50 @@ def test_hosts_are_asked_once_each(server: FaultServer, tmp_path: Path) -> None:
     with sqlite3.connect(settings.state / "state.db") as db:
         db.execute("UPDATE sources SET status = 'dead' WHERE host = '127.0.0.1'")
     assert {one.verdict for one in network(settings_for(tmp_path / "state"))} == {"fail"}
+
+
+def test_silent_hosts_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with its reason and what waits for it; many by the first three; and where none answers, another cure."""
+    settings = settings_for(tmp_path / "state")
+    with Store.open(settings) as store, store.run((Stage.INGEST,)):
+        put_sources(store, *(f"http://{host}.example/{n}" for host, many in zip("abcde", range(9, 0, -2), strict=True)
+                             for n in range(many)))  # fmt: skip
+    whys: dict[str, FetchError] = {"e.example": DnsError("the name e.example cannot be resolved (no such name)")}
+    monkeypatch.setattr("etl.run.checks.network.unreachable", lambda *_: whys)
+    told = silent_hosts(settings)
+    assert told and told.detail == "e.example does not answer (no such name): 1 picture waits for it"
+    assert "meanwhile the others are fetched" in told.cure
+    whys |= {f"{host}.example": ConnectError("no connection: refused") for host in "abcd"}
+    told = silent_hosts(settings)
+    assert told and told.detail == (
+        "e.example (no such name), a.example (no connection), b.example (no connection) and 2 more hosts do not "
+        "answer: 25 pictures wait for them"
+    )
+    assert told.cure.startswith("no host answers: check this machine's network")
+    whys.clear()
+    whys["a.example"] = BlockedAddressError("a.example is 10.0.0.1, which is not a public address")
+    assert silent_hosts(settings) is None
+
+
+def test_a_run_names_a_silent_host_while_it_goes_on_and_at_its_end(tmp_path: Path) -> None:
+    """The host is told while the run still waits for it, and a run that is stopped then names it, with what waits."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        settings = settings_for(tmp_path / "state", allow_host=("127.0.0.1",), backoff=600.0, backoff_cap=600.0)
+        with Store.open(settings) as store, store.run((Stage.INGEST,)):
+            put_sources(store, *(f"http://127.0.0.1:{taken.getsockname()[1]}/{n}.jpg" for n in range(20)))
+        told: list[str] = []
+
+        def end(found: Check) -> None:
+            told.append(found.detail)
+            wait_for(lambda: query(settings.state, "SELECT 1 FROM sources WHERE status = 'retry'"))
+            assert commands.send(settings.state, commands.STOP)
+
+        report = run_pipeline(settings, Plan(fetch=True), lambda _: None, on_silence=end)
+    assert told == ["127.0.0.1 does not answer (no connection): 20 pictures wait for it"]
+    assert report.unreachable == (("127.0.0.1", "connect", 20),)
+    (line,) = (line for line in report_lines(report, None) if line.startswith("not reachable"))
+    assert line == "not reachable  127.0.0.1 (connect, 20 pictures): check the name and the network"
 
 
 def hub(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[str]:

@@ -6,8 +6,8 @@ import pytest
 from support.states import captioned, failed, fetch_all, fetched, put_records, put_sources, use_recipe
 
 from etl.clock import now_ms
-from etl.domain.statuses import RunState, Stage
-from etl.domain.views import FailureFilter
+from etl.domain.statuses import HostState, RunState, Stage
+from etl.domain.views import FailureFilter, HostInfo
 from etl.state.read import reader as queries
 from etl.state.read.export_rows import export_rows
 from etl.state.read.failures import Failure, failed_items, failure_classes, retry_classes
@@ -248,10 +248,16 @@ def test_a_new_question_is_a_function_over_a_reader(store: Store, state: Path) -
 
 
 def test_a_host_that_gave_a_picture_was_reached(store: Store, state: Path) -> None:
-    """One refused connection does not make a host unreachable; that none came, or that it was given up, does."""
+    """One refused connection does not make a host unreachable; that none came, that it was given up, or that nobody
+    asks it any more does, and then what waits for it counts.
+    """
     ends = {"once.example": "connect", "never.example": "dns", "gone.example": "host_down"}
-    put_records(store, [{"id": f"{n}{host}", "url": f"http://{host}/{n}.jpg"} for host in ends for n in range(2)])
-    sources = store.sources(store.begin_run([Stage.FETCH]))
+    waiting = {"slow.example": "timeout", "silent.example": "timeout"}
+    put_records(store, [
+        {"id": f"{n}{host}", "url": f"http://{host}/{n}.jpg"} for host in (*ends, *waiting) for n in range(2)
+    ])  # fmt: skip
+    run = store.begin_run([Stage.FETCH])
+    sources = store.sources(run)
     for host, slug in ends.items():
         first, second = sources.claim(host, 2)
         sources.fail([failed(second.id, slug, retryable=False)])
@@ -259,5 +265,9 @@ def test_a_host_that_gave_a_picture_was_reached(store: Store, state: Path) -> No
             sources.fail([failed(first.id, slug, retryable=False)])
         else:
             sources.commit([fetched(first)], use_recipe(store))
+    sources.fail([failed(sources.claim(host, 1)[0].id, slug) for host, slug in waiting.items()])
+    store.hosts(run).record([HostInfo(host="silent.example", state=HostState.NOT_ANSWERING)])
     with Reader(state) as reader:
-        assert unreachable_hosts(reader, 5) == [("never.example", "dns", 2), ("gone.example", "host_down", 1)]
+        assert unreachable_hosts(reader, 5) == [
+            ("never.example", "dns", 2), ("silent.example", "timeout", 2), ("gone.example", "host_down", 1)
+        ]  # fmt: skip

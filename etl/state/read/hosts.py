@@ -54,15 +54,14 @@ def pending_by_host(reader: Reader) -> dict[str, int]:
     return dict(reader.rows("SELECT host, count(*) FROM sources WHERE status IN ('ready', 'retry') GROUP BY host"))
 
 
-def one_url_by_host(reader: Reader, limit: int) -> dict[str, str]:
-    """Return a URL that is still to be fetched of each host, those with the most of them first."""
-    return dict(
-        reader.rows(
-            "SELECT host, min(url) FROM sources WHERE status IN ('ready', 'retry') AND host <> '' "
-            "GROUP BY host ORDER BY count(*) DESC, host LIMIT ?",
-            (limit,),
-        )
+def due_hosts(reader: Reader, limit: int) -> dict[str, tuple[str, int]]:
+    """Return, by host, a URL that is still to be fetched and how many there are, hosts with the most first."""
+    rows = reader.rows(
+        "SELECT host, (SELECT url FROM sources WHERE id = first), n FROM (SELECT host, min(id) AS first, count(*) AS n "
+        "FROM sources WHERE status IN ('ready', 'retry') AND host <> '' GROUP BY host ORDER BY n DESC, host LIMIT ?)",
+        (limit,),
     )
+    return {host: (url, n) for host, url, n in rows}
 
 
 def source_hosts(reader: Reader) -> list[str]:

@@ -63,15 +63,22 @@ def has_picture(reader: Reader, *, pending_only: bool, skip: Sequence[str] = ())
     return bool(reader.rows(sql))
 
 
+_SILENT = (
+    "error_class IN ('dns', 'connect') OR error_class = 'timeout' "
+    "AND host IN (SELECT host FROM hosts WHERE state = 'parked')"
+)
+
+
 def unreachable_hosts(reader: Reader, limit: int) -> list[tuple[str, str, int]]:
     """Return ``(host, error class, sources)`` of hosts that could not be reached, the most sources first.
 
-    One that gave a picture was reached, unless it was given up later.
+    Sources that failed for it count, and those that still wait.  A host that gave a picture was reached, unless it was
+    given up later; one that is only slow was, unless it is not asked any more.
     """
     return reader.rows(
-        "SELECT host, min(error_class), count(*) FROM sources WHERE status = 'dead' "
-        "AND (error_class = 'host_down' OR error_class IN ('dns', 'connect') "
-        "AND host NOT IN (SELECT host FROM sources WHERE status = 'done')) "
-        "AND host <> '' GROUP BY host ORDER BY 3 DESC, 1 LIMIT ?",
+        "SELECT host, min(error_class), sum(failed) + (SELECT count(*) FROM sources s WHERE s.host = f.host "
+        "AND s.status IN ('ready', 'retry')) FROM (SELECT host, error_class, status = 'dead' AS failed FROM sources "
+        f"WHERE status IN ('dead', 'retry') AND (error_class = 'host_down' OR ({_SILENT}) AND host NOT IN "
+        "(SELECT host FROM sources WHERE status = 'done')) AND host <> '') f GROUP BY host ORDER BY 3 DESC, 1 LIMIT ?",
         (limit,),
     )
