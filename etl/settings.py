@@ -41,6 +41,7 @@ OWN, HARMLESS = Trust.OWN, Trust.HARMLESS
 # The commands that go by a setting.
 EVERY: tuple[str, ...] = ()
 FETCH = ("fetch", "run")
+NETWORK = ("ingest", *FETCH)
 CAPTION = ("caption", "run")
 WORK = ("fetch", "caption", "run")
 MODEL = ("caption", "run", "doctor")
@@ -64,7 +65,7 @@ class Settings:
         4, FETCH, HARMLESS, group=Group.HOSTS, first=FETCH, limits=(1, 32), help="Downloads at once from one host."
     )
     host_rate: float = setting(
-        0.0, FETCH, OWN, group=Group.HOSTS, first=("fetch",), limits=(0, 1000),
+        0.0, NETWORK, OWN, group=Group.HOSTS, first=("fetch",), limits=(0, 1000),
         help="Requests per second to one host at most; 0 means no limit but what the host itself makes necessary.",
     )
     host_patience: float = setting(
@@ -106,11 +107,11 @@ class Settings:
         help="Longest wait between attempts that we choose ourselves.",
     )
     contact: str = setting(
-        "", FETCH, HARMLESS, group=Group.NETWORK, first=("fetch",), value="ADDRESS",
+        "", NETWORK, HARMLESS, group=Group.NETWORK, first=("fetch",), value="ADDRESS",
         help="Address put into the User-Agent, so that a host's operator can reach you.",
     )
     allow_host: tuple[str, ...] = setting(
-        (), FETCH, OWN, group=Group.NETWORK, first=("fetch",), value="HOST",
+        (), NETWORK, OWN, group=Group.NETWORK, first=("fetch",), value="HOST",
         help="Hosts that may be dialled although their address is private or loopback.",
     )
     allow_path: tuple[str, ...] = setting(

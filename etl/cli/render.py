@@ -10,6 +10,7 @@ from etl.cli.options import Context
 from etl.clock import ago, iso_utc, now_ms, stops_at
 from etl.domain.statuses import LIVE, QueueStatus, RecordOutcome, RecordState, RunState, status_in_words
 from etl.domain.views import ExportSummary, HostProgress, IngestSummary, Progress, RunInfo, skipped_words
+from etl.redaction import redact_url
 from etl.state.requeue import UNLIKELY
 from etl.text import clean, clean_json
 from etl.units import count, duration, size
@@ -218,7 +219,7 @@ def ingested(context: Context, summary: IngestSummary) -> None:
 
 def ingest_line(summary: IngestSummary) -> str:
     """Return one line on what an ingest did."""
-    head = f"{clean(str(summary.path))}: {count(summary.records, 'record')}, "
+    head = f"{clean(redact_url(str(summary.path)))}: {count(summary.records, 'record')}, "
     head += f"{summary.selected:,} selected"
     skipped = skipped_words(summary.skipped)
     if summary.unchanged:

@@ -13,6 +13,7 @@ from etl.errors import InvalidUrlError, ManifestError
 from etl.images.formats import suffixes
 from etl.ingest import manifest_formats
 from etl.ingest.manifest_formats.file import ManifestFile
+from etl.net.documents import Documents
 from etl.net.signatures import without_signature
 from etl.net.urls import host_of
 from etl.redaction import redact_url
@@ -66,17 +67,20 @@ class Manifest:
     def at_hand(self, settings: Settings, should_stop: Callable[[], bool] = lambda: False) -> Iterator[bool]:
         """Have a file that lies elsewhere on this machine during the block; yield whether nothing stopped that.
 
-        Raises `ManifestError` when it cannot be brought.
+        What it names itself can be asked for meanwhile.  Raises `ManifestError` when it cannot be brought.
         """
-        if not self._url:
-            yield True
-            return
-        # The HTTP client takes a tenth of a second to import.
-        from etl.ingest.remote import brought
+        with Documents(settings, should_stop) as documents:
+            if not self._url:
+                self._file.read_url = documents.read
+                yield True
+                return
+            # The HTTP client takes a tenth of a second to import.
+            from etl.ingest.remote import brought
 
-        with brought(self._url, self.name, settings, should_stop) as file:
-            self._file = ManifestFile(file)
-            yield file is not None
+            with brought(self._url, self.name, settings, should_stop) as file:
+                self._file = ManifestFile(file)
+                self._file.read_url = documents.read
+                yield file is not None
 
     def lines(self, encoding: str | None = None) -> Iterator[bytes]:
         """Return every line with its line end, blank ones included; ``encoding`` is that of a text, if it is known.

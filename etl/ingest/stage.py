@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 
 from etl.domain.statuses import RecordState
 from etl.domain.views import IngestSummary, skipped_words
@@ -29,6 +30,9 @@ BATCH = 5_000
 
 BATCH_BYTES = 32 * 1024**2
 """Bytes of lines from which a batch is full, however few they are: a line may have 16 MB."""
+
+BATCH_S = 10.0
+"""Seconds after which a batch is full: the manifests that a collection names are asked for while it is read."""
 
 
 class LineReader:
@@ -198,13 +202,13 @@ class _Ingest:
 
 def _batches(records: Iterable[list[NewRecord]]) -> Iterator[list[NewRecord]]:
     """Yield the records of lines in batches; when one is yielded, nothing beyond it has been read."""
-    batch, size = list[NewRecord](), 0
+    batch, size, due = list[NewRecord](), 0, monotonic() + BATCH_S
     for of_line in records:
         batch += of_line
         size += sum(len(record.line) for record in of_line)
-        if len(batch) >= BATCH or size >= BATCH_BYTES:
+        if len(batch) >= BATCH or size >= BATCH_BYTES or monotonic() > due:
             yield batch
-            batch, size = [], 0
+            batch, size, due = [], 0, monotonic() + BATCH_S
     if batch:
         yield batch
 

@@ -123,13 +123,13 @@ class Downloader:
                 response = await self._open(client, attempt, {}, watchdog)
                 try:
                     _check_status(response)
-                    text = b""
+                    text = bytearray()
                     async with aclosing(response.aiter_raw()) as chunks:
                         async for chunk in chunks:
                             text += chunk
                             if len(text) >= max_bytes:
                                 break
-                    return text[:max_bytes]
+                    return bytes(text[:max_bytes])
                 finally:
                     await response.aclose()
 
@@ -141,8 +141,7 @@ class Downloader:
         A part that an earlier attempt left is resumed where the server allows it, else overwritten.
 
         With ``validators``, the server may answer 304 instead: nothing is written and `Download.not_modified` is true.
-        Pass them only while the bytes that they stand for are in the cache.  ``accept`` is what is asked for where that
-        is no picture.
+        Pass them only while the bytes that they stand for are in the cache.  ``accept`` is for what is no picture.
 
         Raises a `FetchError` of the fitting class, whose ``http_status`` is the last status seen; `DiskFullError`
         or `StateError` when ``part`` cannot be written.  After a `TransientFetchError` or a cancellation, ``part``

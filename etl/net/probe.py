@@ -68,7 +68,7 @@ def unreachable(settings: Settings, urls: Mapping[str, str]) -> dict[str, FetchE
 
     Nothing is sent to them.  Behind a proxy, which alone can say who is there, nobody is looked at.
     """
-    if proxy_transports(httpx.create_ssl_context(), _LIMITS):
+    if proxy_transports(httpx2.create_ssl_context(), _LIMITS):
         return {}
     return asyncio.run(_unreachable(settings, urls))
 
@@ -78,7 +78,7 @@ async def _unreachable(settings: Settings, urls: Mapping[str, str]) -> dict[str,
 
     async def look(text: str) -> FetchError | None:
         try:
-            url = httpx.URL(text)
+            url = httpx2.URL(text)
             port = url.port or {"http": 80, "https": 443}[url.scheme]
             async with asyncio.timeout(LOOK_S):
                 await (await backend.connect_tcp(url.raw_host.decode("ascii"), port)).aclose()

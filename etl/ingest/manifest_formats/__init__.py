@@ -5,7 +5,7 @@ A new one is a module with a reader, and its line in the table here.
 
 from collections.abc import Callable, Iterator
 
-from etl.ingest.manifest_formats import csv_rows, directory, json_documents, jsonl, packed, parquet, url_list
+from etl.ingest.manifest_formats import csv_rows, directory, iiif, json_documents, jsonl, packed, parquet, url_list
 from etl.ingest.manifest_formats.file import ManifestFile
 
 Recogniser = Callable[[ManifestFile], bool]
@@ -25,6 +25,7 @@ READERS: tuple[tuple[Recogniser, Lines], ...] = (
     (ManifestFile.is_directory, directory.lines),
     (parquet.recognises, parquet.lines),
     (packed.recognises, packed.lines),
+    (iiif.recognises, iiif.lines),
     (json_documents.recognises, json_documents.lines),
     (jsonl.recognises, jsonl.lines),
     (csv_rows.recognises, csv_rows.lines),

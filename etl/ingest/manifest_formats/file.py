@@ -6,7 +6,7 @@ import json
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,11 +36,14 @@ class ManifestFile:
         path: of the file or directory; ``None`` for standard input.
         skipped: how many files of a directory were passed over when it was read last, by kind.
         encoding: of its text, as the user names it; ``None`` where it is to be found out.
+        read_url: returns what lies behind a URL, of at most so many bytes, or raises a `FetchError`; ``None`` where
+            nothing may be asked for.
     """
 
     path: Path | None
     skipped: Counter[str] = field(default_factory=Counter, init=False)
     encoding: str | None = None
+    read_url: Callable[[str, int], bytes] | None = None
     _pipe: "io.BufferedReader[Any] | None" = field(default=None, init=False)
     _begun: bytes = field(default=b"", init=False)
 

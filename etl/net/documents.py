@@ -1,0 +1,67 @@
+"""Documents over HTTP for who has no event loop: manifests that a collection names, one request at a time."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Self
+
+from etl.errors import BodyTooLargeError, FetchError
+from etl.settings import Settings
+
+if TYPE_CHECKING:
+    from etl.net.client import Downloader
+
+LONGEST_WAIT_S = 60.0
+"""That a server's Retry-After is waited for."""
+
+LOOK_S = 0.2
+"""Seconds between two looks whether to stop."""
+
+
+class Documents:
+    """Reads documents through the one downloader; a context manager, which opens nothing before the first is read.
+
+    Requests go out one after the other, ``host_rate`` a second at most.  An error that may pass is waited for, unless
+    that takes long or a stop is wanted.
+    """
+
+    def __init__(self, settings: Settings, should_stop: Callable[[], bool] = lambda: False) -> None:
+        self._settings = settings
+        self._should_stop = should_stop
+        self._runner: asyncio.Runner | None = None
+        self._downloader: Downloader | None = None
+        self._not_before = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._runner is not None and self._downloader is not None:
+            self._runner.run(self._downloader.__aexit__(None, None, None))
+            self._runner.close()
+
+    def read(self, url: str, max_bytes: int) -> bytes:
+        """Return what lies behind a URL.  Raises a `FetchError`, for more than ``max_bytes`` too."""
+        # The HTTP client takes a tenth of a second to import.
+        from etl.net.client import Downloader
+
+        self._runner = self._runner or asyncio.Runner()
+        self._downloader = self._downloader or Downloader(self._settings)
+        pause = 1 / self._settings.host_rate if self._settings.host_rate else 0.0
+        attempt = 0
+        while True:
+            attempt += 1
+            while (left := self._not_before - time.monotonic()) > 0 and not self._should_stop():
+                time.sleep(min(left, LOOK_S))
+            self._not_before = time.monotonic() + pause
+            try:
+                data = self._runner.run(self._downloader.read(url, max_bytes=max_bytes + 1))
+                if len(data) > max_bytes:
+                    raise BodyTooLargeError(f"larger than {max_bytes} bytes: {url[:200]}")
+                return data
+            except FetchError as error:
+                wait = error.retry_after_s or self._settings.backoff * 2 ** (attempt - 1)
+                ends = attempt >= self._settings.max_attempts or wait > LONGEST_WAIT_S or self._should_stop()
+                if not error.retryable or ends:
+                    raise
+                self._not_before = time.monotonic() + max(wait, pause)
