@@ -145,7 +145,10 @@ def test_broken_csv_row_costs_only_itself(tmp_path: Path, row: bytes, reason: st
 
 
 def test_directory_gives_its_pictures_in_order(tmp_path: Path) -> None:
-    """Every picture below the directory is a record, sorted by path; other files and hidden ones are only counted."""
+    """Every picture below the directory is a record, sorted by path; other files and hidden ones are only counted.
+
+    A state and an export that lie there are neither.
+    """
     pictures = [f"c/{number:02}{suffix.upper() if number % 2 else suffix}" for number, suffix in enumerate(suffixes())]
     hidden = ("._a.png", ".DS_Store", "b/.x/1.jpg", "__MACOSX/a.png", "b/Thumbs.db", "Desktop.ini", ".hidden.gif")
     for name in ("b/2.JPG", "a.png", "b/1.tif", "notes.txt", "n.TXT", "README", "b/c/scan.pdf", *hidden, *pictures):
@@ -153,6 +156,10 @@ def test_directory_gives_its_pictures_in_order(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
     (tmp_path / "folder.jpg").mkdir()
+    # What a run in this very directory leaves there.
+    for name in ("state/state.db", "state/images/working/00/1.jpg", "out/.shards.json", "out/shard-00000/1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
     manifest = Manifest(str(tmp_path))
     for _ in range(2):
         assert [json.loads(line)["path"] for line in manifest.lines()] == [
