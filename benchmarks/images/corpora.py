@@ -1,29 +1,34 @@
-"""Every file of some folders through our decoders, and what libvips and Pillow see in it.
+"""Every file of some folders through our decoders, and what judges see in it: libvips, Pillow, MuPDF and Chromium.
 
     python -m benchmarks.images.corpora /corpora/* --out /tmp/corpora
 
 fetches nothing.  Into the folder of ``--out`` go ``files.jsonl``, a line for each, and sheets of those that differ:
-ours, libvips's and Pillow's picture beside each other.  What the judges saw is kept there too, for the next time.
+ours and the judges' pictures beside each other.  What the judges saw is kept there too, for the next time.  libvips
+and Pillow say what differs; whether a picture is shown at all, they and MuPDF or Chromium, where these are installed.
 """
 
 import argparse
 import asyncio
 import base64
 import io
+import itertools
 import json
 import os
+import re
 import select
 import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image, ImageChops, ImageDraw, ImageStat
 
+from benchmarks.images import chromium
 from benchmarks.images.judges import JUDGES, MAX_PIXELS
 from etl.errors import EtlError
 from etl.images.cache import ImageCache
@@ -38,6 +43,13 @@ MEMORY = 2 * 1024**3
 TIMEOUT_S = 60.0
 COLUMNS, ROWS = 3, 9
 """Files on a sheet."""
+
+VOICES = (("vips",), ("Pillow",), ("MuPDF", "Chromium"))
+"""Judges; the last are one together, so that two which draw pages and scripts do not make every text a picture."""
+
+COLOUR_JUDGES = ("vips", "Pillow")
+BY_NAME = re.compile("an icon or a cursor|a TGA|is SVG")
+"""What is refused on purpose, in the words of its refusal."""
 
 
 @dataclass
@@ -56,19 +68,35 @@ class Found:
         return {} if self.ours is None else {name: distance(self.ours, seen) for name, seen in self.judged.items()}
 
     @property
+    def is_shown(self) -> bool:
+        """Whether two of three judges show something, and it is not of a kind that is refused on purpose."""
+        return sum(map(bool, self._voices())) > 1 and not BY_NAME.search(self.message)
+
+    @property
+    def is_agreed(self) -> bool:
+        """Whether two of three judges show the same: of a damaged file each may show other noise."""
+        pairs = itertools.combinations(self._voices(), 2)
+        return self.is_shown and any(distance(*both) <= ALLOWED for pair in pairs for both in itertools.product(*pair))
+
+    def _voices(self) -> list[list[Image.Image]]:
+        shows = {name: seen for name, seen in self.judged.items() if not is_blank(seen)}
+        return [[shows[name] for name in names if name in shows] for names in VOICES]
+
+    @property
     def verdict(self) -> str:
         """How the file counts in the table."""
+        judging = [name for name in COLOUR_JUDGES if name in self.judged]
         if self.ours is None:
-            return f"refused: {self.refused}" + (", a judge reads it" if self.judged else "")
-        if not self.judged:
+            return f"refused: {self.refused}" + (", a judge reads it" if judging else "")
+        if not judging:
             return "accepted: blank" if is_blank(self.ours) else "accepted, no judge"
-        far = sum(difference > ALLOWED for difference in self.differences.values())
-        return ("accepted", "different from one", "different from both")[far if len(self.judged) > 1 else 2 * far]
+        far = sum(self.differences[name] > ALLOWED for name in judging)
+        return ("accepted", "different from one", "different from both")[far if len(judging) > 1 else 2 * far]
 
 
 def is_blank(image: Image.Image) -> bool:
     """Return whether the picture has one colour."""
-    return all(high - low < 4 for low, high in image.getextrema())
+    return all(high - low < 4 for low, high in cast("list[tuple[int, int]]", image.getextrema()))
 
 
 def distance(ours: Image.Image, judges: Image.Image) -> float:
@@ -116,11 +144,17 @@ class Judge:
 def judge_all(paths: list[Path], kept: Path) -> None:
     """Append to the file what the judges see in those that it does not know."""
     known = {json.loads(line)["path"] for line in kept.open()} if kept.exists() else set()
+    paths = [path for path in paths if str(path) not in known]
     judge = Judge()
+    shown: Iterable[tuple[Path, Image.Image | None]] = ((path, None) for path in paths)
+    if chromium.COMMAND:
+        shown = chromium.see(paths, EDGE)
     with kept.open("a") as file:
-        for path in paths:
-            if str(path) not in known:
-                print(json.dumps({"path": str(path)} | judge.see(path)), file=file)
+        for path, seen in shown:
+            fields = {"path": str(path)} | judge.see(path)
+            if seen is not None:
+                fields["Chromium"] = [*seen.size, base64.b64encode(seen.tobytes()).decode()]
+            print(json.dumps(fields), file=file)
     judge.close()
 
 
@@ -151,18 +185,20 @@ def add_judged(found: list[Found], kept: Path) -> None:
         for name, picture in lines[str(each.path)].items():
             if picture is not None:
                 width, height, pixels = picture
-                each.judged[name] = Image.frombytes("RGB", (width, height), base64.b64decode(pixels))
+                if width and height:
+                    each.judged[name] = Image.frombytes("RGB", (width, height), base64.b64decode(pixels))
 
 
 def sheets(found: list[Found], out: Path, name: str) -> None:
     """Write the pictures of the files onto sheets."""
-    per_sheet, cell = COLUMNS * ROWS, (3 * EDGE + 30, EDGE + 18)
+    names = [*JUDGES, "Chromium"] if chromium.COMMAND else [*JUDGES]
+    per_sheet, cell = COLUMNS * ROWS, ((len(names) + 1) * (EDGE + 4) + 18, EDGE + 18)
     for number, first in enumerate(range(0, len(found), per_sheet)):
         sheet = Image.new("RGB", (COLUMNS * cell[0], ROWS * cell[1]), "#707070")
         draw = ImageDraw.Draw(sheet)
         for place, each in enumerate(found[first : first + per_sheet]):
             x, y = place % COLUMNS * cell[0], place // COLUMNS * cell[1]
-            shown = [("ours", each.ours), *((judge, each.judged.get(judge)) for judge in JUDGES)]
+            shown = [("ours", each.ours), *((judge, each.judged.get(judge)) for judge in names)]
             for column, (_, picture) in enumerate(shown):
                 if picture is not None:
                     sheet.paste(picture, (x + column * (EDGE + 4), y + 13))
@@ -195,13 +231,22 @@ def main() -> None:
     for verdict, files in groups.items():
         if verdict.startswith("different") or "blank" in verdict or "a judge" in verdict:
             sheets(files, out, verdict.replace(":", "").replace(",", "").replace(" ", "-"))
+    shown = [each for each in found if each.is_shown]
+    missed = [each for each in shown if each.ours is None]
+    sheets(missed, out, "missed")
     with (out / "files.jsonl").open("w") as file:
         for each in found:
             far = {name: round(value, 1) for name, value in each.differences.items()}
             fields = {"path": str(each.path), "verdict": each.verdict, "message": each.message, "differences": far}
-            print(json.dumps(fields), file=file)
+            print(json.dumps(fields | {"shown": each.is_shown, "agreed": each.is_agreed}), file=file)
     for verdict, count in sorted(Counter(each.verdict for each in found).items()):
         print(f"| {verdict} | {count} |")
+    agreed = [each for each in shown if each.is_agreed]
+    print(f"| two of three judges show something; refused of these | {len(shown)}; {len(missed)} |")
+    missed = [each for each in agreed if each.ours is None]
+    print(f"| two of three judges show the same; refused of these | {len(agreed)}; {len(missed)} |")
+    for (refused, message), count in Counter((each.refused, each.message[:90]) for each in missed).most_common():
+        print(f"| ... {refused}: {message} | {count} |")
 
 
 if __name__ == "__main__":

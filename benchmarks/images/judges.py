@@ -1,4 +1,6 @@
-"""What libvips and Pillow, without our code, see in a file: a small sRGB picture over white, or nothing.
+"""What others, without our code, see in a file: a small sRGB picture over white, or nothing.
+
+libvips and Pillow, and MuPDF where ``pymupdf`` is installed: a judge, no dependency.
 
     python -m benchmarks.images.judges LONGEST_EDGE
 
@@ -8,8 +10,11 @@ RGB]`` or ``null``.
 
 import base64
 import contextlib
+import importlib
+import importlib.util
 import io
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -67,7 +72,22 @@ def by_pillow(path: str, longest_edge: int) -> Image.Image:
         return image
 
 
+def by_mupdf(path: str, longest_edge: int) -> Image.Image:
+    """Return what MuPDF sees: the first page."""
+    mupdf = importlib.import_module("pymupdf")
+    mupdf.TOOLS.mupdf_display_errors(False)
+    with mupdf.open(path) as document:
+        page = document[0]
+        scale = longest_edge / max(page.rect.width, page.rect.height)
+        if not document.is_pdf and (pictures := page.get_image_info()):
+            scale = min(scale, pictures[0]["width"] / page.rect.width)
+        shown = page.get_pixmap(matrix=mupdf.Matrix(scale, scale), colorspace=mupdf.csRGB, alpha=False)
+        return Image.frombytes("RGB", (shown.width, shown.height), shown.samples)
+
+
 JUDGES: dict[str, Callable[[str, int], Image.Image]] = {"vips": by_vips, "Pillow": by_pillow}
+if importlib.util.find_spec("pymupdf"):
+    JUDGES["MuPDF"] = by_mupdf
 
 
 def seen(judge: Callable[[str, int], Image.Image], path: str, longest_edge: int) -> list[Any] | None:
@@ -85,9 +105,13 @@ def main() -> None:
     pyvips.cache_set_max(0)
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     longest_edge = int(sys.argv[1])
+    # MuPDF speaks there, too.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     for line in sys.stdin:
         path = line.rstrip("\n")
-        print(json.dumps({name: seen(judge, path, longest_edge) for name, judge in JUDGES.items()}), flush=True)
+        seen_by = {name: seen(judge, path, longest_edge) for name, judge in JUDGES.items()}
+        print(json.dumps(seen_by), file=answers, flush=True)
 
 
 if __name__ == "__main__":
