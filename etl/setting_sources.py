@@ -13,8 +13,9 @@ from typing import Any
 
 from etl.errors import ConfigError
 from etl.setting_files import FOUND, SettingFile, setting_files
-from etl.setting_values import Trust, known, read
+from etl.setting_values import MAX_SHOWN, Trust, known, read, shown
 from etl.settings import Settings
+from etl.text import clean, nearest
 
 DASHBOARD = "dashboard"
 """The table of a settings file that belongs to the dashboard alone (`load_dashboard`)."""
@@ -111,7 +112,20 @@ def load_dashboard(file: Path | None = None) -> tuple[Path, dict[str, Any]]:
 
 def _from_file(file: SettingFile) -> dict[str, Any]:
     table = {name: value for name, value in file.table.items() if name != DASHBOARD}
+    for name, value in table.items():
+        if isinstance(value, dict) and name not in known(Settings):
+            raise ConfigError(f"{file.path}: {_misplaced(name, value)}")
     return read(table, known(Settings), str(file.path))
+
+
+def _misplaced(name: str, table: Mapping[str, Any]) -> str:
+    """Return what is wrong about a table, and what its first setting is called."""
+    if nearest(name, (DASHBOARD,)):
+        return f"there is no table {shown(name)}; did you mean [{DASHBOARD}]?"
+    key = next(iter(table), "")
+    near = nearest(key, known(Settings), 0.7)
+    hint = f", as {near} = ..." if near else ""
+    return f"settings stand at the top level{hint}: take the line [{clean(name, MAX_SHOWN)}] out, and put them first"
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

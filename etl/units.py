@@ -148,3 +148,11 @@ def duration(seconds: float) -> str:
 def count(number: int, thing: str) -> str:
     """Return a number of things, as ``1 picture`` and ``2,000 pictures``."""
     return f"{number:,} {thing}{'s' * (number != 1)}"
+
+
+def percent(done: int, total: int) -> str:
+    """Return whole percents: 100 only when everything is done, 0 only when nothing is; empty where there is nothing."""
+    if total <= 0:
+        return ""
+    share = 100 * done / total
+    return f"{int(min(99, max(1, share)) if 0 < done < total else share)} %"

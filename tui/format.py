@@ -153,16 +153,6 @@ def duration(seconds: float | None) -> str:
     return NOTHING if seconds is None else units.duration(seconds)
 
 
-def percent(done: int, total: int) -> str:
-    """Return whole percents; 100 % only when everything is done, 0 % only when nothing is."""
-    if total <= 0:
-        return NOTHING
-    share = 100 * done / total
-    if 0 < done < total:
-        share = min(99, max(1, share))
-    return f"{int(share)}%"
-
-
 def bar(done: int, total: int, width: int, glyphs: Glyphs) -> tuple[str, str]:
     """Return the reached and the open part of a bar, together ``width`` cells.
 

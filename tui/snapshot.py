@@ -48,10 +48,14 @@ class StageView:
 
 @dataclass(frozen=True, slots=True)
 class RecordsView:
-    """Records of the manifests.  ``total`` counts unselected and invalid ones too, the rest only selected ones."""
+    """Records of the manifests.  ``total`` counts unselected and invalid ones too, the rest only selected ones.
+
+    ``ended`` are those of which nothing is to be done any more, as `etl.domain.views.Progress` counts them.
+    """
 
     total: int = 0
     selected: int = 0
+    ended: int = 0
     captioned: int = 0
     failed: int = 0
     pending: int = 0
@@ -144,6 +148,7 @@ def records_view(progress: Progress) -> RecordsView:
     return RecordsView(
         total=sum(n for state, n in progress.records.items() if state != RecordState.REMOVED),
         selected=progress.records.get(RecordState.ACTIVE, 0),
+        ended=progress.ended,
         captioned=progress.outcomes.get(RecordOutcome.CAPTIONED, 0),
         failed=progress.outcomes.get(RecordOutcome.FAILED, 0),
         pending=progress.outcomes.get(RecordOutcome.PENDING, 0),

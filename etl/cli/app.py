@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from etl.cli.help import USAGE_ERROR, Program, usage_line
+from etl.cli.help import Program
 from etl.cli.options import MAX_LINE, ConfigOption, JsonOption, QuietOption, StateOption, VerboseOption
 from etl.cli.terminal import outlive_the_terminal
+from etl.cli.usage import USAGE_ERROR, usage_line
 from etl.errors import EtlError, UsageError
 from etl.open_files import out_of_files, raise_limit
 from etl.run_control import RunControl

@@ -60,9 +60,6 @@ COMMANDS = {
 FEW = 16
 """A command with no more options than these shows them all at once."""
 
-USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
-"""A command line that is none; Typer exports only what is derived from it."""
-
 _METAVARS = {int: "N", float: "N", Path: "FILE"}
 
 
@@ -295,19 +292,3 @@ class Program(TyperGroup):
             return TyperCommand.shell_complete(self, ctx, incomplete)
         lines = {name: line for group in COMMANDS.values() for name, (_, line) in group.items()}
         return [CompletionItem(name, help=line) for name, line in lines.items() if name.startswith(incomplete)]
-
-
-def usage_line(error: Any) -> str:
-    """Return one line on a command line that is none: what is wrong, what was probably meant, where more stands."""
-    message, context = str(error.format_message()).rstrip("."), error.ctx
-    if context is None:
-        return message
-    if hasattr(error, "possibilities"):
-        names = (name for one in context.command.get_params(context) for name in (*one.opts, *one.secondary_opts))
-        flags = [name for name in names if name.startswith("-")]
-        hint = did_you_mean(nearest(error.option_name, flags, 0.7)).strip()
-        if not hint and context.parent is None:
-            hint = "what belongs to a command stands behind its name"
-        message = f"{error.message}; {hint}" if hint else error.message
-    more = "--help-all" if hasattr(error, "possibilities") and context.parent else "--help"
-    return f"{message} (see `{context.command_path} {more}`)"

@@ -173,7 +173,7 @@ def dashboard(
     sys.exit(subprocess.call([sys.executable, "-P", "-m", "tui", *arguments]))
 
 
-@command(group)
+@command(group, stateless=True)
 def demo(
     context: Context,
     directory: Annotated[

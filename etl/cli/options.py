@@ -77,11 +77,12 @@ _GLOBALS: dict[str, tuple[Any, Any]] = {
 
 
 def command(
-    app: typer.Typer, *, name: str | None = None, works: bool = False
+    app: typer.Typer, *, name: str | None = None, works: bool = False, stateless: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a command that takes the global options and one option for each setting that it goes by.
 
-    A command that ``works`` says first which files its settings are from.
+    A command that ``works`` says first which files its settings are from; help on a ``stateless`` one, which refuses a
+    state that is named, keeps silent of that option.
 
     The function's first parameter receives the `Context`; its others stay its own options.
     """
@@ -108,7 +109,7 @@ def command(
 
         # The state last, as every command has it.
         settings.sort(key=lambda one: one.name == "state")
-        parameters = own + [_parameter(one, called) for one in settings]
+        parameters = own + [_parameter(one, called, hidden=stateless and one.name == "state") for one in settings]
         parameters += [
             inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
             for option, (annotation, default) in _GLOBALS.items()
@@ -207,9 +208,9 @@ def either(place: str | None, option: str | None, example: str) -> str:
     return place or option or ""
 
 
-def _parameter(setting: Setting, command: str) -> inspect.Parameter:
+def _parameter(setting: Setting, command: str, *, hidden: bool) -> inspect.Parameter:
     """Return the option for a setting: ``None`` stands for "not given", so that file and environment count."""
-    option = _option(setting, command)
+    option = _option(setting, command, hidden=hidden)
     # Texts but for switches: what a text means is the setting's to say.
     kind: Any = bool if setting.kind is bool else list[str] if isinstance(setting.default, tuple) else str
     return inspect.Parameter(
@@ -217,7 +218,7 @@ def _parameter(setting: Setting, command: str) -> inspect.Parameter:
     )
 
 
-def _option(setting: Setting, command: str) -> Any:
+def _option(setting: Setting, command: str, *, hidden: bool = False) -> Any:
     shown, switch = setting.default_text, setting.kind is bool
     flags = [f"{setting.flag}/--no-{setting.flag[2:]}"] if switch else [setting.flag]
     flags += [flag for flag in (setting.short, setting.also.get(command)) if flag]
@@ -226,6 +227,7 @@ def _option(setting: Setting, command: str) -> Any:
         # What 0 means is said where it is one's default.
         help=setting.help.replace("`", "") + (f" [default: {shown}]" if shown not in ("", "0") else ""),
         show_default=False,
+        hidden=hidden,
         metavar=None if switch else setting.metavar,
         rich_help_panel=None if command in setting.first else setting.group,
     )

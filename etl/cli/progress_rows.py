@@ -12,7 +12,7 @@ from etl.clock import stops_at
 from etl.domain.statuses import QueueStatus, RecordOutcome, RecordState, RunState, Stage
 from etl.domain.views import Progress
 from etl.text import clean
-from etl.units import duration, size
+from etl.units import duration, percent, size
 
 NAME_WIDTH = 9
 """Columns of a row's name."""
@@ -108,7 +108,7 @@ class _Overall:
         self._rate = pace
         if Stage.CAPTION in stages(now):
             self._name, self._total = "records", now.records.get(RecordState.ACTIVE, 0)
-            self.done = self._total - now.outcomes.get(RecordOutcome.PENDING, 0)
+            self.done = now.ended
         else:
             self._name, self._total = "pictures", wanted(now.sources)
             self.done = sum(now.sources.get(status, 0) for status in (QueueStatus.DONE, QueueStatus.DEAD))
@@ -123,8 +123,8 @@ class _Overall:
 
     @property
     def percent(self) -> str:
-        """The share, which is 100 % only when nothing is left."""
-        return f"{int(100 * self.share)} %"
+        """The share in words."""
+        return percent(self.done, self._total) or "0 %"
 
     @property
     def share(self) -> float:

@@ -28,12 +28,15 @@ SHOWN_CLASSES = 4
 _ITEMS = {Stage.INGEST: "line", Stage.FETCH: "picture", Stage.CAPTION: "caption"}
 
 
-def report(context: "Context", done: "Report", *, export_command: str | None) -> None:
-    """Tell what a run did; ``export_command`` is what writes the output, where the run was told of none."""
+def report(context: "Context", done: "Report", *, export_command: str | None, output: str | None = None) -> None:
+    """Tell what a run did; ``export_command`` is what writes the output, where the run has written none.
+
+    ``output`` is the one that it was told of.
+    """
     if context.json:
         answer(report_json(done, export_command))
         return
-    for line in report_lines(done, export_command):
+    for line in report_lines(done, export_command, output):
         note(context, line)
 
 
@@ -60,7 +63,7 @@ def report_json(done: "Report", export_command: str | None) -> dict[str, Any]:
     }
 
 
-def report_lines(done: "Report", export_command: str | None) -> Iterator[str]:
+def report_lines(done: "Report", export_command: str | None, output: str | None = None) -> Iterator[str]:
     """Yield the same for people: ten lines at most."""
     yield from _ingest_lines(done)
     yield f"records   {_records(done)}"
@@ -81,7 +84,11 @@ def report_lines(done: "Report", export_command: str | None) -> Iterator[str]:
         yield flags[0] + (f"; {len(flags) - 1} more kinds of flags in `etl status`" if len(flags) > 1 else "")
     if done.exported:
         yield f"exported  {export_line(done.exported)}"
-    yield from _next(done, export_command)
+    yield from _next(done)
+    if export_command and output is not None:
+        yield f"{clean(output, 80)} was not written; `{export_command}` writes what there is"
+    elif export_command and done.state is not RunState.INTERRUPTED:
+        yield f"no output was named; to write the captions: {export_command}"
 
 
 def _ingest_lines(done: "Report") -> Iterator[str]:
@@ -148,7 +155,7 @@ def _elapsed(done: "Report") -> float:
     return 0.0 if run is None else max(0, (run.ended_at or done.progress.at) - run.started_at) / 1000
 
 
-def _next(done: "Report", export_command: str | None) -> Iterator[str]:
+def _next(done: "Report") -> Iterator[str]:
     """Yield how to go on."""
     if waiting := done.without_pictures:
         wait = f"{count(waiting, 'caption')} wait{'s' * (waiting == 1)}"
@@ -165,8 +172,6 @@ def _next(done: "Report", export_command: str | None) -> Iterator[str]:
             yield "nothing to do: no picture is due and no caption is missing" + (
                 "; no model was loaded" if Stage.CAPTION in done.stages else ""
             )
-        if export_command:
-            yield f"no output was named; to write the captions: {export_command}"
 
 
 def _was_idle(done: "Report") -> bool:

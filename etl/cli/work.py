@@ -15,6 +15,7 @@ from etl.cli.options import Context, command, number
 from etl.cli.progress import ingest_progress, progress
 from etl.domain.views import Progress
 from etl.errors import ConfigError
+from etl.export.formats import given_options
 from etl.setting_values import Group
 
 group = typer.Typer()
@@ -217,17 +218,27 @@ def run(
     )
     if context.json and output == "-":
         raise ConfigError("--json and --output - both write to stdout; give --output FILE")
-    if format and output is None:
-        raise ConfigError("--format says how --output is written; give --output, or use `etl export --format`")
+    if (format or given_options(format_options)) and output is None:
+        raise ConfigError(
+            "--format and its options say how --output is written; give --output, or use `etl export --format`"
+        )
     if not given and (id_field or image_field or encoding or prompt is not None or prompt_template):
         raise ConfigError(
             "--prompt, --prompt-template, --id-field and --image-field need the SOURCE, which is read anew with them: "
             "etl run SOURCE ..."
         )
-    command = (
-        None if output is not None else f"etl export captions.jsonl --state {shlex.quote(str(context.settings.state))}"
-    )
-    _work(context, run_pipeline, plan, export_command=command)
+    _work(context, run_pipeline, plan, export_command=_export_command(context, plan))
+
+
+def _export_command(context: Context, plan: Any) -> str:
+    """Return the command that writes what a run writes at its end, or would write if it had been told where."""
+    words = ["etl", "export", plan.output or "captions.jsonl", "--state", str(context.settings.state)]
+    words += ["--format", plan.export.format] * bool(plan.export.format)
+    words += ["--provenance"] * plan.export.provenance
+    for name, value in given_options(plan.export.format_options).items():
+        flag = name.replace("_", "-")
+        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return shlex.join(words)
 
 
 def _ingest_options(
@@ -260,7 +271,7 @@ def _work(context: Context, run_pipeline: Any, plan: Any, *, export_command: str
     if line := kept_back_line(context.settings, plan):
         render.note(context, line)
     with progress(context) as on_progress:
-        if export_command is not None:
+        if export_command is not None and plan.output is None:
             on_progress = _after(
                 f"no output is named (-o captions.jsonl); when this is done: {export_command}", context, on_progress
             )
@@ -271,7 +282,9 @@ def _work(context: Context, run_pipeline: Any, plan: Any, *, export_command: str
             lambda: render.stopping(context),
             lambda found: render.finding(context, found),
         )
-    run_report.report(context, report, export_command=export_command)
+    if report.exported is not None:
+        export_command = None
+    run_report.report(context, report, export_command=export_command, output=plan.output)
     _leave(report.signal, failed=report.failed > 0 or report.without_pictures > 0, deadline=report.deadline)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from etl.domain.statuses import (
     HostState,
     QualityFlag,
+    RecordOutcome,
+    RecordState,
     RunState,
     Stage,
 )
@@ -148,7 +150,7 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class RunWork:
-    """What a run has done: pictures fetched, captions made, and attempts at either that failed."""
+    """What a run has done: pictures fetched, captions made, and records that ended as failed."""
 
     fetched: int = 0
     captioned: int = 0
@@ -296,3 +298,8 @@ class Progress:
     device: str = ""
     loading: bool = False
     download: Download | None = None
+
+    @property
+    def ended(self) -> int:
+        """Selected records of which nothing is to be done any more: captioned, failed or skipped."""
+        return self.records.get(RecordState.ACTIVE, 0) - self.outcomes.get(RecordOutcome.PENDING, 0)

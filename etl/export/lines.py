@@ -40,7 +40,7 @@ class ExportOptions:
         since: a run; leave out what was not captioned, or did not fail for good, after it began.
         format: one of `etl.export.formats`; empty for what the name of the target says.
         shard_size: records in each file of a directory of files; 0 for one file, or the usual size of such a format.
-        format_options: options of formats by name; those of another format than this one are not looked at.
+        format_options: options of formats by name; those of another format than this one stand as they are by default.
     """
 
     recipe: str | None = None

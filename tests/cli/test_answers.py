@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 from support.made_state import MadeState
+from support.states import failed, fetched
+
+from etl.domain.statuses import RunState, Stage
+from etl.domain.views import FailureFilter
+from etl.state.store import Store
 
 Etl = Callable[..., Any]
 
@@ -96,6 +101,43 @@ def test_runs_have_the_numbers_that_an_export_takes(etl: Etl) -> None:
     latest = json.loads(etl("runs", "--json").out.splitlines()[0])
     assert (str(latest["number"]), latest["fetched"], latest["captioned"], latest["failed"]) == (number, 2, 2, 9)
     assert etl("export", "new.jsonl", "--since", number, "--json").json()["captioned"] == 2
+
+
+def test_runs_count_records_that_ended_as_failed(etl: Etl, made: MadeState) -> None:
+    """Not attempts: what came good in the same run, or waits after a stop, has not failed; what two records share has
+    failed for both, also once a later run has made good of it.
+    """
+    names = {"a": "good", "b": "shared", "c": "shared", "d": "waits"}
+    made.ingest(
+        "".join(json.dumps({"id": key, "url": f"http://h/{name}"}) + "\n" for key, name in names.items()).encode()
+    )
+    with Store.open(made.settings) as store:
+
+        def attempt(run: int, name: str, retryable: bool | None) -> None:
+            sources = store.sources(run)
+            with store._connection.transaction() as db:
+                db.conn.execute("UPDATE sources SET not_before = 0")
+            (item,) = (item for item in sources.claim("h", 9) if item.url.endswith(name))
+            if retryable is None:
+                sources.commit([fetched(item)])
+            else:
+                sources.fail([failed(item.id, retryable=retryable)])
+            sources.release_all()
+
+        with store.run((Stage.FETCH,)) as run:
+            attempt(run, "good", True)
+            attempt(run, "good", None)
+            attempt(run, "shared", True)
+            attempt(run, "shared", False)
+        run = store.begin_run((Stage.FETCH,))
+        attempt(run, "waits", True)
+        store.end_run(run, RunState.INTERRUPTED)
+        store.retry_failed(FailureFilter())
+        with store.run((Stage.FETCH,)) as run:
+            attempt(run, "shared", None)
+            attempt(run, "waits", False)
+    runs = [json.loads(line) for line in etl("runs", "--json").out.splitlines()]
+    assert [(run["fetched"], run["failed"]) for run in runs] == [(1, 1), (0, 0), (1, 2), (0, 0)]
 
 
 def test_a_finished_run_has_no_speed(etl: Etl, state: MadeState) -> None:

@@ -40,7 +40,7 @@ def test_a_page_for_newcomers_and_one_with_everything(etl: Etl, command: str) ->
     first, everything = etl(command, "--help").out, etl(command, "--help-all").out
     assert len(first.splitlines()) <= 46 and len(flags(first)) <= 17
     assert all(len(line) <= 80 for line in (first + everything).splitlines())
-    params = [one for one in PROGRAM.commands[command].params if one.param_type_name == "option"]
+    params = [one for one in PROGRAM.commands[command].params if one.param_type_name == "option" and not one.hidden]
     assert flags(everything) >= {max(one.opts, key=len)[2:] for one in params if one.name != "help_all"}
     assert not re.search(r"<[a-z]|int range|list\[|\bstr\b|default: 0\.0|\d{8}| s\]", everything)
     assert not re.search(r"\[default[^]]*\]\s*\[default", " ".join(everything.split()))
@@ -91,6 +91,10 @@ def test_the_manual_page() -> None:
         ("fetsh", "Did you mean 'fetch'?"),
         ("fetch --per-hots 2", "No such option: --per-hots; did you mean --per-host? (see `etl fetch --help-all`)"),
         ("--model demo run", "No such option: --model; what belongs to a command stands behind its name"),
+        ("fetch nothere", "etl fetch takes no SOURCE; type `etl ingest nothere` before it, or `etl run nothere` for"),
+        ("status a b", "etl status takes options alone, and 'a b' is more; a state is named by --state DIR (see"),
+        ("export a.jsonl b", "etl export takes OUTPUT alone, and 'b' is more"),
+        ("run --prefix x", "--format and its options say how --output is written"),
         ("caption --model dmeo", "model = 'dmeo': did you mean demo?"),
         ("caption --dtype float61", "dtype = 'float61': did you mean float16?"),
         ("retry-failed --flag repetiton", "did you mean repetition?"),

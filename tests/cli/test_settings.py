@@ -139,6 +139,13 @@ def test_an_empty_variable_is_not_given(etl: Etl, made: MadeState, monkeypatch: 
 
 BAD = [
     ("per_hots = 2\n", {}, [], ["etl.toml", "unknown setting 'per_hots'", "did you mean per_host?"]),
+    (
+        "[fetch]\nper-host = 2\n",
+        {},
+        [],
+        ["settings stand at the top level, as per_host = ...: take the line [fetch] out"],
+    ),
+    ("[dashbord]\nkeys = 2\n", {}, [], ["there is no table 'dashbord'; did you mean [dashboard]?"]),
     ("nothing_such = 2\n", {}, [], ["etl.toml", "unknown setting 'nothing_such'; take it out (`etl run --help-all`"]),
     ("backoff = 1\nbackoff_s = 1\n", {}, [], ["etl.toml", "backoff_s is the old name of backoff, and both are given"]),
     ("connect_timeout_s = 0\n", {}, [], ["etl.toml: connect_timeout = 0.0", "between 50ms and 1h"]),

@@ -70,6 +70,8 @@ def test_what_it_cannot_do_is_said_before_the_work() -> None:
         check_target("-", ExportOptions(format="text"))
     with pytest.raises(ConfigError, match="'loud'; known: escape_formulae, keep_existing, prefix, suffix, shout"):
         check_target("out.text", ExportOptions(format_options={"loud": True}))
+    with pytest.raises(ConfigError, match="--shout is an option of text, and this is written as jsonl: leave it out"):
+        check_target("out.jsonl", ExportOptions(format_options={"shout": True, "prefix": ""}))
 
 
 def test_its_option_is_one_of_the_command() -> None:

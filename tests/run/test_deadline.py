@@ -16,6 +16,7 @@ from support.zygote import Zygote
 
 from etl.caption.stage import caption
 from etl.cli.progress_rows import progress_line
+from etl.cli.run_report import report_lines
 from etl.clock import stops_at
 from etl.deadline import Deadline, moment
 from etl.domain.items import CaptionItem
@@ -224,6 +225,9 @@ def test_a_manifest_that_is_not_read_to_its_end_is_not_exported(bench: Workbench
     write_manifest(tmp_path / "manifest.jsonl", [{"id": "new", "url": str(tmp_path / "0.jpg")}])
     report = run_pipeline(dataclasses.replace(bench.settings, deadline="4s"), plan, lambda _: None)
     assert (report.deadline, report.exported, output.exists()) == (True, None, False)
+    assert (
+        list(report_lines(report, "etl export o", "o"))[-1] == "o was not written; `etl export o` writes what there is"
+    )
     assert bench.rows("SELECT message FROM runs ORDER BY id DESC LIMIT 1")[0][0].startswith("deadline reached before")
 
 

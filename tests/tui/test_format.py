@@ -2,7 +2,7 @@
 
 import pytest
 
-from etl.units import size
+from etl.units import percent, size
 from tui.format import (
     ASCII,
     UNICODE,
@@ -13,7 +13,6 @@ from tui.format import (
     folded,
     money,
     per_second,
-    percent,
     rate,
     short,
     spark,
@@ -55,8 +54,8 @@ def test_a_bar_is_full_only_at_the_end() -> None:
 
 def test_percents_and_rates_at_their_edges() -> None:
     """100 % means all, 0 % means none, and a slow rate keeps a decimal."""
-    assert [percent(n, 1000) for n in (0, 1, 999, 1000)] == ["0%", "1%", "99%", "100%"]
-    assert percent(0, 0) == "-"
+    assert [percent(n, 1000) for n in (0, 1, 999, 1000)] == ["0 %", "1 %", "99 %", "100 %"]
+    assert percent(0, 0) == ""
     assert [rate(x) for x in (None, 0.0, 0.24, 9.96, 1234.4)] == ["-", "0", "0.2", "10", "1,234"]
 
 

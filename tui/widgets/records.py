@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 from textual.content import Content
 
-from tui.format import bar, count, percent, short
+from etl.units import percent
+from tui.format import NOTHING, bar, count, short
 from tui.theme import ALERT, GOOD, QUIET, STRONG
 from tui.widgets.panel import Panel
 
@@ -31,8 +32,8 @@ class RecordsPanel(Panel):
         line = self._line(numbers, count, width)
         if line.cell_length > width:
             line = self._line(numbers, short, width)
-        share = percent(records.captioned, records.selected)
-        reached, left = bar(records.captioned, records.selected, width - 8, self.glyphs)
+        share = percent(records.ended, records.selected) or NOTHING
+        reached, left = bar(records.ended, records.selected, width - 8, self.glyphs)
         progress = Content.assemble("  ", (reached, GOOD), (left, "$line"), (f"{share:>6}", STRONG))
         return [line, progress]
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ def format_of(target: str, options: ExportOptions) -> Format:
     if options.shard_size and issubclass(kind, SidecarFormat):
         raise ConfigError(f"{name} is a file for each record, which has no shards; leave out --shard-size")
     known = {field.name for field in dataclasses.fields(kind)}
+    if strange := [name for name in given_options(options.format_options) if name not in known]:
+        flag, takers = strange[0].replace("_", "-"), ", ".join(_takers(strange[0]))
+        raise ConfigError(
+            f"--{flag} is an option of {takers}, and this is written as {name}: leave it out, or --format"
+        )
     made = kind(**{name: value for name, value in options.format_options.items() if name in known})
     if target.endswith("/") and not made.is_directory and not options.shard_size:
         folders = " or ".join(name for name, one in FORMATS.items() if one.pictures)
@@ -85,3 +91,14 @@ def _by_ending(target: str) -> str:
 def options_of_formats() -> dict[str, dataclasses.Field[Any]]:
     """Return the options of all formats by name; formats with the same one share it."""
     return {field.name: field for one in FORMATS.values() for field in dataclasses.fields(one)}
+
+
+def given_options(values: Mapping[str, object]) -> dict[str, object]:
+    """Return those options of formats that are other than they are where nobody gives them."""
+    defaults = options_of_formats()
+    return {name: value for name, value in values.items() if value != defaults[name].default}
+
+
+def _takers(name: str) -> list[str]:
+    """Return the formats that know an option."""
+    return [one.name for one in FORMATS.values() if name in {field.name for field in dataclasses.fields(one)}]

@@ -1,6 +1,5 @@
 """Which runs there were, and how they stand."""
 
-from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -10,6 +9,7 @@ from etl.domain.views import RunInfo, RunWork
 from etl.state.database import known
 from etl.state.lock import is_locked
 from etl.state.read.reader import Reader
+from etl.state.record_captions import records_of_caption
 
 
 def latest_runs(reader: Reader, limit: int = 20) -> list[RunInfo]:
@@ -43,15 +43,33 @@ def _run(reader: Reader, number: int, uid: str, stages: str, state: str, *rest: 
     )
 
 
+_ENDED = "r.state IN ('done', 'partial')"
+"""Of a run that did all it had to do: then what failed last did so for good; after a stop it may wait for another."""
+
+_FAILED = f"""
+SELECT a.run, sum(CASE a.stage
+  WHEN 'fetch' THEN (SELECT count(*) FROM records WHERE source = a.item AND state = 'active')
+  ELSE (SELECT count(*) {records_of_caption("c")}) END)
+FROM attempts a JOIN runs r ON r.id = a.run
+LEFT JOIN sources o ON a.stage = 'fetch' AND o.id = a.item LEFT JOIN captions c ON a.stage = 'caption' AND c.id = a.item
+WHERE a.error_class IS NOT NULL AND a.run >= ? AND ({_ENDED} OR coalesce(o.status, c.status) = 'dead')
+AND NOT EXISTS (SELECT 1 FROM attempts b WHERE b.stage = a.stage AND b.item = a.item AND b.id > a.id
+  AND (b.run = a.run OR NOT {_ENDED}))
+GROUP BY a.run"""
+
+
 def work_of_runs(reader: Reader, runs: Sequence[int]) -> dict[int, RunWork]:
-    """Return what each of these runs has done."""
-    counts: Counter[tuple[int, str]] = Counter()
-    for run, stage, failed, n in reader.rows(
-        "SELECT run, stage, error_class IS NOT NULL, count(*) FROM attempts WHERE run >= ? GROUP BY 1, 2, 3",
-        (min(runs, default=0),),
-    ):
-        counts[run, "failed" if failed else stage] += n
-    return {run: RunWork(counts[run, Stage.FETCH], counts[run, Stage.CAPTION], counts[run, "failed"]) for run in runs}
+    """Return what each of these runs has done; an attempt that failed counts only where none came after it."""
+    first = min(runs, default=0)
+    rows = reader.rows(
+        "SELECT run, stage, count(*) FROM attempts WHERE run >= ? AND error_class IS NULL GROUP BY 1, 2", (first,)
+    )
+    done = {(run, stage): n for run, stage, n in rows}
+    failed = dict(reader.rows(_FAILED, (first,)))
+    return {
+        run: RunWork(done.get((run, Stage.FETCH), 0), done.get((run, Stage.CAPTION), 0), failed.get(run, 0))
+        for run in runs
+    }
 
 
 def run_began_at(reader: Reader, run: str) -> int | None:
