@@ -155,7 +155,10 @@ class PlainState:
             return
         for name, manifest in others.items():
             manifest.window = (offset, limit)
-            for index, record in enumerate(self.of_manifest(name)):
+            index, before = -1, 0
+            for record in self.of_manifest(name):
+                # What stands in one place is one, also where half an ingest has put a new line beside an old one.
+                index, before = index + (record.position != before), record.position
                 if record.state != "invalid":
                     inside = index >= offset and (limit is None or index < offset + limit)
                     record.state = "active" if inside else "unselected"
