@@ -316,6 +316,13 @@ class InvalidUrlError(FetchError):
     first = "correct the address in the manifest and ingest it again"
 
 
+class PackageMissingError(FetchError):
+    """The URL is of a store for which a package must be installed."""
+
+    slug = "package_missing"
+    first = "install the package that the message names"
+
+
 class BlockedAddressError(FetchError):
     """The URL leads to an address that must not be dialled (private, loopback, link-local, ...)."""
 

@@ -40,6 +40,11 @@ def install_extra(extra: str) -> str:
     return _install(one for one, condition in _requirements() if f"extra=='{extra}'" in condition)
 
 
+def install_package(name: str) -> str:
+    """Return the command that installs one of the packages that the whole program has, and a light one has not."""
+    return _install(one for one, condition in _requirements() if _name(one) == name and "extra" not in condition)
+
+
 def require_model_libraries() -> None:
     """Raise `ModelError` where this is a light installation, which cannot caption."""
     missing = [name for name in MODEL_LIBRARIES if importlib.util.find_spec(name) is None]

@@ -19,6 +19,7 @@ from etl.images.cache import ImageCache
 from etl.net.attempt import Validators
 from etl.net.data_urls import data_of
 from etl.net.part import Download, PartWriter
+from etl.net.stores import is_store
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ Raises an `ItemError`, and `HostNotReadyError` when the host may not be asked no
 
 
 async def open_http(access: Access, address: Address, validators: Validators | None) -> Opened:
-    """Download one URL; a connection that breaks after bringing something costs no attempt.
+    """Download one URL of the web or of a store; a connection that breaks after bringing something costs no attempt.
 
     What a failed attempt leaves is kept, so the next one goes on from there.  Each request waits for a slot of its own,
     as the host may have asked for a pause meanwhile.
@@ -104,7 +105,8 @@ async def open_http(access: Access, address: Address, validators: Validators | N
 
 async def _ask_leave(access: Access, address: Address) -> None:
     """Raise `RobotsError` for what may not be asked for, before it takes a slot and its interval."""
-    if access.robots is None:
+    # A store is no web site: whoever has its URL and its key was let in.
+    if access.robots is None or is_store(address.url):
         return
     try:
         await access.robots(address.url)
@@ -140,4 +142,12 @@ def _written(url: str, line: bytes, part: Path, max_bytes: int) -> Download:
     return Download(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
 
-OPENERS: dict[str, Opener] = {"http": open_http, "https": open_http, "file": open_file, "data": open_data}
+OPENERS: dict[str, Opener] = {
+    "http": open_http,
+    "https": open_http,
+    "s3": open_http,
+    "gs": open_http,
+    "hf": open_http,
+    "file": open_file,
+    "data": open_data,
+}

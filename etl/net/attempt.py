@@ -69,3 +69,13 @@ class Attempt:
         located = type(error)(f"{error}: {shown}", retry_after_s=error.retry_after_s)
         located.http_status = self.status
         return located
+
+
+def deadline_of(begun: float, read_timeout_s: float, min_rate: int, received: int) -> float | None:
+    """Return when a body that has come so far must have got further, on the loop's clock; it moves with every byte.
+
+    At the end of a file this is ``begun + read_timeout + size / min_rate``, so no body can take longer.
+    """
+    if not min_rate:
+        return None
+    return begun + read_timeout_s + received / min_rate

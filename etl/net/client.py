@@ -7,7 +7,6 @@ so a server that drips bytes would never be ended; a watchdog over the whole exc
 
 import asyncio
 import functools
-import importlib.metadata
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -19,23 +18,24 @@ import httpx2
 
 from etl.errors import (
     BodyTooLargeError,
-    ConfigError,
     EtlError,
     FetchError,
     FetchTimeoutError,
-    InvalidUrlError,
     ProtocolError,
     TooManyRedirectsError,
     TruncatedBodyError,
 )
 from etl.images.formats import accept_header
 from etl.net import resume
-from etl.net.attempt import Attempt, Validators
-from etl.net.client_pool import CONNECTIONS, ClientPool
+from etl.net.attempt import Attempt, Validators, deadline_of
+from etl.net.client_pool import CONNECTIONS, ClientPool, ClientPools
 from etl.net.errors import fetch_error
 from etl.net.names import Names
 from etl.net.part import Download, PartWriter
-from etl.net.responses import is_compressed, status_error
+from etl.net.request import as_written, check_scheme, request_of, user_agent
+from etl.net.responses import download_of, is_compressed, status_error
+from etl.net.signatures import without_signature
+from etl.net.stores import Asked, Stores, is_store
 from etl.net.transport import GuardedTransport, Routes, is_reusable, proxy_transports, send
 from etl.net.urls import host_of
 from etl.settings import Settings
@@ -52,6 +52,9 @@ KEEPALIVE_S = 120.0
 
 SIDE_CLIENTS = 4
 """Requests at once for small texts beside the downloads."""
+
+REFUSAL_BYTES = 8192
+"""Of a refusal, that are read for what it says."""
 
 POOL_TIMEOUT_S = 60.0
 """Never reached, since a client carries one request at a time; bounds the damage if it should be."""
@@ -82,15 +85,16 @@ class Downloader:
         self._context = httpx2.create_ssl_context()
         self._user_agent = user_agent(settings.contact)
         self.proxied = bool(proxy_transports(self._context, _LIMITS))
-        self._clients = ClientPool(self._client, settings.concurrency, is_reusable)
+        self._clients = ClientPools(self._client, settings.concurrency, is_reusable)
+        self._stores = Stores()
         # Of their own: what `may_follow` reads must not wait for a client that waits for it.
         self._side_clients = ClientPool(self._client, SIDE_CLIENTS, is_reusable)
 
-    def _client(self) -> httpx2.AsyncClient:
+    def _client(self, endpoint: str = "") -> httpx2.AsyncClient:
         settings = self._settings
         return httpx2.AsyncClient(
             transport=Routes(
-                GuardedTransport(self._context, _LIMITS, settings.allow_host, self.names),
+                GuardedTransport(self._context, _LIMITS, (*settings.allow_host, *filter(None, [endpoint])), self.names),
                 proxy_transports(self._context, _LIMITS),
             ),
             trust_env=False,
@@ -120,16 +124,10 @@ class Downloader:
         attempt = Attempt.of(url)
         with attempt.errors():
             async with self._side_clients.client_for(host_of(url)) as client, self._watchdog(attempt) as watchdog:
-                response = await self._open(client, attempt, {}, watchdog)
+                response = await self._open(client, attempt, Asked(url), {}, watchdog)
                 try:
                     _check_status(response)
-                    text = bytearray()
-                    async with aclosing(response.aiter_raw()) as chunks:
-                        async for chunk in chunks:
-                            text += chunk
-                            if len(text) >= max_bytes:
-                                break
-                    return bytes(text[:max_bytes])
+                    return await _beginning(response, max_bytes)
                 finally:
                     await response.aclose()
 
@@ -151,8 +149,9 @@ class Downloader:
         attempt = Attempt.of(url)
         with attempt.errors():
             try:
-                async with self._clients.client_for(host_of(url)) as client:
-                    download = await self._fetch(client, attempt, part, validators, accept or accept_header())
+                asked = await self._asked(url)
+                async with self._clients.of(asked.endpoint).client_for(host_of(asked.url)) as client:
+                    download = await self._fetch(client, attempt, asked, part, validators, accept or accept_header())
                 resume.forget(part, note_only=True)
                 return download
             except EtlError as error:
@@ -160,19 +159,30 @@ class Downloader:
                     resume.forget(part)
                 raise
 
+    async def _asked(self, url: str) -> Asked:
+        return await asyncio.to_thread(self._stores.asked, url) if is_store(url) else Asked(url)
+
     async def _fetch(
-        self, client: httpx2.AsyncClient, attempt: Attempt, part: Path, validators: Validators | None, accept: str
+        self,
+        client: httpx2.AsyncClient,
+        attempt: Attempt,
+        asked: Asked,
+        part: Path,
+        validators: Validators | None,
+        accept: str,
     ) -> Download:
         async with self._watchdog(attempt) as watchdog:
             rest = resume.rest_of(part)
             asking = rest.headers if rest else validators.headers if validators else {}
             asking = {"Accept": accept, **asking}
-            response = await self._open(client, attempt, asking, watchdog, self.may_follow)
+            response = await self._open(client, attempt, asked, asking, watchdog, self.may_follow)
             try:
                 if response.status_code == 304 and rest is None and validators is not None:
-                    return _result(response, None)
+                    return _result(attempt, response, None)
                 if rest is not None and response.status_code in (206, 416):
                     return await self._receive(attempt, response, part, watchdog, rest)
+                if asked.store and response.status_code >= 400:
+                    raise _status_error(response, asked.words(await _beginning(response, REFUSAL_BYTES)))
                 _check_status(response)
                 return await self._receive(attempt, response, part, watchdog)
             finally:
@@ -198,6 +208,7 @@ class Downloader:
         self,
         client: httpx2.AsyncClient,
         attempt: Attempt,
+        asked: Asked,
         headers: dict[str, str],
         watchdog: asyncio.Timeout,
         may_follow: Callable[[str], Awaitable[None]] | None = None,
@@ -206,12 +217,16 @@ class Downloader:
         loop = asyncio.get_running_loop()
         # Cookies live for one download and its redirects: no server may follow us, or set one that hinders others.
         client.cookies.clear()
-        request = client.build_request("GET", attempt.url, headers=headers)
+        request = request_of(client, asked, headers)
         for _ in range(MAX_REDIRECTS + 1):
-            _check_scheme(request.url)
+            check_scheme(request.url)
             watchdog.reschedule(loop.time() + self._answer_s)
             response = await send(client, request)
             attempt.status = response.status_code
+            if self._stores.has_moved(asked, attempt.url, response.status_code, response.headers):
+                await response.aclose()
+                request = request_of(client, await self._asked(attempt.url), headers)
+                continue
             if response.next_request is None:
                 if response.has_redirect_location:
                     await response.aclose()
@@ -219,7 +234,7 @@ class Downloader:
                 return response
             # Closed, not read: httpx2's own redirects would read the whole body into memory first.
             await response.aclose()
-            request = response.next_request
+            request = as_written(response.next_request, response.headers["location"])
             attempt.current = str(request.url)
             if may_follow is not None:
                 watchdog.reschedule(None)
@@ -245,7 +260,7 @@ class Downloader:
         if length.isdecimal() and int(length) > settings.max_bytes:
             raise BodyTooLargeError(f"{length} bytes announced, the limit is {settings.max_bytes}")
         begun = asyncio.get_running_loop().time()
-        deadline = functools.partial(_deadline, begun, settings.read_timeout, settings.min_rate)
+        deadline = functools.partial(deadline_of, begun, settings.read_timeout, settings.min_rate)
         writer = PartWriter(
             part,
             max_bytes=settings.max_bytes,
@@ -265,54 +280,32 @@ class Downloader:
             writer.finish()
         if rest is not None and writer.size != rest.total:
             raise TruncatedBodyError(f"{writer.size} bytes of {rest.total} after resuming at {rest.received}")
-        return _result(response, writer)
+        return _result(attempt, response, writer)
 
 
 def _check_status(response: httpx2.Response) -> None:
     """Raise the error that an answer without the whole file stands for."""
     if response.status_code not in _SUCCESS:
-        headers = response.headers
-        raise status_error(response.status_code, headers.get("retry-after"), headers.get("date"))
+        raise _status_error(response)
 
 
-def _deadline(begun: float, read_timeout_s: float, min_rate: int, received: int) -> float | None:
-    """When a body that has come so far must have got further, on the loop's clock; it moves with every byte.
-
-    At the end of a file this is ``begun + read_timeout + size / min_rate``, so no body can take longer.
-    """
-    if not min_rate:
-        return None
-    return begun + read_timeout_s + received / min_rate
+def _status_error(response: httpx2.Response, words: str = "") -> FetchError:
+    headers = response.headers
+    return status_error(response.status_code, headers.get("retry-after"), headers.get("date"), words)
 
 
-def _result(response: httpx2.Response, writer: PartWriter | None) -> Download:
-    mime = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return Download(
-        sha256=writer.sha256 if writer else "",
-        size=writer.size if writer else 0,
-        http_status=response.status_code,
-        etag=response.headers.get("etag"),
-        last_modified=response.headers.get("last-modified"),
-        final_url=str(response.url.copy_with(userinfo=b"")),
-        mime=mime or None,
-    )
+async def _beginning(response: httpx2.Response, most: int) -> bytes:
+    """Return the first bytes of a body, at most so many."""
+    begun = bytearray()
+    async with aclosing(response.aiter_raw()) as chunks:
+        async for chunk in chunks:
+            begun += chunk
+            if len(begun) >= most:
+                break
+    return bytes(begun[:most])
 
 
-def user_agent(contact: str) -> str:
-    """Return the program's name for itself; raises `ConfigError` for a contact that fits no header."""
-    if not (contact.isascii() and (contact.isprintable() or not contact)):
-        raise ConfigError(f"contact = {contact!r}: only printable ASCII characters can go into the User-Agent")
-    try:
-        version = importlib.metadata.version("caption-etl")
-    except importlib.metadata.PackageNotFoundError:
-        version = "0"
-    return f"caption-etl/{version}" + (f" (+{contact})" if contact else "")
-
-
-def _check_scheme(url: httpx2.URL) -> None:
-    if url.scheme not in ("http", "https"):
-        raise InvalidUrlError(f"neither http nor https: a {url.scheme or 'relative'} URL")
-    if not url.host:
-        raise InvalidUrlError("the URL has no host")
-    if url.port is not None and not 0 < url.port < 65536:
-        raise InvalidUrlError(f"there is no port {url.port}")
+def _result(attempt: Attempt, response: httpx2.Response, writer: PartWriter | None) -> Download:
+    # Where a store's file was found holds for an hour, and with a key.
+    url = attempt.url if is_store(attempt.url) else str(response.url.copy_with(userinfo=b""))
+    return download_of(response.status_code, response.headers, without_signature(url), writer)

@@ -83,6 +83,36 @@ class ClientPool:
         await asyncio.gather(*self._closing)
 
 
+class ClientPools:
+    """A pool for the web, and one for each store of the user's own, which its clients alone may reach.
+
+    They share no connections, so that nothing of the web gets to such a store through a connection that is open.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[str], httpx2.AsyncClient],
+        count: int,
+        is_reusable: Callable[[httpx2.AsyncClient], bool],
+    ) -> None:
+        """``make`` is given the ``host:port`` that its client may reach though it is private; empty for none."""
+        self._make = make
+        self._count = count
+        self._is_reusable = is_reusable
+        self._pools: dict[str, ClientPool] = {}
+
+    def of(self, endpoint: str) -> ClientPool:
+        """Return the pool for requests to a store there, or to the web where the endpoint is empty."""
+        if endpoint not in self._pools:
+            self._pools[endpoint] = ClientPool(lambda: self._make(endpoint), self._count, self._is_reusable)
+        return self._pools[endpoint]
+
+    async def aclose(self) -> None:
+        """Close all clients."""
+        for pool in self._pools.values():
+            await pool.aclose()
+
+
 async def _close(client: httpx2.AsyncClient) -> None:
     # The other side may be gone already, and a half-made connection cannot be closed in good order.
     with suppress(httpx2.HTTPError, OSError, RuntimeError):

@@ -14,9 +14,9 @@ import httpx2
 from etl.errors import FetchError, FetchTimeoutError
 from etl.net.address_guard import GuardedBackend
 from etl.net.attempt import Attempt
-from etl.net.client import user_agent
 from etl.net.errors import fetch_error
 from etl.net.names import Names
+from etl.net.request import user_agent
 from etl.net.transport import GuardedTransport, Routes, proxy_transports
 from etl.net.urls import host_of
 from etl.settings import Settings

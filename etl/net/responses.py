@@ -3,6 +3,7 @@
 import email.utils
 import re
 import time
+from collections.abc import Mapping
 
 from etl.errors import (
     ClientStatusError,
@@ -13,6 +14,7 @@ from etl.errors import (
     ServerError,
     TooManyRequestsError,
 )
+from etl.net.part import Download, PartWriter
 
 _DECODED = frozenset({"gzip", "x-gzip", "deflate"})
 _UNREADABLE = frozenset({"br", "zstd", "compress", "x-compress", "dcb", "dcz"})
@@ -52,12 +54,26 @@ _STATUS_CLASSES: dict[int, type[FetchError]] = {
 }
 
 
-def status_error(status: int, retry_after: str | None = None, date: str | None = None) -> FetchError:
-    """Return the error that a status which is no success stands for, given two headers of the answer."""
+def status_error(status: int, retry_after: str | None = None, date: str | None = None, words: str = "") -> FetchError:
+    """Return the error that a status which is no success stands for, given two headers of the answer and its words."""
     cls = _STATUS_CLASSES.get(status, ServerError if status >= 500 else ClientStatusError)
     wait = retry_after_s(retry_after, date) if cls.retryable else None
     asked = f", asks to wait {wait:g} s" if wait is not None else ""
-    return cls(f"HTTP {status}{asked}", retry_after_s=wait)
+    return cls(f"HTTP {status}{asked}{f', {words}' * bool(words)}", retry_after_s=wait)
+
+
+def download_of(status: int, headers: Mapping[str, str], url: str, writer: PartWriter | None) -> Download:
+    """Return what became of a request that ended at a URL, with the writer of its body if it had one."""
+    mime = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return Download(
+        sha256=writer.sha256 if writer else "",
+        size=writer.size if writer else 0,
+        http_status=status,
+        etag=headers.get("etag"),
+        last_modified=headers.get("last-modified"),
+        final_url=url,
+        mime=mime or None,
+    )
 
 
 def retry_after_s(value: str | None, date: str | None = None) -> float | None:

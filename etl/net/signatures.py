@@ -2,7 +2,8 @@
 
 import re
 
-_QUERY = re.compile(r"\?([^#]*)")
+_QUERY = re.compile(r"(?!(?:s3|gs|hf):)[^?#]*\?([^#]*)", re.IGNORECASE)
+"""Of a URL, or of one that has no host; a store's has none."""
 
 _PREFIXES = ("x-amz-", "x-goog-", "x-oss-", "x-cos-")
 
@@ -25,7 +26,7 @@ _OF_OTHERS = {
 
 def without_signature(url: str) -> str:
     """Return the URL without the parts of its query that sign it, all else as it is written."""
-    found = _QUERY.search(url)
+    found = _QUERY.match(url)
     if found is None:
         return url
     parts = found[1].split("&")
@@ -38,4 +39,4 @@ def without_signature(url: str) -> str:
     ]
     if len(kept) == len(parts):
         return url
-    return url[: found.start()] + ("?" + "&".join(kept) if kept else "") + url[found.end() :]
+    return url[: found.start(1) - 1] + ("?" + "&".join(kept) if kept else "") + url[found.end() :]

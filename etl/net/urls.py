@@ -21,6 +21,14 @@ _ELSEWHERE = re.compile(r"//(?!/)|\\\\")
 _OWN_PICTURE = re.compile(r"data:,sha256=[0-9a-f]{64}")
 """A picture that stands in its own record; see `etl.net.data_urls`."""
 
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,220}[A-Za-z0-9]")
+
+_HUB_FILE = re.compile(
+    r"(?i:hf)://(?:(?P<kind>datasets|spaces|models)/)?(?!(?:buckets|kernels|datasets|spaces|models)/)(?P<name>[\w.-]+/[\w.-]+)"
+    r"(?:@(?P<revision>refs/(?:convert|pr)/[\w.-]+|[^/@]+))?/(?P<path>.+)",
+    re.ASCII,
+)
+
 _LEGAL = "!$%&'()*+,;=:@?[]~"
 """Of a relative URL, beside letters and digits; ``%`` begins what is encoded already."""
 
@@ -82,13 +90,53 @@ def _own_picture(url: str) -> str:
     return ""
 
 
+def bucket_and_key(url: str) -> tuple[str, str]:
+    """Return what an ``s3:`` or ``gs:`` URL names; a key stands in it as it is, nothing is encoded.
+
+    Raises `InvalidUrlError` where it names no object.
+    """
+    bucket, _, key = url.strip().partition("://")[2].partition("/")
+    if not _BUCKET.fullmatch(bucket) or ".." in bucket:
+        raise InvalidUrlError(f"no bucket can have the name {bucket[:80]!r}")
+    if not key or key.endswith("/"):
+        raise InvalidUrlError(f"names no object; write {scheme_of(url)}://{bucket}/KEY")
+    return bucket, key
+
+
+def hub_file(url: str) -> tuple[str, str, str, str]:
+    """Return kind and name of the repository, the revision and the path that an ``hf:`` URL names.
+
+    Raises `InvalidUrlError` where it names no file of a repository.
+    """
+    found = _HUB_FILE.fullmatch(url.strip())
+    if found is None or {"", ".", ".."} & set(found["path"].split("/")):
+        raise InvalidUrlError(
+            "names no file of the hub; write hf://datasets/OWNER/NAME/PATH, with @REVISION behind NAME"
+        )
+    return (found["kind"] or "models")[:-1], found["name"], unquote(found["revision"] or "main"), found["path"]
+
+
+def _bucket(url: str) -> str:
+    return f"{scheme_of(url)}://{bucket_and_key(url)[0]}"
+
+
+def _repositories(url: str) -> str:
+    return f"hf://{hub_file(url)[0]}s"
+
+
 SCHEMES: dict[str, Callable[[str], str]] = {
     "http": authority,
     "https": authority,
+    "s3": _bucket,
+    "gs": _bucket,
+    "hf": _repositories,
     "file": no_host,
     "data": _own_picture,
 }
 """The schemes of sources, each with what gives the host that is asked for a URL, or raises `InvalidUrlError`.
+
+For a store (`etl.net.stores`) that is the scheme with the bucket, or with the kind of repository: which machine it is,
+is known only when it is asked.
 
 Ingest accepts these; `etl.fetch.schemes.OPENERS` opens them.
 """

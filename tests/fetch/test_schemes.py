@@ -58,4 +58,4 @@ def test_what_has_no_opener_is_refused_at_ingest(tmp_path: Path) -> None:
     bench = Workbench(tmp_path)
     bench.ingest("mem://shelf/0.jpg")
     [(slug, message)] = bench.rows("SELECT error_class, error FROM records")
-    assert (slug, message) == ("invalid_url", "neither http, https nor a local path: a mem: URL")
+    assert (slug, message) == ("invalid_url", "neither http, https, s3, gs, hf nor a local path: a mem: URL")

@@ -255,7 +255,7 @@ def test_killed_ingest_is_resumed_to_the_same_state(state: Path, path: Path, mon
         (b'{"id": "1"}', "no_image_field", "none of the fields"),
         (b'{"id": "1", "url": ""}', "no_image_field", "none of the fields"),
         (b'{"id": "1", "url": 7}', "no_image_field", "none of the fields"),
-        (b'{"id": "1", "url": "ftp://a.example/1.jpg"}', "invalid_url", "neither http, https nor"),
+        (b'{"id": "1", "url": "ftp://a.example/1.jpg"}', "invalid_url", "neither http, https, s3, gs, hf nor"),
         (b'{"id": "1", "url": "http:///1.jpg"}', "invalid_url", "no valid host"),
         (b'{"id": "1", "url": "http://[::1/1.jpg"}', "invalid_url", "malformed"),
         (b'{"id": "1", "url": "\\ud800.jpg"}', "invalid_record", "half a surrogate pair"),

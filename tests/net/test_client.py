@@ -391,7 +391,7 @@ def test_connections_are_reused(server: FaultServer, settings: Settings, tmp_pat
         async with Downloader(settings) as downloader:
             for _ in range(3):
                 await downloader.download(server.url("/a.jpg"), tmp_path / "a.part")
-            [(_, client)] = downloader._clients._idle
+            [(_, client)] = downloader._clients.of("")._idle
             return len(client._transport._direct._pool.connections)  # type: ignore[attr-defined]
 
     assert asyncio.run(go()) == 1

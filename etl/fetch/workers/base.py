@@ -143,8 +143,8 @@ class _LocalDownloads:
         return await self._downloader.download(url, part, validators=validators)
 
     def is_known(self, host: str) -> bool:
-        # A proxy resolves names itself, and this machine may not be able to.
-        return self._downloader.proxied or self._downloader.names.is_known(host)
+        # A proxy resolves names itself, and this machine may not be able to; a store's is known when it is asked.
+        return "://" in host or self._downloader.proxied or self._downloader.names.is_known(host)
 
     def rest_of(self, part: Path) -> Rest | None:
         return resume.rest_of(part)
