@@ -131,6 +131,10 @@ class Settings:
         1024, FETCH, HARMLESS, group=Group.PICTURES, unit="pixels", limits=(32, 16384),
         help="Longest edge of the working copies, in pixels.",
     )
+    iiif_size: int = setting(
+        0, FETCH, HARMLESS, group=Group.PICTURES, unit="pixels", limits=(0, 1e6),
+        help="Longest edge in which IIIF image services are asked for pictures; 0 means that of the working copies.",
+    )
     keep_originals: bool = setting(
         False, FETCH, HARMLESS, group=Group.PICTURES, first=("fetch",),
         help="Keep the original bytes in the cache beside the working copy.",

@@ -100,6 +100,7 @@ class FetchLoop:
     async def run(self) -> StageSummary:
         """Fetch until nothing is left or the run stops; return what was done."""
         # Only now: the HTTP client takes a tenth of a second to import, in which the decoders start.
+        from etl.fetch.image_services import MAX_INFO, ImageServices, edge_of
         from etl.fetch.robots import obeying
         from etl.fetch.schemes import Access
         from etl.fetch.source import SourceFetcher
@@ -116,17 +117,21 @@ class FetchLoop:
             if self._settings.respect_robots:
                 downloader.may_follow = obeying(downloader, self._limiter)
             async with self._backend.at_work(downloader) as (downloads, decoders):
+                access = Access(
+                    limiter=self._limiter,
+                    downloads=downloads,
+                    cache=self._cache,
+                    roots=self._roots,
+                    line=self._queue.line_of,
+                    robots=downloader.may_follow,
+                    max_bytes=self._settings.max_bytes,
+                    is_stopping=lambda: self._control.stopping,
+                )
                 fetcher = SourceFetcher(
                     queue=self._queue,
-                    access=Access(
-                        limiter=self._limiter,
-                        downloads=downloads,
-                        cache=self._cache,
-                        roots=self._roots,
-                        line=self._queue.line_of,
-                        robots=downloader.may_follow,
-                        max_bytes=self._settings.max_bytes,
-                        is_stopping=lambda: self._control.stopping,
+                    access=access,
+                    services=ImageServices(
+                        access, lambda url: downloader.read(url, max_bytes=MAX_INFO), edge_of(self._settings)
                     ),
                     decoders=decoders,
                     local_decoders=self._backend.local_decoders,

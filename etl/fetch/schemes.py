@@ -86,7 +86,7 @@ async def open_http(access: Access, address: Address, validators: Validators | N
     as the host may have asked for a pause meanwhile.
     """
     part = access.cache.part_of(address.url)
-    await _ask_leave(access, address)
+    await ask_leave(access, address)
     while True:
         begun = access.downloads.rest_of(part)
         async with access.limiter.slot(address.host, address.url, patient=False) as request:
@@ -103,7 +103,7 @@ async def open_http(access: Access, address: Address, validators: Validators | N
         await asyncio.sleep(RESUME_PAUSE_S)
 
 
-async def _ask_leave(access: Access, address: Address) -> None:
+async def ask_leave(access: Access, address: Address) -> None:
     """Raise `RobotsError` for what may not be asked for, before it takes a slot and its interval."""
     # A store is no web site: whoever has its URL and its key was let in.
     if access.robots is None or is_store(address.url):

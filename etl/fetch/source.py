@@ -8,13 +8,14 @@ from etl.clock import now_ms
 from etl.domain.items import DecodedImage, FetchedImage, KnownImage, SourceItem
 from etl.errors import FetchError, HostDownError, ItemError
 from etl.fetch.hosts.limiter import HostNotReadyError
+from etl.fetch.image_services import ImageServices
 from etl.fetch.mirrors import Address, Mirrors
-from etl.fetch.schemes import OPENERS, Access
+from etl.fetch.schemes import Access
 from etl.fetch.workers.base import Decoders
 from etl.images.cache import ImageCache
 from etl.net.attempt import Validators
 from etl.net.part import Download
-from etl.net.urls import is_local, scheme_of
+from etl.net.urls import is_local
 from etl.open_files import out_of_files
 from etl.state.sources import SourceQueue
 
@@ -27,6 +28,7 @@ class SourceFetcher:
         queue: asked which images are there already, and for the records that mirrors are made from.
         access: what openers work with.
         decoders, local_decoders: of what the backend has downloaded, and of files of this machine.
+        services: opens addresses.
         cache, mirrors: of the run.
         keep_originals: whether the bytes of the server are kept beside the working copy.
         on_downloaded: called when a download has ended and another may begin, while its picture is decoded.
@@ -34,6 +36,7 @@ class SourceFetcher:
 
     queue: SourceQueue
     access: Access
+    services: ImageServices
     decoders: Decoders
     local_decoders: Decoders
     cache: ImageCache
@@ -67,7 +70,7 @@ class SourceFetcher:
         """Remove what unfinished downloads of the source have left."""
         for address in self._addresses(item):
             if not is_local(address.url):
-                self.access.downloads.forget(self.cache.part_of(address.url))
+                self.access.downloads.forget(self.cache.part_of(self.services.begun(address.url)))
 
     def _addresses(self, item: SourceItem) -> list[Address]:
         if not self.mirrors:
@@ -89,7 +92,7 @@ class SourceFetcher:
         raise HostNotReadyError(min(waits))
 
     async def _from(self, address: Address, item: SourceItem, started: int) -> FetchedImage | KnownImage:
-        opened = await OPENERS[scheme_of(address.url)](self.access, address, _validators(item, address))
+        opened = await self.services.open(address, _validators(item, address), lambda: self.queue.line(item.id))
         # Another download can start while this one is decoded.
         self.on_downloaded()
         download, path = opened.download, opened.path

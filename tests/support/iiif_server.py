@@ -11,7 +11,7 @@ from PIL import Image
 from support.http_server import Handler, StandIn
 
 CONTEXT = {2: "http://iiif.io/api/image/2/context.json", 3: "http://iiif.io/api/image/3/context.json"}
-_PICTURE = re.compile(r"/(?P<name>[^/]+)/full/(?P<size>[^/]+)/0/default\.jpg")
+_PICTURE = re.compile(r"(?P<region>[^/]+)/(?P<size>[^/]+)/0/default\.jpg")
 
 
 def gradient(width: int, height: int) -> bytes:
@@ -23,13 +23,20 @@ def gradient(width: int, height: int) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """One picture and what its service can do; `more` goes into its info.json."""
+    """One picture and what its service can do.
+
+    Attributes:
+        sizes: that it gives at level 0, too.
+        refuses: a part of sizes that it does not give, whatever its info.json says.
+        more: for its info.json.
+    """
 
     version: int = 3
     level: int = 2
     width: int = 3000
     height: int = 2000
     sizes: tuple[tuple[int, int], ...] = ()
+    refuses: str = "?"
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def info(self, base: str) -> dict[str, Any]:
@@ -46,6 +53,8 @@ class Served:
     def size_of(self, asked: str) -> tuple[int, int] | None:
         """Return the width and height that it gives for a size parameter; ``None`` where it refuses that."""
         width, height = self.width, self.height
+        if self.refuses in asked:
+            return None
         if asked == "max" or (asked == "full" and self.version == 2):
             return width, height
         wide, _, high = asked.removeprefix("!").partition(",")
@@ -63,11 +72,11 @@ class Served:
 
 
 class ImageArchive(StandIn):
-    """Serves documents by their path, and each picture below ``/iiif/NAME``.
+    """Serves documents by their path, and each picture by that of its service.
 
     Attributes:
         documents: what is answered, by path; a number is a status.
-        pictures: by name.
+        pictures: by the path of their services, which has two parts.
         asked: the path of every request, in their order.
         sent: bytes of all answers.
         draw: makes a JPEG of a width and height.
@@ -99,14 +108,14 @@ class _Asked(Handler):
             if isinstance(known, int):
                 return known, "text/plain", b""
             return 200, "application/ld+json", known if isinstance(known, bytes) else json.dumps(known).encode()
-        name, _, rest = self.path.removeprefix("/iiif/").partition("/")
-        served = archive.pictures.get(name) if self.path.startswith("/iiif/") else None
+        _, site, name, rest = [*self.path.split("/", 3), "", "", ""][:4]
+        served = archive.pictures.get(f"/{site}/{name}")
         if served is None:
             return 404, "text/plain", b"no such picture"
         if rest in ("", "info.json"):
-            info = json.dumps(served.info(f"{archive.base}/iiif/{name}")).encode()
+            info = json.dumps(served.info(f"{archive.base}/{site}/{name}")).encode()
             return (200, "application/ld+json", info) if rest else (303, "text/plain", b"")
-        match = _PICTURE.fullmatch(self.path.removeprefix("/iiif"))
+        match = _PICTURE.fullmatch(rest)
         size = served.size_of(match["size"]) if match else None
         if size is None:
             return 400, "text/plain", b"not this size"
