@@ -66,11 +66,23 @@ def describe(data: bytes) -> str:
         return f"the file is JSON, not a picture{_own_words(_printable(text))}"
     if text[:5].lower() == b"<?xml":
         return f"the file is XML, not a picture{_own_words(_words_of_page(text))}"
-    if all(byte >= 32 or byte in b"\t\r\n" for byte in data[:HEAD_BYTES]):
+    if _is_text(data):
         return f"the file is text, not a picture{_own_words(_printable(text))}"
     if not data.strip(b"\0"):
         return "the file holds nothing but zeros"
     return f"the format is unknown; the file begins with {data[:12].hex(' ')}"
+
+
+def first_words(data: bytes) -> str:
+    """Return the first words that a page, XML, JSON or a plain text shows, one clean line; empty for anything else."""
+    text = data.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text[:1] == b"<":
+        return clean(_words_of_page(text, visible=True), _SHOWN)
+    return clean(_printable(text), _SHOWN) if _is_text(text) else ""
+
+
+def _is_text(data: bytes) -> bool:
+    return all(byte >= 32 or byte in b"\t\r\n" for byte in data[:HEAD_BYTES])
 
 
 def _own_words(words: str) -> str:
@@ -99,11 +111,12 @@ class _Page(HTMLParser):
         if self._within == "title":
             self.title += data
         elif self._within not in ("script", "style"):
-            self.text += data
+            self.text += f" {data}"
 
 
-def _words_of_page(data: bytes) -> str:
-    """Return the title of a page, or else the first words that it shows."""
+def _words_of_page(data: bytes, *, visible: bool = False) -> str:
+    """Return the title of a page, or else the first words that it shows; where ``visible`` is wanted, those first."""
     page = _Page()
     page.feed(data.decode("utf-8", "replace"))
-    return " ".join((page.title.strip() or page.text).split())
+    title, text = page.title.strip(), page.text.strip()
+    return " ".join(((text or title) if visible else (title or text)).split())

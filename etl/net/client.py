@@ -30,6 +30,7 @@ from etl.net import resume
 from etl.net.attempt import Attempt, Validators, deadline_of
 from etl.net.client_pool import CONNECTIONS, ClientPool, ClientPools
 from etl.net.errors import fetch_error
+from etl.net.first_words import beginning_of, words_of
 from etl.net.names import Names
 from etl.net.part import Download, PartWriter
 from etl.net.request import as_written, check_scheme, request_of, user_agent
@@ -52,9 +53,6 @@ KEEPALIVE_S = 120.0
 
 SIDE_CLIENTS = 4
 """Requests at once for small texts beside the downloads."""
-
-REFUSAL_BYTES = 8192
-"""Of a refusal, that are read for what it says."""
 
 POOL_TIMEOUT_S = 60.0
 """Never reached, since a client carries one request at a time; bounds the damage if it should be."""
@@ -126,7 +124,7 @@ class Downloader:
             async with self._side_clients.client_for(host_of(url)) as client, self._watchdog(attempt) as watchdog:
                 response = await self._open(client, attempt, Asked(url), {}, watchdog)
                 try:
-                    _check_status(response)
+                    await _check_status(response, watchdog, Asked(url))
                     return await _beginning(response, max_bytes)
                 finally:
                     await response.aclose()
@@ -181,9 +179,7 @@ class Downloader:
                     return _result(attempt, response, None)
                 if rest is not None and response.status_code in (206, 416):
                     return await self._receive(attempt, response, part, watchdog, rest)
-                if asked.store and response.status_code >= 400:
-                    raise _status_error(response, asked.words(await _beginning(response, REFUSAL_BYTES)))
-                _check_status(response)
+                await _check_status(response, watchdog, asked)
                 return await self._receive(attempt, response, part, watchdog)
             finally:
                 await response.aclose()
@@ -283,15 +279,13 @@ class Downloader:
         return _result(attempt, response, writer)
 
 
-def _check_status(response: httpx2.Response) -> None:
-    """Raise the error that an answer without the whole file stands for."""
+async def _check_status(response: httpx2.Response, watchdog: asyncio.Timeout, asked: Asked) -> None:
+    """Raise the error that an answer without the whole file stands for, with the words that come with it."""
     if response.status_code not in _SUCCESS:
-        raise _status_error(response)
-
-
-def _status_error(response: httpx2.Response, words: str = "") -> FetchError:
-    headers = response.headers
-    return status_error(response.status_code, headers.get("retry-after"), headers.get("date"), words)
+        watchdog.reschedule(None)
+        body, headers = await beginning_of(response), response.headers
+        words = asked.words(body) if asked.store else words_of(response, body)
+        raise status_error(response.status_code, headers.get("retry-after"), headers.get("date"), words)
 
 
 async def _beginning(response: httpx2.Response, most: int) -> bytes:

@@ -174,7 +174,9 @@ def test_retryable_faults_are_tried_to_the_limit_and_no_more(server: FaultServer
     summary = bench.fetch(read_timeout=0.3)
     assert (summary.done, summary.retried, summary.dead) == (0, 2 * len(wanted), len(wanted))
     assert dict(bench.rows("SELECT url, error_class FROM sources WHERE status = 'dead'")) == wanted
-    assert set(server.requests.values()) == {3}
+    # What a kept connection lost goes out anew, and belongs to the same attempt.
+    assert {n for path, n in server.requests.items() if path not in ("/reset", "/bye")} == {3}
+    assert min(server.requests.values()) == 3
     assert set(bench.rows("SELECT count(*), max(n) FROM attempts GROUP BY item")) == {(3, 3)}
     assert not bench.files()
 

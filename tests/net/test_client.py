@@ -18,7 +18,7 @@ import httpx2
 import pytest
 from support import fault_server as faults
 from support.fault_cases import CASES, PICTURE, Case, furnish
-from support.fault_server import FaultServer
+from support.fault_server import Behaviour, Exchange, FaultServer
 
 from etl import errors
 from etl.errors import ConfigError, DiskFullError, FetchError, StateError
@@ -381,6 +381,61 @@ def test_downloads_go_on_after_hundreds_of_cancellations(
                 return await downloader.download(server.url("/a.jpg"), tmp_path / "last.part")
 
     assert asyncio.run(go()).size == len(BODY)
+
+
+SAID = {
+    "page": (
+        403, b"<!doctype html><title>403 Forbidden</title><style>p {}</style><h1>Blocked</h1>\n<p>Mail us&excl;",
+        'HTTP 403, says "Blocked Mail us!"',
+    ),
+    "json": (429, b'{"error": "quota of 100 an hour"}', 'HTTP 429, says "{"error": "quota of 100 an hour"}"'),
+    "xml": (404, b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>", 'HTTP 404, says "NoSuchKey"'),
+    "stranger": (500, "<p>\x1b[31m\u202eevil".encode(), 'HTTP 500, says "\\x1b[31m\\u202eevil"'),
+    "secret": (403, b"not http://h/a?sig=c2VjcmV0 nor c2VjcmV0", 'HTTP 403, says "not http://h/a?sig=... nor ..."'),
+    "nothing new": (404, b"<html><h1>404 Not Found</h1>", "HTTP 404"),
+    "nothing": (503, b"", "HTTP 503"),
+    "no text": (500, b"\xff\xd8\xff\0\0", "HTTP 500"),
+    "long": (500, b"words " * 50_000, 'HTTP 500, says "' + "words " * 19 + 'wor..."'),
+}  # fmt: skip
+
+
+def test_a_refusal_has_the_host_s_own_words(
+    server: FaultServer, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first words of a body, cleaned and without what is secret in the URL; whoever never ends it holds nobody up,
+    and a body that was read leaves its connection to the next request.
+    """
+    monkeypatch.setattr("etl.net.first_words.MAX_S", 0.2)
+
+    def answer(code: int, body: bytes, length: int) -> Behaviour:
+        def behave(exchange: Exchange) -> None:
+            exchange.head(code, {"Content-Length": str(length)})
+            exchange.send(body)
+            if length > len(body):
+                exchange.closing.wait(5)
+
+        return behave
+
+    cases = {name: (code, body, len(body), said) for name, (code, body, said) in SAID.items()}
+    cases["unfinished"] = (403, b"Wait here", 99, 'HTTP 403, says "Wait here"')
+
+    async def go() -> dict[str, str]:
+        found = {}
+        async with Downloader(settings) as downloader:
+            for name, (code, body, length, _) in cases.items():
+                url = server.fail("/a.jpg", answer(code, body, length)) + "?sig=c2VjcmV0"
+                try:
+                    await downloader.download(url, tmp_path / "a.part")
+                except FetchError as error:
+                    found[name] = str(error).removesuffix(f": {server.url('/a.jpg')}?sig=...")
+                if name == "no text":
+                    [(_, client)] = downloader._clients._idle
+                    assert len(client._transport._direct._pool.connections) == 1  # type: ignore[attr-defined]
+            server.heal()
+            await downloader.download(server.add("/good.jpg", BODY), tmp_path / "a.part")
+        return found
+
+    assert asyncio.run(go()) == {name: said for name, (*_, said) in cases.items()}
 
 
 def test_connections_are_reused(server: FaultServer, settings: Settings, tmp_path: Path) -> None:
