@@ -2,7 +2,10 @@
 
 import argparse
 import os
+import select
+import signal
 import sys
+import threading
 from pathlib import Path
 
 from etl.errors import EtlError
@@ -37,8 +40,22 @@ def _show(chosen: argparse.Namespace) -> int:
     app = Dashboard(
         resolved.state, readonly=chosen.readonly, ascii_only=chosen.ascii, price=resolved.gpu_price, settings=own
     )
+    if sys.stdin.isatty():
+        threading.Thread(target=_end_with, args=(sys.stdin.fileno(),), daemon=True).start()
     app.run()
     return app.return_code or 0
+
+
+def _end_with(terminal: int) -> None:
+    """End the program when the other end of its terminal is closed.
+
+    A signal tells only those whose own terminal it is; others would read its end without end.
+    """
+    looking = select.poll()
+    # Without a wish, only the end wakes it.
+    looking.register(terminal, 0)
+    looking.poll()
+    os._exit(128 + signal.SIGHUP)
 
 
 def _serve(chosen: argparse.Namespace) -> int:

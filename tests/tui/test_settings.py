@@ -1,5 +1,7 @@
 """The dashboard's table of `etl.toml`: keys, theme, and what is wrong with them."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from textual.pilot import Pilot
 
 from etl.errors import ConfigError
 from etl.setting_sources import load_settings
+from tui.__main__ import main
 from tui.settings import DashboardSettings, load
 
 
@@ -81,22 +84,40 @@ def test_remapped_keys_work_and_are_shown(make_state: Any) -> None:
         ("", ["--gpu-price", "-1"], 2, "error: gpu_price = -1.0: must be between 0 and 1M"),
     ],
 )
-def test_a_bad_configuration_is_one_line(tmp_path: Path, text: str, arguments: list[str], code: int, said: str) -> None:
+def test_a_bad_configuration_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    text: str, arguments: list[str], code: int, said: str,
+) -> None:  # fmt: skip
     """On a terminal a bad setting ends with one line, before the screen is taken."""
     written(tmp_path, text)
-    terminal = "sys.stdin.isatty = sys.stderr.isatty = lambda: True"
-    script = f"import sys; {terminal}; from tui.__main__ import main; sys.exit(main())"
-    command = [sys.executable, "-c", script, *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
-    assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr.startswith(said) and len(done.stderr.splitlines()) == 1
+    monkeypatch.chdir(tmp_path)
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    assert main(arguments) == code
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.startswith(said) and len(told.err.splitlines()) == 1
 
 
-def test_without_a_terminal_it_says_what_to_use(tmp_path: Path) -> None:
+def test_without_a_terminal_it_says_what_to_use(capsys: pytest.CaptureFixture[str]) -> None:
     """Into a pipe nothing is drawn; the exit code is that of a wrong use."""
-    command = [sys.executable, "-m", "tui", "--state", "state"]
-    done = subprocess.run(
-        command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False
-    )
-    assert done.returncode == 2
-    assert "needs a terminal" in done.stderr
+    assert main(["--state", "state"]) == 2
+    assert "needs a terminal" in capsys.readouterr().err
+
+
+def test_it_ends_with_its_terminal(tmp_path: Path) -> None:
+    """Where the terminal's other end is closed and no signal says so, the program ends instead of reading on."""
+    controller, terminal = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "tui"], stdin=terminal, stdout=terminal, stderr=terminal, cwd=tmp_path,
+        env=os.environ | {"TERM": "xterm-256color"},
+    ) as process:  # fmt: skip
+        os.close(terminal)
+        seen = b""
+        # Drawn, and so listening for keys.
+        while b"Overview" not in seen:
+            seen += os.read(controller, 65536)
+        os.close(controller)
+        try:
+            assert process.wait(30) == 128 + signal.SIGHUP
+        finally:
+            process.kill()
