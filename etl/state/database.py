@@ -35,6 +35,9 @@ LOOKING_VERSION = 4
 SPLIT_VERSION = 5
 """The first version that knows splits, and the formats of exports."""
 
+THINKING_VERSION = 7
+"""The first version that keeps what a model reasoned before a caption."""
+
 FLAGS_VERSION = 8
 """The first version with flags of images, and captions that are skipped for them."""
 

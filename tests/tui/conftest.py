@@ -67,12 +67,14 @@ class State:
         queue.commit([self.fetched(item) for item in wanted], self.recipe)
         queue.release(item.id for item in items[dead + retry + done :])
 
-    def caption(self, *texts: str, flags: tuple[str, ...] = (), dead: int = 0, message: str = "no words") -> None:
+    def caption(
+        self, *texts: str, flags: tuple[str, ...] = (), thinking: str = "", dead: int = 0, message: str = "no words"
+    ) -> None:
         """Claim captions and commit these texts, one transaction and at least a millisecond after the other."""
         queue = self.store.captions(self.run, self.recipe)
         items = queue.claim(len(texts) + dead)
         for item, text in zip(items, texts, strict=False):
-            queue.commit([CaptionResult(item.id, text, 4, FinishReason.STOP, flags)], now_ms())
+            queue.commit([CaptionResult(item.id, text, 4, FinishReason.STOP, flags, thinking)], now_ms())
         late = items[len(texts) :]
         queue.fail([failed(item.id, "generation", retryable=False, message=message) for item in late])
 

@@ -55,10 +55,14 @@ def test_going_through_captions(make_state: Any, size: tuple[int, int]) -> None:
 
 
 def test_only_flagged_ones(make_state: Any) -> None:
-    """m shows captions with quality flags alone, and all again."""
+    """m shows captions with quality flags alone, and all again; what the model reasoned stands below its words, also in
+    the record's story, and what is suspicious about the picture above them.
+    """
     state = make_state(records(4), pictures=True)
     state.fetch(done=4)
-    state.caption("broken words", flags=("repetition", "too_short"))
+    with state.store._connection.transaction() as db:
+        db.conn.execute("UPDATE images SET flags = 'blank,tiny'")
+    state.caption("broken words", flags=("repetition", "too_short"), thinking="It wants words.\x1b[2J")
     state.caption("good words", "better words")
 
     async def steps(pilot: Pilot[None]) -> None:
@@ -66,7 +70,10 @@ def test_only_flagged_ones(make_state: Any) -> None:
         await until(pilot, "better words")
         await pilot.press("m")
         await until(pilot, "Captions with quality flags", "broken words", "flags: repetition, too_short")
-        await pilot.press("n")
+        await until(pilot, "the picture: blank, tiny", "the model reasoned", "It wants words.\\x1b[2J")
+        await pilot.press("enter")
+        await until(pilot, "reasoned  It wants words.", "flags: blank,tiny")
+        await pilot.press("escape", "n")
         await until(pilot, "There is none before this one.")
         await pilot.press("m")
         await until(pilot, "better words")

@@ -234,9 +234,11 @@ def _words_of(found: Sample) -> Content:
     ]
     if found.flags:
         parts.append(Content.styled(f"flags: {clean(', '.join(found.flags), 200)}", f"bold {ALERT}"))
+    if found.image_flags:
+        parts.append(Content.styled(f"the picture: {clean(', '.join(found.image_flags), 200)}", f"bold {ALERT}"))
     parts += [
         Content(""),
-        Content.styled(clean(found.text, MAX_TEXT), GOOD),
+        Content.styled(clean(found.text, MAX_TEXT) or "(no words)", GOOD),
         Content(""),
         Content.styled(facts, QUIET),
         Content.styled(made + ("" if found.current else ", an earlier recipe"), QUIET),
@@ -244,4 +246,7 @@ def _words_of(found: Sample) -> Content:
         Content.styled(f"{clean(found.key, 300) or 'no record needs it any more'}{shared}", QUIET),
         Content.styled(clean(redact_url(found.url), 500), QUIET),
     ]
+    if found.thinking:
+        parts += [Content(""), Content.styled("Before it, the model reasoned:", QUIET)]
+        parts.append(Content(clean(found.thinking, MAX_TEXT)))
     return Content("\n").join(parts)

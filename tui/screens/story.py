@@ -171,7 +171,9 @@ def _caption_lines(caption: dict[str, Any]) -> list[Content]:
         lines.append(_line("", Content.styled(f"skipped: the picture is {clean(caption['skipped'], 40)}", ALERT)))
     if caption["text"] is not None:
         flags = f", flags: {clean(caption['flags'], 200)}" if caption["flags"] else ""
-        lines.append(_line("", Content.styled(clean(caption["text"], MAX_TEXT), STRONG)))
+        lines.append(_line("", Content.styled(clean(caption["text"], MAX_TEXT) or "(no words)", STRONG)))
+        if caption.get("thinking"):
+            lines.append(_line("reasoned", Content.styled(clean(caption["thinking"], MAX_TEXT), QUIET)))
         words = f"{caption['tokens']} tokens, ended by {clean(caption['finish_reason'] or '-', 40)}"
         lines.append(_line("", Content.assemble((words, QUIET), (flags, ALERT))))
     for earlier in caption["earlier"]:

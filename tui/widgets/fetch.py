@@ -25,7 +25,8 @@ class FetchPanel(Panel):
         self.set_interval(1.0, self.redraw)
 
     def wanted(self) -> tuple[int, int]:
-        return 2, 1 + max(1, len(self.snapshot.fetch.hosts)) + bool(self.snapshot.fetch.flags)
+        flags = bool(self.snapshot.fetch.flags)
+        return 2 + flags, 1 + max(1, len(self.snapshot.fetch.hosts)) + flags
 
     def lines(self, width: int) -> list[Content]:
         view = self.snapshot.fetch

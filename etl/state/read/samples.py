@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from etl.state.database import LOOKING_VERSION
+from etl.state.database import FLAGS_VERSION, LOOKING_VERSION, THINKING_VERSION
 from etl.state.read.reader import Reader
 from etl.state.read.titles import title_and_date
 from etl.state.record_captions import records_of_caption
@@ -67,6 +67,8 @@ class Sample:
         records: active records that share it.
         title, date: of that record's line.
         text, tokens, finish_reason, flags: as it was made.
+        thinking: what the model reasoned before it; empty where it did not.
+        image_flags: what is suspicious about the picture.
         model, revision: what made it.
         current: whether the recipe is the current one.
         picture: the working copy; ``None`` when it has left the cache.
@@ -83,6 +85,8 @@ class Sample:
     tokens: int | None
     finish_reason: str | None
     flags: tuple[str, ...]
+    thinking: str
+    image_flags: tuple[str, ...]
     model: str
     revision: str
     current: bool
@@ -121,8 +125,11 @@ def at_random(reader: Reader, chosen: CaptionFilter) -> Cursor:
 
 def sample(reader: Reader, caption: int) -> Sample | None:
     """Return one finished caption; ``None`` when it is no longer there, because it is being made again."""
+    thinking = "coalesce(c.thinking, '')" if reader.version >= THINKING_VERSION else "''"
+    image_flags = "i.flags" if reader.version >= FLAGS_VERSION else "''"
     rows = reader.rows(
-        "SELECT c.done_at, c.text, c.tokens, c.finish_reason, c.flags, p.model, p.revision, p.current, "
+        f"SELECT c.done_at, c.text, c.tokens, c.finish_reason, c.flags, {thinking}, {image_flags}, p.model, "
+        "p.revision, p.current, "
         f"i.working_sha256, i.state, i.width, i.height, (SELECT r.id {_OF_CAPTION} LIMIT 1), "
         f"(SELECT count(*) {_OF_CAPTION}) FROM captions c JOIN recipes p ON p.id = c.recipe "
         "JOIN images i ON i.id = c.image WHERE c.id = ? AND c.status = 'done'",
@@ -130,7 +137,8 @@ def sample(reader: Reader, caption: int) -> Sample | None:
     )
     if not rows:
         return None
-    done_at, text, tokens, reason, flags, model, revision, current, sha256, state, width, height, record, n = rows[0]
+    done_at, text, tokens, reason, flags, thought, suspicious, model, revision, current, *rest = rows[0]
+    sha256, state, width, height, record, n = rest
     key, url, line = _record(reader, record)
     title, date = title_and_date(line)
     return Sample(
@@ -144,6 +152,8 @@ def sample(reader: Reader, caption: int) -> Sample | None:
         tokens=tokens,
         finish_reason=reason,
         flags=tuple(filter(None, flags.split(","))),
+        thinking=thought,
+        image_flags=tuple(filter(None, suspicious.split(","))),
         model=model,
         revision=revision,
         current=bool(current),
