@@ -73,13 +73,14 @@ def server() -> Iterator[FaultServer]:
 
 
 @pytest.fixture
-def make_bench(tmp_path: Path) -> Callable[..., Workbench]:
-    """Return a maker of a state directory with changed settings."""
+def make_bench(tmp_path: Path, plain_zygote: Zygote) -> Iterator[Callable[..., Workbench]]:
+    """Return a maker of a state directory with changed settings; decoders are forks."""
 
     def make(**changes: Any) -> Workbench:
         return Workbench(tmp_path, **changes)
 
-    return make
+    with plain_zygote.children():
+        yield make
 
 
 @pytest.fixture
