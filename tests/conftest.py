@@ -57,6 +57,13 @@ def forked_children(zygote: Zygote) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def forked_decoders(plain_zygote: Zygote) -> Iterator[None]:
+    """Let decoders that this process starts be forks; in tests/images they are as they always are."""
+    with plain_zygote.children():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the machine's own proxies away."""
