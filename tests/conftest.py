@@ -57,6 +57,13 @@ def forked_children(zygote: Zygote) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def forked_decoders(plain_zygote: Zygote) -> Iterator[None]:
+    """Let decoders that this process starts be forks; in tests/images they are as they always are."""
+    with plain_zygote.children():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the machine's own proxies away."""
@@ -73,13 +80,14 @@ def server() -> Iterator[FaultServer]:
 
 
 @pytest.fixture
-def make_bench(tmp_path: Path) -> Callable[..., Workbench]:
-    """Return a maker of a state directory with changed settings."""
+def make_bench(tmp_path: Path, plain_zygote: Zygote) -> Iterator[Callable[..., Workbench]]:
+    """Return a maker of a state directory with changed settings; decoders are forks."""
 
     def make(**changes: Any) -> Workbench:
         return Workbench(tmp_path, **changes)
 
-    return make
+    with plain_zygote.children():
+        yield make
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from etl.domain.statuses import RunState
 from etl.domain.views import FailureFilter
 from etl.state import commands as control
 from etl.text import clean
+from etl.units import count
 from tui.background_queries import BackgroundQueries
-from tui.format import ASCII, UNICODE, plural
+from tui.format import ASCII, UNICODE
 from tui.keys import ACTIONS, EVERYWHERE, bindings, written
 from tui.messages import CommandAnswered, ReadingBroke, SnapshotTaken
 from tui.poller import Poller, send_command
@@ -181,7 +182,7 @@ class Dashboard(App[None]):
         text = self.screen.copied() if isinstance(self.screen, StateScreen) else ""
         if text:
             self.copy_to_clipboard(text)
-            self.say(f"Copied {plural(len(text), 'character')}, if the terminal allows it.")
+            self.say(f"Copied {count(len(text), 'character')}, if the terminal allows it.")
         else:
             self.say("There is nothing to copy here.")
 
@@ -221,7 +222,7 @@ class Dashboard(App[None]):
             self.say(chosen.problem)
             return
         if self._may_command(f"Run `{chosen.command()}`, then `etl run`."):
-            number = plural(chosen.items, "failed item")
+            number = count(chosen.items, "failed item")
             what = number if chosen.what == "failed items" else f"{number}: {chosen.what}"
             words = "They start again with no attempts charged; their history is kept."
             self._ask(control.RETRY, f"Retry {what}?", words, chosen.failures)

@@ -87,11 +87,6 @@ def short(number: int) -> str:
     return f"{number // 1000}k" if 100_000 <= number < 1_000_000 else count(number)
 
 
-def plural(number: int, noun: str) -> str:
-    """Return ``1 item``, ``1,234 items``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def rate(per_minute: float | None) -> str:
     """Return a rate without its unit; one decimal below ten."""
     if per_minute is None:

@@ -12,6 +12,7 @@ from etl.domain.statuses import (
     RunState,
     Stage,
 )
+from etl.units import count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ def skipped_words(skipped: Mapping[str, int]) -> str:
     shown = [f"{number:,} {kind}" for kind, number in kinds[:_SHOWN_KINDS]]
     if rest := sum(number for _, number in kinds[_SHOWN_KINDS:]):
         shown.append(f"{rest:,} others")
-    return f"skipped {total:,} file{'s' * (total != 1)}: {', '.join(shown)}"
+    return f"skipped {count(total, 'file')}: {', '.join(shown)}"
 
 
 @dataclass(frozen=True, slots=True)

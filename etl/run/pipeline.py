@@ -33,6 +33,7 @@ from etl.state.read.runs import latest_runs
 from etl.state.read.sources import longest_edges, unreachable_hosts
 from etl.state.store import Store
 from etl.telemetry.metrics import metrics
+from etl.units import count
 
 if TYPE_CHECKING:
     from etl.fetch.estimate import FetchEstimate
@@ -155,9 +156,7 @@ class _Run:
             state = RunState.PARTIAL if failed else RunState.DONE
         message = None
         if result.deadline and state is RunState.INTERRUPTED and not self._signals:
-            message = (
-                f"deadline reached, {left:,} {self._plan.counted}{'s' * (left != 1)} left" if whole else _MANIFEST_LEFT
-            )
+            message = f"deadline reached, {count(left, self._plan.counted)} left" if whole else _MANIFEST_LEFT
         self._store.end_run(self._run, state, message)
         with Reader(self._store.directory) as reader:
             progress = replace(progress, run=latest_runs(reader, 1)[0], device=result.device)

@@ -26,6 +26,8 @@ from etl.run.plan import Plan
 from etl.state.read.progress import engines
 from etl.state.read.reader import Reader
 
+pytestmark = pytest.mark.usefixtures("forked_decoders")
+
 KEY = "sk-0123456789abcdef"
 
 

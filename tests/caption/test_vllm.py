@@ -34,6 +34,8 @@ from etl.errors import ConfigError, ModelError
 from etl.images.cache import ImageCache
 from etl.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("forked_decoders")
+
 Orders = Callable[..., None]
 
 

@@ -29,6 +29,8 @@ from etl.run.supervisor import run_stages
 from etl.run_control import RunControl
 from etl.state.store import Store
 
+pytestmark = pytest.mark.usefixtures("forked_decoders")
+
 PICTURES = 6
 KEYS = [f"r{n}" for n in range(PICTURES)]
 

@@ -33,6 +33,8 @@ from etl.state.read.progress import ProgressReader
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 
+pytestmark = pytest.mark.usefixtures("forked_decoders")
+
 DAY_S = 86_400
 HOUR_MS = 3_600_000
 

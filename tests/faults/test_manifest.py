@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +22,8 @@ from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest
 from etl.run.pipeline import export_manifest
 from etl.state.store import Store
+
+pytestmark = pytest.mark.usefixtures("forked_decoders")
 
 KILLED = """
 import os, signal, sys
@@ -94,7 +94,8 @@ EDITS = {
 class Archive:
     """A manifest file, its pictures, and a state."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, zygote: Zygote) -> None:
+        self._zygote = zygote
         self.bench = Workbench(directory)
         self.path = directory / "manifest.jsonl"
         self.output = directory / "out.jsonl"
@@ -105,8 +106,7 @@ class Archive:
     def kill(self, content: bytes) -> None:
         """Write the manifest, and kill its ingest in the middle."""
         self.path.write_bytes(content)
-        command = [sys.executable, "-c", KILLED, str(self.bench.state), str(self.path)]
-        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+        assert self._zygote.run_script(KILLED, self.bench.state, self.path) == -signal.SIGKILL
 
     def ingest(self) -> IngestSummary:
         """Ingest what the manifest says now."""
@@ -147,7 +147,7 @@ class Archive:
 
 @pytest.fixture
 def archive(tmp_path: Path, plain_zygote: Zygote) -> Iterator[Archive]:
-    made = Archive(tmp_path)
+    made = Archive(tmp_path, plain_zygote)
     yield made
     pulled = Counter(item.id for call in made.captioner.calls for item in call)
     assert set(pulled.values()) == {1}, "a caption was made twice"

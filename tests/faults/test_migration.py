@@ -22,6 +22,8 @@ from etl.state.migrations import migrations
 from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
 
+pytestmark = pytest.mark.usefixtures("forked_decoders")
+
 ENDS_BEFORE = {
     1: "0002_hosts_and_mirrors",
     2: "0003_captions_again_and_engine_samples",

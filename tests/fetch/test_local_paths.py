@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from support.workbench import Workbench, scenes
 
+pytestmark = pytest.mark.usefixtures("forked_decoders")
+
 
 @pytest.fixture
 def private(tmp_path: Path) -> Path:

@@ -14,6 +14,8 @@ from etl.maintenance.split import split
 from etl.run_control import RunControl
 from etl.state.store import Store
 
+pytestmark = pytest.mark.usefixtures("forked_decoders")
+
 FAILED = "SELECT error_class, error FROM sources WHERE status = 'dead'"
 
 

@@ -16,6 +16,8 @@ from etl.net.attempt import Validators
 from etl.net.part import Download, PartWriter
 from etl.net.urls import SCHEMES, authority
 
+pytestmark = pytest.mark.usefixtures("forked_decoders")
+
 BODIES = {f"mem://shelf/{n}.jpg": body for n, (_, body) in enumerate(scenes(2))}
 
 

@@ -322,8 +322,10 @@ def decoders() -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
-def test_a_picture_that_kills_its_decoder_costs_only_itself(server: FaultServer, bench: Workbench) -> None:
+def test_a_picture_that_kills_its_decoder_costs_only_itself(server: FaultServer, tmp_path: Path) -> None:
     """Crashes are counted apart from attempts; the third is final, and the neighbours are done."""
+    # Not the fixture's: decoders as they are, not forks.
+    bench = Workbench(tmp_path)
     url = server.add("/deadly.png", encoded(Image.new("1", (15000, 15000)), "PNG"), "image/png")
     bench.ingest(url, *add_pictures(server, "/a.jpg", "/b.jpg"))
     over = threading.Event()

@@ -1,12 +1,13 @@
 """A fetch that goes out to the nodes of a cluster: the rows of a fetch on one machine, whatever becomes of the nodes.
 
-The nodes live in the test's process, with a real downloader, real decoder processes and a directory of their own each;
+The nodes live in the test's process, with a real downloader, decoder processes and a directory of their own each;
 what travels is pickled.  With real Ray: tests/faults/test_ray_fetch.py.
 """
 
 import asyncio
 import hashlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from support.fault_server import (
 from support.near_cluster import NearCluster, NearPeer, near_cluster
 from support.watching import wait_for
 from support.workbench import Workbench, encoded, scenes
+from support.zygote import Zygote
 
 from etl.domain.views import StageSummary
 from etl.errors import ClusterError, NotPlainError
@@ -46,14 +48,17 @@ ROWS = (
 
 
 @pytest.fixture
-def benches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Workbench, Workbench]:
+def benches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_zygote: Zygote
+) -> Iterator[tuple[Workbench, Workbench]]:
     """Return two state directories, one for a fetch here and one for a cluster; nodes put their files beside them."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     made = []
     for name in ("local", "cluster"):
         (tmp_path / name).mkdir()
         made.append(Workbench(tmp_path / name))
-    return made[0], made[1]
+    with plain_zygote.children():
+        yield made[0], made[1]
 
 
 @pytest.fixture

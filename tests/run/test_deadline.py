@@ -36,6 +36,8 @@ from etl.state.read.reader import Reader
 from etl.state.read.runs import latest_runs
 from etl.state.store import Store
 
+pytestmark = pytest.mark.usefixtures("forked_decoders")
+
 NOW = datetime.fromisoformat("2026-11-25T17:30:10+00:00")
 
 

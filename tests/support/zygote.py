@@ -93,6 +93,11 @@ class Zygote:
         pid = self._fork(arguments, directory, environment, entry, (out.fileno(), err.fileno()))
         return ForkedProcess(self, pid, out, err)
 
+    def run_script(self, code: str, *arguments: object) -> int:
+        """Run what else `python -c` would, in a fork; return its exit code."""
+        with self.start([code, *map(str, arguments)], Path.cwd(), os.environ, "support.zygote:be_script") as fork:
+            return fork.wait()
+
     def popen(self, command: Sequence[str], *, env: Mapping[str, str], pass_fds: tuple[int], **_: Any) -> "Fork":
         """Do for `etl.processes` what `subprocess.Popen` does, but that the child has imported what it needs."""
         # Behind the interpreter, -P, -c, the boot and its `sys.path`.
@@ -192,6 +197,13 @@ class ForkedProcess(Fork):
         super().__init__(zygote, pid)
         self._out, self._err = out, err
         self._said = ("", "")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.communicate()
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Wait for the end and return what was written."""
@@ -295,6 +307,12 @@ def be_child() -> None:
     from etl.processes import run_child
 
     run_child(*sys.argv[1:])
+
+
+def be_script() -> None:
+    """Be `python -c`: run the code that is the first argument, with those behind it."""
+    del sys.argv[0]
+    exec(sys.argv[0], {"__name__": "__main__"})
 
 
 def _be(order: dict[str, Any], *descriptors: int) -> NoReturn:

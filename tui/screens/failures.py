@@ -6,9 +6,10 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
+from etl import units
 from etl.errors import EtlError, item_error_classes
 from etl.text import clean
-from tui.format import count, plural
+from tui.format import count
 from tui.retry_selection import RetrySelection, selection_of
 from tui.screens.base import StateScreen
 from tui.screens.items import ItemsScreen
@@ -35,7 +36,7 @@ class FailuresScreen(StateScreen):
     def draw(self, snapshot: Snapshot) -> None:
         failed = sum(view.items for view in snapshot.classes if view.failed)
         retrying = sum(view.items for view in snapshot.classes if not view.failed)
-        words = "Nothing has failed." if not failed and not retrying else plural(failed, "failed item")
+        words = "Nothing has failed." if not failed and not retrying else units.count(failed, "failed item")
         summary = Content.styled(words, STRONG)
         if retrying:
             summary += Content.styled(f"   {count(retrying)} more will retry", QUIET)

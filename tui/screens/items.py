@@ -9,12 +9,13 @@ from textual.events import Resize
 from textual.widget import Widget
 from textual.widgets import Static
 
+from etl import units
 from etl.domain.statuses import Stage
 from etl.domain.views import FailureFilter
 from etl.redaction import redact_url
 from etl.state.read.failures import SHOWN, Failure, failure_page
 from etl.text import clean
-from tui.format import count, folded, plural
+from tui.format import count, folded
 from tui.keys import bindings
 from tui.retry_selection import RetrySelection, selection_of
 from tui.screens.base import StateScreen
@@ -84,7 +85,7 @@ class ItemsScreen(StateScreen):
             first = (page - 1) * SHOWN
             place = f"   {count(first + 1)} to {count(first + len(failures))} of {count(view.items)}"
         elif failures:
-            place = f"   {plural(len(failures), 'item')}"
+            place = f"   {units.count(len(failures), 'item')}"
         fate = "failed" if view.failed else "will retry"
         return Content.assemble((words, STRONG), (f"{place or '   nothing any more'}   {fate}", QUIET))
 
@@ -148,7 +149,7 @@ def _row(failure: Failure) -> Row:
 def _detail(failure: Failure, width: int) -> Content:
     """Return the four lines below the list."""
     room = max(20, width - LABEL)
-    shared = f" ({plural(failure.records, 'record')}, {plural(failure.attempts, 'attempt')})"
+    shared = f" ({units.count(failure.records, 'record')}, {units.count(failure.attempts, 'attempt')})"
     key = folded(clean(failure.key, MAX_DETAIL), room - len(shared), 1)[0]
     url = folded(clean(redact_url(failure.url), MAX_DETAIL), room, 1)[0]
     message = folded(clean(failure.message, MAX_DETAIL), room, 2)

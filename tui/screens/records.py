@@ -9,11 +9,12 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
+from etl import units
 from etl.domain.statuses import RecordState
 from etl.state.read.reader import Reader
 from etl.state.read.search import FOUND_AT_ONCE, FoundRecord, first_records, records_by_key, records_by_text
 from etl.text import clean
-from tui.format import count, plural
+from tui.format import count
 from tui.keys import bindings
 from tui.screens.base import StateScreen
 from tui.screens.story import StoryScreen
@@ -77,7 +78,7 @@ class RecordsScreen(StateScreen):
         else:
             n = len(self._found)
             full = " and more" if n >= FOUND_AT_ONCE else ""
-            text = Content.assemble((f"{plural(n, 'record')}{full} with ", STRONG), (clean(self._words, 40), GOOD))
+            text = Content.assemble((f"{units.count(n, 'record')}{full} with ", STRONG), (clean(self._words, 40), GOOD))
             if self._searching:
                 text += Content.styled(
                     f"   looked at {count(self._looked_at)} of {count(total)}; escape ends it", QUIET

@@ -12,6 +12,7 @@ from textual.events import Resize
 from textual.widget import Widget
 from textual.widgets import Static
 
+from etl import units
 from etl.clock import ago, now_ms
 from etl.domain.statuses import Stage
 from etl.redaction import redact_url
@@ -19,7 +20,7 @@ from etl.state.read.reader import Reader
 from etl.state.read.samples import NEWEST, CaptionFilter, Cursor, Sample, Step, at_random, sample, step
 from etl.text import clean
 from tui import picture
-from tui.format import count, duration, plural
+from tui.format import count, duration
 from tui.keys import bindings
 from tui.picture import Cells
 from tui.screens.base import StateScreen
@@ -225,9 +226,9 @@ def _steps(reader: Reader, cursor: Cursor, chosen: CaptionFilter, *, older: bool
 
 def _words_of(found: Sample) -> Content:
     """Return what stands beside the picture."""
-    facts = f"{plural(found.tokens or 0, 'token')}, ended by {clean(found.finish_reason or '-', 20)}"
+    facts = f"{units.count(found.tokens or 0, 'token')}, ended by {clean(found.finish_reason or '-', 20)}"
     made = f"made {ago(found.cursor.done_at, now_ms(), duration)} by {clean(found.model, 80)}"
-    shared = f", shared by {plural(found.records, 'record')}" if found.records > 1 else ""
+    shared = f", shared by {units.count(found.records, 'record')}" if found.records > 1 else ""
     parts = [
         Content.styled(clean(found.title or "without a title", 200), STRONG),
         Content.styled(clean(found.date or "without a date", 60), QUIET),

@@ -15,8 +15,8 @@ from etl.domain.views import FailureFilter
 from etl.redaction import redact_line, redact_url
 from etl.state.read.story import record_story
 from etl.text import clean
-from etl.units import size
-from tui.format import breaks, duration, plural
+from etl.units import count, size
+from tui.format import breaks, duration
 from tui.retry_selection import RetrySelection
 from tui.screens.base import StateScreen
 from tui.snapshot import Snapshot
@@ -142,7 +142,7 @@ def _record_line(record: dict[str, Any]) -> Content:
 
 def _fate(item: dict[str, Any]) -> list[Content]:
     """Return what became of an item of a queue, and when it is tried again."""
-    lines = [_line("", _status(item["status"]) + f", {plural(item['attempts'], 'attempt')}")]
+    lines = [_line("", _status(item["status"]) + f", {count(item['attempts'], 'attempt')}")]
     if item["error_class"]:
         words = f"{clean(item['error_class'], 40)}: {clean(item['error'] or '', MAX_TEXT)}"
         lines.append(_line("", Content.styled(words, ALERT)))

@@ -2,8 +2,9 @@
 
 from textual.content import Content
 
+from etl import units
 from etl.text import clean
-from tui.format import count, plural
+from tui.format import count
 from tui.snapshot import ClassView
 from tui.theme import ALERT, QUIET, STRONG
 from tui.widgets.panel import Panel
@@ -26,7 +27,8 @@ class ClassesPanel(Panel):
         if len(shown) < len(classes):
             rest = classes[len(shown) :]
             items = sum(view.items for view in rest)
-            more = f"  {plural(len(rest), 'more kind')}, {plural(items, 'item')}" if shown else f"  {_total(classes)}"
+            counted = f"{units.count(len(rest), 'more kind')}, {units.count(items, 'item')}"
+            more = f"  {counted if shown else _total(classes)}"
             rows.append(Content.styled(f"{more}; f shows them", QUIET))
         return [head, *rows]
 
@@ -41,4 +43,4 @@ class ClassesPanel(Panel):
 
 
 def _total(classes: tuple[ClassView, ...]) -> str:
-    return f"{plural(sum(view.items for view in classes), 'item')} of {len(classes)} kinds"
+    return f"{units.count(sum(view.items for view in classes), 'item')} of {len(classes)} kinds"

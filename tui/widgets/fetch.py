@@ -6,8 +6,8 @@ from etl.clock import now_ms
 from etl.domain.statuses import HostState
 from etl.domain.views import HostProgress
 from etl.text import clean
-from etl.units import size
-from tui.format import duration, per_second, plural, short, spark
+from etl.units import count, size
+from tui.format import duration, per_second, short, spark
 from tui.theme import ALERT, GOOD, QUIET, STRONG
 from tui.widgets.panel import Panel, cut
 
@@ -89,4 +89,4 @@ class FetchPanel(Panel):
     @staticmethod
     def _rest(hosts: tuple[HostProgress, ...]) -> Content:
         left = sum(host.pending for host in hosts)
-        return Content.styled(f"  {plural(len(hosts), 'more host')} with {short(left)} left", QUIET)
+        return Content.styled(f"  {count(len(hosts), 'more host')} with {short(left)} left", QUIET)
