@@ -79,11 +79,11 @@ def _plain(text: str) -> str:
 def _taken_apart(manifest: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """Return the canvases of a manifest, and the manifest without them."""
     if "sequences" not in manifest:
-        return listed(manifest.get("items")), {**manifest, "items": []}
+        return listed(manifest.get("items")), {**manifest, "items": None}
     sequences = [one for one in listed(manifest["sequences"]) if isinstance(one, Mapping)]
     at = next((n for n, one in enumerate(sequences) if one.get("canvases")), 0)
     canvases = listed(sequences[at].get("canvases")) if sequences else []
-    emptied = [{**one, "canvases": []} if n == at else one for n, one in enumerate(sequences)]
+    emptied = [{**one, "canvases": None} if n == at else one for n, one in enumerate(sequences)]
     return canvases, {**manifest, "sequences": emptied}
 
 
