@@ -254,6 +254,15 @@ def export_line(summary: ExportSummary) -> str:
         line += f"; {summary.shards:,} shards, {summary.written:,} of them written"
     if summary.files:
         line += f"; a file for each row, {summary.written:,} of them written"
+    if summary.foreign:
+        line += f"; {count(summary.foreign, 'file')} of other programs were left as they are"
+    if summary.without_original:
+        line += (
+            f"; {summary.without_original:,} pictures are working copies, for their original is not here, or few "
+            "programs open it"
+        )
+    elif summary.reduced:
+        line += f"; {summary.reduced:,} pictures are working copies, smaller than what came; --originals writes that"
     if summary.without_picture:
         line += f"; {summary.without_picture:,} captioned records whose picture has left the cache were left out"
     if summary.left_out:

@@ -107,6 +107,9 @@ class ExportSummary:
             ``-shards`` for a directory.
         shards, written: files of a directory, and how many of them were missing or had changed.
         files: whether each row is a file of its own; ``written`` is then of those.
+        foreign: files of other programs that were in the way, and were left.
+        reduced: pictures in it that have fewer pixels than their originals.
+        without_original: pictures in it that are working copies although originals were asked for.
         without_picture: captioned records that a format with pictures lacks, because theirs has left the cache.
     """
 
@@ -123,9 +126,12 @@ class ExportSummary:
     format: str = "jsonl"
     shards: int = 0
     written: int = 0
+    reduced: int = 0
+    without_original: int = 0
     without_picture: int = 0
     skipped: int = 0
     files: bool = False
+    foreign: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

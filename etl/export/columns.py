@@ -1,62 +1,81 @@
-"""The columns of formats that are tables, and names and bytes of the pictures beside them."""
+"""The columns of formats that are tables: the records' own fields, and behind them what the state knows."""
 
-import re
+import json
 from typing import Any
 
-from etl.clock import iso_utc
 from etl.domain.statuses import RecordOutcome
 from etl.errors import ConfigError
-from etl.export.lines import CAPTION, CAPTIONED_AT, ERROR, SOURCE, Joined, flags_of
+from etl.export.lines import CAPTION, CAPTIONED_AT, ERROR, PROVENANCE, SOURCE, Joined, flags_of
+from etl.state.read.manifests import exported_lines
+from etl.state.read.reader import Reader
 
-COLUMNS = (
-    "key", "outcome", "url", CAPTION, CAPTIONED_AT, SOURCE, ERROR, "finish_reason", "tokens", "flags", "image_sha256",
-    "image_flags", "record",
+ADDED = (
+    CAPTION, CAPTIONED_AT, SOURCE, ERROR, "vlm_outcome", "vlm_key", "vlm_url", "vlm_finish_reason", "vlm_tokens",
+    "vlm_flags", "vlm_image_sha256", "vlm_image_flags",
 )  # fmt: skip
-"""Columns of CSV, Parquet and image folders.  ``record`` is the record's line of JSON Lines; its fields have no columns
-of their own, because records need not have the same ones, or of one kind."""
+"""Columns that every table has, behind the records' own."""
+
+MOST = 5_000
+"""Fields of all records together that a table has columns for."""
 
 
-def columns(record: Joined, *, spelled: bool = False) -> dict[str, Any]:
-    """Return the values of `COLUMNS` for one record, in that order; ``spelled`` writes times as text."""
-    row, done = record.row, record.outcome == RecordOutcome.CAPTIONED
-    values: dict[str, Any] = {
-        "key": row.key, "outcome": str(record.outcome), "url": row.url, CAPTION: row.text if done else None,
-        CAPTIONED_AT: row.done_at if done else None, SOURCE: record.recipe if done else None,
-        ERROR: row.error_class if record.outcome == RecordOutcome.FAILED else None,
-        "finish_reason": row.finish_reason if done else None, "tokens": row.tokens if done else None,
-        "flags": flags_of(row.flags) if done else [], "image_sha256": row.image_sha256,
-        "image_flags": flags_of(row.image_flags),
-        "record": record.line.strip().decode("utf-8", "replace"),
-    }  # fmt: skip
-    if spelled and values[CAPTIONED_AT] is not None:
-        values[CAPTIONED_AT] = iso_utc(values[CAPTIONED_AT])
+class Written(float):
+    """A number of JSON that knows how it was written.
+
+    Attributes:
+        text: digit by digit.
+    """
+
+    text: str
+
+    @classmethod
+    def of(cls, text: str) -> "Written":
+        """Return the number that is written so."""
+        number = cls(text)
+        number.text = text
+        return number
+
+
+def fields_of(line: bytes) -> dict[str, Any]:
+    """Return the fields of a record's line; half a surrogate pair, which no table can hold, as a question mark."""
+    text = line.decode("utf-8-sig", "replace")
+    values: dict[str, Any] = json.loads(text, parse_float=Written.of)
+    if "\\ud" in text.lower():
+        values = json.loads(json.dumps(values, ensure_ascii=False).encode("utf-8", "replace"))
     return values
 
 
-_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,80}")
-_LIKE_ESCAPED = re.compile(r".*-[0-9a-f]{16}")
+def own_columns(reader: Reader, *, provenance: bool) -> tuple[str, ...]:
+    """Return the fields of all records of the state in the order in which they first come, without those of `ADDED`.
 
-
-def safe_name(key: str) -> str:
-    """Return a file name without a dot for a record's key: the key itself where it can be one, else with a hash.
-
-    Different keys have different names, and nothing that a manifest says leaves the directory.
+    Raises `ConfigError` for more than `MOST`.
     """
-    if _PLAIN.fullmatch(key) and not _LIKE_ESCAPED.fullmatch(key):
-        return key
-    from hashlib import sha256
+    names = dict[str, None]()
+    for line in exported_lines(reader):
+        names.update(dict.fromkeys(fields_of(line)))
+        if len(names) > MOST:
+            raise ConfigError(f"the records have more than {MOST:,} different fields; export them as jsonl")
+    if provenance:
+        names[PROVENANCE] = None
+    return tuple(name for name in names if name not in ADDED)
 
-    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", key)[:60]
-    return f"{readable}-{sha256(key.encode()).hexdigest()[:16]}"
+
+def columns(record: Joined) -> dict[str, Any]:
+    """Return the record's fields, as its line of JSON Lines has them, and the values of `ADDED`."""
+    row, done = record.row, record.outcome == RecordOutcome.CAPTIONED
+    return {
+        **fields_of(record.line),
+        "vlm_outcome": str(record.outcome), "vlm_key": row.key, "vlm_url": row.url,
+        "vlm_finish_reason": row.finish_reason if done else None, "vlm_tokens": row.tokens if done else None,
+        "vlm_flags": flags_of(row.flags) if done else [], "vlm_image_sha256": row.image_sha256,
+        "vlm_image_flags": flags_of(row.image_flags),
+    }  # fmt: skip
 
 
-def picture_bytes(record: Joined) -> bytes:
-    """Return a record's working copy; raise `ConfigError` where it is not in the cache although the state says so."""
-    from etl.images.cache import read_working
-
-    assert record.picture is not None
-    try:
-        return read_working(record.picture)
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{record.picture} cannot be read ({why}); run `etl verify`, then `etl fetch`") from error
+def cell(value: Any) -> str:
+    """Return a value as text: texts as they are, nothing as an empty one, anything else as it was written in JSON."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    return value.text if isinstance(value, Written) else json.dumps(value, ensure_ascii=False)

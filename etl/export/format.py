@@ -10,9 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
-from etl.export.lines import Joined
+from etl.export.lines import ExportOptions, Joined
+from etl.state.read.reader import Reader
 
 
 class Sink(Protocol):
@@ -60,6 +61,10 @@ class Format:
     def check(self) -> None:
         """Raise `ConfigError` where something is not installed that it needs."""
 
+    def fitted(self, reader: Reader, options: ExportOptions) -> Self:  # noqa: ARG002 - most look at neither
+        """Return it as the records of a state want it; called within the snapshot that they are read from."""
+        return self
+
 
 class FileFormat(Format, ABC):
     """A format whose shards are files."""
@@ -86,7 +91,7 @@ class FolderFormat(Format, ABC):
 class SidecarFormat(Format, ABC):
     """A format with a file for each captioned record, in a directory that may hold the pictures and anything else."""
 
-    keep_existing: bool = option(False, "In txt, leave a file that is there as it is.")
+    keep_existing: bool = option(False, "In txt, caption, json and xmp, leave a file that is there as it is.")
 
     @property
     def is_directory(self) -> bool:
@@ -94,8 +99,31 @@ class SidecarFormat(Format, ABC):
         return True
 
     @abstractmethod
-    def content(self, caption: str) -> bytes:
-        """Return what the file of a record with this caption holds."""
+    def content(self, record: Joined) -> bytes:
+        """Return what the file of a captioned record holds."""
+
+    def is_own(self, content: bytes) -> bool:  # noqa: ARG002 - texts tell nothing of who wrote them
+        """Return whether a file that is there may be written over without being asked to keep it."""
+        return True
+
+
+@dataclass(frozen=True)
+class PictureFormat(Format):
+    """A format that holds pictures.
+
+    Attributes:
+        dots: whether their names may have dots before the suffix.
+    """
+
+    pictures = True
+    dots: ClassVar[bool] = True
+
+    originals: bool = option(False, "In imagefolder and webdataset, the pictures as they came, where these are there.")
+
+    @property
+    def variant(self) -> bytes:
+        """Told apart by its pictures."""
+        return b"originals" * self.originals
 
 
 class Unclosed(io.RawIOBase):

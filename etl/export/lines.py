@@ -5,13 +5,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from etl.clock import iso_utc
 from etl.domain.statuses import RecordOutcome, RecordState
 from etl.domain.views import ExportSummary
 from etl.errors import ConfigError, StateError
+from etl.export.pictures import Picture
 from etl.redaction import redact_url
 from etl.state.checks import counted
 from etl.state.read.export_rows import ExportRow, export_rows
@@ -62,7 +62,7 @@ class Joined:
         line: its line of JSON Lines.
         place: manifest, position and number, by which the records behind it are found again.
         recipe: ``model@revision`` of the captions; empty where there are none yet.
-        picture: where its picture lies, for formats with pictures.
+        picture: its picture, for formats with pictures.
     """
 
     row: ExportRow
@@ -70,7 +70,7 @@ class Joined:
     line: bytes
     place: tuple[int, int, int]
     recipe: str
-    picture: Path | None = None
+    picture: Picture | None = None
 
 
 def summary_of(path: str, counts: Counter[str], **more: Any) -> ExportSummary:

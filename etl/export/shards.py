@@ -24,8 +24,10 @@ from etl import files
 from etl.domain.statuses import RecordOutcome
 from etl.domain.views import ExportSummary
 from etl.errors import ConfigError, NotPlainError
-from etl.export.format import FileFormat, FolderFormat, Format
+from etl.export.format import FileFormat, FolderFormat, Format, PictureFormat
 from etl.export.lines import ExportOptions, Joined, Selected, check_counts, joined, summary_of
+from etl.export.names import Names
+from etl.export.pictures import picture_of
 from etl.files import sync_chosen
 from etl.images.cache import ImageCache
 from etl.output_file import claimed, clear, is_part, replaced, resolved, write_errors
@@ -79,7 +81,7 @@ def export_shards(
     with reader.snapshot():
         selected = Selected.of(reader, options)
         with write_errors(str(directory), WHEN_FULL), only_writer(directory):
-            writer = _Writer(reader, directory, kind, selected)
+            writer = _Writer(reader, directory, kind.fitted(reader, options), selected)
             counts = writer.write()
     summary = summary_of(
         str(directory),
@@ -90,6 +92,8 @@ def export_shards(
         shards=len(writer.shards),
         written=writer.written,
         without_picture=counts["without_picture"],
+        reduced=counts["reduced"],
+        without_original=counts["without_original"],
     )
     return summary, selected.recipe.id if selected.recipe else None
 
@@ -120,6 +124,7 @@ class _Writer:
         self._selected = selected
         self._size = selected.options.shard_size or USUAL_SIZE
         self._cache = ImageCache.of_state(reader.state)
+        self._names = Names()
         self.shards: list[Shard] = []
         self.written = 0
         self._known: list[Shard] = []
@@ -178,12 +183,14 @@ class _Writer:
         self, number: int, place: tuple[int, int, int]
     ) -> tuple[Shard | None, tuple[int, int, int], Counter[str]]:
         """Write one shard, unless it is right; return it, the place of its last record, and what was passed."""
+        self._names.keep()
         if number < len(self._known) and self._is_whole(known := self._known[number]):
             records = _Records(self, place)
             for _ in records:
                 pass
             if records.content == known.content:
                 return known, records.place, records.counts
+            self._names.give_back()
         records = _Records(self, place)
         first = next(records, None)
         # An export of nothing still is one file, with its header.
@@ -226,7 +233,7 @@ class _Writer:
     def records(self, place: tuple[int, int, int], counts: Counter[str]) -> Iterator[Joined]:
         """Yield the records behind a place that this format can hold."""
         for record in joined(self._reader, self._selected, counts, place):
-            if self.kind.pictures:
+            if isinstance(self.kind, PictureFormat):
                 if record.outcome != RecordOutcome.CAPTIONED:
                     counts["rows"] -= 1
                     continue
@@ -234,7 +241,11 @@ class _Writer:
                     counts["rows"] -= 1
                     counts["without_picture"] += 1
                     continue
-                record = replace(record, picture=self._cache.working_path(record.row.working_sha256))
+                originals = self.kind.originals
+                found = picture_of(record.row, self._cache, self._names, originals=originals, dots=self.kind.dots)
+                counts["without_original"] += originals and not found.is_original
+                counts["reduced"] += bool(record.row.reduced) and not found.is_original
+                record = replace(record, picture=found)
             yield record
 
     @property
@@ -286,7 +297,8 @@ class _Records(Iterator[Joined]):
         record = next(self._records)
         row = record.row
         self.rows, self.place = self.rows + 1, record.place
-        for part in (row.key.encode(), record.line, (row.text or "").encode(), (row.working_sha256 or "").encode()):
+        picture = (record.picture.name, record.picture.sha256) if record.picture else ()
+        for part in (row.key.encode(), record.line, *(part.encode() for part in (row.text or "", *picture))):
             self._hash.update(len(part).to_bytes(8) + part)
         return record
 

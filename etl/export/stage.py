@@ -87,7 +87,7 @@ def export(reader: Reader, target: str, options: ExportOptions) -> tuple[ExportS
         selection = Selected.of(reader, options)
         counts: Counter[str] = Counter()
         with _target(target) as stream:
-            kind.write(stream, joined(reader, selection, counts))
+            kind.fitted(reader, options).write(stream, joined(reader, selection, counts))
             check_counts(reader, selection, counts)
     path = target if target == STDOUT else str(checked(target))
     summary = summary_of(path, counts, size=stream.size, sha256=stream.sha256, format=selection.format_of(kind.name))

@@ -258,8 +258,8 @@ def _checked(sha256: str) -> str:
     return sha256
 
 
-def read_working(path: Path) -> bytes:
-    """Return a working copy whose content is what its name says.
+def read_working(path: Path, sha256: str = "") -> bytes:
+    """Return a working copy whose content is what its name says, or an original with this hash.
 
     Raises `ValueError` for another content, `NotPlainError` for what is no file, and `OSError` where it is not there or
     cannot be read.
@@ -267,7 +267,7 @@ def read_working(path: Path) -> bytes:
     with files.reading(path) as file:
         # A stranger's file may have terabytes.
         data = file.read() if os.fstat(file.fileno()).st_size <= MAX_WORKING_BYTES else b""
-    if hashlib.sha256(data).hexdigest() != path.stem:
+    if hashlib.sha256(data).hexdigest() != (sha256 or path.stem):
         raise ValueError("its content is not what its name says")
     return data
 

@@ -15,6 +15,9 @@ from urllib.parse import unquote_to_bytes
 from etl.errors import InvalidUrlError
 
 _PREFIX = "data:,sha256="
+_BYTES = "data:;base64,"
+"""How bytes that are no text begin, whatever they are."""
+
 _LEAST = 64
 """Characters of a picture in base64; no picture is so small, but a path may be."""
 
@@ -50,6 +53,18 @@ def data_of(url: str, line: bytes) -> bytes:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (ValueError, binascii.Error) as error:
         raise InvalidUrlError("the picture in its record is not base64, or is cut short") from error
+
+
+def text_of(data: bytes) -> str:
+    """Return bytes of a record as the text that they are where they are ASCII, else as a ``data:`` URI."""
+    if data.isascii() and b"\0" not in data and not data.startswith(_BYTES.encode()):
+        return data.decode()
+    return _BYTES + base64.b64encode(data).decode()
+
+
+def bytes_of(text: str) -> bytes:
+    """Return the bytes that `text_of` made a text of."""
+    return base64.b64decode(text[len(_BYTES) :]) if text.startswith(_BYTES) else text.encode()
 
 
 def _found(value: Any, url: str) -> str | None:

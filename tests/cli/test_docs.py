@@ -21,6 +21,7 @@ from etl.state.sources import SourceQueue
 DOCS = Path(__file__).parents[2] / "docs"
 CLI = (DOCS / "cli.md").read_text(encoding="utf-8")
 ERRORS = (DOCS / "errors.md").read_text(encoding="utf-8")
+OUTPUTS = (DOCS / "outputs.md").read_text(encoding="utf-8")
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 GLOBALS = {"--state", "-s", "--help-all", "--config", "--json", "--quiet", "-q", "--verbose", "-v", "--help", "-h"}
@@ -48,9 +49,11 @@ def table(text: str) -> list[list[str]]:
 
 def examples() -> list[str]:
     """Return every example: in tables and in blocks of shell."""
-    blocks = re.findall(r"```sh\n(.*?)```", CLI, re.DOTALL)
+    text = CLI + OUTPUTS
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
-    return [*lines, *re.findall(r"`(etl [^`|]*)`", "\n".join(row[-1] for row in table(CLI)))]
+    rows = re.findall(r"^\|.*\| (.*) \|$", text, re.MULTILINE)
+    return [*lines, *re.findall(r"`(etl [^`|]*)`", "\n".join(rows))]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -109,8 +112,8 @@ def test_what_the_user_alone_may_give_is_named() -> None:
 
 
 def test_every_format_of_exports() -> None:
-    """Each format of exports has its row, with where it may be written to and what it says of itself."""
-    rows = [row for row in table(section("`etl export")) if row[0].strip("`") in FORMATS]
+    """Each format of exports has its row, with where it may be written to and what it says of itself, and its use."""
+    rows = [row for row in table(OUTPUTS) if len(row) == 3]
     expected = []
     for name, one in FORMATS.items():
         file = "a file, `-`, or" if one.to_stdout else "a file, or"
@@ -119,6 +122,8 @@ def test_every_format_of_exports() -> None:
     assert rows == expected
     format_row = next(row for row in table(section("`etl export")) if row[0].startswith("`--format "))
     assert all(f"`{name}`" in format_row[1] for name in FORMATS)
+    usual = re.findall(r"`etl export [^`]*`", OUTPUTS.split("## Formats")[0])
+    assert all(any(f"--format {name}" in one or one.endswith(f".{name}`") for one in usual) for name in FORMATS)
     assert all(f"`{one.suffixes[0]}`" in section("`etl export") for one in FORMATS.values() if one.suffixes)
 
 

@@ -13,7 +13,7 @@ from support.run_here import run_here
 from etl.domain.views import ExportSummary
 from etl.errors import ConfigError, EtlError
 from etl.export.lines import ExportOptions
-from etl.export.sidecars import LONGEST
+from etl.export.names import LONGEST
 from etl.export.stage import check_target
 from etl.run.pipeline import export_manifest
 
@@ -175,6 +175,22 @@ def test_what_lies_in_the_way(tmp_path: Path) -> None:
     with pytest.raises(EtlError, match=r"cannot write .*/n\.txt: Is a directory"):
         export(made, out)
     assert [path.name for path in out.iterdir()] == ["n.txt"]
+
+
+def test_others_than_txt(tmp_path: Path, photos: Path) -> None:
+    """`caption` is text under another name, `json` the whole record; what another program wrote as JSON stays."""
+    made = made_of(tmp_path, {name: f"{photos}/{name}" for name in ("a.jpg", "sub/a.jpg")})
+    (photos / "a.json").write_text('{"of": "somebody"}')
+    for kind, options in (("caption", {"prefix": "x, "}), ("json", {})):
+        summary = export_manifest(made.settings, str(photos), ExportOptions(format=kind, format_options=options))
+    assert (summary.written, summary.foreign) == (1, 1)
+    assert (photos / "sub" / "a.caption").read_text() == "x, Caption of sub/a.jpg.\n"
+    assert (photos / "a.json").read_text() == '{"of": "somebody"}'
+    record = json.loads((photos / "sub" / "a.json").read_text())
+    assert (record["id"], record["vlm_caption"]) == ("sub/a.jpg", "Caption of sub/a.jpg.")
+    (photos / "sub" / "a.json").write_text('{"vlm_caption": "old"}')
+    done = run_here("export", photos, "--format", "json", "--state", str(made.settings.state))
+    assert "1 of them written; 1 file of other programs were left as they are" in done[2]
 
 
 def test_what_it_cannot_do_is_said_before_the_work(tmp_path: Path) -> None:

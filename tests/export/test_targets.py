@@ -145,7 +145,7 @@ def test_names_that_say_a_format(state: Path, tmp_path: Path) -> None:
         assert code == 0, err
     assert len(os.read(reader, 10_000).splitlines()) == 2
     os.close(reader)
-    assert (tmp_path / "D.CSV").read_text().startswith("key,")
+    assert (tmp_path / "D.CSV").read_text().startswith("id,url,vlm_caption,")
     assert (tmp_path / "D.jsonl.GZ").read_bytes()[:2] == b"\x1f\x8b"
     assert (tmp_path / "many" / "shard-00001.jsonl").is_file()
     assert run_here("verify", "--deep", "--state", state)[2].count("export") == 1

@@ -28,7 +28,7 @@ from etl.ingest.manifest_formats.archive import MAX_FIELD
 from etl.ingest.manifest_formats.file import BadRow
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest
-from etl.net.data_urls import data_url
+from etl.net.data_urls import data_url, text_of
 from etl.state.store import Store
 
 A, B, C = (f"http://a.example/{name}.jpg" for name in "abc")
@@ -265,7 +265,7 @@ def test_parquet(store: Store, tmp_path: Path) -> None:
     for name, columns, expected in (
         ("laion", {"URL": [A], "TEXT": ["x"]}, A),
         ("binary", {"url": [A.encode()]}, A),
-        ("hugging", {"image": [{"bytes": picture, "path": "1.gif"}]}, data_url(base64.b64encode(picture).decode())),
+        ("hugging", {"image": [{"bytes": picture, "path": "1.gif"}]}, data_url(text_of(picture))),
     ):
         held = io.BytesIO()
         arrow.parquet.write_table(arrow.table(columns), held)

@@ -43,7 +43,7 @@ def format_of(target: str, options: ExportOptions) -> Format:
         raise ConfigError(f"{name} cannot be written to stdout; give a name")
     if options.shard_size and issubclass(kind, SidecarFormat):
         raise ConfigError(f"{name} is a file for each record, which has no shards; leave out --shard-size")
-    known = {field.name for field in dataclasses.fields(kind)}
+    known = options_of(kind)
     if strange := [name for name in given_options(options.format_options) if name not in known]:
         flag, takers = strange[0].replace("_", "-"), ", ".join(_takers(strange[0]))
         raise ConfigError(
@@ -88,9 +88,14 @@ def _by_ending(target: str) -> str:
     )
 
 
+def options_of(kind: type[Format]) -> dict[str, dataclasses.Field[Any]]:
+    """Return the options of a format by name."""
+    return {field.name: field for field in dataclasses.fields(kind) if "help" in field.metadata}
+
+
 def options_of_formats() -> dict[str, dataclasses.Field[Any]]:
     """Return the options of all formats by name; formats with the same one share it."""
-    return {field.name: field for one in FORMATS.values() for field in dataclasses.fields(one)}
+    return {name: field for one in FORMATS.values() for name, field in options_of(one).items()}
 
 
 def given_options(values: Mapping[str, object]) -> dict[str, object]:
@@ -101,4 +106,4 @@ def given_options(values: Mapping[str, object]) -> dict[str, object]:
 
 def _takers(name: str) -> list[str]:
     """Return the formats that know an option."""
-    return [one.name for one in FORMATS.values() if name in {field.name for field in dataclasses.fields(one)}]
+    return [one.name for one in FORMATS.values() if name in options_of(one)]

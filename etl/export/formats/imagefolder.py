@@ -3,22 +3,24 @@
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from etl.export.columns import columns, picture_bytes, safe_name
-from etl.export.format import FolderFormat
+from etl.export.columns import ADDED, columns
+from etl.export.format import FolderFormat, PictureFormat
 from etl.export.lines import Joined
 
 
-class ImageFolder(FolderFormat):
+@dataclass(frozen=True)
+class ImageFolder(PictureFormat, FolderFormat):
     """The pictures, and a ``metadata.jsonl`` that names them beside the columns; its hash is the folder's."""
 
     name = "imagefolder"
     help = (
-        'for `datasets.load_dataset("imagefolder", data_dir=...)`: `shard-00000/metadata.jsonl` with the columns of '
-        "CSV and `file_name`, beside it the pictures"
+        'for `datasets.load_dataset("imagefolder", data_dir=...)`: the pictures under their own names (below) in '
+        "`shard-00000`, with `metadata.jsonl`: `file_name`, the columns of CSV that begin with `vlm_`, and `record`, "
+        "the line of JSON Lines"
     )
-    pictures = True
 
     def fill(self, folder: Path, records: Iterator[Joined]) -> tuple[int, str]:
         """Write pictures and metadata."""
@@ -27,8 +29,10 @@ class ImageFolder(FolderFormat):
         size, digest = 0, hashlib.sha256()
         with (folder / "metadata.jsonl").open("wb") as metadata:
             for record in records:
-                name = f"{safe_name(record.row.key)}.jpg"
-                data, values = picture_bytes(record), {"file_name": name} | columns(record, spelled=True)
+                assert record.picture is not None
+                name, data = f"{record.picture.name}{record.picture.suffix}", record.picture.read()
+                found, as_it_is = columns(record), record.line.strip().decode("utf-8-sig", "replace")
+                values = {"file_name": name, **{name: found.get(name) for name in ADDED}, "record": as_it_is}
                 line = json.dumps(values, ensure_ascii=True).encode() + b"\n"
                 _put(folder / name, data)
                 metadata.write(line)

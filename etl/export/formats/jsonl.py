@@ -10,7 +10,7 @@ class JsonLines(FileFormat):
     """One line for each record."""
 
     name = "jsonl"
-    help = "the records as above, one on each line"
+    help = "the records as they came, with what is added (below), one on each line"
     suffixes = (".jsonl", ".ndjson")
     shard_suffix = ".jsonl"
     to_stdout = True

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from etl.export.format import SidecarFormat, option
+from etl.export.lines import Joined
 
 
 @dataclass(frozen=True)
@@ -13,11 +14,12 @@ class Txt(SidecarFormat):
     help = "`NAME.txt` (the caption, in one line) for each captioned record, `NAME` being its picture's (below)"
     shard_suffix = ".txt"
 
-    prefix: str = option("", "In txt, text before each caption, as trigger words.")
-    suffix: str = option("", "In txt, text behind each caption.")
+    prefix: str = option("", "In txt and caption, text before each caption, as trigger words.")
+    suffix: str = option("", "In txt and caption, text behind each caption.")
 
-    def content(self, caption: str) -> bytes:
+    def content(self, record: Joined) -> bytes:
         """Return caption, prefix and suffix with one line end."""
+        caption = record.row.text or ""
         lines = f"{self.prefix}{caption.strip()}{self.suffix}".splitlines()
         return " ".join(filter(None, map(str.strip, lines))).encode("utf-8", "replace") + b"\n"
 

@@ -88,6 +88,10 @@ def _tried(text: str, delimiter: str, *, is_cut: bool, is_named: bool) -> _Tried
         return (True, fitting, len(names)), Layout(delimiter, above, tuple(names))
     while len(header) > 1 and not header[-1].strip():
         header.pop()
+    seen = Counter[str]()
+    for number, name in enumerate(header):
+        seen[name] += 1
+        header[number] = name if seen[name] == 1 else f"{name}#{seen[name]}"
     if len(header) < 2 and not single:
         return None
     return (any(map(is_known, header)), fitting, len(header)), Layout(delimiter, line, tuple(header))

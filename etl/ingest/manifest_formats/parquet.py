@@ -1,6 +1,5 @@
 """Parquet, for which pyarrow must be installed: each row becomes an object with the columns' names."""
 
-import base64
 import datetime
 import decimal
 import json
@@ -11,6 +10,7 @@ from typing import Any
 from etl.errors import ManifestError
 from etl.extras import pyarrow
 from etl.ingest.manifest_formats.file import ManifestFile
+from etl.net.data_urls import text_of
 
 ROWS = 2_000
 """Rows that are taken at once."""
@@ -39,7 +39,7 @@ def lines(file: ManifestFile) -> Iterator[bytes]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of Parquet as JSON has it: times as ISO 8601, decimals as text, bytes in base64,
+    """Return a value of Parquet as JSON has it: times as ISO 8601, decimals as text, bytes as ASCII or in a data: URI,
     what is no number as null."""
     match value:
         case dict():
@@ -49,16 +49,9 @@ def _plain(value: Any) -> Any:
         case float():
             return value if math.isfinite(value) else None
         case bytes():
-            return _text(value)
+            return text_of(value)
         case datetime.datetime() | datetime.date() | datetime.time():
             return value.isoformat()
         case decimal.Decimal() | datetime.timedelta():
             return str(value)
     return value
-
-
-def _text(value: bytes) -> str:
-    """Return bytes as the text that they are where a column was written without saying so, else in base64."""
-    if value.isascii() and b"\0" not in value:
-        return value.decode()
-    return base64.b64encode(value).decode()

@@ -15,7 +15,8 @@ class ExportRow:
     ``error_class`` is the caption's, else the source's, else the record's own.  ``text`` and what follows is of the
     caption that counts: one that is to be made again counts as it was until the new one is done.  ``failed_at`` is when
     the caption or source failed for good, where that is known; ``working_sha256`` is ``None`` for a picture that is not
-    in the cache; ``image_flags`` have commas between them.
+    in the cache; ``image_flags`` have commas between them.  ``mime`` and ``image_bytes`` are the original's;
+    ``reduced`` is 1 where the working copy has fewer pixels.
     """
 
     position: int
@@ -37,6 +38,9 @@ class ExportRow:
     failed_at: int | None
     working_sha256: str | None
     image_flags: str | None
+    mime: str | None
+    image_bytes: int
+    reduced: int
 
 
 def export_rows(
@@ -84,7 +88,8 @@ SELECT r.position, r.id, r.key, r.state,
          WHERE a.stage = 'caption' AND a.item = c.id))
        WHEN s.status = 'dead' THEN coalesce(s.done_at, (SELECT max(a.ended_at) FROM attempts a
          WHERE a.stage = 'fetch' AND a.item = s.id)) END,
-  iif(i.state = 'present', i.working_sha256, NULL), {{flags}}
+  iif(i.state = 'present', i.working_sha256, NULL), {{flags}}, i.mime, coalesce(i.bytes, 0),
+  coalesce(i.working_width * i.working_height < i.width * i.height, 0)
 FROM records r
 JOIN record_lines l ON l.record = r.id
 LEFT JOIN sources s ON s.id = r.source

@@ -27,6 +27,19 @@ def manifest_lines(reader: Reader, manifest: int) -> Iterator[tuple[int, int, st
         after = rows[-1][:2]
 
 
+def exported_lines(reader: Reader) -> Iterator[bytes]:
+    """Yield the line of every record of the state that an export may have, as it was ingested."""
+    after = 0
+    while rows := reader.page(
+        "SELECT r.id, l.line FROM records r JOIN record_lines l ON l.record = r.id "
+        "WHERE r.id > ? AND r.state <> 'removed' AND r.error_class IS NOT 'invalid_json' ORDER BY r.id LIMIT ?",
+        (after, PAGE),
+        line=1,
+    ):
+        yield from (line for _, line in rows)
+        after = rows[-1][0]
+
+
 def unselected_records(reader: Reader) -> list[tuple[str, int]]:
     """Return the ``spec`` of each manifest of which records were left out, and how many; looks at every record."""
     return reader.rows(
