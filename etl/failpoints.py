@@ -8,7 +8,6 @@ process counts its own passings; child processes inherit the variable.
 | action | what happens |
 |---|---|
 | ``kill`` | SIGKILL to the process that passes |
-| ``kill-run`` | SIGKILL to the process that the user started, then to this one |
 | ``error:NAME`` | an `OSError` with that ``errno``, such as ENOSPC or EIO |
 | ``sleep:SECONDS`` | a wait |
 
@@ -27,7 +26,6 @@ from dataclasses import dataclass
 from etl.errors import UsageError
 
 VARIABLE = "ETL_FAILPOINTS"
-_ROOT = "ETL_FAILPOINTS_ROOT"
 
 _STEPS = {
     "cache.prepared": "The directories of the cache are there and last.",
@@ -132,14 +130,10 @@ def _parsed_one(text: str) -> tuple[str, Order]:
     action, _, argument = order.partition(":")
     if name not in FAILPOINTS:
         raise UsageError(f"{VARIABLE}: there is no failpoint {name!r}; etl/failpoints.py has the list")
-    valid = {
-        "kill": not argument, "kill-run": not argument, "error": hasattr(errno, argument), "sleep": _is_number(argument)
-    }  # fmt: skip
+    valid = {"kill": not argument, "error": hasattr(errno, argument), "sleep": _is_number(argument)}
     number = when.removesuffix("+") if at else "1"
     if not valid.get(action) or not number.isdecimal() or int(number) < 1:
-        raise UsageError(
-            f"{VARIABLE}: {text!r} is not NAME=kill, kill-run, error:ERRNO or sleep:SECONDS, with @N or @N+"
-        )
+        raise UsageError(f"{VARIABLE}: {text!r} is not NAME=kill, error:ERRNO or sleep:SECONDS, with @N or @N+")
     return name, Order(action, argument, int(number), when.endswith("+"))
 
 
@@ -175,9 +169,6 @@ class _Armed:
 
 def _act(name: str, order: Order) -> None:
     match order.action:
-        case "kill-run":
-            os.kill(int(os.environ[_ROOT]), signal.SIGKILL)
-            os.kill(os.getpid(), signal.SIGKILL)
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "sleep":
@@ -198,7 +189,6 @@ def arm(text: str) -> None:
     """
     if failpoint is _unarmed:
         raise RuntimeError(f"{VARIABLE} was not set when etl was imported")
-    os.environ[_ROOT] = str(os.getpid())
     _armed.arm(text)
 
 
@@ -207,7 +197,6 @@ failpoint: Callable[[str], None] = _unarmed
 
 if os.environ.get(VARIABLE):
     failpoint = _armed
-    os.environ.setdefault(_ROOT, str(os.getpid()))
     try:
         _armed.arm(os.environ[VARIABLE])
     except UsageError as error:

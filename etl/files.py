@@ -20,6 +20,7 @@ from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
 from etl.errors import DiskFullError, EtlError, NotPlainError
+from etl.failpoints import failpoint
 
 _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -37,6 +38,10 @@ _KINDS = {
 }
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+_NOT_WITHOUT_NAME = frozenset({errno.EEXIST, errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT})
+"""The name is taken; the file system, the kernel or a missing /proc do not let a file be named later."""
 
 
 def is_disk_full(error: OSError) -> bool:
@@ -162,6 +167,34 @@ def creating(path: Path) -> Iterator[BufferedWriter]:
     """Yield a new plain file, its owner's alone, open for writing; `FileExistsError` where the name is taken."""
     with open(open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
         yield file
+
+
+def create_durably(path: Path, data: bytes) -> bool:
+    """Make a new file, its owner's alone, that is on the disk before it has its name, and with it on return.
+
+    Returns ``False`` where the name is taken, or the file system has no files without one (``O_TMPFILE``).  Making,
+    changing and removing the name of a part is most of what a small file costs otherwise.
+    """
+    with directory(path.parent) as parent:
+        held = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        with os.fdopen(os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=held), "wb") as file:
+            file.write(data)
+            file.flush()
+            failpoint("cache.before_fsync")
+            os.fsync(file.fileno())
+            failpoint("cache.before_rename")
+            os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=held, follow_symlinks=True)
+            failpoint("cache.renamed")
+        os.fsync(held)
+        failpoint("cache.synced")
+        return True
+    except OSError as error:
+        if error.errno not in _NOT_WITHOUT_NAME:
+            raise
+        return False
+    finally:
+        os.close(held)
 
 
 def entries(path: Path) -> list[Entry]:

@@ -22,7 +22,7 @@ DASHBOARD = "dashboard"
 
 _PREFIX = "ETL_"
 
-_NO_SETTING = re.compile(r"ETL_(API_KEY(_\d+)?|FAILPOINTS(_ROOT)?)", re.ASCII)
+_NO_SETTING = re.compile(r"ETL_(API_KEY(_\d+)?|FAILPOINTS)", re.ASCII)
 """Variables of ours that are no settings: keys of endpoints are neither kept nor shown as settings are."""
 
 

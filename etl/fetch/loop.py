@@ -1,7 +1,7 @@
 """The loop of a fetch: what is claimed when, what runs side by side, and when it is committed.
 
-One event loop downloads; decoder processes make the working copies.  Everything that ended since the last
-look is committed in one transaction.  A file is durable under its content's name before its row is committed,
+One event loop downloads, decoder processes make working copies, and threads store them.  All that ended since the
+last look is committed in one transaction.  A file is durable under its content's name before its row is committed,
 so a crash leaves at most an orphan file, never a row without its file.
 """
 

@@ -4,7 +4,6 @@ An opener asks its host only within a slot of the limiter, and writes what it br
 """
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from etl.fetch.workers.base import Downloads
 from etl.images.cache import ImageCache
 from etl.net.attempt import Validators
 from etl.net.data_urls import data_of
-from etl.net.part import Download, PartWriter
+from etl.net.part import HELD, Download, PartWriter
 from etl.net.stores import is_store
 
 log = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ class Opened:
 
     Attributes:
         download: their hash and size, and what the server said of them.
-        path: where they lie.
+        path: where they lie, if not in memory (`Download.data`).
         by_backend: whether `Downloads` brought them, and so has them; else they lie on this machine.
         is_part: whether they lie in a part of the cache, which is removed or kept as an original; else they stay.
     """
@@ -73,6 +72,11 @@ class Opened:
     path: Path
     by_backend: bool = False
     is_part: bool = True
+
+    @property
+    def content(self) -> Path | bytes:
+        """What is to be decoded."""
+        return self.path if self.download.data is None else self.download.data
 
 
 Opener = Callable[[Access, Address, Validators | None], Awaitable[Opened]]
@@ -145,9 +149,9 @@ async def open_data(access: Access, address: Address, _: Validators | None) -> O
 
 def _written(url: str, line: bytes, part: Path, max_bytes: int) -> Download:
     data = data_of(url, line)
-    with PartWriter(part, max_bytes=max_bytes) as writer:
+    with PartWriter(part, max_bytes=max_bytes, held=HELD) as writer:
         writer.write(data)
-    return Download(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    return Download(sha256=writer.sha256, size=writer.size, data=writer.data)
 
 
 OPENERS: dict[str, Opener] = {

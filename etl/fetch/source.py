@@ -101,11 +101,11 @@ class SourceFetcher:
             image = self._known_image(download.sha256, with_original=keep)
             if image is not None:
                 return _known(item, address, download, image, started)
-            decoded = await (self.decoders if opened.by_backend else self.local_decoders).decode(path)
+            decoded = await (self.decoders if opened.by_backend else self.local_decoders).decode(opened.content)
             if keep:
                 if opened.by_backend:
                     await self.access.downloads.bring(path, download.sha256)
-                await asyncio.to_thread(self.cache.keep_original, path, download.sha256)
+                await asyncio.to_thread(self.cache.keep_original, opened.content, download.sha256)
             return _fetched(item, address, download, decoded, started, kept=keep)
         finally:
             if opened.is_part:

@@ -157,23 +157,21 @@ class ImageCache:
         sha256 = hashlib.sha256(data).hexdigest()
         target = self.working_path(sha256)
         with disk_errors(target):
-            if files.plain_size(target) == len(data):
-                return sha256
-            part = self.new_part()
-            try:
-                files.write(part, data)
-                self._move(part, target)
-            finally:
-                files.remove(part)
+            self._put(data, target)
         return sha256
 
-    def keep_original(self, part: Path, sha256: str) -> Path:
-        """Move a finished part, whose content has this hash, to its name, durably; return that name.
+    def keep_original(self, part: Path | bytes, sha256: str) -> Path:
+        """Put an original, whose content has this hash, under its name, durably; return that name.
+
+        A finished part is moved.
 
         Raises `DiskFullError` and `StateError` as `put_working` does; the part is then still there.
         """
         target = self.original_path(sha256)
         with disk_errors(target):
+            if isinstance(part, bytes):
+                self._put(part, target)
+                return target
             size = files.plain_size(part)
             if size is not None and files.plain_size(target) == size:
                 files.remove(part)
@@ -236,6 +234,20 @@ class ImageCache:
         while not existing.exists():
             existing = existing.parent
         return shutil.disk_usage(existing).free
+
+    def _put(self, data: bytes, target: Path) -> None:
+        """Make a file, unless it is there, in the order of `_move`."""
+        if files.plain_size(target) == len(data):
+            return
+        # Where something damaged has the name, that is to be there until the whole file is.
+        if self.made and files.create_durably(target, data):
+            return
+        part = self.new_part()
+        try:
+            files.write(part, data)
+            self._move(part, target)
+        finally:
+            files.remove(part)
 
     def _move(self, part: Path, target: Path) -> None:
         """Make the content durable before the name, and the name before anybody relies on it."""

@@ -4,6 +4,7 @@ Runs inside a decoder process (`etl.images.decoder_worker`): the files come from
 """
 
 import functools
+import hashlib
 import io
 import pkgutil
 from collections.abc import Callable
@@ -26,7 +27,6 @@ from etl.images import (
     truncated,
 )
 from etl.images import tiff_bands as bands
-from etl.images.cache import ImageCache
 from etl.images.flags import image_flags
 from etl.images.formats import FORMATS, ImageFormat, format_of
 from etl.images.refusals import errors_mapped, missing
@@ -94,18 +94,15 @@ def decode(path: Path, *, longest_edge: int, max_pixels: int, accept_truncated: 
 
 
 def make_working_copy(
-    picture_file: Path, cache: ImageCache, *, longest_edge: int, max_pixels: int, accept_truncated: float = 1.0
-) -> DecodedImage:
-    """Decode the file and put its working copy into the cache.
-
-    Raises what `decode` raises, and `etl.errors.DiskFullError` or `etl.errors.StateError` for the cache.
-    """
+    picture_file: Path, *, longest_edge: int, max_pixels: int, accept_truncated: float = 1.0
+) -> tuple[DecodedImage, bytes]:
+    """Decode the file; return what became of it, and the bytes of its working copy.  Raises what `decode` raises."""
     picture = decode(picture_file, longest_edge=longest_edge, max_pixels=max_pixels, accept_truncated=accept_truncated)
     data = encode_working_copy(picture.image)
     width, height = picture.image.size
-    working = WorkingCopy(cache.put_working(data), len(data), width, height, longest_edge)
+    working = WorkingCopy(hashlib.sha256(data).hexdigest(), len(data), width, height, longest_edge)
     flags = picture.flags | image_flags(picture.image, picture.width, picture.height)
-    return DecodedImage(picture.mime, picture.width, picture.height, working, tuple(sorted(flags)))
+    return DecodedImage(picture.mime, picture.width, picture.height, working, tuple(sorted(flags))), data
 
 
 def encode_working_copy(image: Image.Image) -> bytes:

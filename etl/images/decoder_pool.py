@@ -1,13 +1,13 @@
 """A pool of confined decoder processes.
 
 Each process has its own socket and one picture at a time, so one that dies takes nothing with it but its
-picture.
+picture.  It has nothing to do with the cache: working copies come back, and are stored by threads of this process, so
+that a decoder need not wait for the disk.
 """
 
 import asyncio
 import contextlib
 import dataclasses
-import json
 import math
 import threading
 from collections.abc import Iterator
@@ -18,11 +18,15 @@ from typing import Self
 
 from etl.domain.items import DecodedImage
 from etl.errors import ChildEndedError, DecoderCrashedError, DecoderLimitError, EtlError
-from etl.images.decoder_worker import WorkerConfig, decoded_or_raise
+from etl.images.cache import ImageCache
+from etl.images.decoder_worker import WorkerConfig, decoded_or_raise, order
 from etl.processes import ChildProcess
 
 CPU_RESERVE_S = 30
 """Processor seconds that a picture may take beyond its time: the pool ends it first, unless the pool is gone."""
+
+THREADS = 4
+"""For each process: while one waits for it, others wait for the disk."""
 
 _START_TIMEOUT_S = 60.0
 """A start takes 0.2 s; a cold network disk on a loaded machine may need much longer."""
@@ -35,7 +39,7 @@ class DecoderPool:
     """Decodes pictures in up to ``processes`` child processes, which start when they are first needed.
 
     Args:
-        cache_root: directory of the image cache.
+        cache_root: directory of the image cache that `decode` puts working copies into.
         cache_made: all directories in it are there already; see `ImageCache`.
         processes: how many pictures are decoded at once.
         memory_bytes: address space of one process.
@@ -57,9 +61,8 @@ class DecoderPool:
         timeout_s: float = 120.0,
         cache_made: bool = False,
     ) -> None:
+        self._cache = ImageCache(cache_root, made=cache_made)
         self._config = WorkerConfig(
-            cache_root=str(cache_root),
-            cache_made=cache_made,
             memory_bytes=memory_bytes,
             longest_edge=longest_edge,
             max_pixels=max_pixels,
@@ -67,7 +70,8 @@ class DecoderPool:
             cpu_s=math.ceil(timeout_s) + CPU_RESERVE_S,
         )
         self._timeout_s = timeout_s
-        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decoder")
+        self._threads = ThreadPoolExecutor(THREADS * processes, thread_name_prefix="decoder")
+        self._turns = threading.Semaphore(processes)
         self._lock = threading.Lock()
         self._idle: list[_Decoder] = []
         self._all: set[_Decoder] = set()
@@ -109,8 +113,8 @@ class DecoderPool:
                     raise
         raise AssertionError("the last start returns or raises")
 
-    async def decode(self, path: Path) -> DecodedImage:
-        """Decode the file into the cache.
+    async def decode(self, original: Path | bytes) -> DecodedImage:
+        """Decode a file, or a small picture itself, into the cache.
 
         Raises:
             ImageError: the picture cannot be had from these bytes.
@@ -120,7 +124,14 @@ class DecoderPool:
             DiskFullError, StateError: the cache cannot be written.
             EtlError: no decoder process can be started, or the pool was closed.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, path)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, original)
+
+    async def working_copy(self, original: Path | bytes) -> tuple[DecodedImage, bytes]:
+        """Decode a picture; return what became of it and its working copy, which goes nowhere else.
+
+        Raises as `decode`, but for what is the cache's.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._working_copy, original)
 
     def close(self) -> None:
         """End all processes at once; a picture in work is left (its `decode` raises `EtlError`)."""
@@ -134,15 +145,22 @@ class DecoderPool:
         self._all.clear()
         self._idle.clear()
 
-    def _decode(self, path: Path) -> DecodedImage:
-        decoder = self._dispatch(path)
-        with self._dropped_on_error(decoder):
-            answer = decoder.answer(self._timeout_s)
-        with self._lock:
-            self._idle.append(decoder)
+    def _decode(self, original: Path | bytes) -> DecodedImage:
+        decoded, data = self._working_copy(original)
+        # A decoder that a picture has taken over may say what it likes; the hash is of what it gave.
+        stored = dataclasses.replace(decoded.working, sha256=self._cache.put_working(data), size=len(data))
+        return dataclasses.replace(decoded, working=stored)
+
+    def _working_copy(self, original: Path | bytes) -> tuple[DecodedImage, bytes]:
+        with self._turns:
+            decoder = self._dispatch(order(original))
+            with self._dropped_on_error(decoder):
+                answer = decoder.answer(self._timeout_s)
+            with self._lock:
+                self._idle.append(decoder)
         return decoded_or_raise(answer)
 
-    def _dispatch(self, path: Path) -> "_Decoder":
+    def _dispatch(self, ordered: bytes) -> "_Decoder":
         """Return a decoder that has taken the picture: the last one used, so that no more start than are needed.
 
         A process may have died before it took the picture; that is not the picture's fault, and the next one gets it.
@@ -155,7 +173,7 @@ class DecoderPool:
                 idle = self._idle.pop() if self._idle else None
             decoder = idle or self._new_decoder()
             with self._dropped_on_error(decoder):
-                if decoder.accepts(path, self._timeout_s):
+                if decoder.accepts(ordered, self._timeout_s):
                     return decoder
                 starts_left -= idle is None
                 if not starts_left:
@@ -194,10 +212,10 @@ class _Decoder(ChildProcess):
             confined=True,
         )
 
-    def accepts(self, path: Path, timeout_s: float) -> bool:
+    def accepts(self, ordered: bytes, timeout_s: float) -> bool:
         """Offer one picture and return whether the process lived to take it; raises as `answer` for the time."""
         try:
-            self.send(json.dumps(str(path)).encode())
+            self.send(ordered)
             if self.poll(timeout_s):
                 self.recv()
                 return True

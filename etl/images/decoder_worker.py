@@ -1,4 +1,4 @@
-"""A decoder process: takes paths from its pool over a socket, one at a time, and answers with `DecodedImage`s.
+"""A decoder process: takes pictures from its pool over a socket, one at a time, and answers with working copies.
 
 Confined, because decoders are written in C and the pictures come from strangers: limited address space and processor
 time, no secrets in the environment, none of root's rights but to files, no core dump, no words of a C library on the
@@ -6,28 +6,20 @@ terminal, and answers in JSON, so that nothing but a wrong picture comes back.  
 this module nor what it imports may import torch, transformers, httpx2 or sqlite-utils.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from etl.confinement import limit_memory, limit_time, limit_time_of_next, time_left
 from etl.domain.items import DecodedImage
-from etl.errors import (
-    DecoderLimitError,
-    DiskFullError,
-    EtlError,
-    ImageError,
-    LocalFileError,
-    NotPlainError,
-    StateError,
-    item_error_classes,
-)
-from etl.images.cache import ImageCache
+from etl.errors import DecoderLimitError, EtlError, ImageError, LocalFileError, item_error_classes
 from etl.images.decode import make_working_copy
 from etl.images.refusals import OUT_OF_MEMORY
 from etl.processes import Parent
@@ -38,6 +30,9 @@ READY = b"ready"
 
 ACCEPTED = b"accepted"
 """Sent before each answer: from here on a death is the picture's."""
+
+_DATA = b"\0"
+"""Begins an order that is the picture itself; no path does."""
 
 NICENESS = 5
 """Below the downloads and the GPU's feeding, which must not wait; above what runs only on an idle machine."""
@@ -54,7 +49,6 @@ class WorkerConfig:
     """What a decoder process is told once, as JSON.
 
     Attributes:
-        cache_root, cache_made: directory of the image cache, and whether all in it is there already.
         memory_bytes: limit of its address space.
         longest_edge: of working copies, in pixels.
         max_pixels: largest accepted picture.
@@ -62,8 +56,6 @@ class WorkerConfig:
         cpu_s: processor seconds that it may spend on one picture.
     """
 
-    cache_root: str
-    cache_made: bool
     memory_bytes: int
     longest_edge: int
     max_pixels: int
@@ -75,51 +67,69 @@ def main(config_fields: dict[str, Any], pool: Parent) -> None:
     """Decode what the pool sends until it is gone; a SIGKILL in the middle of a picture leaves nothing to say."""
     config = WorkerConfig(**config_fields)
     os.nice(NICENESS)
-    cache = ImageCache(Path(config.cache_root), made=config.cache_made)
     limit_memory(config.memory_bytes, HEADROOM_BYTES)
     limit_time(max(LIFE_S, 2 * config.cpu_s))
     _silence_libraries()
     pool.send(READY)
     while True:
-        path = Path(json.loads(pool.recv()))
+        original = pool.recv()
         # The pool's own time is shorter, but a decoder that holds the interpreter does not notice when it is gone.
         limit_time_of_next(config.cpu_s)
         pool.send(ACCEPTED)
-        pool.send(_answer(path, cache, config))
+        pool.send(_answer(original, config))
         if time_left() <= config.cpu_s:
             # The next picture gets a process that has all the time for it.
             return
 
 
-def decoded_or_raise(answer: bytes) -> DecodedImage:
-    """Return what a worker's answer holds, or raise the error that it holds."""
-    fields = json.loads(answer)
+def order(original: Path | bytes) -> bytes:
+    """Return what a worker is sent to decode a file, or a picture that is in memory."""
+    return _DATA + original if isinstance(original, bytes) else os.fsencode(original)
+
+
+def decoded_or_raise(answer: bytes) -> tuple[DecodedImage, bytes]:
+    """Return what a worker's answer holds, the working copy's bytes beside it, or raise the error that it holds."""
+    line, _, working = answer.partition(b"\n")
+    fields = json.loads(line)
     if "error" in fields:
         raise _error_classes()[fields["error"]](fields["message"])
-    return DecodedImage.from_fields(fields)
+    return DecodedImage.from_fields(fields), working
 
 
-def _answer(path: Path, cache: ImageCache, config: WorkerConfig) -> bytes:
+def _answer(original: bytes, config: WorkerConfig) -> bytes:
     fields: dict[str, Any]
+    working = b""
     try:
-        decoded = make_working_copy(
-            path,
-            cache,
-            longest_edge=config.longest_edge,
-            max_pixels=config.max_pixels,
-            accept_truncated=config.accept_truncated,
-        )
+        with _as_file(original) as path:
+            decoded, working = make_working_copy(
+                path,
+                longest_edge=config.longest_edge,
+                max_pixels=config.max_pixels,
+                accept_truncated=config.accept_truncated,
+            )
         fields = dataclasses.asdict(decoded)
-    except (ImageError, LocalFileError, DiskFullError, StateError) as error:
+    except (ImageError, LocalFileError) as error:
         fields = {"error": type(error).__name__, "message": str(error)}
     except MemoryError:
         fields = {"error": DecoderLimitError.__name__, "message": OUT_OF_MEMORY}
-    return json.dumps(fields).encode()
+    return json.dumps(fields).encode() + b"\n" + working
+
+
+@contextlib.contextmanager
+def _as_file(original: bytes) -> Iterator[Path]:
+    """Yield the path of what was ordered: what opens pictures wants a file, and one of memory costs a tenth."""
+    if not original.startswith(_DATA):
+        yield Path(os.fsdecode(original))
+        return
+    with os.fdopen(os.memfd_create("original"), "wb") as file:
+        file.write(memoryview(original)[len(_DATA) :])
+        file.flush()
+        yield Path(f"/proc/self/fd/{file.fileno()}")
 
 
 def _error_classes() -> dict[str, type[EtlError]]:
     images = [cls for cls in item_error_classes() if issubclass(cls, ImageError)]
-    return {cls.__name__: cls for cls in (*images, LocalFileError, DiskFullError, StateError, NotPlainError)}
+    return {cls.__name__: cls for cls in (*images, LocalFileError)}
 
 
 def _silence_libraries() -> None:

@@ -15,6 +15,9 @@ logging.getLogger("pypdfium2").setLevel(logging.ERROR)
 _TAIL_BYTES = 1024
 """Where Acrobat looks for the end marker (ISO 32000-1, note 18 of annex H)."""
 
+_READ_AT_ONCE = 1 << 20
+"""Bytes below which a file is read whole, instead of where PDFium wants."""
+
 
 def first_page(path: Path, longest_edge: int) -> Image.Image:
     """Return the first page in RGB, its longer side ``longest_edge`` pixels or, rounded up, one more.
@@ -23,7 +26,8 @@ def first_page(path: Path, longest_edge: int) -> Image.Image:
 
     Raises `CorruptImageError` for a file that was cut short or has no page, and whatever PDFium raises.
     """
-    document = pypdfium2.PdfDocument(path)
+    # What is in memory alone has no path that pypdfium2 could resolve.
+    document = pypdfium2.PdfDocument(path.read_bytes() if path.stat().st_size < _READ_AT_ONCE else path)
     with contextlib.closing(document):
         # PDFium mends the table that is the end of each file: a page cut short would come out white.
         if not pypdfium2.raw.FPDF_DocumentHasValidCrossReferenceTable(document) and not _has_end(path):

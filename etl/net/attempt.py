@@ -32,18 +32,20 @@ class Attempt:
     Attributes:
         url, current: as it was asked for, and after redirects.
         status: the last HTTP status seen.
+        held: bytes below which a body stays in memory.
         writer: takes the body, once there is one.
     """
 
     url: str
     current: str
+    held: int = 0
     status: int | None = None
     writer: PartWriter | None = None
 
     @classmethod
-    def of(cls, url: str) -> "Attempt":
+    def of(cls, url: str, held: int = 0) -> "Attempt":
         """Return the attempt at a URL that has not begun."""
-        return cls(url, url)
+        return cls(url, url, held)
 
     @property
     def received(self) -> int:

@@ -32,7 +32,7 @@ from etl.net.client_pool import CONNECTIONS, ClientPool, ClientPools
 from etl.net.errors import fetch_error
 from etl.net.first_words import beginning_of, words_of
 from etl.net.names import Names
-from etl.net.part import Download, PartWriter
+from etl.net.part import HELD, Download, PartWriter
 from etl.net.request import as_written, check_scheme, request_of, user_agent
 from etl.net.responses import download_of, is_compressed, status_error
 from etl.net.signatures import without_signature
@@ -130,9 +130,15 @@ class Downloader:
                     await response.aclose()
 
     async def download(
-        self, url: str, part: Path, *, validators: Validators | None = None, accept: str | None = None
+        self,
+        url: str,
+        part: Path,
+        *,
+        validators: Validators | None = None,
+        accept: str | None = None,
+        in_memory: bool = False,
     ) -> Download:
-        """Stream ``url`` into ``part``; neither fsynced nor renamed.
+        """Stream ``url`` into ``part``, neither fsynced nor renamed; ``in_memory``, what is small stays there.
 
         A part that an earlier attempt left is resumed where the server allows it, else overwritten.
 
@@ -141,10 +147,10 @@ class Downloader:
 
         Raises a `FetchError` of the fitting class, whose ``http_status`` is the last status seen; `DiskFullError`
         or `StateError` when ``part`` cannot be written.  After a `TransientFetchError` or a cancellation, ``part``
-        holds what came so far; after any other error it is gone.
+        holds what came so far of a file that is not small; after any other error it is gone.
         """
         url = url.strip()
-        attempt = Attempt.of(url)
+        attempt = Attempt.of(url, held=HELD if in_memory else 0)
         with attempt.errors():
             try:
                 asked = await self._asked(url)
@@ -246,9 +252,10 @@ class Downloader:
         rest: resume.Rest | None = None,
     ) -> Download:
         settings = self._settings
+        noted = rest is not None
         if rest is None:
             resume.forget(part)
-            resume.take_note(part, response.headers)
+            noted = resume.take_note(part, response.headers)
         elif response.status_code == 416 or not rest.fits(response.headers):
             resume.forget(part)
             raise ProtocolError(f"asked for the rest from byte {rest.received}, the server sent something else")
@@ -262,6 +269,8 @@ class Downloader:
             max_bytes=settings.max_bytes,
             compressed=is_compressed(response.headers.get("content-encoding")),
             resumed_at=rest.received if rest else 0,
+            # What can be resumed goes into a file from its first byte.
+            held=0 if noted else attempt.held,
         )
         attempt.writer = writer
         if rest is not None:

@@ -1,10 +1,13 @@
-"""The bytes of one download: counted, hashed, capped and written as they come.  Knows no HTTP library."""
+"""The bytes of one download: counted, hashed, capped, and written as they come where they are many.
+
+Knows no HTTP library.
+"""
 
 import hashlib
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -16,23 +19,28 @@ from etl.failpoints import failpoint
 BUFFER = 256 * 1024
 """Bytes gathered before a write; sockets deliver anything from 1 to 64 kB at a time."""
 
+HELD = 64 * 1024
+"""Bytes below which a body stays in memory: making a file for it would cost more than all else that is done with it."""
+
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 """zlib's own flag (manual of ``inflateInit2``): detect a gzip or zlib header by itself."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Download:
-    """The bytes of one source, safe in a file but not yet fsynced.
+    """The bytes of one source, safe in a file but not yet fsynced, or in memory.
 
     Attributes:
         sha256: of the bytes, hex; empty when the server said 304 (see `not_modified`).
         size: bytes.
+        data: the bytes themselves, where they are so few (`HELD`) that there is no file.
         http_status, etag, last_modified, final_url, mime: as the server said (``mime`` without parameters, in lower
             case; ``final_url`` after redirects, without user name and password); ``None`` for local files.
     """
 
     sha256: str
     size: int
+    data: bytes | None = field(default=None, repr=False)
     http_status: int | None = None
     etag: str | None = None
     last_modified: str | None = None
@@ -46,7 +54,7 @@ class Download:
 
 
 class PartWriter:
-    """Writes one body to a file; a context manager that must be left before the file is used.
+    """Takes one body, into a file unless it is small; a context manager that must be left before the file is used.
 
     Writes go straight from the event loop: 256 kB into the page cache and 64 kB through SHA-256 take well under a
     millisecond together, less than the hop to a thread and back would cost.  No fsync here, which would block.
@@ -56,8 +64,13 @@ class PartWriter:
     `ProtocolError` when it cannot be decoded and `TruncatedBodyError` when it ends early.
     """
 
-    def __init__(self, path: Path, *, max_bytes: int, compressed: bool = False, resumed_at: int = 0) -> None:
-        """``resumed_at`` is the number of bytes that the file holds already; what is written goes behind them."""
+    def __init__(
+        self, path: Path, *, max_bytes: int, compressed: bool = False, resumed_at: int = 0, held: int = 0
+    ) -> None:
+        """``resumed_at`` is the number of bytes that the file holds already; what is written goes behind them.
+
+        No file is made for fewer than ``held`` bytes (see `data`).
+        """
         self.received = resumed_at
         self.size = resumed_at
         self._path = path
@@ -66,6 +79,8 @@ class PartWriter:
         self._resumed_at = resumed_at
         self._inflater = zlib.decompressobj(_GZIP_OR_ZLIB) if compressed else None
         self._file: BinaryIO | None = None
+        self._held = bytearray()
+        self._most_held = held
 
     def hash_earlier(self) -> None:
         """Take the bytes that are there already into the hash; call before entering, in a thread.
@@ -82,21 +97,26 @@ class PartWriter:
             raise self._file_error(error) from error
 
     def __enter__(self) -> Self:
+        if not self._most_held:
+            self._open()
+        return self
+
+    def _open(self) -> None:
         try:
             # The with-block is the caller's: this object is the file's context manager.
             begun = os.O_RDWR if self._resumed_at else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             descriptor = files.open_plain(self._path, begun)
-            self._file = open(descriptor, "r+b" if self._resumed_at else "wb", buffering=BUFFER)  # noqa: PTH123
+            self._file = open(descriptor, "r+b" if self._resumed_at else "wb", buffering=BUFFER)  # noqa: PTH123, SIM115
             if self._resumed_at:
                 self._file.seek(self._resumed_at)
         except OSError as error:
             raise self._file_error(error) from error
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        assert self._file is not None
+        if self._file is None:
+            return
         try:
             self._file.close()
             failpoint("part.closed")
@@ -110,20 +130,35 @@ class PartWriter:
         """SHA-256 of what was written so far, hex."""
         return self._hash.hexdigest()
 
+    @property
+    def data(self) -> bytes | None:
+        """What was written, where it was too little for a file."""
+        return bytes(self._held) if self._file is None else None
+
     def write(self, chunk: bytes) -> None:
         """Take bytes as they came from the server."""
-        assert self._file is not None
         self.received += len(chunk)
         self._check_size(self.received)
         for data in self._decoded(chunk):
             self.size += len(data)
             self._check_size(self.size)
             self._hash.update(data)
-            try:
-                failpoint("part.before_write")
-                self._file.write(data)
-            except OSError as error:
-                raise self._file_error(error) from error
+            if self._file is None and self.size < self._most_held:
+                self._held += data
+            else:
+                self._store(data)
+
+    def _store(self, data: bytes | bytearray) -> None:
+        if self._file is None:
+            self._open()
+            held, self._held = self._held, bytearray()
+            self._store(held)
+        assert self._file is not None
+        try:
+            failpoint("part.before_write")
+            self._file.write(data)
+        except OSError as error:
+            raise self._file_error(error) from error
 
     def finish(self) -> None:
         """Check that a compressed body came to its end; call once after the last `write`."""

@@ -68,6 +68,7 @@ def download_of(status: int, headers: Mapping[str, str], url: str, writer: PartW
     return Download(
         sha256=writer.sha256 if writer else "",
         size=writer.size if writer else 0,
+        data=writer.data if writer else None,
         http_status=status,
         etag=headers.get("etag"),
         last_modified=headers.get("last-modified"),

@@ -43,7 +43,6 @@ class Route:
         later: another passing of one process at which it is killed too; 0 where there is only one.
         prepare, beside, after: what the test does before, beside and after that process.
         also: further orders to failpoints.
-        decoder: whether a decoder process passes it, so that the run is to die with it.
         more: keys that ``prepare`` has added.
         settings: of the run.
     """
@@ -55,7 +54,6 @@ class Route:
     beside: Callable[[Place, EtlProcess], None] = leave
     after: Callable[[Place], None] = nothing
     also: str = ""
-    decoder: bool = False
     more: tuple[str, ...] = ()
     settings: tuple[tuple[str, object], ...] = ()
 
@@ -198,10 +196,10 @@ ROUTES: dict[str, Route] = {
     "part.noted": Route("ingested", FETCH, later=3),
     "part.before_write": Route("ingested", FETCH, later=5),
     "part.closed": Route("ingested", FETCH, later=3),
-    "cache.before_fsync": Route("ingested", FETCH, later=3, decoder=True),
-    "cache.before_rename": Route("ingested", FETCH, later=3, decoder=True),
-    "cache.renamed": Route("ingested", FETCH, later=3, decoder=True),
-    "cache.synced": Route("ingested", FETCH, later=3, decoder=True),
+    "cache.before_fsync": Route("ingested", FETCH, later=3),
+    "cache.before_rename": Route("ingested", FETCH, later=3),
+    "cache.renamed": Route("ingested", FETCH, later=3),
+    "cache.synced": Route("ingested", FETCH, later=3),
     "part.before_forget": Route("ingested", FETCH, later=9),
     **both("fetch.commit", Route("ingested", FETCH, later=2)),
     **both("fetch.hosts", Route("ingested", FETCH)),
@@ -272,7 +270,7 @@ def kill_at(place: Place, name: str, passing: int = 1) -> None:
     """Let the process of the failpoint's route die there."""
     route = ROUTES[name]
     route.prepare(place)
-    order = f"{name}={'kill-run' if route.decoder else 'kill'}@{passing}"
+    order = f"{name}=kill@{passing}"
     settings = dict(route.settings)
     with place.start(*route.command, failpoints=f"{order},{route.also}", **settings) as run:
         route.beside(place, run)

@@ -1,5 +1,7 @@
 """Every format, mode and fault that an archive may hold, as real files, judged by the pixels that come out."""
 
+import hashlib
+import io
 import math
 import struct
 import zlib
@@ -15,7 +17,6 @@ from support.workbench import encoded
 
 from etl.errors import CorruptImageError, ImageTooLargeError, LocalFileError, NotAnImageError
 from etl.images import animation
-from etl.images.cache import ImageCache
 from etl.images.decode import Picture, decode, encode_working_copy, make_working_copy, working_copy_image
 
 WIDTH, HEIGHT = 64, 32
@@ -544,28 +545,25 @@ def test_the_working_copy_is_a_plain_jpeg_in_the_cache(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     halves("RGB", RED, BLUE, (400, 200)).save(tmp_path / "a.jpg", exif=exif, comment=b"secret")
-    cache = ImageCache(tmp_path / "images")
-    decoded = make_working_copy(tmp_path / "a.jpg", cache, longest_edge=100, max_pixels=1_000_000)
+    decoded, data = make_working_copy(tmp_path / "a.jpg", longest_edge=100, max_pixels=1_000_000)
     working = decoded.working
     assert (decoded.mime, decoded.width, decoded.height) == ("image/jpeg", 200, 400)
     assert (working.width, working.height, working.longest_edge) == (50, 100, 100)
-    path = cache.working_path(working.sha256)
-    assert path.stat().st_size == working.size
-    with Image.open(path) as image:
+    assert (working.sha256, working.size) == (hashlib.sha256(data).hexdigest(), len(data))
+    with Image.open(io.BytesIO(data)) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (50, 100))
         assert not image.getexif()
         assert not {"exif", "comment", "icc_profile", "progressive"} & set(image.info)
-    assert make_working_copy(tmp_path / "a.jpg", cache, longest_edge=100, max_pixels=1_000_000) == decoded
+    assert make_working_copy(tmp_path / "a.jpg", longest_edge=100, max_pixels=1_000_000) == (decoded, data)
 
 
 def test_working_copy_image_is_what_the_model_gets(tmp_path: Path) -> None:
-    """A picture in memory and the same picture through a file and the cache have the same pixels."""
+    """A picture in memory and the same picture through a file and its working copy have the same pixels."""
     picture = Image.effect_noise((700, 500), 60).convert("RGB")
     picture.save(tmp_path / "a.png")
-    cache = ImageCache(tmp_path / "images")
-    working = make_working_copy(tmp_path / "a.png", cache, longest_edge=300, max_pixels=1_000_000).working
-    with Image.open(cache.working_path(working.sha256)) as cached:
-        assert cached.tobytes() == working_copy_image(picture, 300).tobytes()
+    _, data = make_working_copy(tmp_path / "a.png", longest_edge=300, max_pixels=1_000_000)
+    with Image.open(io.BytesIO(data)) as copied:
+        assert copied.tobytes() == working_copy_image(picture, 300).tobytes()
     assert encode_working_copy(picture) == encode_working_copy(picture.copy())
 
 

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image, ImageDraw
 
 from etl.domain.items import DecodedImage
-from etl.images.cache import ImageCache
 from etl.images.decode import make_working_copy
 
 PAPER = (236, 228, 208)
@@ -64,7 +63,6 @@ def test_flags_of_a_picture(name: str, tmp_path: Path) -> None:
     """A picture on which there is nothing is blank, whatever its grain; one with anything on it is not."""
     make, flags = PICTURES[name]
     make().save(tmp_path / "picture.png")
-    cache = ImageCache(tmp_path / "images")
-    decoded = make_working_copy(tmp_path / "picture.png", cache, longest_edge=1024, max_pixels=10_000_000)
+    decoded, _ = make_working_copy(tmp_path / "picture.png", longest_edge=1024, max_pixels=10_000_000)
     assert " ".join(decoded.flags) == flags
     assert DecodedImage.from_fields(json.loads(json.dumps(dataclasses.asdict(decoded)))) == decoded

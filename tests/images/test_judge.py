@@ -11,6 +11,7 @@ picture itself, before it was written, is the reference.
 """
 
 import functools
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,6 @@ from PIL import Image, ImageChops, ImageDraw, ImageStat
 
 from etl.images import tiff
 from etl.images import tiff_bands as bands
-from etl.images.cache import ImageCache
 from etl.images.decode import make_working_copy
 
 BOARD, SIZE = (900, 675), (720, 540)
@@ -131,9 +131,8 @@ def reference(path: Path, size: tuple[int, int], convert: Callable[[Any], Any] =
 
 
 def working_copy(path: Path) -> Image.Image:
-    cache = ImageCache(path.parent / "images")
-    working = make_working_copy(path, cache, longest_edge=EDGE, max_pixels=10**8).working
-    with Image.open(cache.working_path(working.sha256)) as image:
+    _, data = make_working_copy(path, longest_edge=EDGE, max_pixels=10**8)
+    with Image.open(io.BytesIO(data)) as image:
         assert max(image.size) == EDGE
         return image.convert("RGB")
 

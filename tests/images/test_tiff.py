@@ -389,9 +389,8 @@ def test_a_strip_with_too_few_pixels_is_corrupt(tmp_path: Path, rows: int, monke
 _CHILD = """
 import re, sys
 from pathlib import Path
-from etl.images.cache import ImageCache
 from etl.images.decoder_worker import make_working_copy
-made = make_working_copy(Path(sys.argv[1]), ImageCache(Path(sys.argv[2])), longest_edge=1024, max_pixels=400_000_000)
+made, _ = make_working_copy(Path(sys.argv[1]), longest_edge=1024, max_pixels=400_000_000)
 print(made.width, made.height, re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
 
@@ -399,7 +398,7 @@ print(made.width, made.height, re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/sel
 def peak_megabytes(path: Path, size: tuple[int, int]) -> float:
     """Decode in a process of its own and return the most memory that it held."""
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD, str(path), str(path.parent / "images")], capture_output=True, text=True,
+        [sys.executable, "-c", _CHILD, str(path)], capture_output=True, text=True,
         check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     width, height, peak = map(int, done.stdout.split())

@@ -24,6 +24,7 @@ from etl import errors
 from etl.errors import ConfigError, DiskFullError, FetchError, StateError
 from etl.images.formats import FORMATS
 from etl.net.client import MAX_REDIRECTS, Download, Downloader, fetch_error
+from etl.net.part import HELD
 from etl.settings import Settings
 
 BODY = random.Random(1).randbytes(150_000)
@@ -240,6 +241,34 @@ def test_a_broken_download_leaves_its_part_for_a_resume(server: FaultServer, fet
     with pytest.raises(FetchError):
         fetch(server.fail("/a.jpg", faults.endless))
     assert not part.exists()
+
+
+def test_what_is_small_stays_in_memory(server: FaultServer, settings: Settings, tmp_path: Path) -> None:
+    """Where that is wanted, a body below 64 KiB makes no file, announced or not, and leaves none where it breaks."""
+    part = tmp_path / "a.part"
+    cases = [
+        (b"", faults.ok, True), (BODY[: HELD - 1], faults.ok, True), (BODY[: HELD - 1], faults.no_length, True),
+        (BODY[:HELD], faults.ok, False), (BODY, faults.ok, False), (BODY, faults.no_length, False),
+        (BODY[:5000], faults.gzipped, True), (BODY, faults.gzipped, False),
+    ]  # fmt: skip
+
+    async def go() -> None:
+        async with Downloader(settings) as downloader:
+            for body, behaviour, held in cases:
+                server.add("/a.jpg", body)
+                server.fail("/a.jpg", behaviour)
+                download = await downloader.download(server.url("/a.jpg"), part, in_memory=True)
+                assert (download.data is not None, part.exists()) == (held, not held)
+                assert (part.read_bytes() if download.data is None else download.data) == body
+                assert (download.size, download.sha256) == (len(body), hashlib.sha256(body).hexdigest())
+                part.unlink(missing_ok=True)
+            server.add("/a.jpg", BODY[:5000])
+            server.fail("/a.jpg", faults.truncated)
+            with pytest.raises(errors.TruncatedBodyError):
+                await downloader.download(server.url("/a.jpg"), part, in_memory=True)
+            assert not list(tmp_path.iterdir())
+
+    asyncio.run(go())
 
 
 def test_a_full_disk_ends_the_run_and_not_the_item(server: FaultServer, fetch: Fetch, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from support.workbench import scenes, write_manifest
 from support.zygote import Zygote
 
 BODY = 70_000
-"""Bytes of each picture: enough for its download to be worth resuming."""
+"""Bytes of every other picture: enough for its download to be worth resuming.  The others stay in memory."""
 
 STAGES = ("new", "ingested", "fetched", "captioned")
 """How far a state has come; ``captioned`` ones are exported too."""
@@ -44,7 +44,7 @@ class World:
         hold_s: float = 0.01,
     ) -> "World":  # fmt: skip
         """Serve so many pictures, each after a moment, and write a manifest of so many records."""
-        bodies = [body.ljust(BODY, b"\0") for _, body in scenes(pictures)]
+        bodies = [body.ljust(BODY * (number % 2), b"\0") for number, (_, body) in enumerate(scenes(pictures))]
         urls = [server.add(f"/{number}.jpg", body) for number, body in enumerate(bodies)]
         keys = [f"r{number}" for number in range(records)]
         lines = [{"id": key, "url": urls[number % pictures]} for number, key in enumerate(keys)]

@@ -65,8 +65,8 @@ class Downloads(Protocol):
 class Decoders(Protocol):
     """Make working copies."""
 
-    async def decode(self, path: Path) -> DecodedImage:
-        """Decode a finished download into the cache, as `DecoderPool.decode` does with a file of this machine.
+    async def decode(self, original: Path | bytes) -> DecodedImage:
+        """Decode a finished download into the cache, as `DecoderPool.decode` does with one of this machine.
 
         Raises `LostError`.
         """
@@ -140,7 +140,7 @@ class _LocalDownloads:
         self._downloader = downloader
 
     async def download(self, url: str, part: Path, *, validators: "Validators | None" = None) -> Download:
-        return await self._downloader.download(url, part, validators=validators)
+        return await self._downloader.download(url, part, validators=validators, in_memory=True)
 
     def is_known(self, host: str) -> bool:
         # A proxy resolves names itself, and this machine may not be able to; a store's is known when it is asked.

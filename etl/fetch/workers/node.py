@@ -14,7 +14,7 @@ from typing import Any
 
 from etl import files
 from etl.domain.items import DecodedImage
-from etl.errors import EtlError, InternalError, StateError
+from etl.errors import EtlError, InternalError
 from etl.fetch.robots import MAX_BYTES, Robots
 from etl.fetch.workers.base import decoder_pool
 from etl.fetch.workers.wire import Fields, error_fields, plain
@@ -29,9 +29,6 @@ from etl.settings import Settings
 from etl.version import __version__
 
 log = logging.getLogger(__name__)
-
-DECODES = 3
-"""Times that a picture is decoded anew, whose working copy another picture with the same one has taken away."""
 
 
 class FetchNode:
@@ -94,16 +91,9 @@ class FetchNode:
 
     async def _decode(self, url: str, working: list[bytes]) -> DecodedImage:
         assert self._pool is not None
-        for _ in range(DECODES):
-            decoded = await self._pool.decode(self._cache.part_of(url))
-            try:
-                working.append(await asyncio.to_thread(_taken, self._cache.working_path(decoded.working.sha256)))
-                return decoded
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise StateError(f"the working copy cannot be read: {error.strerror}") from error
-        raise InternalError("the working copy was taken away by others each time")
+        decoded, data = await self._pool.working_copy(self._cache.part_of(url))
+        working.append(data)
+        return decoded
 
     async def read(self, url: str, start: int, most: int) -> bytes:
         """Return so many bytes of what was downloaded; empty at its end."""
@@ -132,12 +122,6 @@ async def _answer(name: str, work: Awaitable[Any]) -> Fields:
     except Exception as error:
         log.exception("unexpected error")
         return {"error": error_fields(InternalError(f"on a node: {type(error).__name__}: {error}"[:500]))}
-
-
-def _taken(path: Path) -> bytes:
-    data = files.read(path)
-    files.remove(path)
-    return data
 
 
 def _read(path: Path, start: int, most: int) -> bytes:

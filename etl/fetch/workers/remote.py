@@ -130,9 +130,10 @@ class ClusterBackend:
         with suppress(LostError):
             await self._workers.ask(held.worker, None, "forget", held.url)
 
-    async def decode(self, path: Path) -> DecodedImage:
+    async def decode(self, original: Path | bytes) -> DecodedImage:
         """Let the node that has downloaded a file decode it, and put the working copy into the cache."""
-        held = self._holder(path)
+        assert isinstance(original, Path), "a node keeps its downloads in files"
+        held = self._holder(original)
         answer = await self._workers.ask(held.worker, held.url, "decode", held.url)
         if "error" in answer:
             raise self._error(held.worker, answer["error"])
