@@ -48,15 +48,15 @@ class Roots:
         try:
             real = path.resolve()
         except (OSError, ValueError, RuntimeError) as error:
-            raise LocalFileError(f"not a valid path: {_shown(path)}") from error
+            raise LocalFileError(f"not a valid path: {shown(path)}") from error
         if not any(real.is_relative_to(root) for root in self._roots):
-            option = f"--allow-path {_shown(real.parent)}"
+            option = f"--allow-path {shown(real.parent)}"
             if any(real.is_relative_to(root) for root in self._refused):
                 raise BlockedPathError(
-                    f"its manifest was not ingested by you on this machine: {_shown(real)} "
+                    f"its manifest was not ingested by you on this machine: {shown(real)} "
                     f"(ingest it here again, or give {option})"
                 )
-            raise BlockedPathError(f"outside of the manifest's directory: {_shown(real)} ({option} would allow it)")
+            raise BlockedPathError(f"outside of the manifest's directory: {shown(real)} ({option} would allow it)")
         return real
 
     def closed(self) -> list[Path]:
@@ -83,12 +83,12 @@ def read_local(source: str | Path, *, max_bytes: int) -> Download:
             while block := file.read(_BLOCK):
                 size += len(block)
                 if size > max_bytes:
-                    raise BodyTooLargeError(f"larger than the limit of {max_bytes} bytes: {_shown(path)}")
+                    raise BodyTooLargeError(f"larger than the limit of {max_bytes} bytes: {shown(path)}")
                 digest.update(block)
     except OSError as error:
-        raise LocalFileError(f"{_REASONS.get(error.errno or 0, error.strerror)}: {_shown(path)}") from error
+        raise LocalFileError(f"{_REASONS.get(error.errno or 0, error.strerror)}: {shown(path)}") from error
     except ValueError as error:
-        raise LocalFileError(f"not a valid path: {_shown(path)}") from error
+        raise LocalFileError(f"not a valid path: {shown(path)}") from error
     return Download(sha256=digest.hexdigest(), size=size)
 
 
@@ -102,11 +102,12 @@ _REASONS = {
 
 def _check_regular(status: os.stat_result, path: Path) -> None:
     if stat.S_ISDIR(status.st_mode):
-        raise LocalFileError(f"a directory, not a file: {_shown(path)}")
+        raise LocalFileError(f"a directory, not a file: {shown(path)}")
     if not stat.S_ISREG(status.st_mode):
-        raise LocalFileError(f"not a regular file: {_shown(path)}")
+        raise LocalFileError(f"not a regular file: {shown(path)}")
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
+    """Return a path as messages show it."""
     text = str(path)
     return text if text.isprintable() else repr(text)

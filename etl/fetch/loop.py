@@ -100,6 +100,7 @@ class FetchLoop:
     async def run(self) -> StageSummary:
         """Fetch until nothing is left or the run stops; return what was done."""
         # Only now: the HTTP client takes a tenth of a second to import, in which the decoders start.
+        from etl.fetch.archives import Archives
         from etl.fetch.image_services import MAX_INFO, ImageServices, edge_of
         from etl.fetch.robots import obeying
         from etl.fetch.schemes import Access
@@ -116,12 +117,14 @@ class FetchLoop:
                 log.info("a proxy is set: it resolves names, so private addresses are not refused")
             if self._settings.respect_robots:
                 downloader.may_follow = obeying(downloader, self._limiter)
+            archives = Archives(self._cache, lambda: self._control.stopping)
             async with self._backend.at_work(downloader) as (downloads, decoders):
                 access = Access(
                     limiter=self._limiter,
                     downloads=downloads,
                     cache=self._cache,
                     roots=self._roots,
+                    archives=archives,
                     line=self._queue.line_of,
                     robots=downloader.may_follow,
                     max_bytes=self._settings.max_bytes,
@@ -144,6 +147,7 @@ class FetchLoop:
                     await self._loop(fetcher)
                 finally:
                     released = await self._give_back(fetcher)
+                    archives.close()
         return StageSummary(self._done, self._retried, self._dead, released)
 
     async def _loop(self, fetcher: "SourceFetcher") -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from etl.errors import InvalidUrlError, TransientFetchError
+from etl.fetch.archives import Archives, archive_above
 from etl.fetch.hosts.limiter import HostLimiter
 from etl.fetch.local_files import Roots, read_local
 from etl.fetch.mirrors import Address
@@ -39,6 +40,7 @@ class Access:
         downloads: download over HTTP, here or elsewhere.
         cache: gives each URL its part.
         roots: where local files may lie.
+        archives: those that pictures are read from.
         line: returns the line of the first record that needs a source.
         robots: awaited with the URL before it is asked for; raises a `FetchError` where that is not allowed.
         max_bytes: that a file may have.
@@ -49,6 +51,7 @@ class Access:
     downloads: Downloads
     cache: ImageCache
     roots: Roots
+    archives: Archives
     line: Callable[[str], bytes | None]
     robots: Callable[[str], Awaitable[None]] | None
     max_bytes: int
@@ -117,9 +120,14 @@ async def ask_leave(access: Access, address: Address) -> None:
 
 
 async def open_file(access: Access, address: Address, _: Validators | None) -> Opened:
-    """Read a local file where it lies."""
+    """Read a local file where it lies, or one of an archive."""
     async with access.limiter.slot("", patient=False):
         path = await asyncio.to_thread(access.roots.checked, address.url)
+        if (archive := await asyncio.to_thread(archive_above, path)) is not None:
+            part, name = access.cache.part_of(address.url), path.relative_to(archive).as_posix()
+            async with access.archives.lock:
+                found = await asyncio.to_thread(access.archives.extract, archive, name, part, access.max_bytes)
+            return Opened(found, part)
         download = await asyncio.to_thread(read_local, path, max_bytes=access.max_bytes)
     return Opened(download, path, is_part=False)
 

@@ -15,7 +15,6 @@ from etl.fetch.workers.base import Decoders
 from etl.images.cache import ImageCache
 from etl.net.attempt import Validators
 from etl.net.part import Download
-from etl.net.urls import is_local
 from etl.open_files import out_of_files
 from etl.state.sources import SourceQueue
 
@@ -69,8 +68,7 @@ class SourceFetcher:
     def forget(self, item: SourceItem) -> None:
         """Remove what unfinished downloads of the source have left."""
         for address in self._addresses(item):
-            if not is_local(address.url):
-                self.access.downloads.forget(self.cache.part_of(self.services.begun(address.url)))
+            self.access.downloads.forget(self.cache.part_of(self.services.begun(address.url)))
 
     def _addresses(self, item: SourceItem) -> list[Address]:
         if not self.mirrors:

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from etl.compression import SUFFIXES as COMPRESSIONS
 from etl.errors import InvalidUrlError, ManifestError
 from etl.images.formats import suffixes
 from etl.ingest import manifest_formats
@@ -24,27 +25,24 @@ STDIN = "-"
 
 
 class Manifest:
-    """One manifest: a file, a directory of pictures, standard input (``-``), or a file elsewhere, by its URL.
+    """One manifest: a file, archive or directory of pictures, standard input (``-``), or a file elsewhere, by its URL.
 
     Attributes:
         path: the name under which the state knows it: an absolute path, ``-``, or a URL without its signature.
         name: a short one for messages and for the keys of records that have none.
-        base: what relative image paths are resolved against: a directory, or for a file elsewhere its own URL.
         rereadable: whether it can be read more than once.
     """
-
-    base: Path | str
 
     def __init__(self, path: str) -> None:
         self._url = ""
         if path == STDIN:
             self._file = ManifestFile(None)
-            self.path, self.name, self.base, self.rereadable = STDIN, self._file.name, Path.cwd(), False
+            self.path, self.name, self.rereadable = STDIN, self._file.name, False
             return
         file = Path(path)
         if "://" in path and not _exists(file):
             self._url = path.strip()
-            self.path = self.base = _checked(self._url)
+            self.path = _checked(self._url)
             self.name, self.rereadable = remote_name(self.path), True
             return
         if not _exists(file):
@@ -56,7 +54,11 @@ class Manifest:
         self._file = ManifestFile(file)
         # A pipe, such as a shell's <(zcat ...), gives its lines once.
         self.path, self.name, self.rereadable = str(file.resolve()), file.name, file.is_file() or file.is_dir()
-        self.base = file.resolve() if file.is_dir() else file.resolve().parent
+
+    @property
+    def base(self) -> Path | str:
+        """What relative image paths are resolved against, as `ManifestFile` tells."""
+        return self._file.base
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -78,8 +80,8 @@ class Manifest:
             from etl.ingest.remote import brought
 
             with brought(self._url, self.name, settings, should_stop) as file:
-                self._file = ManifestFile(file)
-                self._file.read_url = documents.read
+                self._file = ManifestFile(file, read_url=documents.read)
+                self._file.base = self.path
                 yield file is not None
 
     def lines(self, encoding: str | None = None) -> Iterator[bytes]:
@@ -113,8 +115,7 @@ def _checked(url: str) -> str:
 _LONGEST_NAME = 200
 """Bytes of a file's name that are kept: the end, where the suffixes are."""
 
-_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-_PACKED = ("", ".gz", ".zst")
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".zip", ".tar", ".tgz")
 _SHOWN = 3
 """Of each kind."""
 
@@ -124,7 +125,7 @@ _LOOKED_AT = 1000
 
 def near_manifests(directory: Path) -> list[str]:
     """Return names of what looks like manifests in a directory: a few files, then a few directories of pictures."""
-    endings = tuple(f"{suffix}{packed}" for suffix in _SUFFIXES for packed in _PACKED)
+    endings = tuple(f"{suffix}{packed}" for suffix in _SUFFIXES for packed in ("", *COMPRESSIONS))
     try:
         here = sorted(islice(directory.iterdir(), _LOOKED_AT))
     except OSError:

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 from etl.domain.statuses import RecordState
@@ -20,6 +19,7 @@ from etl.ingest.fields import (
     pictures_of,
     split,
 )
+from etl.ingest.manifest import Manifest
 from etl.ingest.manifest_formats.file import BadRow
 from etl.ingest.options import IngestOptions
 from etl.net.data_urls import data_url, is_data
@@ -45,17 +45,16 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 class RecordParser:
     """Turns manifest lines into `NewRecord` values; a bad line becomes an invalid record."""
 
-    def __init__(self, options: IngestOptions, name: str, base: Path | str) -> None:
+    def __init__(self, options: IngestOptions, manifest: Manifest) -> None:
         self._options = options
-        self._name = name
-        self._base = base
+        self._manifest = manifest
 
     def parse(self, line: bytes, position: int, index: int) -> list[NewRecord]:
         """Return what one line says: line number ``position`` from 1, record number ``index`` from 0.
 
         Where its record has several pictures, each is a record, with ``#2`` and so on behind the key.
         """
-        key = f"{self._name}:{position}"
+        key = f"{self._manifest.name}:{position}"
         try:
             if isinstance(line, BadRow):
                 raise InvalidRecordError(line.reason)
@@ -134,9 +133,8 @@ class RecordParser:
             raise InvalidUrlError(
                 f"a path of a Windows machine: {url[:200]!r}; copy the pictures beside the manifest, and leave out C:"
             )
-        if isinstance(self._base, str):
-            return beside(self._base, url)
-        return _storable(str(self._base / local_path(url)), "the path")
+        base = self._manifest.base
+        return beside(base, url) if isinstance(base, str) else _storable(str(base / local_path(url)), "the path")
 
 
 def _invalid(

@@ -214,7 +214,7 @@ FORMS = {
 def found(source: str, settings: Settings | None = None) -> list[NewRecord]:
     """Return the records of a manifest; where there are settings, what it names elsewhere is asked for."""
     read = Manifest(source)
-    parser = RecordParser(IngestOptions(), read.name, read.base)
+    parser = RecordParser(IngestOptions(), read)
     with read.at_hand(settings) if settings else nullcontext():
         return [one for n, line in enumerate(read.lines()) for one in parser.parse(line, n + 1, n)]
 

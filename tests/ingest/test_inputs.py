@@ -1,8 +1,13 @@
 """Lists of pictures as public exporters write them: a small one of each, and what becomes of it."""
 
 import base64
+import bz2
+import gzip
 import io
 import json
+import lzma
+import tarfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -13,10 +18,14 @@ from PIL import Image
 from support.states import settings_for
 from support.workbench import Workbench, query
 
+from etl import archives
+from etl.compression import zstd
 from etl.domain.views import StageSummary
 from etl.errors import ManifestError
 from etl.extras import pyarrow
 from etl.ingest.manifest import Manifest
+from etl.ingest.manifest_formats.archive import MAX_FIELD
+from etl.ingest.manifest_formats.file import BadRow
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest
 from etl.net.data_urls import data_url
@@ -44,9 +53,44 @@ def dumped(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, ensure_ascii=False)
 
 
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return held.getvalue()
+
+
+def tarred(files: "Mapping[str, bytes | str]") -> bytes:
+    """Return a tar archive; a text is what a symbolic link leads to, of ``name*`` what a hard link does."""
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name.rstrip("*"))
+            if isinstance(content, str):
+                info.type, info.linkname = (tarfile.LNKTYPE if "*" in name else tarfile.SYMTYPE), content
+                content = b""
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return held.getvalue()
+
+
 TABLE = rows("^", "id^Título^url", '1^"Rue ^ ""du"" Fort"^' + A, "2^É^" + B)
 AB = [("1", A), ("2", B)]
 LINES = [(..., A), (..., B)]
+PICTURES = {"s/1.jpg": b"1", "s/2.PNG": b"2"}
+UNSAID = zipped({"s/xyxx.jpg": b"1"}).replace(b"xyxx", "é\\".encode() + b"x")
+SHARD = {
+    "s/2.txt": b"two", "s/1.jpg": b"", "s/1.json": b'{"url": "http://a.example/x"}', "s/2.jpg": b"", "s/1.txt": b"one",
+}  # fmt: skip
+DAMAGED = bytearray(tarred(PICTURES))
+DAMAGED[1024:1030] = b"\xff" * 6
+
+
+def inside(name: str, *keys: str) -> list[tuple[str, str]]:
+    """Return the pictures of an archive under their paths in it."""
+    return [(key, f"./{name}/{key}") for key in keys]
+
 
 INPUTS = {
     "URLs": Given("u.txt", f"# mine\n{A}\n\n  {B}\r\n", LINES),
@@ -142,7 +186,41 @@ INPUTS = {
         [("1", data_url(DATA)), ("2", data_url(GIF))],
     ),
     "other columns": Given("x.csv", f"cote,vignette\n1,{A}\n", "--image-field vignette"),
-    "a workbook": Given("x.xlsx", b"PK\x03\x04" + bytes(99), "save it as CSV"),
+    "a workbook": Given("x.xlsx", zipped({"xl/workbook.xml": b""}), "save it as CSV"),
+    "ZIP": Given("p.zip", zipped({"note.md": b"", **PICTURES, "__MACOSX/._1.jpg": b""}), inside("p.zip", *PICTURES)),
+    "ZIP, names in UTF-8 that are not said to be": Given("p.zip", UNSAID, inside("p.zip", "s/é/x.jpg")),
+    "tar": Given("p.tar", tarred({"./d/1.jpg": b"", "/e/2.jpg": b""}), inside("p.tar", "d/1.jpg", "e/2.jpg")),
+    "tar, a name in Latin-1": Given("p.tar", tarred({"x\udce9.jpg": b""}), inside("p.tar", "xé.jpg")),
+    "tar.gz": Given("p.tgz", gzip.compress(tarred(PICTURES)), inside("p.tgz", *PICTURES)),
+    "tar.bz2": Given("p", bz2.compress(tarred(PICTURES)), inside("p", *PICTURES)),
+    "tar.xz": Given("p.tar.xz", lzma.compress(tarred(PICTURES)) * 2, inside("p.tar.xz", *PICTURES)),
+    "tar.zst": Given("p.tar.zst", zstd.compress(tarred(PICTURES)), inside("p.tar.zst", *PICTURES)),
+    "WebDataset, not in its order": Given("s.tar", tarred(SHARD), inside("s.tar", "s/2.jpg", "s/1.jpg")),
+    "tar with links": Given(
+        "l.tar",
+        tarred({**PICTURES, "3.jpg*": "s/1.jpg", "s/4.jpg": "1.jpg", "5.jpg": "/etc/6.jpg", "../7.jpg": b""}),
+        inside("l.tar", *PICTURES, "3.jpg", "s/4.jpg"),
+    ),
+    "tar that was added to": Given(
+        "t.tar", tarred({"1.jpg": b"old", "2.jpg": b"", "./1.jpg": b"new"}), inside("t.tar", "2.jpg", "1.jpg")
+    ),
+    "a list among its pictures": Given(
+        "p.zip",
+        zipped({**PICTURES, "s/l.csv": b"id,file_name\na,1.jpg\n", "info.json": b'{"name": "x"}'}),
+        [("a", "./p.zip/s/1.jpg")],
+    ),
+    "a list alone": Given("l.zip", zipped({"in/l.csv": b"id,path\na,1.jpg\n", "readme.md": b""}), [("a", "./1.jpg")]),
+    "URLs in tar": Given("l.tar.gz", gzip.compress(tarred({"u.txt": f"{A}\n{B}\n".encode()})), [("1", A), ("2", B)]),
+    "JSON Lines in bzip2": Given("l.jsonl.bz2", bz2.compress(f'{{"id":"1","url":"{A}"}}\n'.encode()), AB[:1]),
+    "lists in ZIP": Given("l.zip", zipped({"a.csv": b"", "b.csv": b""}), "several lists (a.csv, b.csv)"),
+    "archives in ZIP": Given("l.zip", zipped({"a.zip": b"", "b.tar": b""}), "skipped 2 files: 1 .tar, 1 .zip"),
+    "ZIP with a password": Given(
+        "l.zip", zipped({"a.jpg": b"x"}).replace(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1"), "1 encrypted"
+    ),
+    "ZIP cut short": Given("l.zip", zipped(PICTURES)[:-30], "cut short, damaged or no archive"),
+    "tar cut short": Given("l.tar", tarred({"1.jpg": bytes(2000)})[:1500], "cut short"),
+    "tar.gz cut short": Given("l.tar.gz", gzip.compress(tarred(PICTURES))[:-40], "cut short"),
+    "a damaged tar": Given("l.tar", bytes(DAMAGED), "damaged (bad checksum)"),
     "a broken array": Given("x.json", '[{"id": 1', "line 1: cut short"),
 }
 
@@ -211,3 +289,49 @@ def test_pictures_in_records_are_fetched_from_them(tmp_path: Path) -> None:
     columns = "SELECT max(length(url)), max(length(coalesce(error, ''))) FROM sources"
     assert all(length < 120 for length in query(bench.state, columns)[0])
     assert not list((bench.state / "images" / "parts").glob("*"))
+
+
+def test_files_beside_a_picture_in_an_archive_are_its_fields(tmp_path: Path) -> None:
+    """What has a picture's name is read, in whatever order it comes; what makes no sense costs its own record."""
+    path = tmp_path / "s.tar.gz"
+    bad = {"3.jpg": b"", "3.json": b"{", "4.jpg": b"", "4.txt": bytes(MAX_FIELD + 1), "note.txt": b"", "5.caption": b""}
+    path.write_bytes(gzip.compress(tarred({**SHARD, **bad})))
+    manifest = Manifest(str(path))
+    found = list(manifest.lines())
+    assert [json.loads(line) for line in found[:2]] == [
+        {"id": "s/2.jpg", "path": "s/2.jpg", "txt": "two"},
+        {"id": "s/1.jpg", "path": "s/1.jpg", "json": {"url": "http://a.example/x"}, "txt": "one"},
+    ]
+    reasons = [line.reason.partition(":")[0] for line in found[2:] if isinstance(line, BadRow)]
+    assert reasons == ["3.json is not JSON", f"4.txt has more than {MAX_FIELD} bytes"]
+    assert manifest.skipped == {".txt": 1, ".caption": 1}
+    assert list(manifest.lines()) == found
+
+
+@pytest.mark.parametrize(
+    ("content", "limit", "words"),
+    [
+        (gzip.compress(tarred({"1.bmp": bytes(1 << 20)})), ("_GRANTED", 1 << 16), "more than 200 times its size"),
+        (tarred(PICTURES), ("MAX_MEMBERS", 1), "more than 1 files"),
+        (zipped(PICTURES), ("MAX_MEMBERS", 1), "more than 1 files"),
+        (zipped(PICTURES), ("MAX_DIRECTORY", 90), "a header of more than 90 bytes"),
+        (tarred({"x" * (2 << 20): b""}), ("MAX_MEMBERS", 1), "a header of more than 1048576 bytes"),
+        (gzip.compress(tarred({"x" * (2 << 20): b""})), ("MAX_MEMBERS", 1), "a header of more than 1048576 bytes"),
+    ],
+)
+def test_archives_that_swell_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, limit: tuple[str, int], words: str
+) -> None:
+    """Neither how much an archive holds, nor how much it announces, is taken into memory beyond a limit."""
+    monkeypatch.setattr(archives, *limit)
+    path = tmp_path / "a"
+    path.write_bytes(content)
+    with pytest.raises(ManifestError, match=words):
+        list(Manifest(str(path)).lines())
+
+
+def test_an_archive_from_a_pipe_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pictures could not be read a second time."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(zipped(PICTURES))))
+    with pytest.raises(ManifestError, match="save it as a file"):
+        list(Manifest("-").lines())

@@ -1,7 +1,9 @@
 """Manifests that lie elsewhere: brought by the downloader of the pictures, read as files of this machine are."""
 
 import gzip
+import io
 import json
+import zipfile
 
 import pytest
 from support.fault_server import Exchange, FaultServer, ranged, status
@@ -56,6 +58,11 @@ def test_what_cannot_be_brought_is_one_line(server: FaultServer, bench: Workbenc
     server.fail("/busy.csv", status(503, retry_after="9000"))
     with pytest.raises(ManifestError, match="asks to wait 9000 s"):
         bench.ingest_path(server.url("/busy.csv"))
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        archive.writestr("1.jpg", b"")
+    with pytest.raises(ManifestError, match=r"^p\.zip is an archive of pictures; download it"):
+        bench.ingest_path(server.add("/p.zip", held.getvalue(), "application/zip"))
     server.fail("/slow.csv", status(503, retry_after="800"))
     with Store.open(bench.settings) as store, store.run((Stage.INGEST,)):
         summary = ingest(store, Manifest(server.url("/slow.csv")), IngestOptions(), should_stop=lambda: True)

@@ -5,7 +5,17 @@ A new one is a module with a reader, and its line in the table here.
 
 from collections.abc import Callable, Iterator
 
-from etl.ingest.manifest_formats import csv_rows, directory, iiif, json_documents, jsonl, packed, parquet, url_list
+from etl.ingest.manifest_formats import (
+    archive,
+    csv_rows,
+    directory,
+    iiif,
+    json_documents,
+    jsonl,
+    packed,
+    parquet,
+    url_list,
+)
 from etl.ingest.manifest_formats.file import ManifestFile
 
 Recogniser = Callable[[ManifestFile], bool]
@@ -37,4 +47,8 @@ READERS: tuple[tuple[Recogniser, Lines], ...] = (
 
 def lines(file: ManifestFile) -> Iterator[bytes]:
     """Return a manifest's lines, read in the format that it has."""
+    return archive.lines(file, _lines) if archive.recognises(file) else _lines(file)
+
+
+def _lines(file: ManifestFile) -> Iterator[bytes]:
     return next(reader for recognises, reader in READERS if recognises(file))(file)

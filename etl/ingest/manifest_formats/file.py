@@ -1,19 +1,17 @@
 """What a manifest is read from: a file, decompressed on the way, a directory, or standard input."""
 
-import gzip
 import io
 import json
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from etl.compression import zstd
+from etl.compression import DAMAGED, SUFFIXES, unpacked
 from etl.errors import ManifestError
 from etl.ingest.manifest_formats.encodings import encoding_of
 
@@ -23,9 +21,7 @@ MAX_LINE = 16 * 1024 * 1024
 HEAD = 256 * 1024
 """Bytes by which a format is recognised."""
 
-_COMPRESSIONS = (".gz", ".zst")
 _BUFFER = 1 << 20
-_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError)
 
 
 @dataclass(eq=False)
@@ -38,14 +34,21 @@ class ManifestFile:
         encoding: of its text, as the user names it; ``None`` where it is to be found out.
         read_url: returns what lies behind a URL, of at most so many bytes, or raises a `FetchError`; ``None`` where
             nothing may be asked for.
+        base: what relative paths are resolved against: a directory, the URL of a file that was brought here, or a path
+            that leads into an archive, once its first line has been read.
     """
 
     path: Path | None
     skipped: Counter[str] = field(default_factory=Counter, init=False)
     encoding: str | None = None
     read_url: Callable[[str, int], bytes] | None = None
+    base: Path | str = field(init=False)
     _pipe: "io.BufferedReader[Any] | None" = field(default=None, init=False)
     _begun: bytes = field(default=b"", init=False)
+
+    def __post_init__(self) -> None:
+        path = self.path.resolve() if self.path else Path.cwd()
+        self.base = path.parent if self.path and not self.is_directory() else path
 
     @property
     def name(self) -> str:
@@ -56,7 +59,7 @@ class ManifestFile:
     def suffix(self) -> str:
         """The suffix that tells the format, in lower case and without that of a compression; empty for none."""
         suffixes = [suffix.lower() for suffix in self.path.suffixes] if self.path else []
-        return next((suffix for suffix in reversed(suffixes) if suffix not in _COMPRESSIONS), "")
+        return next((suffix for suffix in reversed(suffixes) if suffix not in SUFFIXES), "")
 
     def is_directory(self) -> bool:
         """Return whether it is a directory."""
@@ -69,8 +72,8 @@ class ManifestFile:
             self._pipe = self._pipe or self._opened()
             self._begun = self._pipe.read(HEAD)
         found = b""
-        opened = _unpacked(_buffered(self._begun)) if self._begun else self.open()
-        with suppress(ManifestError, *_DAMAGED), opened as stream:
+        opened = nullcontext(unpacked(_buffered(self._begun))) if self._begun else self.open()
+        with suppress(ManifestError, OSError, *DAMAGED), opened as stream:
             while len(found) < HEAD and (block := stream.read1(HEAD)):
                 found += block
         return found
@@ -87,18 +90,18 @@ class ManifestFile:
 
     @contextmanager
     def open(self) -> Iterator["io.BufferedReader[Any]"]:
-        """Yield its bytes, decompressed if they begin as gzip or zstd.
+        """Yield its bytes, decompressed where they are compressed.
 
         Raises `ManifestError` for what goes wrong with the file here or in the block.
         """
         where = "-" if self.path is None else self.path.resolve()
         try:
-            with self._raw() as raw, _unpacked(raw) as stream:
-                yield stream
-        except _DAMAGED as error:
+            with self._raw() as raw:
+                yield unpacked(raw)
+        except (OSError, *DAMAGED) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise ManifestError(f"cannot read {where}: {error.strerror}") from error
             raise ManifestError(f"{where} is cut short or damaged: {error}") from error
-        except OSError as error:
-            raise ManifestError(f"cannot read {where}: {error.strerror or error}") from error
 
     @contextmanager
     def text(self) -> Iterator[io.TextIOWrapper]:
@@ -141,19 +144,6 @@ class ManifestFile:
         if self.path is None:
             return cast("io.BufferedReader[Any]", sys.stdin.buffer)
         return cast("io.BufferedReader[Any]", self.path.open("rb", buffering=_BUFFER))
-
-
-@contextmanager
-def _unpacked(raw: "io.BufferedReader[Any]") -> Iterator["io.BufferedReader[Any]"]:
-    magic = raw.peek(4)[:4]
-    if magic[:2] == b"\x1f\x8b":
-        with gzip.open(raw) as stream:
-            yield io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER)
-    elif magic == b"\x28\xb5\x2f\xfd":
-        with zstd.open(raw) as stream:
-            yield io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER)
-    else:
-        yield raw
 
 
 def _buffered(data: bytes) -> "io.BufferedReader[Any]":
