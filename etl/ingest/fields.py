@@ -13,15 +13,17 @@ IMAGE_FIELDS = ("external_url", "url", "image_url", "image", "path")
 """The first that holds a text is it; only where none does, the rest of what follows is looked at."""
 
 MORE_IMAGE_FIELDS = (
-    *IMAGE_FIELDS, "images", "image_urls", "urls", "img_url", "img", "image_link", "image_src", "picture_url",
-    "photo_url", "file_url", "media_url", "original_url", "content_url", "download_url", "coco_url",
-    "contentdm_file_path", "src", "file_name", "image_file_name", "image_path", "image_file", "file_path", "pictures",
-    "picture", "photos", "photo", "attachments", "attachment", "files", "file", "media", "jpg", "png", "thumbnail_url",
-    "thumbnail",
+    *IMAGE_FIELDS, "images", "image_urls", "urls", "img_url", "img", "image_link", "image_src", "image_uri",
+    "picture_url", "photo_image_url", "photo_url", "file_url", "media_url", "original_url", "o:original_url",
+    "content_url", "download_url", "coco_url", "contentdm_file_path", "imageinfo", "primary_image", "web_image",
+    "edmIsShownBy", "url_o", "url_k", "url_h", "url_l", "url_c", "url_z", "url_m", "src", "file_name",
+    "image_file_name", "image_name", "image_path", "image_file", "file_path", "source_file", "pictures", "picture",
+    "pic", "photos", "photo", "attachments", "attachment", "files", "files & media", "file", "media", "jpg", "png",
+    "original", "edmPreview", "thumbnail_display_urls", "thumbnail_url", "thumbnail", "object",
 )  # fmt: skip
 """By name without capitals, spaces, underscores, hyphens and dots, in this order."""
 
-_INNER = ("value", "original", "href", "@id", "large", "full", "uri", "bytes")
+_INNER = ("value", "original", "source", "href", "@id", "large", "full", "uri", "bytes")
 """Beside those, where an object stands for a picture."""
 
 _HOLDERS = ("fields", "properties", "attributes", "data", "node", "_source", "record", "item")
@@ -54,6 +56,11 @@ _KNOWN = {*_IMAGE_NAMES, *KEY_NAMES}
 def is_known(name: str) -> bool:
     """Return whether a record's key or picture may stand under this name."""
     return normalised(name) in _KNOWN
+
+
+def may_hold(name: str) -> bool:
+    """Return whether what stands under this name may be a record's picture, or hold its fields."""
+    return is_known(name) or name in _HOLDERS
 
 
 def is_address(text: str) -> bool:

@@ -160,6 +160,52 @@ INPUTS = {
         ),
         AB,
     ),
+    "MediaWiki": Given(
+        "w.json",
+        dumped(
+            {
+                "batchcomplete": "",
+                "query": {
+                    "normalized": [{"from": "x"}],
+                    "pages": {"7": {"pageid": 7, "imageinfo": [{"url": A}]}, "9": {"original": {"source": B}}},
+                },
+            }
+        ),
+        [("7", A), ("9", B)],
+    ),
+    "MediaWiki, newer": Given("w.json", dumped({"query": {"pages": [{"imageinfo": [{"url": A}]}]}}, 2), [(..., A)]),
+    "objects by key": Given(
+        "k.json",
+        dumped({"a": {"url": A}, "b": {"img": B}, "c": {"title": "x"}, "d": {"url": C}, "count": 4}),
+        [("a", A), ("b", B), ("c", None), ("d", C)],
+    ),
+    "two objects by key": Given("k.json", dumped({"data": {"a": {"url": A}, "b": {"url": B}}}), [("a", A), ("b", B)]),
+    "an object with objects": Given(
+        "k.json", dumped({"user": {"image": "x.jpg"}, "data": {"x": 1}, "id": 1, "url": A}), AB[:1]
+    ),
+    "VGG Image Annotator": Given(
+        "via.json",
+        dumped({"_via_settings": {}, "_via_img_metadata": {"1.jpg9": {"filename": "1.jpg", "size": 9}}}),
+        [("1.jpg9", "./1.jpg")],
+    ),
+    "Omeka S": Given("o.json", dumped([{"@id": "http://o/media/5", "o:id": 5, "o:original_url": A}]), LINES[:1]),
+    "CONTENTdm item": Given("c.json", dumped({"id": 1, "collectionAlias": "p", "imageUri": A}), AB[:1]),
+    "Europeana": Given("e.json", dumped({"success": True, "items": [{"id": "/1", "edmIsShownBy": [A]}]}), AB[:1]),
+    "DPLA": Given("d.json", dumped({"count": 1, "docs": [{"id": "1", "isShownAt": B, "object": A}]}), AB[:1]),
+    "The Met": Given("m.jsonl", dumped({"id": 1, "primaryImage": A, "primaryImageSmall": B}), AB[:1]),
+    "Rijksmuseum": Given("r.json", dumped({"artObjects": [{"id": "1", "webImage": {"guid": "x", "url": A}}]}), AB[:1]),
+    "Flickr": Given("f.json", dumped({"photos": {"page": 1, "photo": [{"id": "1", "url_l": A}]}}), AB[:1]),
+    "Reddit": Given("r.json", dumped({"kind": "Listing", "data": {"children": [{"data": {"url": A}}]}}), LINES[:1]),
+    "HAL": Given("h.json", dumped({"_embedded": {"images": [{"id": 1, "url": A}]}, "_links": {}}), AB[:1]),
+    "Unsplash": Given("u.tsv", f"photo_id\tphoto_url\tphoto_image_url\nx\thttp://u/x\t{A}\n", LINES[:1]),
+    "Open Images": Given("o.csv", f"ImageID,OriginalURL,OriginalLandingURL\nx,{A},{B}\n", LINES[:1]),
+    "Shopify": Given("s.csv", f"Handle,Title,Image Src\nx,t,{A}\n", LINES[:1]),
+    "WooCommerce": Given("w.csv", f'ID,Name,Images\n1,t,"{A}, {B}"\n', [("1", A), ("1#2", B)]),
+    "Notion": Given("n.csv", f"Name,Files & media\nx,{A}\n", LINES[:1]),
+    "Roboflow": Given("r.csv", "filename,width,class\na.jpg,1,x\n", [(..., "./a.jpg")]),
+    "exiftool": Given("e.json", dumped([{"SourceFile": "./a.jpg", "Title": "x"}]), [(..., "./a.jpg")]),
+    "LLaVA": Given("l.json", dumped([{"id": "1", "image": "a.jpg", "conversations": []}]), [("1", "./a.jpg")]),
+    "Danbooru": Given("d.jsonl", dumped({"id": 1, "file_url": A, "preview_file_url": B}), AB[:1]),
     "kohya metadata": Given(
         "k.json", dumped({"a/1.png": {"tags": "x"}, "a/2.png": {}}), [(..., "./a/1.png"), (..., "./a/2.png")]
     ),

@@ -7,19 +7,25 @@ from typing import Any, TextIO
 
 from etl.errors import ManifestError
 from etl.images.formats import suffixes
-from etl.ingest.fields import is_known, normalised
+from etl.ingest.fields import is_known, may_hold, normalised, pictures_of
 from etl.ingest.manifest_formats.file import HEAD, MAX_LINE, ManifestFile, json_line
 
 _RECORDS = frozenset({
     "items", "records", "results", "rows", "data", "features", "entries", "objects", "docs", "documents", "bindings",
     "hits", "list", "values", "member", "hydramember", "elements", "result", "response", "assets", "ordereditems",
-    "photo", "samples", "annotatedimages",
+    "photo", "samples", "annotatedimages", "pages", "artobjects", "children",
 })  # fmt: skip
 _PICTURES = frozenset({"images", "photos", "pictures", "files"})
 """Lists of records in an object of them; in an object with a key of its own, the several pictures of one record."""
 
-_HOLDERS = frozenset({"results", "response", "data", "hits", "result", "photos", "query", "collection"})
+_HOLDERS = frozenset({
+    "results", "response", "data", "hits", "result", "photos", "query", "collection", "pages", "viaimgmetadata",
+    "embedded",
+})  # fmt: skip
 """Objects in which such a list may stand."""
+
+_KEYED = 3
+"""Members of an object, all of them records, after which the rest is taken for records, too."""
 
 _LOOKED_AT, _BLOCK = 200, 1 << 20
 _DECODER = json.JSONDecoder()
@@ -104,7 +110,7 @@ def _records(scanner: "_Scanner") -> Iterator[Any]:
 
 def _members(scanner: "_Scanner") -> Generator[Any, None, dict[str, Any] | None]:
     """Yield the records that an object holds; return the object itself where it is one, else ``None``."""
-    begun, record, holds_records = scanner.offset, dict[str, Any](), False
+    begun, record, holds_records, is_keyed = scanner.offset, dict[str, Any](), False, False
     for name in scanner.names():
         char, folded = scanner.peek(), normalised(name)
         is_record = any(is_known(known) and isinstance(value, str | int) for known, value in record.items())
@@ -123,13 +129,32 @@ def _members(scanner: "_Scanner") -> Generator[Any, None, dict[str, Any] | None]
             record[name] = [inner for inner in scanner.elements() if scanner.offset - begun <= MAX_LINE]
         else:
             record[name] = scanner.value()
+            if not is_keyed and len(record) == _KEYED:
+                is_keyed = _are_records(record)
+        if is_keyed:
+            holds_records = True
+            yield from _keyed(record)
         if holds_records:
             record.clear()
+    if _are_records(record):
+        yield from _keyed(record)
+        return None
     if holds_records:
         return None
     if scanner.offset - begun > MAX_LINE:
         raise scanner.error(f"a record of more than {MAX_LINE} characters")
     return record
+
+
+def _are_records(members: dict[str, Any]) -> bool:
+    """Return whether the members of an object are records under their keys, most of them with a picture."""
+    if not members or any(may_hold(name) or not isinstance(value, dict) for name, value in members.items()):
+        return False
+    return 2 * sum(bool(pictures_of(value)) for value in members.values()) > len(members)
+
+
+def _keyed(members: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    return ({"id": name, **value} for name, value in members.items() if isinstance(value, dict))
 
 
 class _Scanner:
