@@ -69,7 +69,7 @@ FORMATS = (
         "PIL.TiffImagePlugin:TiffImageFile",
     ),
     _format("WebP", "image/webp", ".webp", rb"RIFF.{4}WEBP", "PIL.WebPImagePlugin:WebPImageFile"),
-    _format("GIF", "image/gif", ".gif", rb"GIF8", "PIL.GifImagePlugin:GifImageFile"),
+    _format("GIF", "image/gif", ".gif", rb"GIF8", "etl.images.gif:ComposedGifImageFile"),
     # Two letters could begin any text; the reserved fields of a BMP header are zero.
     _format("BMP", "image/bmp", ".bmp", rb"BM.{4}\0{4}", "etl.images.bmp:MaskedBmpImageFile"),
     # A BMP without its file's header: size of the other, width, height, one plane, bits of a pixel.
