@@ -98,7 +98,7 @@ FORMATS = (
     _format("PSD", "image/vnd.adobe.photoshop", ".psd", rb"8BPS\0\x01", "etl.images.psd:CompositePsdImageFile"),
     _format(
         "PNM", "image/x-portable-anymap", ".pbm .pgm .ppm .pnm", rb"P[1-6](\s+|#[^\r\n]*[\r\n])+\d",
-        "PIL.PpmImagePlugin:PpmImageFile",
+        "etl.images.pnm:PpmImageFile",
     ),
     _format("PAM", "image/x-portable-arbitrarymap", ".pam", rb"P7\s*\n", "etl.images.pam:PamImageFile"),
     # Last: ISO 32000-1, note 13 of annex H, accepts its marker anywhere in the first 1024 bytes.

@@ -55,6 +55,8 @@ COLOURED: dict[str, Callable[[], bytes]] = {
     "ppm in text": odd.text_ppm,
     "ppm in text with comments": lambda: odd.text_ppm("# made by hand\n# at home\n"),
     "ppm of 16 bits": lambda: b"P6 48 40 65535\n" + bytes(b for v in odd.picture().tobytes() for b in (v, v)),
+    "ppm of 12 bits": lambda: odd.ppm(4095),
+    "ppm of few tones": lambda: odd.ppm(200),
     "pam": lambda: odd.pam("RGB"),
     "pam with alpha": lambda: odd.pam("RGBA"),
     "pam of 16 bits": lambda: odd.pam("RGB", 65535),
@@ -303,6 +305,8 @@ CUT: dict[str, Callable[[Image.Image], bytes]] = {
     "bmp with a palette": lambda noise: encoded(noise.quantize(16), "BMP"),
     "tiff": lambda noise: encoded(noise, "TIFF"),
     "ppm": lambda noise: encoded(noise, "PPM"),
+    "ppm of 16 bits": lambda noise: b"P6 64 256 65535\n" + bytes(b for v in noise.tobytes() for b in (v, 0)),
+    "ppm of few tones": lambda noise: b"P6 64 256 254\n" + noise.point(lambda value: min(value, 254)).tobytes(),
 }
 
 

@@ -148,6 +148,12 @@ def text_ppm(comment: str = "") -> bytes:
     return f"P3\n{comment}{SIZE[0]} {SIZE[1]}\n255\n{values}\n".encode()
 
 
+def ppm(top: int) -> bytes:
+    size = 1 if top < 256 else 2
+    values = (round(value * top / 255).to_bytes(size) for value in picture().tobytes())
+    return f"P6 {SIZE[0]} {SIZE[1]} {top}\n".encode() + b"".join(values)
+
+
 def pam(mode: str, top: int = 255) -> bytes:
     image = picture().convert(mode)
     bands = len(image.getbands())
