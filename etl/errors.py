@@ -386,7 +386,7 @@ class CorruptImageError(ImageError):
 
 
 class TruncatedImageError(CorruptImageError):
-    """The file ends before its last pixel."""
+    """The file ends before its last pixel, or is damaged from some point on."""
 
     slug = "truncated_image"
     first = "replace the file, or accept it as it is: `--accept-truncated 0.9` when fetching"

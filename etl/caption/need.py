@@ -13,6 +13,7 @@ from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
 from etl.state.read.recipes import all_recipes
 from etl.state.read.sources import has_picture
+from etl.state.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,23 @@ def wait_for_picture(
         return _is_wanted(reader, has, _is_by(reader, settings, longest_edge), control, more_coming)
     finally:
         control.awaits_picture = False
+
+
+def settle_without_model(store: Store, reader: Reader, run: int, settings: Settings, control: RunControl) -> None:
+    """Let what no model is loaded for be skipped for its flag, also in a state that has seen no model yet."""
+    is_first = not any(row.current for row in all_recipes(reader))
+    if is_first and settings.skip_flag and not control.stopping and has_picture(reader, pending_only=True):
+        # What is skipped are captions, and these are of a recipe.
+        recipe = Recipe(
+            model=settings.model,
+            revision="not loaded",
+            engine="none",
+            dtype="none",
+            preprocessing={},
+            generation={},
+        )
+        store.use_recipe(sha256=recipe.sha256, model=recipe.model, revision=recipe.revision, spec=recipe.to_json())
+    store.settle_skipped(run)
 
 
 def _is_wanted(

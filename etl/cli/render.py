@@ -204,6 +204,8 @@ def next_step(progress: Progress) -> str:
         return f"`etl run` goes on with the {count(pending, 'record')} that {'are' if pending != 1 else 'is'} pending"
     if failed:
         return "`etl failures` tells what failed, `etl retry-failed` tries it again; `etl export captions.jsonl`"
+    if progress.outcomes.get(RecordOutcome.SKIPPED, 0) and not progress.outcomes.get(RecordOutcome.CAPTIONED, 0):
+        return "all is skipped for a flag of its picture: `etl run` without --skip-flag captions it"
     if not progress.outcomes.get(RecordOutcome.CAPTIONED, 0):
         return "no record is selected: `etl run --all` captions all of them"
     return "all is captioned: `etl export captions.jsonl`"

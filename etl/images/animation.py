@@ -13,7 +13,9 @@ MOST_PIXELS = 200_000_000
 
 
 def something_shown(image: Image.Image) -> Image.Image:
-    """Return the loaded first frame, which may be empty, or the first one that shows something, where there is one."""
+    """Return the first frame, which may be empty, or the first one that shows something, where there is one."""
+    # To have looked whether there are more frames unloads a GIF.
+    image.load()
     # Of the frames that follow Pillow loses the palette of a PNG.
     if _has_contrast(image) or (image.format == "PNG" and image.mode == "P"):
         return image

@@ -21,7 +21,7 @@ from etl.images import (
     animation,
     colour,
     jpeg2000,
-    leniency,  # noqa: F401 -- for what it changes
+    leniency,
     tiff,
     tiff_choice,
     truncated,
@@ -66,14 +66,14 @@ class Picture:
 def decode(path: Path, *, longest_edge: int, max_pixels: int, accept_truncated: float = 1.0) -> Picture:
     """Decode the first picture or page of the file to upright RGB with at most ``longest_edge`` pixels a side.
 
-    A file that ends too early is accepted if it has at least the part ``accept_truncated`` of its pixels.
+    One that ends too early, or is damaged, is accepted if it has at least the part ``accept_truncated`` of its pixels.
 
     Raises:
         LocalFileError: the file cannot be read.
         NotAnImageError: its bytes are of no accepted format.
         DecoderMissingError: they are of one whose package is not installed.
         ImageTooLargeError: its header announces more than ``max_pixels``; nothing was decoded.
-        TruncatedImageError: it is cut short.
+        TruncatedImageError: it is cut short, or damaged from some point on.
         CorruptImageError: it is broken or of an unsupported kind of its format.
         DecoderLimitError: memory ran out.
     """
@@ -218,7 +218,8 @@ def _prepare(image: ImageFile.ImageFile, longest_edge: int) -> None:
     """Have an opened picture loaded no larger than it is wanted, and as Pillow alone would not."""
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         # Scaling in the DCT costs a third; thumbnail() would not do it at 3000 -> 1024.
-        image.draft(image.mode, _fit(image.size, longest_edge, floor=True))
+        if leniency.LOSSLESS not in image.info:
+            image.draft(image.mode, _fit(image.size, longest_edge, floor=True))
         _decode_into_place(image)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tiff.mend_byte_order(image)
@@ -236,7 +237,8 @@ def _loaded(
         image.load()
         return image, 1.0
     except OSError as error:
-        if known is None or not isinstance(path, Path) or not truncated.is_cut_short(error):
+        how = truncated.how_broken(error)
+        if known is None or not isinstance(path, Path) or not how:
             raise
 
     def again(file: Path | IO[bytes]) -> ImageFile.ImageFile:
@@ -244,9 +246,9 @@ def _loaded(
         _prepare(opened, longest_edge)
         return opened
 
-    image, there = truncated.load(path, again)
+    image, there = truncated.load(path, again, how)
     if there < accept_truncated:
-        raise TruncatedImageError(f"the {known.name} is cut short: {int(there * 100)}% of its pixels are there")
+        raise TruncatedImageError(f"the {known.name} is {how}: {int(there * 100)}% of its pixels are there")
     return image, there
 
 

@@ -69,7 +69,7 @@ FORMATS = (
         "PIL.TiffImagePlugin:TiffImageFile",
     ),
     _format("WebP", "image/webp", ".webp", rb"RIFF.{4}WEBP", "PIL.WebPImagePlugin:WebPImageFile"),
-    _format("GIF", "image/gif", ".gif", rb"GIF8", "PIL.GifImagePlugin:GifImageFile"),
+    _format("GIF", "image/gif", ".gif", rb"GIF8", "etl.images.gif:ComposedGifImageFile"),
     # Two letters could begin any text; the reserved fields of a BMP header are zero.
     _format("BMP", "image/bmp", ".bmp", rb"BM.{4}\0{4}", "etl.images.bmp:MaskedBmpImageFile"),
     # A BMP without its file's header: size of the other, width, height, one plane, bits of a pixel.
@@ -98,7 +98,7 @@ FORMATS = (
     _format("PSD", "image/vnd.adobe.photoshop", ".psd", rb"8BPS\0\x01", "etl.images.psd:CompositePsdImageFile"),
     _format(
         "PNM", "image/x-portable-anymap", ".pbm .pgm .ppm .pnm", rb"P[1-6](\s+|#[^\r\n]*[\r\n])+\d",
-        "PIL.PpmImagePlugin:PpmImageFile",
+        "etl.images.pnm:PpmImageFile",
     ),
     _format("PAM", "image/x-portable-arbitrarymap", ".pam", rb"P7\s*\n", "etl.images.pam:PamImageFile"),
     # Last: ISO 32000-1, note 13 of annex H, accepts its marker anywhere in the first 1024 bytes.

@@ -4,11 +4,12 @@ Imported for what it changes: how Pillow's plugins read PNG's ancillary chunks a
 """
 
 import contextlib
+import os
 import struct
 import zlib
 from typing import Any
 
-from PIL import ImageFile, JpegImagePlugin, PngImagePlugin
+from PIL import JpegImagePlugin, PngImagePlugin
 from PIL.PngImagePlugin import PngStream
 
 _PROFILE_BYTES = 32 * 1024**2
@@ -16,6 +17,9 @@ _PROFILE_BYTES = 32 * 1024**2
 
 _PROFILE_HEAD = 14
 """Bytes before what a JPEG's segment has of its profile: name, number and how many there are."""
+
+LOSSLESS = "lossless"
+"""Key of ``info`` of JPEGs that were compressed without loss, which libjpeg cannot decode at a smaller size."""
 
 _ANCILLARY = 0x20
 """The bit of a chunk's name that makes it one without which the pixels can be shown (PNG 5.4)."""
@@ -36,13 +40,16 @@ class _LenientPngStream(PngStream):
         assert self.fp is not None
         may_turn = self.fp.read(min(length, max(map(len, _TURNED)))).startswith(_TURNED)
         self.fp.seek(pos)
+        # What reaches beyond the file's end is passed over, too: then no chunk follows, of pixels or other.
+        there = min(length, self.fp.seek(0, os.SEEK_END) - pos)
+        self.fp.seek(pos)
         if cid in _PASSED_OVER and not may_turn:
-            return ImageFile._safe_read(self.fp, length)
+            return self.fp.read(there)
         try:
             return super().call(cid, pos, length)
-        except (ValueError, SyntaxError, IndexError, struct.error, zlib.error):
+        except (ValueError, SyntaxError, IndexError, OSError, struct.error, zlib.error):
             self.fp.seek(pos)
-            return ImageFile._safe_read(self.fp, length)
+            return self.fp.read(there)
 
     def crc(self, cid: bytes, data: bytes) -> None:
         if cid[0] & _ANCILLARY:
@@ -61,8 +68,14 @@ def _application_segment(image: JpegImagePlugin.JpegImageFile, marker: int) -> N
     image.icclist = [part for part in image.icclist if len(part) > _PROFILE_HEAD]
 
 
+def _frame_without_loss(image: JpegImagePlugin.JpegImageFile, marker: int) -> None:
+    JpegImagePlugin.SOF(image, marker)
+    image.info[LOSSLESS] = True
+
+
 PngImagePlugin.PngStream = _LenientPngStream  # type: ignore[misc]
 PngImagePlugin.MAX_TEXT_CHUNK = _PROFILE_BYTES
+_segments[0xFFC3] = ("SOF3", "Lossless", _frame_without_loss)
 for _marker, (_name, _meaning, _handler) in _segments.items():
     if _handler is JpegImagePlugin.APP:
         _segments[_marker] = (_name, _meaning, _application_segment)

@@ -1,9 +1,8 @@
 """Netpbm's PAM: a header of words, then samples row by row (https://netpbm.sourceforge.net/doc/pam.html)."""
 
-from PIL import (
-    ImageFile,
-    PpmImagePlugin,  # noqa: F401 -- for its decoder
-)
+from PIL import ImageFile
+
+from etl.images import pnm  # noqa: F401 -- for its decoder
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 """Samples of a pixel -> Pillow's mode."""
@@ -25,7 +24,6 @@ class PamImageFile(ImageFile.ImageFile):
             raise ValueError(f"{depth} samples a pixel of up to {top}")
         assert self.fp is not None
         self._mode, self._size = _MODES[depth], (width, height)
-        # Pillow's own decoder for PPM scales samples of one or two bytes to eight bits.
         decoder, args = ("raw", self.mode) if top == 255 else ("ppm", (self.mode, top))
         self.tile = [ImageFile._Tile(decoder, (0, 0, width, height), self.fp.tell(), args)]
 

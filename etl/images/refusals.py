@@ -99,9 +99,9 @@ def _refusal(known: ImageFormat | None, path: Path, error: Exception) -> ImageEr
         with path.open("rb") as file:
             return NotAnImageError(describe(file.read(TEXT_BYTES)))
     if isinstance(error, UnidentifiedImageError):
-        return CorruptImageError(f"the {known.name} header is broken or of a kind that is not supported")
+        return CorruptImageError(f"the {known.name} header is broken or cut short, or of a kind that is not supported")
     if _CUT_SHORT.search(words):
-        return TruncatedImageError(f"the {known.name} is cut short")
+        return TruncatedImageError(f"the {known.name} is cut short, and no part of it can be taken")
     for pattern, meaning in _REASONS:
         if re.search(pattern, words):
             return CorruptImageError(f"the {known.name} {meaning}")

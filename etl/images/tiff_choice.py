@@ -59,12 +59,22 @@ def chosen(file: IO[bytes], longest_edge: int) -> Choice | None:
                 if image.size == picture.size:
                     return Choice(jpeg, _orientation(tags))
         is_plain = directories.are_plain and tags is directories.all[0] and picture.tag_v2 == tags
-        if is_plain and not tiff_samples.is_needed(picture):
+        if is_plain and not tiff_samples.is_needed(picture) and _is_opened(file):
             return None
     # Of broken files Pillow tells what is wrong.
     except (struct.error, ValueError, TypeError, IndexError, UnidentifiedImageError):
         return None
     return Choice(picture, _orientation(tags))
+
+
+def _is_opened(file: IO[bytes]) -> bool:
+    """Return whether Pillow opens the file: values that lie beyond its end make it give up the whole directory."""
+    file.seek(0)
+    try:
+        with Image.open(file, formats=["TIFF"]):
+            return True
+    except UnidentifiedImageError:
+        return False
 
 
 def _orientation(tags: Tags) -> int:

@@ -1,4 +1,4 @@
-"""Files that end too early: which of their pixels are there.
+"""Files that end too early, or are damaged from some point on: which of their pixels are there.
 
 A file is decoded twice, with something else each time in the place of what is missing; where the two pictures are the
 same, the file itself has said it.
@@ -7,6 +7,7 @@ same, the file itself has said it.
 import contextlib
 import io
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -22,8 +23,15 @@ _END, _SCAN = b"\xff\xd9", b"\xff\xda"
 _SEGMENTS = (0xC4, 0xDA, 0xDB, 0xDD, 0xFE)
 """Markers, other than those of headers, of segments that tell their length."""
 
-_OTHER = random.Random(0).randbytes(64 * 1024).replace(b"\xff", b"\x55")
-"""What could be more of a JPEG's data: no marker is in it."""
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""Of anything but a zero that was put behind a byte of data, and restarts."""
+
+_NOISE = random.Random(0).randbytes(16 * 1024).replace(b"\xff", b"\x55")
+_OTHER = _NOISE + b"".join(bytes((0xFF, 0xD0 + number % 8)) + _NOISE for number in range(16))
+"""What could be more of a JPEG's data, also behind any restart: no other marker is in it."""
+
+CUT_SHORT, DAMAGED = "cut short", "damaged"
+_BROKEN = {"truncated": CUT_SHORT, "broken data stream": DAMAGED, "unrecognized data stream": DAMAGED}
 
 _BLOCK = 256
 """Bytes of the longest block of a GIF, which Pillow takes whole or not at all."""
@@ -31,22 +39,25 @@ _BLOCK = 256
 _FILLS = (128, 0)
 
 
-def is_cut_short(error: OSError) -> bool:
-    """Return whether Pillow says that the file's end is missing."""
-    return "truncated" in str(error)
+def how_broken(error: OSError) -> str:
+    """Return what Pillow says of the file's pixels: that they are ``cut short``, ``damaged``, or nothing."""
+    return next((meaning for words, meaning in _BROKEN.items() if words in str(error).lower()), "")
 
 
-def load(path: Path, opener: Opener) -> tuple[ImageFile.ImageFile, float]:
+def load(path: Path, opener: Opener, how: str) -> tuple[ImageFile.ImageFile, float]:
     """Return the picture, loaded, gray where the file has no pixels, and the part of its pixels that the file has.
 
-    Raises whatever Pillow raises where even so there is no picture.
+    ``how`` it is broken `how_broken` says.  Raises whatever Pillow raises where even so there is no picture.
     """
     with _end_forgiven():
         with opener(path) as image:
             kind = type(image)
         if issubclass(kind, JpegImageFile):
             # Half a marker would make one of what follows.
-            data = _whole_segments(path.read_bytes().rstrip(b"\xff"))
+            data = path.read_bytes()
+            if how == DAMAGED:
+                data = _until_marker(data)
+            data = _whole_segments(data.rstrip(b"\xff"))
             picture, difference = _load_twice(opener, *(io.BytesIO(data + more) for more in (_END, _OTHER + _END)))
             # From the first row that differs on nothing is sure, although by chance some pixels may be the same.
             box = difference.getbbox()
@@ -79,13 +90,24 @@ def _whole_segments(data: bytes) -> bytes:
     return data[:at] if is_cut else data
 
 
+def _until_marker(data: bytes) -> bytes:
+    """Return a JPEG's data up to the end of its first scan: a marker there ends what the decoder takes."""
+    marker = _MARKER.search(data, _first_scan(data) + 2)
+    return data[: marker.start()] if marker else data
+
+
+def _first_scan(data: bytes) -> int:
+    """Return where the first scan begins: what is before it may hold a small picture with scans of its own."""
+    at = 2
+    while at < len(data) and not data.startswith(_SCAN, at):
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at
+
+
 def _part_of_scans(data: bytes, components: int) -> float:
     """Return the part of all coefficients whose last bits are in a scan that has begun (ITU-T T.81, B.2.3)."""
     done: set[tuple[int, int]] = set()
-    # What is before the first scan may hold a small picture with scans of its own.
-    at = 2
-    while 2 <= at < len(data) and not data.startswith(_SCAN, at):
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    at = _first_scan(data)
     while 0 <= at < len(data):
         header = data[at + 4 : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")]
         first, last, bits = header[-3:]

@@ -234,7 +234,7 @@ def _fetch(store: Store, run: int, settings: Settings, control: RunControl, refr
 
 
 def _caption(store: Store, run: int, settings: Settings, control: RunControl) -> StageSummary:
-    from etl.caption.need import wait_for_picture
+    from etl.caption.need import settle_without_model, wait_for_picture
     from etl.caption.stage import caption
     from etl.images.cache import ImageCache
     from etl.state.presence import require_cache
@@ -247,7 +247,7 @@ def _caption(store: Store, run: int, settings: Settings, control: RunControl) ->
         # The copies that are there decide, not the setting: they may have been made on another machine.
         edge = edges[0] if edges else settings.longest_edge
         if not wait_for_picture(reader, settings, edge, control, lambda: control.is_active(Stage.FETCH)):
-            store.settle_skipped(run)
+            settle_without_model(store, reader, run, settings, control)
             return _NOTHING
     control.loading = True
     fetch_weights(settings, control.note_download)

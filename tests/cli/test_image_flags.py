@@ -71,3 +71,17 @@ def test_no_model_is_loaded_for_what_is_skipped(bench: Workbench, tmp_path: Path
     done = program.here("caption", "--model", "demo", "--skip-flag", "blank,tiny", "--skip-flag", "placeholder")
     assert (done.code, "2 skipped for a flag of their picture" in done.stderr) == (0, True), done.stderr
     assert bench.rows("SELECT count(*) FROM recipes") == [(1,)]
+
+
+def test_a_first_run_that_skips_all_leaves_nothing_to_be_done(tmp_path: Path) -> None:
+    """In a state that has seen no model yet, pictures are skipped, too; a run without the flag takes them up."""
+    bench = Workbench(tmp_path, skip_flag=("blank",))
+    (tmp_path / "blank.jpg").write_bytes(encoded(Image.new("RGB", (99, 99), "white")))
+    bench.ingest({"id": "blank", "path": "blank.jpg"})
+    bench.fetch()
+    done = Program(tmp_path).here("caption", "--model", "demo", "--skip-flag", "blank")
+    assert (done.code, "1 skipped for a flag of their picture" in done.stderr) == (0, True), done.stderr
+    assert "all is skipped" in Program(tmp_path).here("status").stdout
+    bench = Workbench(tmp_path)
+    bench.caption(PlainCaptioner())
+    assert bench.rows("SELECT outcome FROM records") == [("captioned",)]

@@ -283,6 +283,17 @@ def test_a_palette_of_bytes_is_no_palette_of_black(tmp_path: Path) -> None:
     assert_halves(run(tmp_path / "a"), RED, BLUE)
 
 
+def test_words_that_lie_outside_the_file_do_not_cost_the_picture(tmp_path: Path) -> None:
+    """A value without which the pixels can be shown is passed over, and so the directory is read to its end."""
+    buffer = io.BytesIO()
+    drawn().save(buffer, "TIFF", description="a field and a tree")
+    entry = struct.pack("<HHI", 270, 2, 19)
+    at = buffer.getvalue().index(entry) + len(entry)
+    data = buffer.getvalue()[:at] + struct.pack("<I", 10**8) + buffer.getvalue()[at + 4 :]
+    (tmp_path / "a").write_bytes(data)
+    assert difference(run(tmp_path / "a").image, drawn()) < 3
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_large_files_of_either_byte_order_are_read(tmp_path: Path, order: str, orientation: int) -> None:

@@ -55,6 +55,8 @@ COLOURED: dict[str, Callable[[], bytes]] = {
     "ppm in text": odd.text_ppm,
     "ppm in text with comments": lambda: odd.text_ppm("# made by hand\n# at home\n"),
     "ppm of 16 bits": lambda: b"P6 48 40 65535\n" + bytes(b for v in odd.picture().tobytes() for b in (v, v)),
+    "ppm of 12 bits": lambda: odd.ppm(4095),
+    "ppm of few tones": lambda: odd.ppm(200),
     "pam": lambda: odd.pam("RGB"),
     "pam with alpha": lambda: odd.pam("RGBA"),
     "pam of 16 bits": lambda: odd.pam("RGB", 65535),
@@ -76,6 +78,7 @@ COLOURED: dict[str, Callable[[], bytes]] = {
     "jpeg without its end, progressive": lambda: odd.jpeg_without_end(progressive=True),
     "jpeg without its end, of 4:2:0 with restarts": lambda: odd.jpeg_without_end(subsampling=2, restart_marker_rows=1),
     "jpeg whose end is half there": lambda: odd.jpeg_without_end() + b"\xff",
+    "jpeg whose end is another marker": lambda: odd.jpeg_without_end() + b"\xff\xc9",
     "jpeg with 7 bytes of JFIF": lambda: odd.jpeg_with((0, b"JFIF\0")),
     "jpeg with 8 bytes of JFIF": lambda: odd.jpeg_with((0, b"JFIF\0\1")),
     "jpeg with a short Exif and profile": lambda: odd.jpeg_with((1, b"Exif\0\0"), (2, b"ICC_PROFILE\0")),
@@ -103,6 +106,8 @@ COLOURED: dict[str, Callable[[], bytes]] = {
     "png with a short tRNS": lambda: odd.png_with(odd.chunk(b"tRNS", b"\0")),
     "png with a short acTL": lambda: odd.png_with(odd.chunk(b"acTL", b"\0")),
     "png without its end": odd.png_ending,
+    "png with more pixels to come at its end": lambda: odd.png_ending(b"\0\0\x20\0IDAT"),
+    "png whose last text is cut": lambda: odd.png_ending(b"\0\0\x20\0zTXta\0"),
 }  # fmt: skip
 
 COARSE: dict[str, Callable[[], bytes]] = {
@@ -130,6 +135,30 @@ IN_GRAY: dict[str, Callable[[], bytes]] = {
 def test_the_picture_is_shown(tmp_path: Path, name: str) -> None:
     """The file gives the picture that it shows, unflagged."""
     assert difference(shown(COLOURED[name](), tmp_path), odd.picture()) < 8
+
+
+def test_a_jpeg_without_loss_is_shown_at_any_size(tmp_path: Path) -> None:
+    """It is decoded whole, for it has no smaller version within as others have."""
+    (tmp_path / "a").write_bytes(odd.jpeg_without_loss())
+    picture = decode(tmp_path / "a", longest_edge=16, max_pixels=10_000)
+    assert difference(picture.image, GRAY.resize((16, 14), Image.Resampling.BOX)) < 8
+
+
+@pytest.mark.parametrize("colours", [(1, 2), (0, 1)])
+@pytest.mark.parametrize("disposal", [0, 2, 3])
+def test_around_the_frames_of_a_gif_is_nothing(tmp_path: Path, disposal: int, colours: tuple[int, int]) -> None:
+    """Where no frame has been, it is white like all that is transparent, not of the first of its colours."""
+    made = odd.gif(
+        [((10, 10), (20, 30), colours[0]), ((30, 20), (20, 20), colours[1])], size=(60, 50), disposal=disposal
+    )
+    image = shown(made, tmp_path)
+    assert image.size == (60, 50)
+    white, *_ = named = ((255, 255, 255), (200, 0, 0), (0, 0, 200))
+    # Of a white frame nothing is to be seen, so the next is shown, too.
+    second = named[colours[1]] if colours[0] == 0 else white
+    expected = [white, named[colours[0]], second, white]
+    found = [image.getpixel(at) for at in ((3, 45), (16, 16), (40, 30), (55, 5))]
+    assert found == [pytest.approx(colour, abs=8) for colour in expected]
 
 
 @pytest.mark.parametrize("name", COARSE)
@@ -276,6 +305,8 @@ CUT: dict[str, Callable[[Image.Image], bytes]] = {
     "bmp with a palette": lambda noise: encoded(noise.quantize(16), "BMP"),
     "tiff": lambda noise: encoded(noise, "TIFF"),
     "ppm": lambda noise: encoded(noise, "PPM"),
+    "ppm of 16 bits": lambda noise: b"P6 64 256 65535\n" + bytes(b for v in noise.tobytes() for b in (v, 0)),
+    "ppm of few tones": lambda noise: b"P6 64 256 254\n" + noise.point(lambda value: min(value, 254)).tobytes(),
 }
 
 
@@ -302,6 +333,24 @@ def test_the_part_that_is_there_is_measured(tmp_path: Path, name: str) -> None:
     decode(tmp_path / "a", longest_edge=256, max_pixels=10**6, accept_truncated=0.66)
     with pytest.raises(TruncatedImageError):
         decode(tmp_path / "a", longest_edge=256, max_pixels=10**6, accept_truncated=0.84)
+
+
+@pytest.mark.parametrize("name", ["jpeg", "jpeg with restarts", "jpeg progressive", "png", "gif"])
+def test_a_damaged_picture_is_as_good_as_one_that_is_cut_there(tmp_path: Path, name: str) -> None:
+    """What comes behind the damage is not shown, nor gray called a picture, unless so little is asked for."""
+    noise = Image.merge("RGB", [Image.effect_noise((64, 256), 80) for _ in range(3)])
+    data = bytearray(CUT[name](noise))
+    middle = len(data) // 2
+    if "restarts" in name:
+        middle = next(at for at in range(middle, len(data)) if data[at] == 0xFF and data[at + 1] in range(0xD0, 0xD8))
+    # A marker that there is not, a block of Deflate of no kind, codes of LZW before they are made.
+    data[middle : middle + 64] = b"\xff\xf7" * 32
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(TruncatedImageError, match=r"is damaged: \d?\d% of its pixels are there"):
+        decode(tmp_path / "a", longest_edge=64, max_pixels=10**6)
+    if name != "jpeg progressive":
+        picture = decode(tmp_path / "a", longest_edge=64, max_pixels=10**6, accept_truncated=0.3)
+        assert picture.flags == {ImageFlag.TRUNCATED}
 
 
 def test_half_a_marker_at_the_end_hides_nothing(tmp_path: Path) -> None:

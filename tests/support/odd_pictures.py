@@ -73,6 +73,26 @@ def jpeg_without_end(**options: Any) -> bytes:
     return saved("JPEG", quality=95, **options)[:-2]
 
 
+def jpeg_without_loss() -> bytes:
+    """Return a gray JPEG of ITU-T T.81, annex H: each sample's difference to its neighbour, in Huffman codes."""
+    (width, height), samples = SIZE, gray().tobytes()
+    bits = ""
+    for at, value in enumerate(samples):
+        before = samples[at - 1] if at % width else samples[at - width] if at else 128
+        difference = value - before
+        length = abs(difference).bit_length()
+        # All nine lengths have codes of four bits.
+        rest = difference + ((1 << length) - 1) * (difference < 0)
+        bits += f"{length:04b}" + (f"{rest:0{length}b}" if length else "")
+    bits += "1" * (-len(bits) % 8)
+    data = int(bits, 2).to_bytes(len(bits) // 8).replace(b"\xff", b"\xff\0")
+    frame = struct.pack(">BHHB3B", 8, height, width, 1, 1, 0x11, 0)
+    codes = b"\0" + bytes((0, 0, 0, 9, *[0] * 12)) + bytes(range(9))
+    segments = ((0xC3, frame), (0xC4, codes), (0xDA, bytes((1, 1, 0, 1, 0, 0))))
+    made = b"".join(bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body for marker, body in segments)
+    return b"\xff\xd8" + made + data + b"\xff\xd9"
+
+
 # BMP ------------------------------------------------------------------------------------------------------------
 
 
@@ -103,12 +123,35 @@ def _packed(pixel: object, masks: Iterable[int]) -> int:
     return number
 
 
+# GIF ------------------------------------------------------------------------------------------------------------
+
+
+def gif(frames: list[tuple[tuple[int, int], tuple[int, int], int]], *, size: tuple[int, int], disposal: int) -> bytes:
+    """Return a GIF of frames, each a place, a size and a colour: white, red or blue."""
+    made = b""
+    for place, frame_size, colour in frames:
+        frame = Image.new("P", frame_size, colour)
+        frame.putpalette((255, 255, 255, 200, 0, 0, 0, 0, 200, 9, 9, 9))
+        data = encoded(frame, "GIF", optimize=False)
+        at = data.index(b",\0\0\0\0")
+        made = made or data[:6] + struct.pack("<HH", *size) + data[10 : 13 + 3 * (2 << (data[10] & 7))]
+        control = b"!\xf9\x04" + bytes((disposal << 2, 9, 0, 0, 0))
+        made += control + b"," + struct.pack("<HH", *place) + data[at + 5 : -1]
+    return made + b";"
+
+
 # Netpbm ---------------------------------------------------------------------------------------------------------
 
 
 def text_ppm(comment: str = "") -> bytes:
     values = " ".join(map(str, picture().tobytes()))
     return f"P3\n{comment}{SIZE[0]} {SIZE[1]}\n255\n{values}\n".encode()
+
+
+def ppm(top: int) -> bytes:
+    size = 1 if top < 256 else 2
+    values = (round(value * top / 255).to_bytes(size) for value in picture().tobytes())
+    return f"P6 {SIZE[0]} {SIZE[1]} {top}\n".encode() + b"".join(values)
 
 
 def pam(mode: str, top: int = 255) -> bytes:
