@@ -458,7 +458,7 @@ def test_a_refusal_has_the_host_s_own_words(
                 except FetchError as error:
                     found[name] = str(error).removesuffix(f": {server.url('/a.jpg')}?sig=...")
                 if name == "no text":
-                    [(_, client)] = downloader._clients._idle
+                    [(_, client)] = downloader._clients.of("")._idle
                     assert len(client._transport._direct._pool.connections) == 1  # type: ignore[attr-defined]
             server.heal()
             await downloader.download(server.add("/good.jpg", BODY), tmp_path / "a.part")
