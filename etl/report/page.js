@@ -63,7 +63,8 @@ function card(row) {
   const item = element("li"), article = element("article");
   article.tabIndex = 0;
   article.setAttribute("role", "button");
-  article.append(picture(row), element("div", "title", row[TITLE] || row[KEY]), element("p", "words", row[TEXT] || row[MESSAGE]), tags(row));
+  const said = row[TEXT] || row[MESSAGE] || (row[OUTCOME] === "captioned" ? "(no words)" : "");
+  article.append(picture(row), element("div", "title", row[TITLE] || row[KEY]), element("p", "words", said), tags(row));
   article.addEventListener("click", () => open(row));
   article.addEventListener("keydown", event => {
     if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(row); }
