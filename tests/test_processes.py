@@ -42,7 +42,8 @@ def test_a_child_knows_its_config_and_answers(start: Starter) -> None:
     messages = [b"", b"x", bytes(range(256)) * 4000]
     for message in messages:
         child.send(message)
-    assert wait([child], 10) == [child]
+    waited: list[Any] = [child]
+    assert wait(waited, 10) == waited
     assert [child.recv() for _ in messages] == messages
     assert not child.poll()
 

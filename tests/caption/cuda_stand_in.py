@@ -113,12 +113,12 @@ def failing_launches(number: int, error: Exception) -> Iterator[None]:
     """Let the so-manieth operation on tensors raise, once: a launch, or an allocation."""
     counter = itertools.count(1)
 
-    class Mode(torch.utils._python_dispatch.TorchDispatchMode):
+    class Mode(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if next(counter) == number:
                 raise error
             return func(*args, **(kwargs or {}))
 
-    with Mode():
+    with Mode():  # type: ignore[no-untyped-call]
         yield
     assert next(counter) > number, "there were not so many"

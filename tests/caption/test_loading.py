@@ -111,7 +111,7 @@ def damage(name: str) -> Callable[[Path], object]:
             folder / "config.json", text_config=json.loads((folder / "config.json").read_text())["text_config"]
             | {"intermediate_size": 64},
         ),
-        "no tokenizer": lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
+        "no tokenizer": lambda folder: [path.rename(path.with_suffix(".gone")) for path in folder.glob("tokenizer*")],
     }  # fmt: skip
     return kinds[name]
 

@@ -31,7 +31,7 @@ class HostError(Exception):
     """The device would have to be waited for."""
 
 
-class Audit(TorchDispatchMode):
+class Audit(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows which tensors are the host's: those made of Python values, and what is computed from them alone.
 
     It refuses what mixes them with the device's, what has the host wait for a value of the device, and indexing by
@@ -42,7 +42,7 @@ class Audit(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[tuple[str, tuple[Any, ...]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

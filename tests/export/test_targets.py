@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.made_state import MadeState
 from support.run_here import run_here
+from support.zygote import Zygote
 
 
 @pytest.fixture
@@ -21,17 +20,28 @@ def state(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("target", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
-def test_what_the_shell_has_open_is_written_itself(state: Path, tmp_path: Path, target: str) -> None:
+def test_what_the_shell_has_open_is_written_itself(
+    state: Path, tmp_path: Path, target: str, plain_zygote: Zygote
+) -> None:
     """Through a pipe every line arrives; into a file they stand behind what was there."""
-    command = [sys.executable, "-m", "etl.cli.app", "export", target, "--state", str(state), "--format", "jsonl", "-q"]
-    piped = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert [json.loads(line)["id"] for line in piped.stdout.splitlines()] == ["a", "b"]
+
+    def export(out: int) -> None:
+        words = ["export", target, "--state", str(state), "--format", "jsonl", "-q"]
+        with plain_zygote.start(words, tmp_path, os.environ, stdout=out) as process:
+            assert process.wait() == 0
+
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as pipe:
+        with os.fdopen(writing, "w"):
+            export(writing)
+        piped = pipe.read()
+    assert [json.loads(line)["id"] for line in piped.splitlines()] == ["a", "b"]
     with (tmp_path / "out").open("w+") as out:
         out.write("before\n")
         out.flush()
-        subprocess.run(command, stdout=out, stderr=subprocess.DEVNULL, check=True)
+        export(out.fileno())
         out.seek(0)
-        assert out.read() == "before\n" + piped.stdout
+        assert out.read() == "before\n" + piped
 
 
 @pytest.mark.parametrize("name", ["state.db", "state.db-wal", "lock", "reserve", "logs/etl.log", "images/x.jsonl"])

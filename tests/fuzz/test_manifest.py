@@ -216,6 +216,11 @@ def use_small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queries_module, "PAGE_BYTES", 2**21)
 
 
+def longest_line() -> int:
+    """Return the limit that holds now."""
+    return int(vars(jsonl)["MAX_LINE"])
+
+
 # Lines ----------------------------------------------------------------------------------------------------------
 
 
@@ -299,8 +304,8 @@ def bomb(rng: random.Random) -> bytes:
     """A few bytes that swell: one line without end, blanks, or long lines that are each a record."""
     if rng.random() < 0.5:
         head = rng.choice((b"", b'{"a":"', b"["))
-        return packed(head + rng.choice((b" ", b"\n", b"a", b"[", b"\0", b",")) * int(1.2 * jsonl.MAX_LINE), rng)
-    line = b'{"id":"%d","url":"http://a.example/x.jpg","x":"' + b"x" * (jsonl.MAX_LINE // 2) + b'"}\n'
+        return packed(head + rng.choice((b" ", b"\n", b"a", b"[", b"\0", b",")) * int(1.2 * longest_line()), rng)
+    line = b'{"id":"%d","url":"http://a.example/x.jpg","x":"' + b"x" * (longest_line() // 2) + b'"}\n'
     return b"".join(zstd.compress(line % n) for n in range(40))
 
 
@@ -320,7 +325,7 @@ def comma_separated(rng: random.Random) -> bytes:
 def endless_row(rng: random.Random) -> bytes:
     """A CSV whose header or first row does not end: in columns, in quotes, or in quoted line ends."""
     piece = rng.choice((b",", b"a,", b'"\n",', b'"' + b"a" * 1000 + b'\n",', b'"a\n'))
-    return packed(rng.choice((b"", b"id,url\n")) + piece * (int(1.5 * jsonl.MAX_LINE) // len(piece)), rng)
+    return packed(rng.choice((b"", b"id,url\n")) + piece * (int(1.5 * longest_line()) // len(piece)), rng)
 
 
 FILE_KINDS: dict[str, tuple[str, Callable[[random.Random], bytes]]] = {
@@ -344,7 +349,7 @@ FILE_KINDS: dict[str, tuple[str, Callable[[random.Random], bytes]]] = {
     "semicolons": ("m.csv", lambda rng: b"sep=;\n" + comma_separated(rng).replace(b",", b";")),
     "list, harmed": ("m.txt", lambda rng: harmed(b"http://a.example/x,y z.jpg\n" * rng.randint(1, 40), rng)),
     "no text": ("m.jsonl", lambda rng: rng.randbytes(rng.choice((0, 1, 3, 4, 500, 5000)))),
-    "giant line": ("m.jsonl", lambda rng: good_line(rng, 1)[:-1] + b"," * (6 * jsonl.MAX_LINE)),
+    "giant line": ("m.jsonl", lambda rng: good_line(rng, 1)[:-1] + b"," * (6 * longest_line())),
 }  # fmt: skip
 
 
@@ -357,7 +362,7 @@ def feed_files(directory: Path, kinds: Iterable[str], count: int, tally: Tally) 
         with tally.trying(kind, number) as outcome:
             outcome.append(take_file(folder / name, folder / "state", tally))
         shutil.rmtree(folder)
-    assert tally.memory < SPARE_MEMORY + MEMORY * jsonl.MAX_LINE
+    assert tally.memory < SPARE_MEMORY + MEMORY * longest_line()
 
 
 def take_file(manifest: Path, state: Path, tally: Tally) -> str:

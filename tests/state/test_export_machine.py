@@ -48,8 +48,8 @@ class ExportMachine(RuleBasedStateMachine):
             self._root / "state", backoff=BACKOFF_S, backoff_cap=CAP_S, max_attempts=MAX_ATTEMPTS
         )
         self._now = 1_800_000_000
-        self._patches = [(clock, "time", clock.time), (ingest_module, "BATCH", ingest_module.BATCH)]
-        clock.time = SimpleNamespace(time_ns=lambda: self._now * 10**9)  # type: ignore[assignment]
+        self._patches = [(clock, "time", vars(clock)["time"]), (ingest_module, "BATCH", ingest_module.BATCH)]
+        vars(clock)["time"] = SimpleNamespace(time_ns=lambda: self._now * 10**9)
         ingest_module.BATCH = BATCH
         self._model = PlainState()
         self._texts = 0

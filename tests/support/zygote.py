@@ -86,11 +86,12 @@ class Zygote:
             self._process.wait(600)
 
     def start(
-        self, arguments: Sequence[str], directory: Path, environment: Mapping[str, str], entry: str = ETL
-    ) -> "ForkedProcess":
-        """Fork a process that calls ``entry`` with these arguments in `sys.argv`."""
+        self, arguments: Sequence[str], directory: Path, environment: Mapping[str, str], entry: str = ETL,
+        stdout: int | None = None,
+    ) -> "ForkedProcess":  # fmt: skip
+        """Fork a process that calls ``entry`` with these arguments in `sys.argv`; its output is kept, or goes there."""
         out, err = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115 - closed by `ForkedProcess`
-        pid = self._fork(arguments, directory, environment, entry, (out.fileno(), err.fileno()))
+        pid = self._fork(arguments, directory, environment, entry, (stdout or out.fileno(), err.fileno()))
         return ForkedProcess(self, pid, out, err)
 
     def run_script(self, code: str, *arguments: object) -> int:
