@@ -82,6 +82,9 @@ FORMATS = (
         "JPEG 2000", "image/jp2", ".jp2 .j2k .j2c .jpf .jpx", rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
         "PIL.Jpeg2KImagePlugin:Jpeg2KImageFile",
     ),
+    _format("RAF", "image/x-fuji-raf", ".raf", rb"FUJIFILMCCD-RAW", "etl.images.raw:RafImageFile"),
+    _format("RW2", "image/x-panasonic-rw2", ".rw2 .rwl", rb"IIU\0", "etl.images.raw:Rw2ImageFile"),
+    _format("CR3", "image/x-canon-cr3", ".cr3", rb".{4}ftypcrx ", "etl.images.raw:Cr3ImageFile"),
     # Brands of ISO 23000-22 (MIAF), the first of them or one of those that it is compatible with.
     _format(
         "AVIF", "image/avif", ".avif", rb".{4}ftyp(avi[fs]|(mif1|msf1|miaf).{4}(.{4}){0,12}?avi[fs])",

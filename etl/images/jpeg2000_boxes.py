@@ -112,11 +112,11 @@ def read_boxes(file: IO[bytes]) -> tuple[Boxes, int, int]:
     file.seek(0)
     if file.read(2) == struct.pack(">H", _SOC):
         return boxes, 0, end
-    for name, start, stop in _walk(file, 0, end):
+    for name, start, stop in walk(file, 0, end):
         if name == b"jp2c":
             return boxes, start, stop
         if name == b"jp2h":
-            for inner, at, to in _walk(file, start, stop):
+            for inner, at, to in walk(file, start, stop):
                 if to - at > _HEADER_BYTES:
                     raise CorruptImageError("the JPEG 2000 is broken: a box of its header is too large")
                 file.seek(at)
@@ -124,7 +124,7 @@ def read_boxes(file: IO[bytes]) -> tuple[Boxes, int, int]:
     raise CorruptImageError("the JPEG 2000 is broken: it has no codestream")
 
 
-def _walk(file: IO[bytes], at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def walk(file: IO[bytes], at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Yield name, start and end of each box; one that reaches beyond the end is cut."""
     while at + 8 <= end:
         file.seek(at)
@@ -134,7 +134,7 @@ def _walk(file: IO[bytes], at: int, end: int) -> Iterator[tuple[bytes, int, int]
             head, length = 16, int.from_bytes(file.read(8))
         length = length or end - at
         if length < head:
-            raise CorruptImageError("the JPEG 2000 is broken: a box is shorter than its own header")
+            raise CorruptImageError("the file is broken: a box is shorter than its own header")
         yield name, at + head, min(at + length, end)
         at += length
 

@@ -26,6 +26,7 @@ _OTHERS = (
     (rb"PK\x03\x04", "a ZIP archive, not a picture"),
     (rb"\x1f\x8b", "gzip data, not a picture"),
     (rb"Rar!|7z\xbc\xaf|\xfd7zXZ|\x28\xb5\x2f\xfd|.{257}ustar", "an archive, not a picture"),
+    (rb"FOVb|\0MRM|IIR[OS]|MMOR|II\x1a\0{3}HEAP", "a camera's raw data of a kind that is not read; save it as JPEG"),
     (rb"gimp xcf", "a GIMP document; export it as PNG or TIFF"),
     (rb"\x76\x2f\x31\x01", "OpenEXR, which is not accepted"),
     (rb"#\?(RADIANCE|RGBE)", "Radiance HDR, which is not accepted"),

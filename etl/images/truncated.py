@@ -53,6 +53,9 @@ def load(path: Path, opener: Opener, how: str) -> tuple[ImageFile.ImageFile, flo
         with opener(path) as image:
             kind = type(image)
         if issubclass(kind, JpegImageFile):
+            if kind.format not in ("JPEG", "MPO"):
+                # Of a camera's raw data, where the end of the file is not that of the JPEG within.
+                raise OSError("image file is truncated")
             # Half a marker would make one of what follows.
             data = path.read_bytes()
             if how == DAMAGED:

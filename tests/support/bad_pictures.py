@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import pypdfium2
 from PIL import Image
-from support import odd_pictures
+from support import odd_pictures, raw_files
 from support.fuzzing import NUMBERS, harmed
 from support.tiff_files import (
     BITS,
@@ -114,6 +114,9 @@ def pictures() -> dict[str, bytes]:
         "bmp masks 10": odd_pictures.masked_bmp(32, (0x3FF00000, 0xFFC00, 0x3FF)),
     }  # fmt: skip
     made |= odd_tiffs()
+    made |= {"jpeg without loss": odd_pictures.jpeg_without_loss(), "ppm 12": odd_pictures.ppm(4095)}
+    made["gif of parts"] = odd_pictures.gif([((9, 9), (9, 9), 0), ((3, 3), (9, 9), 1)], size=SIZE, disposal=2)
+    made |= {name.lower(): make(encoded(drawn().resize((1000, 20)), "JPEG")) for name, make in raw_files.MADE.items()}
     if importlib.util.find_spec("pillow_heif"):
         made |= {"heif": odd_pictures.heif(), "heif alpha": odd_pictures.heif("RGBA")}
     if importlib.util.find_spec("pillow_jxl"):
