@@ -258,9 +258,15 @@ class ProtocolError(TransientFetchError):
 
 
 class TooManyRequestsError(TransientFetchError):
-    """HTTP 429: the host asks for fewer requests."""
+    """HTTP 429, or another refusal with a ``Retry-After``: the host asks for fewer requests."""
 
     slug = "http_429"
+
+
+class PendingError(TransientFetchError):
+    """HTTP 202: the host is making the picture ready, and has none to give yet."""
+
+    slug = "http_202"
 
 
 class ServerError(TransientFetchError):

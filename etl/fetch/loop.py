@@ -21,6 +21,7 @@ from etl.fetch.disk_budget import DiskBudget
 from etl.fetch.hosts.limiter import HostLimiter, HostNotReadyError
 from etl.fetch.local_files import Roots
 from etl.fetch.mirrors import Mirrors
+from etl.fetch.pending import Pending
 from etl.fetch.workers.base import FetchBackend, LostError
 from etl.images.cache import ImageCache
 from etl.net import resume
@@ -128,6 +129,7 @@ class FetchLoop:
                     line=self._queue.line_of,
                     robots=downloader.may_follow,
                     max_bytes=self._settings.max_bytes,
+                    pending=Pending.of(self._settings),
                     is_stopping=lambda: self._control.stopping,
                 )
                 fetcher = SourceFetcher(

@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from etl.errors import InvalidUrlError, TransientFetchError
+from etl.errors import InvalidUrlError, PendingError, TransientFetchError
 from etl.fetch.archives import Archives, archive_above
 from etl.fetch.hosts.limiter import HostLimiter
 from etl.fetch.local_files import Roots, read_local
 from etl.fetch.mirrors import Address
+from etl.fetch.pending import Pending
 from etl.fetch.workers.base import Downloads
 from etl.images.cache import ImageCache
 from etl.net.attempt import Validators
@@ -43,6 +44,7 @@ class Access:
         line: returns the line of the first record that needs a source.
         robots: awaited with the URL before it is asked for; raises a `FetchError` where that is not allowed.
         max_bytes: that a file may have.
+        pending: pictures that hosts are making ready.
         is_stopping: whether broken downloads are no longer to be resumed.
     """
 
@@ -54,6 +56,7 @@ class Access:
     line: Callable[[str], bytes | None]
     robots: Callable[[str], Awaitable[None]] | None
     max_bytes: int
+    pending: Pending
     is_stopping: Callable[[], bool]
 
 
@@ -101,6 +104,11 @@ async def open_http(access: Access, address: Address, validators: Validators | N
                 download = await access.downloads.download(address.url, part, validators=validators)
                 access.limiter.succeeded(request, download.size)
                 return Opened(download, part, by_backend=True)
+            except PendingError as error:
+                # The host did what it could; the others need not wait for this one.
+                access.limiter.succeeded(request)
+                access.pending.put_off(address.url, error)
+                raise
             except TransientFetchError as error:
                 rest = access.downloads.rest_of(part)
                 before = begun.received if begun else 0

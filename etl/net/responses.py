@@ -10,6 +10,7 @@ from etl.errors import (
     FetchError,
     ForbiddenError,
     NotFoundError,
+    PendingError,
     ProtocolError,
     ServerError,
     TooManyRequestsError,
@@ -44,6 +45,7 @@ def sendable(validator: object) -> bool:
 
 
 _STATUS_CLASSES: dict[int, type[FetchError]] = {
+    202: PendingError,
     401: ForbiddenError,
     403: ForbiddenError,
     407: ForbiddenError,
@@ -57,7 +59,11 @@ _STATUS_CLASSES: dict[int, type[FetchError]] = {
 def status_error(status: int, retry_after: str | None = None, date: str | None = None, words: str = "") -> FetchError:
     """Return the error that a status which is no success stands for, given two headers of the answer and its words."""
     cls = _STATUS_CLASSES.get(status, ServerError if status >= 500 else ClientStatusError)
-    wait = retry_after_s(retry_after, date) if cls.retryable else None
+    wait = retry_after_s(retry_after, date)
+    if wait is not None and status >= 400 and not (cls.retryable or cls is NotFoundError):
+        # So some ask for fewer requests.
+        cls = TooManyRequestsError
+    wait = wait if cls.retryable else None
     asked = f", asks to wait {wait:g} s" if wait is not None else ""
     return cls(f"HTTP {status}{asked}{f', {words}' * bool(words)}", retry_after_s=wait)
 

@@ -174,7 +174,10 @@ NO_HTTP = (
 STATUSES = (
     *(Case(str(code), status(code), "http_403") for code in (401, 403, 407)),
     *(Case(str(code), status(code), "http_404") for code in (404, 410)),
-    *(Case(str(code), status(code), "http_4xx") for code in (202, 204, 205, 206, 300, 304, 305, 400, 416, 418, 451)),
+    passing("202", status(202, retry_after="7"), "http_202", wait_s=7),
+    passing("403 that asks to wait", status(403, retry_after="7"), "http_429", wait_s=7),
+    Case("404 that asks to wait", status(404, retry_after="7"), "http_404"),
+    *(Case(str(code), status(code), "http_4xx") for code in (204, 205, 206, 300, 304, 305, 400, 416, 418, 451)),
     *(passing(str(code), status(code), "http_5xx") for code in (408, 500, 502, 503, 504, 999)),
     Case("an unasked range", unasked_range, "http_4xx"),
     passing("429", status(429), "http_429"),
