@@ -64,14 +64,15 @@ class ImageServices:
         """
         if scheme_of(address.url) not in ("http", "https"):
             return await OPENERS[scheme_of(address.url)](self._access, address, validators)
-        opened = await self._first(await self._sized(address, line), address, validators)
-        if opened.download.mime not in _JSON:
-            return opened
-        # The URI of a service, which leads to its info.json.
-        service = await self._info(opened.download.final_url or address.url)
+        service = await self._info(address.url) if address.url.endswith("/info.json") else None
         if service is None:
-            return opened
-        self._access.downloads.forget(opened.path)
+            opened = await self._first(await self._sized(address, line), address, validators)
+            if opened.download.mime in _JSON:
+                # The URI of a service, which has led to its info.json.
+                service = await self._info(opened.download.final_url or address.url)
+            if service is None:
+                return opened
+            self._access.downloads.forget(opened.path)
         self._site(service.base).service = service
         request = service.whole()
         sizes = [*self._sizes(service), request.size, *(f"{w},{h}" for w, h in sorted(service.sizes)[-1:])]

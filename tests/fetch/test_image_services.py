@@ -52,7 +52,7 @@ CASES = {
     "refuses": Case(served(refuses="!"), (V3,), ("info.json", sized("!256,256"), V3)),
     "another-size": Case(served(), (sized("500,"),), (sized("500,"),)),
     "part": Case(served(), ("0,0,800,400/max/0/default.jpg",), ("info.json", "0,0,800,400/!256,256/0/default.jpg")),
-    "info": Case(served(), ("info.json",), ("info.json", "info.json", sized("!256,256"))),
+    "info": Case(served(), ("info.json",), ("info.json", sized("!256,256"))),
     "uri": Case(served(2), ("",), ("", "info.json", "info.json", sized("!256,256"))),
 }  # fmt: skip
 
