@@ -8,7 +8,8 @@ given.
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,10 +34,18 @@ SILENT = 3
 
 @dataclass
 class _Site:
-    """What is known of all services whose URIs begin alike; one caller at a time learns more."""
+    """What is known of all services whose URIs begin alike; one caller at a time learns more.
+
+    Attributes:
+        service: of the first picture that was asked about.
+        mixed: whether the others can do other things.
+        silent: how many pictures had no info.json, while none had one.
+        refused: forms of sizes that it does not give although it says so.
+    """
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     service: Service | None = None
+    mixed: bool = False
     silent: int = 0
     refused: set[str] = field(default_factory=set)
 
@@ -64,68 +73,82 @@ class ImageServices:
         """
         if scheme_of(address.url) not in ("http", "https"):
             return await OPENERS[scheme_of(address.url)](self._access, address, validators)
-        opened = await self._first(await self._sized(address, line), address, validators)
-        if opened.download.mime not in _JSON:
-            return opened
-        # The URI of a service, which leads to its info.json.
-        service = await self._info(opened.download.final_url or address.url)
+        service = await self._info(address.url) if address.url.endswith("/info.json") else None
         if service is None:
-            return opened
-        self._access.downloads.forget(opened.path)
-        self._site(service.base).service = service
-        request = service.whole()
-        sizes = [*self._sizes(service), request.size, *(f"{w},{h}" for w, h in sorted(service.sizes)[-1:])]
-        return await self._first([request.url(size) for size in sizes], address, validators)
+            opened = await self._first(self._sized(address, line), address, validators)
+            if opened.download.mime in _JSON:
+                # The URI of a service, which has led to its info.json.
+                service = await self._info(opened.download.final_url or address.url)
+            if service is None:
+                return opened
+            self._access.downloads.forget(opened.path)
+        return await self._first(self._of_service(service), address, validators)
 
     def begun(self, url: str) -> str:
         """Return the URL that was asked for in the place of this one when it broke last."""
         return self._begun.pop(url, url)
 
-    async def _first(self, urls: Sequence[str], address: Address, validators: Validators | None) -> Opened:
+    async def _first(self, urls: AsyncGenerator[str, None], address: Address, validators: Validators | None) -> Opened:
         """Open the first of several URLs that is not refused."""
-        refused = []
-        for url in urls:
-            asked = address if url == address.url else replace(address, url=url, host=host_of(url))
-            try:
-                opened = await OPENERS[scheme_of(url)](self._access, asked, validators)
-            except FetchError as error:
-                if url == urls[-1] or (error.retryable and error.http_status not in _NOT_SUPPORTED):
+        refused: dict[str, FetchError] = {}
+        async with aclosing(urls):
+            async for url in urls:
+                asked = address if url == address.url else replace(address, url=url, host=host_of(url))
+                try:
+                    opened = await OPENERS[scheme_of(url)](self._access, asked, validators)
+                except FetchError as error:
                     self._begun[address.url] = url
-                    raise
-                refused.append(url)
-                continue
-            self._begun.pop(address.url, None)
-            for other in filter(None, map(Request.of, refused)):
-                self._site(other.base).refused.add(_form(other.size))
-            return opened
-        raise AssertionError("the last one returns or raises")
+                    if error.retryable and error.http_status not in _NOT_SUPPORTED:
+                        raise
+                    refused[url] = error
+                    continue
+                self._begun.pop(address.url, None)
+                for other in filter(None, map(Request.of, refused)):
+                    if not (site := self._site(other.base)).mixed:
+                        site.refused.add(_form(other.size))
+                return opened
+        raise refused.popitem()[1]
 
-    async def _sized(self, address: Address, line: Callable[[], bytes | None]) -> list[str]:
-        """Return the URLs to ask for, best first; the last one as it is written."""
-        if not self._edge:
-            return [address.url]
-        request = Request.of(address.url)
-        told = None if address.is_mirror else _told(line(), address.url)
+    async def _of_service(self, service: Service) -> AsyncGenerator[str, None]:
+        """Yield the URLs to ask a service for that is named itself, best first."""
+        self._site(service.base).service = service
+        request = service.whole()
+        for size in (*self._sizes(service), request.size, *(f"{w},{h}" for w, h in sorted(service.sizes)[-1:])):
+            yield request.url(size)
+
+    async def _sized(self, address: Address, line: Callable[[], bytes | None]) -> AsyncGenerator[str, None]:
+        """Yield the URLs to ask for, best first; the last one as it is written."""
+        request = Request.of(address.url) if self._edge else None
+        told = _told(line(), address.url) if self._edge and not address.is_mirror else None
         if request is None and told is not None:
             request = told.whole()
         part = _part(request.region) if request else None
-        if request is None or request.size not in WHOLE or not (part or request.region == "full"):
-            return [address.url]
-        service = await self._service(request.base, told)
-        if service is None:
-            return [address.url]
+        if request is not None and request.size in WHOLE and (part or request.region == "full"):
+            service = await self._service(request.base, told)
+            sizes = self._sizes(service, part)
+            for size in sizes:
+                yield request.url(size)
+            if sizes and service is not None and service.base != request.base:
+                # What holds for others does not hold for this one.
+                more = self._sizes(await self._info(f"{request.base}/info.json"), part)
+                for size in (one for one in more if one not in sizes):
+                    self._site(request.base).mixed = True
+                    yield request.url(size)
+        yield address.url
+
+    def _sizes(self, service: Service | None, part: tuple[int, int] | None = None) -> list[str]:
+        if service is None or not self._edge:
+            return []
         if part:
             service = replace(service, width=part[0], height=part[1], sizes=())
-        urls = [request.url(size) for size in self._sizes(service)]
-        return [*urls, address.url]
-
-    def _sizes(self, service: Service) -> list[str]:
         refused = self._site(service.base).refused
-        sizes = service.sizes_for(self._edge) if self._edge else None
-        return [size for size in sizes or () if _form(size) not in refused]
+        return [size for size in service.sizes_for(self._edge) or () if _form(size) not in refused]
 
     async def _service(self, base: str, told: Service | None) -> Service | None:
-        """Return what is known of a picture's service when it was asked as far as that is necessary."""
+        """Return what is known of a picture's service when it was asked as far as that is necessary.
+
+        It may be another's, which has told enough.
+        """
         if told is not None and self._says_enough(told):
             return told
         guess = told if told is not None and told.level >= 0 else None
@@ -137,8 +160,8 @@ class ImageServices:
                     site.silent += 1
                 return site.service or guess
         width, height = (told.width, told.height) if told else (0, 0)
-        known = replace(site.service, base=base, width=width, height=height, sizes=())
-        if self._says_enough(known):
+        known = replace(site.service, width=width, height=height, sizes=())
+        if not site.mixed and self._says_enough(known):
             return known
         return await self._info(f"{base}/info.json") or guess
 

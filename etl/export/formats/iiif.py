@@ -7,7 +7,7 @@ from typing import Any
 
 from etl.clock import iso_utc
 from etl.domain.statuses import RecordOutcome, RecordState
-from etl.errors import ConfigError
+from etl.errors import ConfigError, StateError
 from etl.export.format import FileFormat, Sink
 from etl.export.lines import Joined
 
@@ -30,6 +30,13 @@ class Iiif(FileFormat):
 
     def write(self, stream: Sink, records: Iterator[Joined]) -> None:
         """Write manifest after manifest.  Raises `ConfigError` for records of other lists, and where canvases lack."""
+        try:
+            self._write(stream, records)
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            # Ingest lets no such record in, so something else has written it.
+            raise StateError(f"the state database is damaged: a record of IIIF makes no sense ({error})") from error
+
+    def _write(self, stream: Sink, records: Iterator[Joined]) -> None:
         head: dict[str, Any] = {}
         canvases: list[Any] = []
         for _, group in groupby(records, key=lambda record: record.place[:2]):
