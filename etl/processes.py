@@ -14,6 +14,7 @@ import json
 import os
 import queue
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -138,7 +139,10 @@ class ChildProcess:
         Raises `ChildEndedError` when the child was discarded meanwhile.
         """
         try:
-            return self._connection.poll(timeout_s)
+            # `Connection.poll` makes a selector each time.
+            poll = select.poll()
+            poll.register(self._connection.fileno(), select.POLLIN)
+            return bool(poll.poll(1000 * timeout_s))
         except _GONE as error:
             raise self._ended() from error
 

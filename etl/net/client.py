@@ -33,7 +33,7 @@ from etl.net.errors import fetch_error
 from etl.net.first_words import beginning_of, words_of
 from etl.net.names import Names
 from etl.net.part import HELD, Download, PartWriter
-from etl.net.request import as_written, check_scheme, request_of, user_agent
+from etl.net.request import as_written, check_scheme, request_of, user_agent, without_userinfo
 from etl.net.responses import download_of, is_compressed, status_error
 from etl.net.signatures import without_signature
 from etl.net.stores import Asked, Stores, is_store
@@ -310,5 +310,5 @@ async def _beginning(response: httpx2.Response, most: int) -> bytes:
 
 def _result(attempt: Attempt, response: httpx2.Response, writer: PartWriter | None) -> Download:
     # Where a store's file was found holds for an hour, and with a key.
-    url = attempt.url if is_store(attempt.url) else str(response.url.copy_with(userinfo=b""))
+    url = attempt.url if is_store(attempt.url) else without_userinfo(response.url)
     return download_of(response.status_code, response.headers, without_signature(url), writer)

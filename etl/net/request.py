@@ -20,7 +20,10 @@ _ILLEGAL = re.compile(r"%(?![0-9A-Fa-f]{2})|[^!$-;=@-_a-z|~]")
 
 def request_of(client: httpx2.AsyncClient, asked: Asked, headers: dict[str, str]) -> httpx2.Request:
     """Return the request for what is asked, with more headers."""
-    request = client.build_request("GET", asked.url, headers={**headers, **asked.headers})
+    sent = httpx2.Headers(client.headers)
+    sent.update({**headers, **asked.headers})
+    # As `client.build_request` does, which parses the URL once more to join it with a base that there is none of.
+    request = httpx2.Request("GET", asked.url, headers=sent, extensions={"timeout": client.timeout.as_dict()})
     return as_written(request, asked.url, whole=bool(asked.store))
 
 
@@ -36,6 +39,11 @@ def as_written(request: httpx2.Request, url: str, *, whole: bool = False) -> htt
         parts: Any = request.url._uri_reference
         request.url._uri_reference = parts._replace(path=path)
     return request
+
+
+def without_userinfo(url: httpx2.URL) -> str:
+    """Return a URL as text, without a user's name and password."""
+    return str(url.copy_with(userinfo=b"") if url.userinfo else url)
 
 
 def check_scheme(url: httpx2.URL) -> None:

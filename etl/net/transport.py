@@ -41,7 +41,8 @@ class Routes(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         transport = self._proxies.get(request.url.scheme, self._direct)
-        if urllib.request.proxy_bypass(request.url.netloc.decode("ascii")):
+        # The environment is gone through for each answer: a seventh of what a small file costs.
+        if self._proxies and urllib.request.proxy_bypass(request.url.netloc.decode("ascii")):
             transport = self._direct
         return await transport.handle_async_request(request)
 
