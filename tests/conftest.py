@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from support.fault_server import FaultServer
 from support.once import copy_schema, make_once
+from support.states import settings_for
 from support.workbench import Workbench
 from support.zygote import Zygote
+
+from etl.state.store import Store
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -77,6 +80,19 @@ def server() -> Iterator[FaultServer]:
     """A server that misbehaves as it is told."""
     with FaultServer() as running:
         yield running
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state directory that does not exist yet."""
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def store(state: Path) -> Iterator[Store]:
+    """An open, empty state."""
+    with Store.open(settings_for(state)) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 from cli.conftest import Etl
 from support.hostile import HOSTILE, acting, assert_harmless, poison
 from support.made_state import MadeState
+from support.states import slowed
 
-from etl.domain.statuses import HostState, Stage
-from etl.domain.views import HostInfo
+from etl.domain.statuses import Stage
 from etl.state.store import Store
 
 COMMANDS = (
@@ -47,20 +47,7 @@ def stranger(made: MadeState) -> MadeState:
     made.finish({"k0": "words", "k1": "words"}, dead_sources={"k2": "http_404"}, dead_captions={"k3": "generation"},
                 flags=("repetition",))  # fmt: skip
     with Store.open(made.settings) as store, store.run((Stage.FETCH,)) as run:
-        store.hosts(run).record(
-            [
-                HostInfo(
-                    host="127.0.0.1",
-                    state=HostState.SLOWED,
-                    reason="busy",
-                    until=None,
-                    allowed=4,
-                    in_flight=3,
-                    done=8,
-                    failed=5,
-                )
-            ]
-        )
+        store.hosts(run).record([slowed("127.0.0.1")])
     return made
 
 

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 from support.fuzzing import SOAK_FACTOR, Tally, harmed, inputs, own_memory
-from support.states import assert_sound, settings_for
-from support.workbench import query
+from support.states import assert_sound, query, settings_for
 
 from etl.compression import zstd
 from etl.errors import ManifestError, item_error_classes

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 from PIL import Image
-from support.states import settings_for
-from support.workbench import Workbench, query
+from support.states import query, settings_for
+from support.workbench import Workbench
 
 from etl import archives
 from etl.compression import zstd

@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.made_state import MadeState
-from support.states import assert_sound, captioned, fetch_all, fetched, settings_for, use_recipe
-from support.workbench import query, write_manifest
+from support.states import assert_sound, captioned, fetch_all, fetched, query, settings_for, use_recipe
+from support.workbench import write_manifest
 
 from etl.clock import now_ms
 from etl.domain.statuses import Stage
@@ -38,17 +37,6 @@ EVERYTHING = (
     "FROM records r JOIN record_lines l ON l.record = r.id LEFT JOIN sources s ON s.id = r.source "
     "LEFT JOIN prompts p ON p.id = r.prompt WHERE state <> 'removed' ORDER BY position, key"
 )
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
-
-
-@pytest.fixture
-def store(state: Path) -> Iterator[Store]:
-    with Store.open(settings_for(state)) as opened:
-        yield opened
 
 
 @pytest.fixture

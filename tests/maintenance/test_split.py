@@ -277,7 +277,7 @@ def test_history_and_cost(whole: Work, tmp_path: Path) -> None:
 def test_split_refuses_what_cannot_be_split(whole: Work, tmp_path: Path) -> None:
     """A state without records, a manifest half read, and a place that is taken are refused before anything changes."""
     empty = Work(tmp_path / "empty" / "state")
-    empty.rows("SELECT 1")
+    empty.execute("SELECT 1")
     with pytest.raises(ConfigError, match="no records to split"):
         empty.split(2, tmp_path / "parts")
     (tmp_path / "parts" / "part-2").mkdir(parents=True)

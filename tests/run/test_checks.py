@@ -12,9 +12,8 @@ from typing import Any
 import huggingface_hub
 import pytest
 from support.fault_server import FaultServer
-from support.states import captioned, fetched, put_sources, settings_for, use_recipe
+from support.states import captioned, fetched, put_sources, query, settings_for, use_recipe
 from support.watching import wait_for
-from support.workbench import query
 
 from etl.caption.model.checkpoint import DEMO_CHECKPOINT, Checkpoint
 from etl.caption.model.hub_weights import weights_of

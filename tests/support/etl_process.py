@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from support.run_here import run_here
-from support.workbench import query
+from support.states import query
 from support.zygote import ForkedProcess, Zygote
 
 SETTINGS: dict[str, Any] = {

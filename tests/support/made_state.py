@@ -1,11 +1,10 @@
 """State directories in any condition, made through the product's own writer but without pictures or a model."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from support.states import failed, fetched
+from support.states import StateDirectory, failed, fetched
 
 from etl.clock import now_ms
 from etl.domain.items import CaptionResult, ItemFailure
@@ -13,19 +12,16 @@ from etl.domain.statuses import FinishReason, Stage
 from etl.domain.views import ExportSummary, IngestSummary
 from etl.export.stage import ExportOptions
 from etl.images.cache import ImageCache
-from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions, Selection
-from etl.ingest.stage import ingest
 from etl.run.pipeline import export_manifest
 from etl.settings import Settings
-from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 RECIPE = "ab" * 32
 """Hash of the recipe that captions are made with unless another is named."""
 
 
-class MadeState:
+class MadeState(StateDirectory):
     """One state directory.  Nothing holds its lock between calls.
 
     Attributes:
@@ -33,8 +29,8 @@ class MadeState:
     """
 
     def __init__(self, directory: Path, **settings: Any) -> None:
+        super().__init__(Settings(state=directory / "state", **settings))
         self.directory = directory
-        self.settings = Settings(state=directory / "state", **settings)
 
     def ingest(
         self, content: bytes, name: str = "manifest.jsonl", *, selection: Selection | None = None, **options: Any
@@ -43,8 +39,7 @@ class MadeState:
         path = self.directory / name
         path.write_bytes(content)
         wanted = IngestOptions(selection=selection or Selection(synthetic=False), **options)
-        with Store.open(self.settings) as store, store.run((Stage.INGEST,)):
-            return ingest(store, Manifest(str(path)), wanted)
+        return self.ingest_path(str(path), wanted)
 
     def finish(
         self,
@@ -69,7 +64,7 @@ class MadeState:
             number = store.use_recipe(sha256=recipe, model=model, revision=revision, spec=spec)
             sources = store.sources(run)
             items = {item.id: item for host in sources.ready_hosts() for item in sources.claim(host, 10_000)}
-            of_key = dict(self._rows("SELECT key, source FROM records"))
+            of_key = dict(self.rows("SELECT key, source FROM records"))
             wanted = {of_key[key] for key in (*captioned, *dead_captions)} & set(items)
             # A cache that lacks these pictures, not one that is not there.
             ImageCache.of_state(self.settings.state).prepare(originals=False)
@@ -79,7 +74,7 @@ class MadeState:
             captions.enqueue_possible()
             captions.claim(10_000)
             of_key = dict(
-                self._rows(
+                self.rows(
                     "SELECT r.key, c.id FROM records r JOIN sources s ON s.id = r.source "
                     "JOIN captions c ON c.image = s.image AND c.prompt = r.prompt WHERE c.recipe = ?",
                     number,
@@ -99,11 +94,3 @@ class MadeState:
         path = self.directory / target
         summary = export_manifest(self.settings, str(path), ExportOptions(**options))
         return path.read_bytes(), summary
-
-    def change(self, **settings: Any) -> None:
-        """Use other settings from now on."""
-        self.settings = dataclasses.replace(self.settings, **settings)
-
-    def _rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
-        with Reader(self.settings.state) as reader:
-            return reader.rows(sql, arguments)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from support.states import failed, put_picture, put_records, settings_for, use_recipe
+from support.states import StateDirectory, failed, put_picture, put_records, settings_for, use_recipe
 
 from etl.clock import now_ms
 from etl.domain.items import CaptionItem, CaptionResult, FetchedImage, ItemFailure, SourceItem
@@ -18,11 +18,10 @@ from etl.ingest.options import IngestOptions
 from etl.maintenance.merge import MergeSummary, merge
 from etl.maintenance.split import SplitSummary, split
 from etl.run.pipeline import export_manifest
-from etl.settings import Settings
 from etl.state.store import Store
 
 
-class Work:
+class Work(StateDirectory):
     """One state directory; every stage is a run of its own, and what becomes of a picture is in its URL alone.
 
     ``gone`` in a URL is a 404, ``same`` in it gives the same bytes as ``same`` in any other; captions of pictures whose
@@ -30,12 +29,7 @@ class Work:
     """
 
     def __init__(self, state: Path, **settings: Any) -> None:
-        self.settings: Settings = settings_for(state, **settings)
-
-    @property
-    def state(self) -> Path:
-        """The state directory."""
-        return self.settings.state
+        super().__init__(settings_for(state, **settings))
 
     def ingest(self, records: Sequence[dict[str, Any]], options: IngestOptions | None = None) -> None:
         """Make these records the manifest."""
@@ -97,25 +91,11 @@ class Work:
     def _more(self) -> dict[str, Any]:
         return {"keep_originals": self.settings.keep_originals, "longest_edge": self.settings.longest_edge}
 
-    def change(self, **settings: Any) -> None:
-        """Use other settings from now on."""
-        self.settings = dataclasses.replace(self.settings, **settings)
-
     def export(self, **options: Any) -> str:
         """Return the exported lines, their times left out."""
         target = self.state.with_name(f"{self.state.name}.jsonl")
         export_manifest(self.settings, str(target), ExportOptions(**options))
         return re.sub(r'"vlm_captioned_at":"[^"]*"', '"vlm_captioned_at":""', target.read_text(encoding="utf-8"))
-
-    def rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
-        """Ask the database."""
-        with Store.open(self.settings) as store:
-            return store._connection.rows(sql, arguments)
-
-    def execute(self, sql: str) -> None:
-        """Change the database behind the program's back."""
-        with Store.open(self.settings) as store, store._connection.transaction() as db:
-            db.conn.execute(sql)
 
     def dump(self) -> str:
         """Return all that the database holds, to tell whether anything changed."""

@@ -1,7 +1,9 @@
 """Small states for tests: records without a manifest file, fetched images without a network, checks of the whole."""
 
+import dataclasses
 import hashlib
 import json
+import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from etl.domain.items import (
     SourceItem,
     WorkingCopy,
 )
-from etl.domain.statuses import FinishReason, Stage
+from etl.domain.statuses import FinishReason, HostState, Stage
+from etl.domain.views import FailureFilter, HostInfo, IngestSummary
 from etl.images.cache import ImageCache
 from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions
@@ -25,6 +28,53 @@ from etl.settings import Settings
 from etl.state.checks import problems
 from etl.state.read.reader import Reader
 from etl.state.store import Store
+
+
+class StateDirectory:
+    """A state directory, and the settings of all that is done to it.  Nothing holds its lock between calls.
+
+    What tests make states of adds how these come about: `MadeState`, `Work` and, with real stages, `Workbench`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @property
+    def state(self) -> Path:
+        """The state directory."""
+        return self.settings.state
+
+    def change(self, **settings: Any) -> None:
+        """Use other settings from now on."""
+        self.settings = dataclasses.replace(self.settings, **settings)
+
+    def ingest_path(self, path: str, options: IngestOptions | None = None) -> IngestSummary:
+        """Ingest a manifest that is there, in a run of its own."""
+        with Store.open(self.settings) as store, store.run((Stage.INGEST,)):
+            return ingest(store, Manifest(path), options or IngestOptions())
+
+    def rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+        """Ask the state's database."""
+        return query(self.state, sql, *arguments)
+
+    def execute(self, sql: str) -> None:
+        """Change the database behind the program's back, as a crash or an earlier version may have left it."""
+        with Store.open(self.settings) as store, store._connection.transaction() as db:
+            db.conn.execute(sql)
+
+    def retry(self) -> dict[str, int]:
+        """Give everything that failed another chance."""
+        with Store.open(self.settings) as store:
+            return store.retry_failed(FailureFilter())
+
+
+def query(state: Path, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+    """Ask the database of a state directory, as another process would."""
+    connection = sqlite3.connect(f"{(state / 'state.db').resolve().as_uri()}?mode=ro", uri=True, timeout=10)
+    try:
+        return connection.execute(sql, arguments).fetchall()
+    finally:
+        connection.close()
 
 
 def settings_for(directory: Path, **changes: Any) -> Settings:
@@ -90,6 +140,13 @@ def failed(
     """Return a failure of a claimed item."""
     said = f"it was {slug}" if message is None else message
     return ItemFailure(id=item, slug=slug, message=said, retryable=retryable, started_at=now_ms(), **more)
+
+
+def slowed(host: str) -> HostInfo:
+    """Return how a host fares that is asked more slowly."""
+    return HostInfo(
+        host=host, state=HostState.SLOWED, reason="busy", until=None, allowed=4, in_flight=3, done=8, failed=5
+    )
 
 
 def use_recipe(store: Store, name: str = "one") -> int:

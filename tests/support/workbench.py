@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import random
-import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from support.states import StateDirectory
 from support.watching import wait_for
 
 from etl.caption.captioner import Captioner, never
@@ -21,14 +21,12 @@ from etl.caption.stage import caption
 from etl.demo.scenes import Scene, random_scene
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.statuses import FinishReason, Stage
-from etl.domain.views import EngineSample, FailureFilter, StageSummary
+from etl.domain.views import EngineSample, StageSummary
 from etl.errors import CaptionError
 from etl.fetch.stage import fetch
 from etl.images.cache import ImageCache
 from etl.images.working_copies import open_working_copy
-from etl.ingest.manifest import Manifest
 from etl.ingest.options import IngestOptions
-from etl.ingest.stage import ingest
 from etl.run_control import RunControl
 from etl.settings import Settings
 from etl.state.read.reader import Reader
@@ -56,16 +54,7 @@ def write_manifest(path: Path, records: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
-def query(state: Path, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
-    """Ask the database of a state directory, as another process would."""
-    connection = sqlite3.connect(f"{(state / 'state.db').resolve().as_uri()}?mode=ro", uri=True, timeout=10)
-    try:
-        return connection.execute(sql, arguments).fetchall()
-    finally:
-        connection.close()
-
-
-class Workbench:
+class Workbench(StateDirectory):
     """One state directory; each stage is a run of its own.
 
     Attributes:
@@ -80,22 +69,12 @@ class Workbench:
             "read_timeout": 5.0, "longest_edge": 256, "batch_size": 4, "model": "demo", "device": "cpu",
             "max_new_tokens": 64,
         }  # fmt: skip
-        self.settings = Settings(**(values | changes))
-
-    @property
-    def state(self) -> Path:
-        """The state directory."""
-        return self.settings.state
+        super().__init__(Settings(**(values | changes)))
 
     def ingest(self, *records: dict[str, Any] | str, options: IngestOptions | None = None) -> None:
         """Make these records the manifest; a text stands for a record with that URL."""
         whole = [r if isinstance(r, dict) else {"id": f"r{n}", "url": r} for n, r in enumerate(records)]
         self.ingest_path(str(write_manifest(self._directory / "manifest.jsonl", whole)), options)
-
-    def ingest_path(self, path: str, options: IngestOptions | None = None) -> None:
-        """Ingest a manifest that is there."""
-        with Store.open(self.settings) as store, store.run((Stage.INGEST,)):
-            ingest(store, Manifest(path), options or IngestOptions())
 
     def fetch(self, control: RunControl | None = None, *, refresh: bool = False, **changes: Any) -> StageSummary:
         """Fetch until nothing is left, or until stopped; ``changes`` are settings."""
@@ -103,22 +82,12 @@ class Workbench:
         with Store.open(settings) as store, store.run((Stage.FETCH,)) as run:
             return fetch(store, run, settings, control or RunControl(), refresh=refresh)
 
-    def retry(self) -> dict[str, int]:
-        """Give everything that is dead another chance."""
-        with Store.open(self.settings) as store:
-            return store.retry_failed(FailureFilter())
-
     def story(self, key: str) -> dict[str, Any]:
         """Return all that is known of one record."""
         with Reader(self.state) as reader:
             found = record_story(reader, key)
         assert found is not None
         return found
-
-    def execute(self, sql: str) -> None:
-        """Change the database behind the program's back, as a crash or an earlier version may have left it."""
-        with Store.open(self.settings) as store, store._connection.transaction() as db:
-            db.conn.execute(sql)
 
     def caption(
         self, captioner: Captioner, control: RunControl | None = None, *, more_coming: Callable[[], bool] = never
@@ -137,10 +106,6 @@ class Workbench:
                 yield control, future
             finally:
                 control.stop()
-
-    def rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
-        """Ask the state's database."""
-        return query(self.state, sql, *arguments)
 
     def wait_until(self, sql: str) -> None:
         """Wait until a question to the state's database is answered with yes."""

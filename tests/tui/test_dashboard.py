@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from support.driving import LARGE, SMALL, drive, text_of, until
+from support.states import slowed
 from textual.geometry import Region
 from textual.pilot import Pilot
 
@@ -37,20 +38,7 @@ def test_the_overview_is_whole(make_state: Any, size: tuple[int, int]) -> None:
     state.fetch(done=8, dead=3, retry=2)
     state.caption("one", "two", "three", "four", "five")
     state.store.heartbeat(state.run, RunState.RUNNING)
-    state.store.hosts(state.run).record(
-        [
-            HostInfo(
-                host="archive.example",
-                state=HostState.SLOWED,
-                reason="busy",
-                until=None,
-                allowed=4,
-                in_flight=3,
-                done=8,
-                failed=5,
-            )
-        ]
-    )
+    state.store.hosts(state.run).record([slowed("archive.example")])
     state.store.record_engine(state.run, EngineSample(worker=0, slots=16, in_use=12, waiting=5, captions=5, tokens=20))
     state.store.record_gpu(state.run, GpuSample(0, 97, 14 * 2**30, 24 * 2**30, 310.0))
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from support.driving import SMALL, drive, text_of, until
 from support.hostile import HOSTILE, acting, poison
+from support.states import slowed
 from textual.pilot import Pilot
 
-from etl.domain.statuses import HostState
-from etl.domain.views import EngineSample, GpuSample, HostInfo
+from etl.domain.views import EngineSample, GpuSample
 from etl.state import log
 from tui.keys import ACTIONS
 
@@ -28,20 +28,7 @@ def stranger(make_state: Any) -> Path:
     state = make_state([{"id": f"k{n}", "url": f"http://archive.example/{n}.jpg"} for n in range(8)], pictures=True)
     state.fetch(done=5, dead=2, retry=1)
     state.caption("words", "words", "words", flags=("repetition",), dead=1)
-    state.store.hosts(state.run).record(
-        [
-            HostInfo(
-                host="archive.example",
-                state=HostState.SLOWED,
-                reason="busy",
-                until=None,
-                allowed=4,
-                in_flight=3,
-                done=8,
-                failed=5,
-            )
-        ]
-    )
+    state.store.hosts(state.run).record([slowed("archive.example")])
     state.store.record_engine(state.run, EngineSample(worker=0, slots=16, in_use=12, waiting=5, captions=5, tokens=20))
     state.store.record_gpu(state.run, GpuSample(0, 97, 14 * 2**30, 24 * 2**30, 310.0))
     with (state.path / log.DIRECTORY / log.NAME).open("a") as file:
