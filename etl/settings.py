@@ -127,6 +127,10 @@ class Settings:
         help="Where else a picture may lie, made from its record: https://store.example/{field}.",
     )
     prefer_mirror: bool = setting(False, FETCH, OWN, group=Group.NETWORK, help="Ask mirrors before a record's URL.")
+    url_identity: bool = setting(
+        False, ("ingest", "run"), OWN, group=Group.MANIFEST,
+        help="Take URLs for one picture that differ in their signature alone (X-Amz-..., Signature, sig, token, ...).",
+    )
     longest_edge: int = setting(
         1024, FETCH, HARMLESS, group=Group.PICTURES, unit="pixels", limits=(32, 16384),
         help="Longest edge of the working copies, in pixels.",

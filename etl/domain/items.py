@@ -12,6 +12,9 @@ from etl.domain.statuses import (
     FinishReason,
 )
 
+SIGNED = "#signed"
+"""Behind a source's URL that stands for all its signatures; what is asked for is in the lines of its records."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceItem:

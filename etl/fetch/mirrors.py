@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
+from etl.domain.items import SIGNED
 from etl.errors import ConfigError, InvalidUrlError
 from etl.net.urls import host_of, is_local, local_path
 from etl.settings import Settings
@@ -118,13 +119,14 @@ class Mirrors:
         A rewrite that does not match and a record without the template's fields give no address, nor does a result
         that is no valid URL.
         """
-        made = [pattern.sub(replacement, url) for pattern, replacement in self._rewrites if pattern.search(url)]
+        plain = url.removesuffix(SIGNED)
+        made = [pattern.sub(replacement, plain) for pattern, replacement in self._rewrites if pattern.search(plain)]
         if self._template and line is not None:
             made += self._from_record(line)
         mirrors = []
         for mirror in dict.fromkeys(made):
             try:
-                if mirror != url:
+                if mirror != plain:
                     mirrors.append(Address(mirror, host_of(mirror), is_mirror=True))
             except InvalidUrlError:
                 continue

@@ -5,10 +5,11 @@ An opener asks its host only within a slot of the limiter, and writes what it br
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from etl.domain.items import SIGNED
 from etl.errors import InvalidUrlError, PendingError, TransientFetchError
 from etl.fetch.archives import Archives, archive_above
 from etl.fetch.hosts.limiter import HostLimiter
@@ -20,6 +21,7 @@ from etl.images.cache import ImageCache
 from etl.net.attempt import Validators
 from etl.net.data_urls import data_of
 from etl.net.part import HELD, Download, PartWriter
+from etl.net.signatures import newest
 from etl.net.stores import is_store
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class Access:
         cache: gives each URL its part.
         roots: where local files may lie.
         archives: those that pictures are read from.
-        line: returns the line of the first record that needs a source.
+        lines: returns the lines of the first records that need a source.
         robots: awaited with the URL before it is asked for; raises a `FetchError` where that is not allowed.
         max_bytes: that a file may have.
         pending: pictures that hosts are making ready.
@@ -53,7 +55,7 @@ class Access:
     cache: ImageCache
     roots: Roots
     archives: Archives
-    line: Callable[[str], bytes | None]
+    lines: Callable[[str], Sequence[bytes]]
     robots: Callable[[str], Awaitable[None]] | None
     max_bytes: int
     pending: Pending
@@ -95,13 +97,15 @@ async def open_http(access: Access, address: Address, validators: Validators | N
     What a failed attempt leaves is kept, so the next one goes on from there.  Each request waits for a slot of its own,
     as the host may have asked for a pause meanwhile.
     """
-    part = access.cache.part_of(address.url)
+    part, url = access.cache.part_of(address.url), address.url
+    if url.endswith(SIGNED):
+        url = newest(url, access.lines(url))
     await ask_leave(access, address)
     while True:
         begun = access.downloads.rest_of(part)
         async with access.limiter.slot(address.host, address.url, patient=False) as request:
             try:
-                download = await access.downloads.download(address.url, part, validators=validators)
+                download = await access.downloads.download(url, part, validators=validators)
                 access.limiter.succeeded(request, download.size)
                 return Opened(download, part, by_backend=True)
             except PendingError as error:
@@ -147,7 +151,7 @@ async def open_file(access: Access, address: Address, _: Validators | None) -> O
 async def open_data(access: Access, address: Address, _: Validators | None) -> Opened:
     """Decode a picture that stands in its own record."""
     async with access.limiter.slot("", patient=False):
-        line = access.line(address.url)
+        line = next(iter(access.lines(address.url)), None)
         if line is None:
             raise InvalidUrlError("no record holds the picture any more")
         part = access.cache.part_of(address.url)

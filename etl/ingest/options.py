@@ -93,6 +93,7 @@ class IngestOptions:
         template: what the model is asked about each.
         strict: stop at the first bad line instead of keeping it as an invalid record.
         encoding: of the manifest's text; ``None`` finds it out.
+        url_identity: URLs that differ only in their signature are one source.
     """
 
     id_field: str | None = None
@@ -101,6 +102,7 @@ class IngestOptions:
     template: PromptTemplate = field(default_factory=PromptTemplate)
     strict: bool = False
     encoding: str | None = None
+    url_identity: bool = False
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` for an encoding that Python does not know."""
@@ -128,6 +130,8 @@ class IngestOptions:
         }
         if self.encoding is not None:
             values["encoding"] = self.encoding
+        if self.url_identity:
+            values["url_identity"] = True
         return json.dumps(values, sort_keys=True)
 
     @classmethod
@@ -140,7 +144,13 @@ class IngestOptions:
             values = json.loads(spec)
             stored = Selection(values["synthetic"], values["offset"], values["limit"])
             template = PromptTemplate(values["template"])
-            encoding = values.get("encoding")
-            return cls(values["id_field"], values["image_field"], selection or stored, template, encoding=encoding)
+            return cls(
+                values["id_field"],
+                values["image_field"],
+                selection or stored,
+                template,
+                encoding=values.get("encoding"),
+                url_identity=values.get("url_identity", False),
+            )
         except (ValueError, LookupError, TypeError, ConfigError) as error:
             raise StateError("the state database is damaged: how its manifest was read makes no sense") from error

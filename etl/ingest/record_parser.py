@@ -23,6 +23,7 @@ from etl.ingest.manifest import Manifest
 from etl.ingest.manifest_formats.file import BadRow
 from etl.ingest.options import IngestOptions
 from etl.net.data_urls import data_url, is_data
+from etl.net.signatures import identity_of
 from etl.net.urls import beside, host_of, is_local, local_path
 from etl.state.records import NewRecord
 from etl.text import clean
@@ -128,7 +129,7 @@ class RecordParser:
         if len(url) > MAX_URL_CHARS:
             raise InvalidUrlError(f"an address of {len(url)} characters, more than {MAX_URL_CHARS}")
         if not is_local(url):
-            return url
+            return identity_of(url) if self._options.url_identity else url
         if _OF_WINDOWS.match(url):
             raise InvalidUrlError(
                 f"a path of a Windows machine: {url[:200]!r}; copy the pictures beside the manifest, and leave out C:"

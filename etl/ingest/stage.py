@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -84,6 +85,7 @@ def ingest(
     read or holds no record, or at the first bad line with ``strict``; committed batches stay, and the next
     ingest goes on behind them.
     """
+    options = replace(options, url_identity=store.settings.url_identity)
     with manifest.at_hand(store.settings, should_stop) as there:
         if not there:
             return IngestSummary(

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from etl.domain.items import SIGNED
 from etl.domain.statuses import RecordState
 from etl.errors import DuplicateKeyError
 from etl.state.sqlite import Database
@@ -259,7 +260,7 @@ def _write_records(
 ) -> None:
     """Insert new records, update changed ones, and mark unchanged ones as seen in this generation."""
     following = db.conn.execute("SELECT coalesce(max(id), 0) + 1 FROM records").fetchone()[0]
-    added, lines, changed, changed_lines, seen = [], [], [], [], []
+    added, lines, changed, changed_lines, seen, signed_anew = [], [], [], [], [], []
     for record in records:
         content = (
             hashlib.sha256(record.line).digest(),
@@ -277,9 +278,13 @@ def _write_records(
             following += 1
         elif old.content == content:
             seen.append((*place, old.id))
+            continue
         else:
             changed.append((*place, *content, old.id))
             changed_lines.append((record.line, old.id))
+        if record.url and record.url.endswith(SIGNED) and record.state is RecordState.ACTIVE:
+            # The line has a signature that may open what the last one did not.
+            signed_anew.append((sources[record.url],))
     _insert(db, "records", _RECORD_COLUMNS, added)
     execute = db.conn.executemany
     execute("INSERT INTO record_lines (record, line) VALUES (?, ?)", lines)
@@ -290,6 +295,7 @@ def _write_records(
         changed,
     )
     execute("UPDATE record_lines SET line = ? WHERE record = ?", changed_lines)
+    execute(f"UPDATE sources SET {_WOKEN} WHERE id = ? AND status = 'dead'", signed_anew)
     counts.added += len(added)
     counts.changed += len(changed)
 

@@ -11,6 +11,9 @@ from etl.state.record_captions import queue_captions, skip_captions
 from etl.state.sqlite import Database
 from etl.state.work_queue import RetryPolicy, WorkQueue
 
+LINES = 16
+"""Of records that share a source: enough to find the newest address among."""
+
 
 class SourceQueue(WorkQueue):
     """Work queue over ``sources``."""
@@ -86,10 +89,14 @@ class SourceQueue(WorkQueue):
         )
         return bytes(rows[0][0]) if rows else None
 
-    def line_of(self, url: str) -> bytes | None:
-        """Return the same by the source's URL."""
-        rows = self._connection.rows("SELECT id FROM sources WHERE url = ?", (url,))
-        return self.line(rows[0][0]) if rows else None
+    def lines_of(self, url: str) -> list[bytes]:
+        """Return the manifest lines of active records that need the source with this URL, no more than `LINES`."""
+        rows = self._connection.rows(
+            "SELECT l.line FROM sources s JOIN records r ON r.source = s.id JOIN record_lines l ON l.record = r.id "
+            "WHERE s.url = ? AND r.state = 'active' ORDER BY r.id DESC LIMIT ?",
+            (url, LINES),
+        )
+        return [bytes(line) for (line,) in rows]
 
     def captions_are_waiting(self) -> bool:
         """Return whether any picture is still to be captioned or in work."""
