@@ -51,7 +51,7 @@ class Caption:
         text: the caption.
         model, revision: what wrote it.
         captioned_at: when, UTC.
-        finish_reason: ``stop``, or ``length`` at the token limit.
+        finish_reason: ``stop``, ``length`` at the token limit, or ``file`` where no model made it.
         tokens: how many were generated.
         flags: what is suspicious about it (`etl.domain.statuses.QualityFlag`).
     """

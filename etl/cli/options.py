@@ -234,3 +234,21 @@ def _option(setting: Setting, command: str, *, hidden: bool = False) -> Any:
 
 
 StateOption = Annotated[str | None, _option(known(Settings)["state"], "run")]
+
+EncodingOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=Group.MANIFEST,
+        help="Encoding of CSV, lists and JSON. [default: found out]",
+    ),
+]
+
+SidecarsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KINDS",
+        rich_help_panel=Group.MANIFEST,
+        help="Take captions from files beside the pictures (or fields): txt, caption, json, or several with commas.",
+    ),
+]

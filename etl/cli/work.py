@@ -11,7 +11,7 @@ import typer
 from etl.cli import render, run_report
 from etl.cli.format_options import FormatOption, with_format_options
 from etl.cli.hosts import estimate_lines
-from etl.cli.options import Context, command, number
+from etl.cli.options import Context, EncodingOption, SidecarsOption, command, number
 from etl.cli.progress import ingest_progress, progress
 from etl.domain.views import Progress
 from etl.errors import ConfigError
@@ -59,14 +59,6 @@ ImageFieldOption = Annotated[
         help="Field with the image. [default: external_url, url, image_url, image or path]",
     ),
 ]
-EncodingOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        rich_help_panel=Group.MANIFEST,
-        help="Encoding of CSV, lists and JSON. [default: found out]",
-    ),
-]
 PromptOption = Annotated[
     str | None,
     typer.Option(
@@ -109,13 +101,14 @@ def ingest(
     id_field: IdFieldOption = None,
     image_field: ImageFieldOption = None,
     encoding: EncodingOption = None,
+    sidecars: SidecarsOption = None,
     prompt: PromptOption = None,
     prompt_template: TemplateOption = None,
     strict: StrictOption = False,
 ) -> None:
     """Load manifests into the state; again after an edit, or to resume."""
     options = _ingest_options(
-        only_synthetic, limit, offset, id_field, image_field, encoding, prompt, prompt_template, strict
+        only_synthetic, limit, offset, id_field, image_field, encoding, sidecars, prompt, prompt_template, strict
     )
     from etl.ingest.options import LeftOut
     from etl.run.sources import ingest_manifests
@@ -190,6 +183,7 @@ def run(
     id_field: IdFieldOption = None,
     image_field: ImageFieldOption = None,
     encoding: EncodingOption = None,
+    sidecars: SidecarsOption = None,
     prompt: PromptOption = None,
     prompt_template: TemplateOption = None,
     strict: StrictOption = False,
@@ -209,7 +203,7 @@ def run(
         caption=True,
         sources=given,
         options=_ingest_options(
-            only_synthetic, limit, offset, id_field, image_field, encoding, prompt, prompt_template, strict
+            only_synthetic, limit, offset, id_field, image_field, encoding, sidecars, prompt, prompt_template, strict
         ),
         reselect=not given and (only_synthetic, limit, offset) != (None, None, 0),
         output=output,
@@ -222,10 +216,10 @@ def run(
         raise ConfigError(
             "--format and its options say how --output is written; give --output, or use `etl export --format`"
         )
-    if not given and (id_field or image_field or encoding or prompt is not None or prompt_template):
+    if not given and (id_field or image_field or encoding or sidecars or prompt is not None or prompt_template):
         raise ConfigError(
-            "--prompt, --prompt-template, --id-field and --image-field need the SOURCE, which is read anew with them: "
-            "etl run SOURCE ..."
+            "--prompt, --prompt-template, --sidecars, --id-field and --image-field need the SOURCE, which is read anew "
+            "with them: etl run SOURCE ..."
         )
     _work(context, run_pipeline, plan, export_command=_export_command(context, plan))
 
@@ -248,6 +242,7 @@ def _ingest_options(
     id_field: str | None,
     image_field: str | None,
     encoding: str | None,
+    sidecars: str | None,
     prompt: str | None,
     prompt_template: Path | None,
     strict: bool,
@@ -262,7 +257,9 @@ def _ingest_options(
         template = PromptTemplate.from_text(prompt)
     elif prompt_template:
         template = PromptTemplate.from_file(prompt_template)
-    return IngestOptions(id_field, image_field, Selection(only_synthetic, offset, limit), template, strict, encoding)
+    selection = Selection(only_synthetic, offset, limit)
+    kinds = tuple(kind.strip() for kind in (sidecars or "").split(",") if kind.strip())
+    return IngestOptions(id_field, image_field, selection, template, strict, encoding, kinds)
 
 
 def _work(context: Context, run_pipeline: Any, plan: Any, *, export_command: str | None = None) -> None:

@@ -76,10 +76,11 @@ LIVE = frozenset({RunState.RUNNING, RunState.PAUSED, RunState.STOPPING})
 
 
 class FinishReason(StrEnum):
-    """Why generation ended: at the end-of-sequence token, or at the token limit."""
+    """Why generation ended: at the end-of-sequence token, or at the token limit; no model made what is of a file."""
 
     STOP = "stop"
     LENGTH = "length"
+    FILE = "file"
 
 
 class QualityFlag(StrEnum):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from etl.clock import iso_utc
-from etl.domain.statuses import RecordOutcome, RecordState
+from etl.domain.statuses import FinishReason, RecordOutcome, RecordState
 from etl.domain.views import ExportSummary
 from etl.errors import ConfigError, StateError
 from etl.export.pictures import Picture
@@ -149,7 +149,7 @@ def joined(
                     outcome=outcome,
                     line=line,
                     place=(manifest, row.position, row.record),
-                    recipe=source,
+                    recipe=_made_by(row, source),
                 )
 
 
@@ -212,6 +212,10 @@ def flags_of(stored: str | None) -> list[str]:
     return sorted(filter(None, (stored or "").split(",")))
 
 
+def _made_by(row: ExportRow, source: str) -> str:
+    return FinishReason.FILE if row.finish_reason == FinishReason.FILE else source
+
+
 def source_of(recipe: RecipeRow) -> str:
     """Return what made a caption: ``model@revision``."""
     return f"{recipe.model}@{recipe.revision}"
@@ -223,7 +227,7 @@ def _added(row: ExportRow, outcome: str, recipe: RecipeRow | None, options: Expo
     added: dict[str, Any] = {
         CAPTION: row.text,
         CAPTIONED_AT: iso_utc(row.done_at or 0),
-        SOURCE: source_of(recipe),
+        SOURCE: _made_by(row, source_of(recipe)),
     }
     if options.provenance:
         added[PROVENANCE] = {

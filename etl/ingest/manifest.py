@@ -3,7 +3,7 @@
 Offsets and hashes are taken over this stream, so checkpoints mean the same for every format and compression.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -84,13 +84,15 @@ class Manifest:
                 self._file.base = self.path
                 yield file is not None
 
-    def lines(self, encoding: str | None = None) -> Iterator[bytes]:
+    def lines(self, encoding: str | None = None, sidecars: Sequence[str] = ()) -> Iterator[bytes]:
         """Return every line with its line end, blank ones included; ``encoding`` is that of a text, if it is known.
+
+        Of the ``sidecars`` beside a directory's pictures, by their suffixes, fields are made.
 
         One that lies elsewhere must be `at_hand`.  Raises `ManifestError`, while they are read, when the file cannot
         be read to its end.
         """
-        self._file.encoding = encoding
+        self._file.encoding, self._file.sidecars = encoding, sidecars
         return manifest_formats.lines(self._file)
 
 

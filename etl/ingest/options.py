@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from etl.errors import ConfigError, StateError
+from etl.ingest.manifest_formats.directory import SIDECARS
 from etl.ingest.prompts import PromptTemplate
 from etl.state.read.manifests import unselected_records
 from etl.state.read.reader import Reader
@@ -94,6 +95,7 @@ class IngestOptions:
         strict: stop at the first bad line instead of keeping it as an invalid record.
         encoding: of the manifest's text; ``None`` finds it out.
         url_identity: URLs that differ only in their signature are one source.
+        sidecars: which of `SIDECARS`, files beside a picture or fields, hold the captions that records bring.
     """
 
     id_field: str | None = None
@@ -103,9 +105,14 @@ class IngestOptions:
     strict: bool = False
     encoding: str | None = None
     url_identity: bool = False
+    sidecars: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises `ConfigError` for an encoding that Python does not know."""
+        """Raises `ConfigError` for an encoding that Python does not know, and for unknown sidecars."""
+        for kind in self.sidecars:
+            if kind not in SIDECARS:
+                hint = did_you_mean(nearest(kind, SIDECARS))
+                raise ConfigError(f"no sidecars {clean(kind, 80)!r}; {hint}there are {', '.join(SIDECARS)}")
         if self.encoding is None:
             return
         try:
@@ -132,6 +139,8 @@ class IngestOptions:
             values["encoding"] = self.encoding
         if self.url_identity:
             values["url_identity"] = True
+        if self.sidecars:
+            values["sidecars"] = ",".join(self.sidecars)
         return json.dumps(values, sort_keys=True)
 
     @classmethod
@@ -144,6 +153,7 @@ class IngestOptions:
             values = json.loads(spec)
             stored = Selection(values["synthetic"], values["offset"], values["limit"])
             template = PromptTemplate(values["template"])
+            sidecars = tuple(filter(None, values.get("sidecars", "").split(",")))
             return cls(
                 values["id_field"],
                 values["image_field"],
@@ -151,6 +161,7 @@ class IngestOptions:
                 template,
                 encoding=values.get("encoding"),
                 url_identity=values.get("url_identity", False),
+                sidecars=sidecars,
             )
         except (ValueError, LookupError, TypeError, ConfigError) as error:
             raise StateError("the state database is damaged: how its manifest was read makes no sense") from error

@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from etl.errors import ChildEndedError, ConfigError, InvalidRecordError
 from etl.images.formats import suffixes
 from etl.processes import ChildProcess
+from etl.state.record_captions import GIVEN
 
 DEFAULT_TEMPLATE = (
     "This is a photograph from an archive"
@@ -208,6 +209,8 @@ class PromptTemplate:
             raise InvalidRecordError(
                 f"the prompt template failed on this record: {str(error) or type(error).__name__}"
             ) from error
+        if prompt.startswith(GIVEN):
+            raise InvalidRecordError("the prompt of this record begins as captions do that come from files")
         if not prompt.strip():
             raise InvalidRecordError("the prompt template gave an empty prompt for this record")
         if len(prompt) > MAX_PROMPT_CHARS:

@@ -25,6 +25,7 @@ from etl.ingest.options import IngestOptions
 from etl.net.data_urls import data_url, is_data
 from etl.net.signatures import identity_of
 from etl.net.urls import beside, host_of, is_local, local_path
+from etl.state.record_captions import GIVEN
 from etl.state.records import NewRecord
 from etl.text import clean
 
@@ -62,7 +63,7 @@ class RecordParser:
             record = self._load(line)
             key = self._key(record) or key
             pictures = self._pictures(record)
-            prompt = self._options.template.render(record)
+            prompt = self._given(record) or self._options.template.render(record)
         except (InvalidRecordError, InvalidUrlError, ValueError) as error:
             return [_invalid(key, position, line, error)]
         state = RecordState.ACTIVE if (index, record) in self._options.selection else RecordState.UNSELECTED
@@ -100,6 +101,16 @@ class RecordParser:
         if self._options.id_field:
             raise InvalidRecordError(f"{KEY_FIELD_MISSING} {self._options.id_field!r} for the record's key")
         return None
+
+    def _given(self, record: Mapping[str, Any]) -> str:
+        """Return the prompt that stands for the caption which the record brings; empty where it brings none."""
+        for kind in self._options.sidecars:
+            value = record.get(kind)
+            if isinstance(value, dict):
+                value = value.get("vlm_caption") or value.get("caption")
+            if isinstance(value, str) and value.strip():
+                return GIVEN + _storable(value.strip(), kind)
+        return ""
 
     def _keys(self, record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if wanted := self._options.id_field:

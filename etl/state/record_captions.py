@@ -8,7 +8,8 @@ that goes from records to captions, or back, is put together from these pieces; 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from etl.domain.statuses import ImageFlag
+from etl.clock import now_ms
+from etl.domain.statuses import FinishReason, ImageFlag
 
 if TYPE_CHECKING:
     from etl.state.sqlite import Database
@@ -18,6 +19,9 @@ CURRENT_RECIPE = "(SELECT id FROM recipes WHERE current = 1)"
 
 PROMPT_OF_RECORD = "(SELECT text FROM prompts WHERE id = r.prompt)"
 """What ``r`` asks, in words."""
+
+GIVEN = "[the caption of a file]\n"
+"""How the prompt of a record begins that brings its caption: no model is asked, and the caption is what follows."""
 
 _OF_RECORD = "c.image = s.image AND c.prompt = r.prompt"
 
@@ -70,8 +74,8 @@ def skipped_for(flags: Sequence[str], image: str) -> str:
 def queue_captions(db: "Database", recipe: int, source: int | None = None) -> int:
     """Queue what active records ask of images that are here, of one source or of all, inside a transaction.
 
-    A caption that was cancelled begins anew, unless it is skipped; any other stays as it is.  Returns how many are new
-    or wanted again.
+    A caption that was cancelled begins anew, unless it is skipped; any other stays as it is.  What records bring is
+    done at once.  Returns how many are left to be made that are new or wanted again.
     """
     sql = (
         "INSERT INTO captions (image, prompt, recipe) SELECT DISTINCT s.image, r.prompt, ? FROM records r "
@@ -80,7 +84,19 @@ def queue_captions(db: "Database", recipe: int, source: int | None = None) -> in
         "ON CONFLICT (image, prompt, recipe) DO UPDATE SET status = 'ready', attempts = 0, crashes = 0, "
         "not_before = 0, error_class = NULL, error = NULL WHERE status = 'cancelled' AND skipped IS NULL"
     )
-    return db.conn.execute(sql, (recipe,) if source is None else (recipe, source)).rowcount
+    of_source = (recipe,) if source is None else (recipe, source)
+    queued = db.conn.execute(sql, of_source).rowcount
+    # As below, the plus: one image has few captions, and much may be queued.
+    which = "status" if source is None else "image = (SELECT image FROM sources WHERE id = ?) AND +status"
+    given = db.conn.execute(
+        f"UPDATE captions SET status = 'done', text = (SELECT substr(text, {len(GIVEN) + 1}) FROM prompts p "
+        f"WHERE p.id = captions.prompt), finish_reason = '{FinishReason.FILE}', tokens = 0, done_at = {now_ms()}, "
+        f"run = (SELECT max(id) FROM runs) WHERE recipe = ? AND {which} IN ('ready', 'retry') "
+        f"AND EXISTS (SELECT 1 FROM prompts p WHERE p.id = captions.prompt AND substr(p.text, 1, {len(GIVEN)}) = "
+        f"'{GIVEN}')",
+        of_source,
+    ).rowcount
+    return queued - given
 
 
 def skip_captions(db: "Database", recipe: int, flags: Sequence[str], image: int | None = None) -> int:

@@ -24,7 +24,7 @@ from etl.domain.views import StageSummary
 from etl.errors import ManifestError
 from etl.extras import pyarrow
 from etl.ingest.manifest import Manifest
-from etl.ingest.manifest_formats.archive import MAX_FIELD
+from etl.ingest.manifest_formats.directory import MAX_SIDECAR
 from etl.ingest.manifest_formats.file import BadRow
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest
@@ -340,7 +340,14 @@ def test_pictures_in_records_are_fetched_from_them(tmp_path: Path) -> None:
 def test_files_beside_a_picture_in_an_archive_are_its_fields(tmp_path: Path) -> None:
     """What has a picture's name is read, in whatever order it comes; what makes no sense costs its own record."""
     path = tmp_path / "s.tar.gz"
-    bad = {"3.jpg": b"", "3.json": b"{", "4.jpg": b"", "4.txt": bytes(MAX_FIELD + 1), "note.txt": b"", "5.caption": b""}
+    bad = {
+        "3.jpg": b"",
+        "3.json": b"{",
+        "4.jpg": b"",
+        "4.txt": bytes(MAX_SIDECAR + 1),
+        "note.txt": b"",
+        "5.caption": b"",
+    }
     path.write_bytes(gzip.compress(tarred({**SHARD, **bad})))
     manifest = Manifest(str(path))
     found = list(manifest.lines())
@@ -349,7 +356,7 @@ def test_files_beside_a_picture_in_an_archive_are_its_fields(tmp_path: Path) -> 
         {"id": "s/1.jpg", "path": "s/1.jpg", "json": {"url": "http://a.example/x"}, "txt": "one"},
     ]
     reasons = [line.reason.partition(":")[0] for line in found[2:] if isinstance(line, BadRow)]
-    assert reasons == ["3.json is not JSON", f"4.txt has more than {MAX_FIELD} bytes"]
+    assert reasons == ["3.json is not JSON", f"4.txt has more than {MAX_SIDECAR} bytes"]
     assert manifest.skipped == {".txt": 1, ".caption": 1}
     assert list(manifest.lines()) == found
 

@@ -3,7 +3,7 @@
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -14,17 +14,11 @@ from etl.archives import Archive, BadArchiveError, Member, is_archive, open_arch
 from etl.compression import SUFFIXES
 from etl.errors import ManifestError
 from etl.ingest.fields import pictures_of
-from etl.ingest.manifest_formats.directory import record_of, skipped_as
-from etl.ingest.manifest_formats.file import BadRow, ManifestFile, json_line
+from etl.ingest.manifest_formats.directory import MAX_SIDECAR, SIDECARS, line_of, sidecar_of, skipped_as
+from etl.ingest.manifest_formats.file import ManifestFile
 from etl.text import clean
 
 Reader = Callable[[ManifestFile], Iterator[bytes]]
-
-_FIELDS = (".json", ".txt", ".caption")
-"""Files beside a picture, as WebDataset and trainers name them: fields of its record."""
-
-MAX_FIELD = 1 << 20
-"""Bytes of one."""
 
 _LISTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tab", ".psv", ".parquet")
 _LOOKED_AT = 20
@@ -155,43 +149,18 @@ def _pictures(archive: Archive, file: ManifestFile, inside: _Inside) -> Iterator
             held.setdefault(stem, ([], {}))[0].append(name)
         elif _is_field(name) and stem in inside.groups:
             suffix = PurePosixPath(name).suffix.lower()[1:]
-            held.setdefault(stem, ([], {}))[1][suffix] = _field(archive, member)
+            held.setdefault(stem, ([], {}))[1][suffix] = sidecar_of(name, archive.open(member).read(MAX_SIDECAR + 1))
         else:
             file.skipped[kind] += 1
             continue
         inside.groups[stem] -= 1
         if not inside.groups[stem]:
-            yield from _records(*held.pop(stem))
-
-
-def _records(pictures: Sequence[str], fields: dict[str, Any]) -> Iterator[bytes]:
-    bad = next((value for value in fields.values() if isinstance(value, ManifestError)), None)
-    for picture in pictures:
-        if bad is not None:
-            yield BadRow.of(dict(record_of(picture)), str(bad))
-        else:
-            yield json_line(record_of(picture) | dict(sorted(fields.items())))
-
-
-def _field(archive: Archive, member: Member) -> Any:
-    """Return what stands in a file beside a picture, or the error of one that makes no sense."""
-    data = archive.open(member).read(MAX_FIELD + 1)
-    if len(data) > MAX_FIELD:
-        return ManifestError(f"{member.name} has more than {MAX_FIELD} bytes")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    if not member.name.lower().endswith(".json"):
-        return text.strip()
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return ManifestError(f"{member.name} is not JSON: {error}")
+            names, fields = held.pop(stem)
+            yield from (line_of(name, fields) for name in names)
 
 
 def _is_field(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in _FIELDS
+    return PurePosixPath(name).suffix.lower()[1:] in SIDECARS
 
 
 def _stem(name: str) -> str:

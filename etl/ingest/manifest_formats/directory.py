@@ -1,12 +1,15 @@
 """A directory of pictures: each file whose name ends as a picture's does becomes a record."""
 
+import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from etl.errors import ManifestError
 from etl.images.formats import suffixes
-from etl.ingest.manifest_formats.file import ManifestFile, json_line
+from etl.ingest.manifest_formats.file import BadRow, ManifestFile, json_line
 from etl.text import clean
 
 _NOT_THE_USERS = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
@@ -14,6 +17,12 @@ _NOT_THE_USERS = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 
 _OURS = frozenset({"state.db", ".shards.json"})
 """What a directory holds that is a state, or an export with its pictures."""
+
+SIDECARS = ("txt", "caption", "json")
+"""Suffixes of files beside a picture, as WebDataset and trainers name them, that are fields of its record."""
+
+MAX_SIDECAR = 1 << 20
+"""Bytes of one."""
 
 _SUFFIX = 12
 """Characters of a suffix that are told."""
@@ -27,15 +36,56 @@ def lines(file: ManifestFile) -> Iterator[bytes]:
     """
     assert file.path is not None
     file.skipped.clear()
+    ours = tuple(f".{kind}" for kind in file.sidecars)
     for picture in _files(file.path, file.skipped):
         inner = picture.relative_to(file.path).as_posix()
-        if (kind := skipped_as(inner)) is not None:
+        kind = skipped_as(inner)
+        if kind is None:
+            beside = (picture.with_suffix(suffix) for suffix in ours)
+            yield line_of(inner, {one.suffix[1:]: _read(one, file.path) for one in beside if one.is_file()})
+        elif not inner.lower().endswith(ours or ("/",)):
             file.skipped[kind] += 1
-        else:
-            yield json_line(record_of(inner))
 
 
-def record_of(inner: str) -> dict[str, str]:
+def line_of(inner: str, sidecars: Mapping[str, Any]) -> bytes:
+    """Return the line of a picture, by its path within what holds it, with its sidecars as fields.
+
+    One of them that is a `ManifestError` makes it a bad row.
+    """
+    for value in sidecars.values():
+        if isinstance(value, ManifestError):
+            return BadRow.of(dict(_record_of(inner)), str(value))
+    return json_line(_record_of(inner) | dict(sorted(sidecars.items())))
+
+
+def sidecar_of(name: str, data: bytes) -> Any:
+    """Return what a sidecar says, or the `ManifestError` of one that makes no sense."""
+    if len(data) > MAX_SIDECAR:
+        return ManifestError(f"{name} has more than {MAX_SIDECAR} bytes")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    if not name.lower().endswith(".json"):
+        return text.strip()
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return ManifestError(f"{name} is not JSON: {error}")
+
+
+def _read(path: Path, top: Path) -> Any:
+    """Return what a sidecar says; a link that leads out of the directory is not followed."""
+    if not path.resolve().is_relative_to(top.resolve()):
+        return ManifestError(f"{path.name} is a link out of the directory")
+    try:
+        with path.open("rb") as file:
+            return sidecar_of(path.name, file.read(MAX_SIDECAR + 1))
+    except OSError as error:
+        return ManifestError(f"{path.name} cannot be read: {error.strerror}")
+
+
+def _record_of(inner: str) -> dict[str, str]:
     """Return the record of a picture, by its path within what holds it."""
     # A colon could make it a URL, a backslash another machine's, and white space at its ends is taken off.
     plain = ":" not in inner and "\\" not in inner and inner == inner.strip()

@@ -4,7 +4,7 @@ import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +32,7 @@ class ManifestFile:
         path: of the file or directory; ``None`` for standard input.
         skipped: how many files of a directory were passed over when it was read last, by kind.
         encoding: of its text, as the user names it; ``None`` where it is to be found out.
+        sidecars: suffixes, without dots, of files beside a directory's pictures that are fields of their records.
         read_url: returns what lies behind a URL, of at most so many bytes, or raises a `FetchError`; ``None`` where
             nothing may be asked for.
         base: what relative paths are resolved against: a directory, the URL of a file that was brought here, or a path
@@ -43,6 +44,7 @@ class ManifestFile:
     encoding: str | None = None
     read_url: Callable[[str, int], bytes] | None = None
     base: Path | str = field(init=False)
+    sidecars: Sequence[str] = field(default=(), init=False)
     _pipe: "io.BufferedReader[Any] | None" = field(default=None, init=False)
     _begun: bytes = field(default=b"", init=False)
 
