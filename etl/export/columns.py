@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from etl.domain.statuses import RecordOutcome
-from etl.errors import ConfigError
+from etl.errors import ConfigError, StateError
 from etl.export.lines import CAPTION, CAPTIONED_AT, ERROR, PROVENANCE, SOURCE, Joined, flags_of
 from etl.state.read.manifests import exported_lines
 from etl.state.read.reader import Reader
@@ -37,11 +37,19 @@ class Written(float):
 
 
 def fields_of(line: bytes) -> dict[str, Any]:
-    """Return the fields of a record's line; half a surrogate pair, which no table can hold, as a question mark."""
+    """Return the fields of a record's line; half a surrogate pair, which no table can hold, as a question mark.
+
+    Raises `StateError` for what is no record: ingest lets none in.
+    """
     text = line.decode("utf-8-sig", "replace")
-    values: dict[str, Any] = json.loads(text, parse_float=Written.of)
-    if "\\ud" in text.lower():
-        values = json.loads(json.dumps(values, ensure_ascii=False).encode("utf-8", "replace"))
+    try:
+        values = json.loads(text, parse_float=Written.of)
+        if "\\ud" in text.lower():
+            values = json.loads(json.dumps(values, ensure_ascii=False).encode("utf-8", "replace"))
+    except (ValueError, RecursionError) as error:
+        raise StateError(f"the state database is damaged: a stored record makes no sense ({error})") from error
+    if not isinstance(values, dict):
+        raise StateError("the state database is damaged: a stored record is no object")
     return values
 
 

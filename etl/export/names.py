@@ -6,6 +6,8 @@ import re
 from urllib.parse import unquote, urlsplit
 
 from etl.errors import InvalidUrlError
+from etl.net.data_urls import is_data
+from etl.net.iiif import Request
 from etl.net.urls import is_local, local_path
 from etl.state.read.export_rows import ExportRow
 
@@ -61,16 +63,19 @@ class Names:
         return True
 
 
-def picture_name(url: str | None) -> str:
+def picture_name(url: str) -> str:
     """Return the file name that a source has, as it is written there; empty where it has none."""
-    if url and is_local(url):
-        try:
-            return local_path(url).name
-        except InvalidUrlError:
-            return ""
     try:
-        return unquote(urlsplit(url or "").path.rpartition("/")[2]) if "/" in (url or "") else ""
-    except ValueError:
+        if not url or is_data(url):
+            return ""
+        if is_local(url):
+            return local_path(url).name
+        ending = ""
+        if request := Request.of(url):
+            # Every picture of an image service is called default.jpg.
+            url, ending = request.base, os.path.splitext(url)[1]  # noqa: PTH122 - of no path
+        return unquote(urlsplit(url.removesuffix("/info.json")).path.rpartition("/")[2] + ending)
+    except (InvalidUrlError, ValueError):
         return ""
 
 

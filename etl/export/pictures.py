@@ -74,7 +74,7 @@ def picture_of(row: ExportRow, cache: ImageCache, names: Names, *, originals: bo
     Without ``dots`` names have none, for readers that take the first for the beginning of the suffix.
     """
     assert row.working_sha256 is not None
-    name = picture_name(row.url)
+    name = picture_name(row.url or "")
     stem = stem_of(row, name)
     sha256, mime, path = row.working_sha256, _JPEG, cast(Path | None, cache.working_path(row.working_sha256))
     if originals and row.image_sha256 and row.mime in _OPENED_ANYWHERE:

@@ -93,7 +93,7 @@ class _Places:
 
     def of(self, row: ExportRow, suffix: str) -> Path:
         """Return the file's path, named as the picture, or told apart where that is taken."""
-        name, folder = picture_name(row.url), None
+        name, folder = picture_name(row.url or ""), None
         if name and row.url and is_local(row.url):
             folder = self._folder(local_path(row.url).parent)
         beside = folder is not None

@@ -79,7 +79,8 @@ def write_page(reader: Reader, stream: BinaryIO, options: ReportOptions) -> tupl
     records = pictures = 0
     known: dict[str, int] = {}
     while block := list(itertools.islice(rows, BLOCK)):
-        new = list(dict.fromkeys(row.working_sha256 for row in block if row.working_sha256 and options.edge))
+        shown = (row.record.working_sha256 for row in block if options.edge)
+        new = list(dict.fromkeys(filter(None, shown)))
         new = [sha256 for sha256 in new if sha256 not in known]
         known |= {sha256: pictures + n for n, sha256 in enumerate(new)}
         made = list(thumbnails([_working_copy(reader, sha256) for sha256 in new], options.edge))
@@ -110,12 +111,13 @@ def _row(row: ReportRow, pictures: dict[str, int]) -> list[Any]:
     failed = record.state == "invalid" or record.outcome == "failed"
     return [
         clean(record.key, LINE), clean(row.title, LINE), clean(row.date, LINE),
-        "failed" if failed else clean(record.outcome, LINE), clean(row.host, LINE), clean(redact_url(row.url), LINE),
-        clean(record.error_class or "", LINE) if failed else "", clean(row.error, LINE) if failed else "",
+        "failed" if failed else clean(record.outcome, LINE), clean(record.host, LINE),
+        clean(redact_url(record.url or ""), LINE),
+        clean(record.error_class or "", LINE) if failed else "", clean(record.error, LINE) if failed else "",
         _caption(record.text or ""),
         [*_flags(record.flags), *(f"picture {flag}" for flag in _flags(record.image_flags))],
         record.done_at if record.text is not None else 0,
-        pictures.get(row.working_sha256 or ""),
+        pictures.get(record.working_sha256 or ""),
     ]  # fmt: skip
 
 

@@ -231,8 +231,8 @@ def test_since(work: Work) -> None:
 
 def test_what_cannot_be_written_is_said_in_one_line(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing package, an unknown format, a directory of other things, another format: what is wrong, what to do."""
-    with pytest.raises(ConfigError, match="unknown format 'xml'; known: jsonl, csv"):
-        export(work, "out.xml", format="xml")
+    with pytest.raises(ConfigError, match="unknown format 'excel'; known: jsonl, caption, csv"):
+        export(work, "out.xls", format="excel")
     with pytest.raises(ConfigError, match="cannot be written to stdout"):
         export_manifest(work.settings, "-", ExportOptions(format="parquet"))
     (work.state.parent / "photos").mkdir()

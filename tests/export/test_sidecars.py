@@ -60,6 +60,8 @@ NAMES = {
     "long": (H + "é" * 200 + ".jpg", "é" * (LONGEST // 2)),
     "long too": (H + "é" * 201 + ".jpg", told_apart("é" * ((LONGEST - 9) // 2), "long too")),
     "no UTF-8": (H + "%ff.jpg", "\ufffd"),
+    "image service": (H + "iiif/2%2Fb.jp2/full/!512,512/0/default.jpg", "2_b.jp2"),
+    "its description": (H + "iiif/ab/info.json", "ab"),
     "local": ("/elsewhere/scan 1.tif", "scan 1"),
 }
 

@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[object, ...]] = {
     "export": ("export", "out.jsonl"),
     "export as CSV": ("export", "out.csv"),
     "export as Parquet": ("export", "out.parquet"),
-    "export as folder": ("export", "folder", "--format", "imagefolder"),
+    "export as folder": ("export", "folder", "--format", "imagefolder", "--originals"),
     "export as WebDataset": ("export", "tars", "--format", "webdataset"),
     "report": ("report", "--output", "report.html"),
     "split": ("split", "2", "parts"),

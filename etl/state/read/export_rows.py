@@ -7,6 +7,9 @@ from etl.state.database import ENGINE_VERSION, FLAGS_VERSION, HOSTS_VERSION
 from etl.state.read.reader import PAGE, Reader
 from etl.state.record_captions import caption_of_record
 
+ERROR_CHARS = 513
+"""Of what went wrong: more than people read of it on a line."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExportRow:
@@ -16,7 +19,8 @@ class ExportRow:
     caption that counts: one that is to be made again counts as it was until the new one is done.  ``failed_at`` is when
     the caption or source failed for good, where that is known; ``working_sha256`` is ``None`` for a picture that is not
     in the cache; ``image_flags`` have commas between them.  ``mime`` and ``image_bytes`` are the original's;
-    ``reduced`` is 1 where the working copy has fewer pixels.
+    ``reduced`` is 1 where the working copy has fewer pixels.  ``error`` says what went wrong, cut to `ERROR_CHARS`; it
+    and ``host`` are empty where there is none.
     """
 
     position: int
@@ -41,6 +45,8 @@ class ExportRow:
     mime: str | None
     image_bytes: int
     reduced: int
+    host: str
+    error: str
 
 
 def export_rows(
@@ -89,7 +95,9 @@ SELECT r.position, r.id, r.key, r.state,
        WHEN s.status = 'dead' THEN coalesce(s.done_at, (SELECT max(a.ended_at) FROM attempts a
          WHERE a.stage = 'fetch' AND a.item = s.id)) END,
   iif(i.state = 'present', i.working_sha256, NULL), {{flags}}, i.mime, coalesce(i.bytes, 0),
-  coalesce(i.working_width * i.working_height < i.width * i.height, 0)
+  coalesce(i.working_width * i.working_height < i.width * i.height, 0), coalesce(s.host, ''),
+  coalesce(substr(CASE WHEN c.status = 'dead' THEN c.error WHEN s.status = 'dead' THEN s.error ELSE r.error END,
+                  1, {ERROR_CHARS}), '')
 FROM records r
 JOIN record_lines l ON l.record = r.id
 LEFT JOIN sources s ON s.id = r.source
