@@ -191,7 +191,8 @@ class FetchLoop:
     async def _claim(self, fetcher: "SourceFetcher") -> None:
         """Claim what can start now, host after host, beginning behind the last one served, and then some more.
 
-        What is claimed ahead waits at the limiter, and takes a slot in the moment in which one becomes free.
+        What is claimed ahead waits at the limiter, and takes a slot in the moment in which one becomes free.  All is
+        one transaction: with thousands of hosts, the disk would be waited for as often.
         """
         # A host whose name is not resolved yet would wait for it in a slot that others could use.
         known = fetcher.access.downloads.is_known
@@ -199,32 +200,33 @@ class FetchLoop:
         if not hosts and self._last_host:
             hosts = self._queue.ready_hosts(only=known)
             self._last_host = ""
-        more = []
+        wanted: dict[str, int] = {}
+        left = min(self._limiter.free(""), self._free_in_all)
         for host in hosts:
-            free = min(self._free(host), self._free_in_all)
-            if free <= 0 or await self._start(fetcher, host, free) == free:
-                more.append(host)
+            wanted[host] = max(0, min(self._free(host), left))
+            left -= wanted[host]
             self._last_host = host
-        for host in more:
-            ahead = min(self._limiter.ahead(host), self._limiter.total - self._limiter.waiting)
-            if ahead > 0 and self._free_in_all > 0:
-                await self._start(fetcher, host, ahead)
+        left = self._limiter.total - self._limiter.waiting if self._free_in_all > sum(wanted.values()) else 0
+        for host in hosts:
+            ahead = max(0, min(self._limiter.ahead(host), left))
+            wanted[host] += ahead
+            left -= ahead
+        if wanted := {host: most for host, most in wanted.items() if most}:
+            await self._start(fetcher, wanted)
 
     @property
     def _free_in_all(self) -> int:
         limit = self._limiter.total + DECODE_AHEAD * self._backend.processes
         return limit - (len(self._in_flight) - self._limiter.waiting)
 
-    async def _start(self, fetcher: "SourceFetcher", host: str, most: int) -> int:
-        """Claim and start up to so many sources of a host; return how many there were."""
-        items = self._queue.claim(host, most)
-        for item in items:
+    async def _start(self, fetcher: "SourceFetcher", wanted: dict[str, int]) -> None:
+        """Claim and start up to so many sources of each host."""
+        for item in self._queue.claim_of(wanted):
             task = asyncio.create_task(self._fetch(fetcher, item))
             task.add_done_callback(lambda _: self._changed.set())
             self._in_flight[task] = item
-        # The new tasks take their slots before the next host is looked at.
+        # The new tasks take their slots before hosts are looked at again.
         await asyncio.sleep(0)
-        return len(items)
 
     def _free(self, host: str) -> int:
         if self._mirrors and self._limiter.blocked_until_ms(host) is not None:

@@ -1,6 +1,6 @@
 """The fetch queue: claiming sources, committing what was fetched."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from etl.clock import now_ms
 from etl.domain.items import FetchedImage, ItemFailure, KnownImage, SourceItem
@@ -60,16 +60,23 @@ class SourceQueue(WorkQueue):
 
     def claim(self, host: str, limit: int) -> list[SourceItem]:
         """Lease up to ``limit`` due sources of one host, oldest first."""
+        return self.claim_of({host: limit})
+
+    def claim_of(self, limits: Mapping[str, int]) -> list[SourceItem]:
+        """Lease due sources of several hosts in one transaction, up to so many of each, oldest first."""
         with self._connection.transaction("fetch.claim") as db:
-            rows = db.conn.execute(
-                "UPDATE sources SET status = 'running', lease_run = ? WHERE id IN ("
-                "SELECT id FROM sources WHERE status IN ('ready', 'retry') AND host = ? AND not_before <= ? "
-                "ORDER BY not_before, id LIMIT ?) "
-                "RETURNING id, url, host, attempts, image, etag, last_modified, mirror",
-                (self._run, host, now_ms(), limit),
-            ).fetchall()
-            # Nearly all are new; only of those that were fetched before must it be known what the cache still holds.
-            return [_item(db, *row) for row in sorted(rows)]
+            return [item for host, limit in limits.items() for item in self._claim(db, host, limit)]
+
+    def _claim(self, db: Database, host: str, limit: int) -> list[SourceItem]:
+        rows = db.conn.execute(
+            "UPDATE sources SET status = 'running', lease_run = ? WHERE id IN ("
+            "SELECT id FROM sources WHERE status IN ('ready', 'retry') AND host = ? AND not_before <= ? "
+            "ORDER BY not_before, id LIMIT ?) "
+            "RETURNING id, url, host, attempts, image, etag, last_modified, mirror",
+            (self._run, host, now_ms(), limit),
+        ).fetchall()
+        # Nearly all are new; only of those that were fetched before must it be known what the cache still holds.
+        return [_item(db, *row) for row in sorted(rows)]
 
     def postpone(self, items: Iterable[tuple[int, int]]) -> None:
         """Put claimed sources back, each until an instant, Unix milliseconds, without charging an attempt."""

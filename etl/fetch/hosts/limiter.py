@@ -232,7 +232,7 @@ class HostLimiter:
         if host:
             self._host(host).waiting += 1
         if not patient:
-            self._turn_away_impatient()
+            self._turn_away_impatient(waiter)
         self._start_waiting()
         try:
             return await granted
@@ -277,9 +277,9 @@ class HostLimiter:
         self._active += 1
         waiter.granted.set_result(request)
 
-    def _turn_away_impatient(self) -> None:
-        """End the waiting of those who would rather come again, where it may be long."""
-        for waiter in [each for each in self._waiting if not (each.patient or each.granted.done())]:
+    def _turn_away_impatient(self, *those: _Waiter) -> None:
+        """End the waiting of those, or of all, who would rather come again, where it may be long."""
+        for waiter in [each for each in those or self._waiting if not (each.patient or each.granted.done())]:
             until = now_ms() if self._closed else self.blocked_until_ms(waiter.host)
             if until is not None:
                 self._leave(waiter)
