@@ -78,7 +78,8 @@ class ImageServices:
             opened = await self._first(self._sized(address, line), address, validators)
             if opened.download.mime in _JSON:
                 # The URI of a service, which has led to its info.json.
-                service = await self._info(opened.download.final_url or address.url)
+                data = opened.download.data
+                service = _parsed(data) if data else await self._info(opened.download.final_url or address.url)
             if service is None:
                 return opened
             self._access.downloads.forget(opened.path)
@@ -176,12 +177,10 @@ class ImageServices:
             async with self._access.limiter.slot(address.host, url, patient=False) as request:
                 data = await self._read(url)
                 self._access.limiter.succeeded(request, len(data))
-            return Service.of(json.loads(data))
+            return _parsed(data)
         except FetchError as error:
             if error.retryable and error.http_status not in _NOT_SUPPORTED:
                 raise
-            return None
-        except (ValueError, RecursionError):
             return None
 
     def _site(self, base: str) -> _Site:
@@ -191,6 +190,13 @@ class ImageServices:
 def edge_of(settings: Settings) -> int:
     """Return the longest edge that is needed; originals that are kept are wanted as large as they are."""
     return 0 if settings.keep_originals else settings.iiif_size or settings.longest_edge
+
+
+def _parsed(data: bytes) -> Service | None:
+    try:
+        return Service.of(json.loads(data))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _form(size: str) -> str:

@@ -53,55 +53,72 @@ CASES = {
     "another-size": Case(served(), (sized("500,"),), (sized("500,"),)),
     "part": Case(served(), ("0,0,800,400/max/0/default.jpg",), ("info.json", "0,0,800,400/!256,256/0/default.jpg")),
     "info": Case(served(), ("info.json",), ("info.json", sized("!256,256"))),
-    "uri": Case(served(2), ("",), ("", "info.json", "info.json", sized("!256,256"))),
+    "uri": Case(served(2), ("",), ("", "info.json", sized("!256,256"))),
 }  # fmt: skip
+
+
+ALIKE = {"three": served(), "two": served(2), "liar": served(refuses="!")}
+MIXED = [served(level=level, sizes=((300, 200),)) for level in (2, 1, 0, 2)]
+
+
+class Fetched(NamedTuple):
+    """What one fetch from an archive of all these services came to: the requests, and what the state says."""
+
+    asked: list[str]
+    summary: StageSummary
+    rows: list[tuple[str, str | None]]
+    parts: list[Path]
+
+    def of(self, site: str) -> list[str]:
+        """Return the paths that a site was asked for."""
+        return [path.removeprefix(f"/{site}/") for path in self.asked if path.startswith(f"/{site}/")]
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory: pytest.TempPathFactory) -> Fetched:
+    bench = Workbench(tmp_path_factory.mktemp("services"), concurrency=1)
+    with ImageArchive() as archive:
+        archive.pictures = {f"/{name}/1": case.served for name, case in CASES.items()}
+        archive.pictures |= {f"/{site}/{n}": one for site, one in ALIKE.items() for n in range(6)}
+        archive.pictures |= {f"/mixed/{n}": one for n, one in enumerate(MIXED)}
+        urls = [f"{archive.base}/{name}/1/{path}".rstrip("/") for name, case in CASES.items() for path in case.named]
+        urls += [f"{archive.base}{path}/{V2 if 'two' in path else V3}" for path in [*archive.pictures][len(CASES) :]]
+        del archive.pictures["/three/0"]
+        bench.ingest(*urls)
+        summary = bench.fetch()
+        rows = bench.rows("SELECT url, final_url FROM sources ORDER BY id")
+        assert [url for url, _ in rows] == urls
+        return Fetched(archive.asked, summary, rows, bench.files("parts"))
+
+
+def test_what_each_service_is_asked_for(fetched: Fetched) -> None:
+    """The smallest that is large enough and allowed; the source stays the URL that the list has."""
+    assert fetched.summary == StageSummary(done=len(fetched.rows) - 1, dead=1)
+    asked = {name: tuple(path.removeprefix("1").lstrip("/") for path in fetched.of(name)) for name in CASES}
+    assert asked == {name: case.asked for name, case in CASES.items()}
+    assert not fetched.parts
+
+
+def test_what_one_picture_tells_of_the_others(fetched: Fetched) -> None:
+    """In 3 the level is enough, and asked for once; in 2 a small picture might come enlarged; refusals count."""
+    infos = {site: sum("info" in path for path in fetched.of(site)) for site in ALIKE}
+    assert (infos["three"], infos["two"]) == (2, 6)
+    # One picture is taken up ahead, before it is known how the one before it fared.
+    assert 1 <= infos["liar"] <= 3
+    assert 1 <= sum("!256" in path for path in fetched.of("liar")) <= 3
+
+
+def test_each_picture_of_a_site_may_have_another_level(fetched: Fetched) -> None:
+    """Where what one has told is refused by another, that one is asked itself."""
+    sizes = ("!256,256", "256,", "300,200", "!256,256")
+    found = [str(final).partition("/mixed/")[2] for url, final in fetched.rows if "/mixed/" in url]
+    assert found == [f"{n}/{sized(size)}" for n, size in enumerate(sizes)]
 
 
 @pytest.fixture
 def archive() -> Iterator[ImageArchive]:
     with ImageArchive() as running:
         yield running
-
-
-def test_what_each_service_is_asked_for(archive: ImageArchive, tmp_path: Path) -> None:
-    """The smallest that is large enough and allowed; the source stays the URL that the list has."""
-    archive.pictures = {f"/{name}/1": case.served for name, case in CASES.items()}
-    urls = [f"{archive.base}/{name}/1/{path}".rstrip("/") for name, case in CASES.items() for path in case.named]
-    bench = Workbench(tmp_path)
-    bench.ingest(*urls)
-    assert bench.fetch() == StageSummary(done=len(CASES))
-    asked = {
-        name: tuple(path[len(name) + 4 :] for path in archive.asked if path.startswith(f"/{name}/")) for name in CASES
-    }
-    assert asked == {name: case.asked for name, case in CASES.items()}
-    assert [url for (url,) in bench.rows("SELECT url FROM sources ORDER BY id")] == urls
-    assert not bench.files("parts")
-
-
-def test_what_one_picture_tells_of_the_others(archive: ImageArchive, tmp_path: Path) -> None:
-    """In 3 the level is enough, and asked for once; in 2 a small picture might come enlarged; refusals count."""
-    sites = {"three": served(), "two": served(2), "liar": served(refuses="!")}
-    archive.pictures = {f"/{site}/{n}": one for site, one in sites.items() for n in range(6)}
-    del archive.pictures["/three/0"]
-    bench = Workbench(tmp_path, concurrency=1)
-    bench.ingest(*(f"{archive.base}{path}/{V2 if 'two' in path else V3}" for path in ("/three/0", *archive.pictures)))
-    assert bench.fetch() == StageSummary(done=17, dead=1)
-    infos = {site: sum(path.startswith(f"/{site}/") and "info" in path for path in archive.asked) for site in sites}
-    assert (infos["three"], infos["two"]) == (2, 6)
-    # One picture is taken up ahead, before it is known how the one before it fared.
-    assert 1 <= infos["liar"] <= 3
-    assert 1 <= sum(path.startswith("/liar/") and "!256" in path for path in archive.asked) <= 3
-
-
-def test_each_picture_of_a_site_may_have_another_level(archive: ImageArchive, tmp_path: Path) -> None:
-    """Where what one has told is refused by another, that one is asked itself."""
-    archive.pictures = {f"/i/{n}": served(level=level, sizes=((300, 200),)) for n, level in enumerate((2, 1, 0, 2))}
-    bench = Workbench(tmp_path)
-    bench.ingest(*(f"{archive.base}{path}/{V3}" for path in archive.pictures))
-    assert bench.fetch() == StageSummary(done=4)
-    sizes = ("!256,256", "256,", "300,200", "!256,256")
-    expected = [(f"{archive.base}/i/{n}/{sized(size)}",) for n, size in enumerate(sizes)]
-    assert bench.rows("SELECT final_url FROM sources ORDER BY id") == expected
 
 
 def test_a_manifest_says_enough(archive: ImageArchive, tmp_path: Path) -> None:
@@ -142,10 +159,7 @@ def test_a_manifest_says_enough(archive: ImageArchive, tmp_path: Path) -> None:
         f"/i/3/{sized('!256,256')}",
     ]
     archive.asked.clear()
-    (tmp_path / "whole").mkdir()
-    whole = Workbench(tmp_path / "whole", keep_originals=True)
-    whole.ingest_path(str(path))
-    assert whole.fetch() == StageSummary(done=2, dead=1)
+    assert bench.fetch(refresh=True, keep_originals=True) == StageSummary(done=2, dead=1)
     assert sorted(archive.asked) == ["/3.jpg", f"/i/1/{V3}", f"/i/2/{V2}"]
 
 
