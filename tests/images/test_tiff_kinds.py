@@ -31,6 +31,7 @@ from support.tiff_files import (
     tiffs_of,
 )
 
+from etl.domain.statuses import ImageFlag
 from etl.errors import CorruptImageError, ImageTooLargeError
 from etl.images import tiff
 from etl.images import tiff_bands as bands
@@ -267,6 +268,17 @@ def test_a_thumbnail_or_mask_is_not_the_picture(tmp_path: Path, order: str, mark
     picture = run(tmp_path / "a")
     assert (picture.width, picture.height) == LARGE.size
     assert_halves(picture, RED, BLUE)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_the_first_of_several_pages_is_told(tmp_path: Path, order: str) -> None:
+    """Small versions and masks are no pages, and neither is what lies below another picture."""
+    page, small = with_tags(LARGE, {SUBFILE: 0}), with_tags(SMALL, {SUBFILE: 1})
+    for pictures, is_below, flags in (
+        ([page, small, page], False, {ImageFlag.PAGES}), ([small, page], False, set()), ([page, page], True, set()),
+    ):  # fmt: skip
+        (tmp_path / "a").write_bytes(tiffs_of(pictures, order=order, below=is_below))
+        assert run(tmp_path / "a").flags == flags
 
 
 def test_where_all_call_themselves_small_the_first_is_meant(tmp_path: Path) -> None:
