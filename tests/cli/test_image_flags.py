@@ -44,11 +44,11 @@ def test_every_place_that_tells_of_pictures_tells_their_flags(tmp_path: Path) ->
     assert "`etl run` without --skip-flag blank captions it" in told
 
     assert program.here("export", "out.csv").code == program.here("export", "out.jsonl", "--provenance").code == 0
-    rows = {row["key"]: row for row in csv.DictReader((tmp_path / "out.csv").read_text().splitlines())}
-    assert {key: (row["outcome"], row["image_flags"]) for key, row in rows.items() if "gone" not in key} == {
+    rows = {row["vlm_key"]: row for row in csv.DictReader((tmp_path / "out.csv").read_text().splitlines())}
+    assert {key: (row["vlm_outcome"], row["vlm_image_flags"]) for key, row in rows.items() if "gone" not in key} == {
         "good": ("captioned", ""), "blank": ("skipped", "blank"), "tiny": ("captioned", "tiny"),
     }  # fmt: skip
-    assert (rows["gone0"]["outcome"], rows["gone0"]["image_flags"]) == ("skipped", "placeholder")
+    assert (rows["gone0"]["vlm_outcome"], rows["gone0"]["vlm_image_flags"]) == ("skipped", "placeholder")
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert {line["id"]: line["vlm_provenance"]["image_flags"] for line in lines if "vlm_caption" in line} == {
         "good": [], "tiny": ["tiny"],
