@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from support.tiff_files import (
     ROWS_PER_STRIP,
     SAMPLE_FORMAT,
     SAMPLES,
+    SIZES,
     WIDTH,
     big_tiff_of,
     rows_of,
@@ -396,6 +398,23 @@ def test_too_many_pixels_are_refused_before_they_are_read(tmp_path: Path) -> Non
     (tmp_path / "a").write_bytes(tiff_of(tags, [b""]))
     with pytest.raises(ImageTooLargeError):
         run(tmp_path / "a")
+
+
+def test_no_room_is_made_for_what_is_not_in_the_file(tmp_path: Path) -> None:
+    """A strip that calls itself as large as the memory is broken, which is found before any is taken."""
+    tags, strips = plain(drawn())
+    odd = tags | {BITS: [12] * 3, COMPRESSION: 8, ROWS_PER_STRIP: H}
+    data = tiff_of(odd, [zlib.compress(b"".join(strips))])
+    size = struct.pack("<HHL", SIZES, 4, 1)
+    at = data.index(size) + len(size)
+    (tmp_path / "a").write_bytes(data[:at] + struct.pack("<L", 0xEFFFFFFF) + data[at + 4 :])
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptImageError, match="beyond the end"):
+            run(tmp_path / "a")
+        assert tracemalloc.get_traced_memory()[1] < 2**27
+    finally:
+        tracemalloc.stop()
 
 
 def test_loops_of_directories_end(tmp_path: Path) -> None:
