@@ -276,7 +276,7 @@ class Settings:
     )
     skip_flag: tuple[str, ...] = setting(
         (), CAPTION, HARMLESS, group=Group.PICTURES, first=("caption",), value="FLAG", clean=skip_flags,
-        help="Do not caption pictures with such a flag: `blank`, `placeholder`, `tiny`, `truncated`.",
+        help="Do not caption pictures with such a flag: `blank`, `pages`, `placeholder`, `tiny`, `truncated`.",
     )
     native_prompt: str = setting(
         "", CAPTION, OWN, group=Group.GENERATION,

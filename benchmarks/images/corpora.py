@@ -244,7 +244,9 @@ def main() -> None:
     agreed = [each for each in shown if each.is_agreed]
     print(f"| two of three judges show something; refused of these | {len(shown)}; {len(missed)} |")
     missed = [each for each in agreed if each.ours is None]
-    print(f"| two of three judges show the same; refused of these | {len(agreed)}; {len(missed)} |")
+    in_part = sum(each.refused == "truncated_image" for each in missed)
+    words = f"{len(missed)}, {in_part} of which show a part"
+    print(f"| two of three judges show the same; refused of these | {len(agreed)}; {words} |")
     for (refused, message), count in Counter((each.refused, each.message[:90]) for each in missed).most_common():
         print(f"| ... {refused}: {message} | {count} |")
 

@@ -110,12 +110,14 @@ class ImageFlag(StrEnum):
 
     Attributes:
         BLANK: there is nothing on it: no part differs from the others (`etl.images.flags`).
+        PAGES: its document has more of them, of which the first is shown; set by the decoder.
         PLACEHOLDER: one host gave the same bytes under many URLs, as for pictures that it has not (`etl.state.images`).
         TINY: it has fewer pixels than show anything (`etl.images.flags`).
         TRUNCATED: its file was cut short, and what is missing was left out; set by the decoder.
     """
 
     BLANK = "blank"
+    PAGES = "pages"
     PLACEHOLDER = "placeholder"
     TINY = "tiny"
     TRUNCATED = "truncated"

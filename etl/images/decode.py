@@ -8,7 +8,7 @@ import hashlib
 import io
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -83,14 +83,11 @@ def decode(path: Path, *, longest_edge: int, max_pixels: int, accept_truncated: 
         if known is not None and not known.installed:
             raise missing(known)
         if known is not None and known.mime == "image/tiff":
-            with path.open("rb") as file:
-                choice = tiff_choice.chosen(file, longest_edge)
-                if choice is not None:
-                    return _decode_choice(choice, longest_edge, known.mime)
+            return _decode_tiff(path, known, longest_edge, accept_truncated)
         if known is None or known.by_pillow:
             return _decode_picture(path, known, longest_edge, accept_truncated)
         image = _resize(pkgutil.resolve_name(known.opener)(path, longest_edge), longest_edge)
-        return Picture(image, known.mime, *image.size)
+        return Picture(image, known.mime, *image.size, flags=_pages(image.info.get("pages", 1)))
 
 
 def make_working_copy(
@@ -140,9 +137,22 @@ def _read_head(path: Path) -> bytes:
         raise LocalFileError(f"{path}: {error}") from error
 
 
-def _decode_choice(choice: tiff_choice.Choice, longest_edge: int, mime: str) -> Picture:
+def _pages(number: int) -> frozenset[ImageFlag]:
+    return frozenset({ImageFlag.PAGES} if number > 1 else ())
+
+
+def _decode_tiff(path: Path, known: ImageFormat, longest_edge: int, accept_truncated: float) -> Picture:
+    with path.open("rb") as file:
+        choice = tiff_choice.chosen(file, longest_edge)
+        if choice.picture is None:
+            picture = _decode_picture(path, known, longest_edge, accept_truncated)
+        else:
+            picture = _decode_choice(choice.picture, choice.orientation, longest_edge, known.mime)
+    return replace(picture, flags=picture.flags | _pages(choice.pages))
+
+
+def _decode_choice(stored: Stored | IO[bytes], orientation: int, longest_edge: int, mime: str) -> Picture:
     """Decode a picture of a TIFF that Pillow does not find by itself."""
-    stored, orientation = choice.picture, choice.orientation
     if not isinstance(stored, Stored):
         picture = _decode_picture(stored, None, longest_edge, 1.0)
         width, height, image = picture.width, picture.height, colour.upright(picture.image, orientation)

@@ -21,7 +21,7 @@ class ImageFormat:
         magic: matches the first `etl.images.sniff.HEAD_BYTES` of its files.
         opener: ``module:name`` of the ``...ImageFile``, a plugin of Pillow's, that opens it, or else of a function that
             is given a file's path and the longest edge that is wanted, and returns its first page upright in RGB, of
-            about that size.
+            about that size, whose ``info`` may say how many ``pages`` there are.
         needs: the module without which it cannot be opened, where an installation may lack that.
         extra: of this program, that brings the module.
     """

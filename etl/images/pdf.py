@@ -22,7 +22,7 @@ _READ_AT_ONCE = 1 << 20
 def first_page(path: Path, longest_edge: int) -> Image.Image:
     """Return the first page in RGB, its longer side ``longest_edge`` pixels or, rounded up, one more.
 
-    Form fields and annotations are drawn as a viewer shows them.
+    Its ``info`` says under ``pages`` how many there are.  Form fields and annotations are drawn as a viewer shows them.
 
     Raises `CorruptImageError` for a file that was cut short or has no page, and whatever PDFium raises.
     """
@@ -44,8 +44,9 @@ def first_page(path: Path, longest_edge: int) -> Image.Image:
                 raise CorruptImageError(f"the PDF's first page has the size {page.get_size()}")
             bitmap = page.render(scale=longest_edge / longest)
             with contextlib.closing(bitmap):
-                image: Image.Image = bitmap.to_pil()
-                return image.convert("RGB")
+                image: Image.Image = bitmap.to_pil().convert("RGB")
+                image.info["pages"] = len(document)
+                return image
 
 
 def _has_end(path: Path) -> bool:

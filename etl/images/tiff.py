@@ -259,11 +259,11 @@ def _inflated(image: Picture, offset: int, size: int, sizes: list[int]) -> Itera
 
 def _read(image: Picture, offset: int, size: int) -> bytes:
     assert image.fp is not None
-    image.fp.seek(offset)
-    data = image.fp.read(size)
-    if len(data) < size:
+    # Looked at before: room for what is to be read is made at once.
+    if image.fp.seek(0, 2) < offset + size:
         raise CorruptImageError("the TIFF is broken: a strip or tile reaches beyond the end of the file")
-    return data
+    image.fp.seek(offset)
+    return image.fp.read(size)
 
 
 def _small_tiff(image: Picture, piece: Piece) -> bytes:

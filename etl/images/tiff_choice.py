@@ -33,14 +33,19 @@ _TRUE_COLOURS, _INKS = (2, 6), 5
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The picture that is meant: as the file stores it, or as a JPEG file within it; and its EXIF orientation."""
+    """The picture that is meant: as the file stores it, or as a JPEG file within it; and its EXIF orientation.
 
-    picture: Stored | IO[bytes]
-    orientation: int
+    ``None`` stands for what Pillow opens, if it opens the right one, or finds out what is wrong.  ``pages`` says how
+    many pictures of their own the file has.
+    """
+
+    picture: Stored | IO[bytes] | None
+    orientation: int = 1
+    pages: int = 1
 
 
-def chosen(file: IO[bytes], longest_edge: int) -> Choice | None:
-    """Return the picture of an opened TIFF; ``None`` where Pillow opens the right one, or finds out what is wrong.
+def chosen(file: IO[bytes], longest_edge: int) -> Choice:
+    """Return the picture of an opened TIFF.
 
     Of raw data only a preview will do that has ``longest_edge`` or half the size of what the sensor saw.
 
@@ -57,14 +62,14 @@ def chosen(file: IO[bytes], longest_edge: int) -> Choice | None:
         if tags.get(COMPRESSION) == _OLD_JPEG and (jpeg := _jpeg(file, tags)) is not None:
             with Image.open(jpeg, formats=["JPEG"]) as image:
                 if image.size == picture.size:
-                    return Choice(jpeg, _orientation(tags))
+                    return Choice(jpeg, _orientation(tags), directories.pages)
         is_plain = directories.are_plain and tags is directories.all[0] and picture.tag_v2 == tags
         if is_plain and not tiff_samples.is_needed(picture) and _is_opened(file):
-            return None
+            return Choice(None, pages=directories.pages)
     # Of broken files Pillow tells what is wrong.
     except (struct.error, ValueError, TypeError, IndexError, UnidentifiedImageError):
-        return None
-    return Choice(picture, _orientation(tags))
+        return Choice(None)
+    return Choice(picture, _orientation(tags), directories.pages)
 
 
 def _is_opened(file: IO[bytes]) -> bool:

@@ -59,10 +59,14 @@ class Tags(dict[int, Any]):
 
 @dataclass(frozen=True, slots=True)
 class Directories:
-    """All of a file: the main ones in their order, then those below them; and whether Pillow can read them."""
+    """All of a file: the main ones in their order, then those below them; and whether Pillow can read them.
+
+    ``pages`` is how many of the main ones are pictures of their own.
+    """
 
     all: list[Tags]
     are_plain: bool
+    pages: int
 
     @property
     def is_raw(self) -> bool:
@@ -92,10 +96,11 @@ def read_directories(file: IO[bytes]) -> Directories:
     if not 8 <= first < size:
         raise CorruptImageError("the TIFF points to a place that is not in the file")
     found = [*reader.chain(first)]
+    pages = sum(not _is_aside(tags) for tags in found)
     below = [at for tags in found for at in tags.get(SUB_DIRECTORIES, ()) if isinstance(at, int)]
     for at in below[:_MOST_DIRECTORIES]:
         found += reader.chain(at)
-    return Directories(found, order == "<" or not is_big)
+    return Directories(found, order == "<" or not is_big, pages)
 
 
 def _is_aside(tags: Tags) -> bool:

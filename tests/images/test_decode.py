@@ -479,7 +479,7 @@ def test_a_cut_pdf_that_still_opens_is_corrupt(tmp_path: Path) -> None:
         (b"Not found", "text.*Not found"),
         (b"BM is how this text begins", "text"),
         (b"PK\x03\x04" + bytes(30), "ZIP"),
-        (b"\0\0\0\x1cftypcrx " + bytes(30), "crx"),
+        (b"\0\0\0\x1cftypxyz " + bytes(30), "xyz"),
         (bytes([1, 2, 3, 254] * 100), "01 02 03 fe"),
     ],
 )

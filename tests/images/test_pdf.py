@@ -51,3 +51,11 @@ def test_a_broken_form_does_not_cost_the_page(tmp_path: Path, form: bytes) -> No
     (tmp_path / "a.pdf").write_bytes(data)
     image: Image.Image = decode(tmp_path / "a.pdf", longest_edge=100, max_pixels=10**6).image
     assert image.getpixel((50, 50)) == (255, 0, 0)
+
+
+def test_the_first_of_several_pages_is_told(tmp_path: Path) -> None:
+    """A flag says that the document has more than what is shown."""
+    data = ABOVE["a stamp"]
+    for pages, flags in ((data, set()), (data.replace(b"[3 0 R]/Count 1", b"[3 0 R 3 0 R]/Count 2"), {"pages"})):
+        (tmp_path / "a.pdf").write_bytes(pages)
+        assert decode(tmp_path / "a.pdf", longest_edge=100, max_pixels=10**6).flags == flags

@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from support.tiff_files import (
     ROWS_PER_STRIP,
     SAMPLE_FORMAT,
     SAMPLES,
+    SIZES,
     WIDTH,
     big_tiff_of,
     rows_of,
@@ -31,6 +33,7 @@ from support.tiff_files import (
     tiffs_of,
 )
 
+from etl.domain.statuses import ImageFlag
 from etl.errors import CorruptImageError, ImageTooLargeError
 from etl.images import tiff
 from etl.images import tiff_bands as bands
@@ -269,6 +272,17 @@ def test_a_thumbnail_or_mask_is_not_the_picture(tmp_path: Path, order: str, mark
     assert_halves(picture, RED, BLUE)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_the_first_of_several_pages_is_told(tmp_path: Path, order: str) -> None:
+    """Small versions and masks are no pages, and neither is what lies below another picture."""
+    page, small = with_tags(LARGE, {SUBFILE: 0}), with_tags(SMALL, {SUBFILE: 1})
+    for pictures, is_below, flags in (
+        ([page, small, page], False, {ImageFlag.PAGES}), ([small, page], False, set()), ([page, page], True, set()),
+    ):  # fmt: skip
+        (tmp_path / "a").write_bytes(tiffs_of(pictures, order=order, below=is_below))
+        assert run(tmp_path / "a").flags == flags
+
+
 def test_where_all_call_themselves_small_the_first_is_meant(tmp_path: Path) -> None:
     """A mark that every page has says nothing."""
     (tmp_path / "a").write_bytes(tiffs_of([with_tags(LARGE, {SUBFILE: 1}), with_tags(SMALL, {SUBFILE: 1})]))
@@ -384,6 +398,23 @@ def test_too_many_pixels_are_refused_before_they_are_read(tmp_path: Path) -> Non
     (tmp_path / "a").write_bytes(tiff_of(tags, [b""]))
     with pytest.raises(ImageTooLargeError):
         run(tmp_path / "a")
+
+
+def test_no_room_is_made_for_what_is_not_in_the_file(tmp_path: Path) -> None:
+    """A strip that calls itself as large as the memory is broken, which is found before any is taken."""
+    tags, strips = plain(drawn())
+    odd = tags | {BITS: [12] * 3, COMPRESSION: 8, ROWS_PER_STRIP: H}
+    data = tiff_of(odd, [zlib.compress(b"".join(strips))])
+    size = struct.pack("<HHL", SIZES, 4, 1)
+    at = data.index(size) + len(size)
+    (tmp_path / "a").write_bytes(data[:at] + struct.pack("<L", 0xEFFFFFFF) + data[at + 4 :])
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptImageError, match="beyond the end"):
+            run(tmp_path / "a")
+        assert tracemalloc.get_traced_memory()[1] < 2**27
+    finally:
+        tracemalloc.stop()
 
 
 def test_loops_of_directories_end(tmp_path: Path) -> None:
