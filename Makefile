@@ -8,7 +8,7 @@ DEV := $(VENV)/.dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev light demo test test-torchvision lint format bench soak fuzz constraints clean
+.PHONY: help setup dev light demo test test-torchvision test-transformers lint format bench soak fuzz constraints clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -61,6 +61,15 @@ $(TV)/.ready: pyproject.toml
 
 test-torchvision: $(TV)/.ready  ## Compare with processors that need torchvision, in an environment of their own
 	$(TV)/bin/python -m pytest -m torchvision tests/caption
+
+TRANSFORMERS := 5.21.0 5.24.0
+
+test-transformers: $(DEV)  ## Test captioning with the oldest and the newest transformers that are served
+	set -e; for version in $(TRANSFORMERS); do \
+	  place=$(CURDIR)/$(VENV)/transformers-$$version; \
+	  test -d $$place || $(BIN)/python -m pip install --quiet --no-deps --target $$place transformers==$$version; \
+	  PYTHONPATH=$$place $(BIN)/python -m pytest -m 'not soak' --numprocesses auto --maxprocesses 4 tests/caption; \
+	done
 
 soak: $(DEV)  ## Kill, cut and garble for minutes, one test after the other; ends with a table of all faults
 	$(BIN)/python -m pytest -m soak --ignore tests/fuzz

@@ -161,7 +161,12 @@ def without_window(monkeypatch: pytest.MonkeyPatch) -> None:
 def without_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no token of a picture see a later one."""
     look = Family.look
-    monkeypatch.setattr(Family, "look", lambda *given: {n: v for n, v in look(*given).items() if n != "token_type_ids"})
+
+    def without(*given: Any) -> Any:
+        seen = look(*given)
+        return seen._replace(inputs={name: part for name, part in seen.inputs.items() if name != "token_type_ids"})
+
+    monkeypatch.setattr(Family, "look", without)
 
 
 def without_states(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from etl.caption.pictures.normalise import Normaliser
 from etl.caption.pictures.pixels import PixelPlan
 from etl.caption.pictures.plan import Plan
 from etl.caption.slots.family import Family, Prefilled, kinds_of
+from etl.caption.slots.kv_cache import CACHE
 from etl.caption.slots.recurrent import RECURRENT, Recurrent
 from etl.caption.slots.state import Request
 from etl.caption.tokens import EncodedPrompt, PromptEncoder
@@ -56,7 +57,7 @@ class Llava(Family):
         hidden = self._language(
             inputs_embeds=embedded,
             position_ids=torch.arange(ids.shape[1], device=ids.device)[None],
-            past_key_values=cache,
+            **{CACHE: cache},
             use_cache=True,
         ).last_hidden_state
         return Prefilled(self._logits(hidden[rows, ends - 1]))

@@ -10,7 +10,7 @@ from etl.caption.model import cuda
 from etl.caption.model.loading import LoadedModel
 from etl.caption.pictures.plan import Plan
 from etl.caption.pictures.processed import ProcessorPlan, from_bytes
-from etl.caption.slots.kv_cache import CacheLayout, rows_of
+from etl.caption.slots.kv_cache import CACHE, CacheLayout, rows_of
 from etl.caption.slots.state import Request
 from etl.caption.tokens import EncodedPrompt, PromptEncoder
 from etl.domain.items import CaptionItem
@@ -149,7 +149,7 @@ class Family:
                 rest = self._model.model(
                     input_ids=ids[row : row + 1, common:length],
                     position_ids=torch.arange(common, length, device=ids.device)[None] + shifts[row],
-                    past_key_values=cache,
+                    **{CACHE: cache},
                     use_cache=True,
                 ).last_hidden_state
             last[row : row + 1] = rest[:, -1]
@@ -164,9 +164,7 @@ class Family:
             # Those of the prefill before.
             whole.rope_deltas = None
         mask = (torch.arange(ids.shape[1], device=ids.device) < ends[:, None]).long()
-        hidden = whole(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **inputs
-        ).last_hidden_state
+        hidden = whole(input_ids=ids, attention_mask=mask, **{CACHE: cache}, use_cache=True, **inputs).last_hidden_state
         shift = getattr(whole, "rope_deltas", None)
         return hidden, None if shift is None else shift.view(-1)
 
@@ -176,7 +174,7 @@ class Family:
         ``attention`` is for `etl.caption.slots.kv_cache.slot_attention`.
         """
         hidden = self._model.model(
-            input_ids=token[:, None], position_ids=position[:, None], past_key_values=cache, use_cache=True, **attention
+            input_ids=token[:, None], position_ids=position[:, None], **{CACHE: cache}, use_cache=True, **attention
         ).last_hidden_state
         return self._logits(hidden[:, 0])
 

@@ -5,6 +5,7 @@ holds a caption of its own age.
 """
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface
+from transformers import AttentionInterface, LlamaModel
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -20,6 +21,9 @@ from etl.caption.slots.kernel_check import Kernel
 
 ATTENTION = "etl_slots"
 """Name under which transformers finds `slot_attention` and `slot_mask`."""
+
+CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+"""What models call the argument for their cache: transformers 5.24 has renamed it, and warns of the former word."""
 
 
 class Placement:

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, DynamicCache, LinearAttentionLayer
 
 from etl.caption.model import cuda
 from etl.caption.slots.family import Family, Prefilled
-from etl.caption.slots.kv_cache import CacheLayout, SlotLayer, StateLayer, StateLayout
+from etl.caption.slots.kv_cache import CACHE, CacheLayout, SlotLayer, StateLayer, StateLayout
 from etl.caption.slots.state import Request
 
 RECURRENT = frozenset({"linear_attention", "conv"})
@@ -70,7 +70,7 @@ def _with_states(described: str, kind: Any, dtype: torch.dtype) -> CacheLayout:
     with torch.device("meta"):
         model = AutoModel.from_config(text, dtype=dtype)
         own = DynamicCache(config=text)
-        model(input_ids=torch.ones(1, 2, dtype=torch.long), past_key_values=own, use_cache=True)
+        model(input_ids=torch.ones(1, 2, dtype=torch.long), **{CACHE: own}, use_cache=True)
     layers = {place: _states(layer) for place, layer in enumerate(own.layers)}
     states = {
         place: StateLayout(tuple((tuple(state.shape[1:]), state.dtype) for state in found))
