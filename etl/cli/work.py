@@ -259,7 +259,7 @@ def _ingest_options(
         template = PromptTemplate.from_file(prompt_template)
     selection = Selection(only_synthetic, offset, limit)
     kinds = tuple(kind.strip() for kind in (sidecars or "").split(",") if kind.strip())
-    return IngestOptions(id_field, image_field, selection, template, strict, encoding, kinds)
+    return IngestOptions(id_field, image_field, selection, template, strict, encoding, sidecars=kinds)
 
 
 def _work(context: Context, run_pipeline: Any, plan: Any, *, export_command: str | None = None) -> None:

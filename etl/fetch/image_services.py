@@ -55,11 +55,11 @@ class ImageServices:
 
     Args:
         access: what openers work with.
-        read: returns the text behind a URL, redirects followed, or raises a `FetchError`.
+        read: returns at most ``max_bytes`` of the text behind a URL, redirects followed, or raises a `FetchError`.
         edge: longest edge that is needed, in pixels; 0 for pictures as large as they are.
     """
 
-    def __init__(self, access: Access, read: Callable[[str], Awaitable[bytes]], edge: int) -> None:
+    def __init__(self, access: Access, read: Callable[..., Awaitable[bytes]], edge: int) -> None:
         self._access = access
         self._read = read
         self._edge = edge
@@ -175,7 +175,7 @@ class ImageServices:
         try:
             await ask_leave(self._access, address)
             async with self._access.limiter.slot(address.host, url, patient=False) as request:
-                data = await self._read(url)
+                data = await self._read(url, max_bytes=MAX_INFO)
                 self._access.limiter.succeeded(request, len(data))
             return _parsed(data)
         except FetchError as error:

@@ -102,7 +102,7 @@ class FetchLoop:
         """Fetch until nothing is left or the run stops; return what was done."""
         # Only now: the HTTP client takes a tenth of a second to import, in which the decoders start.
         from etl.fetch.archives import Archives
-        from etl.fetch.image_services import MAX_INFO, ImageServices, edge_of
+        from etl.fetch.image_services import ImageServices, edge_of
         from etl.fetch.robots import obeying
         from etl.fetch.schemes import Access
         from etl.fetch.source import SourceFetcher
@@ -135,9 +135,7 @@ class FetchLoop:
                 fetcher = SourceFetcher(
                     queue=self._queue,
                     access=access,
-                    services=ImageServices(
-                        access, lambda url: downloader.read(url, max_bytes=MAX_INFO), edge_of(self._settings)
-                    ),
+                    services=ImageServices(access, downloader.read, edge_of(self._settings)),
                     decoders=decoders,
                     local_decoders=self._backend.local_decoders,
                     cache=self._cache,
