@@ -17,13 +17,15 @@ Make = Callable[[str], str]
 
 
 def test_a_light_installation_is_the_whole_without_the_model_s_libraries() -> None:
-    """requirements/light.txt has the lines of pyproject.toml, in their order, but for what captioning alone needs."""
+    """light.txt is pyproject.toml without what captioning alone needs, in its order; no-torch.txt has the others."""
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
     lines = (ROOT / "requirements" / "light.txt").read_text("utf-8").splitlines()
     light = [line for line in lines if not line.startswith("#")]
     left_out = {re.split(r"[^\w.-]", line)[0] for line in wanted if line not in light}
     assert left_out == set(MODEL_LIBRARIES)
     assert light == [line for line in wanted if line in light]
+    lines = (ROOT / "requirements" / "no-torch.txt").read_text("utf-8").splitlines()
+    assert {line.partition(" ;")[0] for line in lines if not line.startswith("#")} == left_out
 
 
 @pytest.fixture

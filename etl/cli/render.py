@@ -1,7 +1,9 @@
 """How answers look: progress and summaries on stderr for people, one JSON object on stdout for programs."""
 
 import dataclasses
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +52,18 @@ def note(context: Context, text: str) -> None:
         print(clean(text), file=sys.stderr, flush=True)
 
 
+def note_wrapped(context: Context, text: str) -> None:
+    """Print a line for people on stderr; one that is wider than the terminal is broken at words, and indented."""
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
+    lines = textwrap.wrap(clean(text), width, subsequent_indent=" " * 10, break_on_hyphens=False) if width else [text]
+    for line in lines:
+        note(context, line)
+
+
 def finding(context: Context, found: "Check") -> None:
     """Tell of something that a run should not keep for its end: what, and what to do about it."""
-    note(context, found.detail)
-    if found.cure:
-        note(context, found.cure)
+    for line in filter(None, (found.detail, found.cure)):
+        note_wrapped(context, line)
 
 
 def stopping(context: Context) -> None:

@@ -10,7 +10,7 @@ from etl.cli.render import (
     export_line,
     flag_lines,
     ingest_line,
-    note,
+    note_wrapped,
     progress_json,
     summary_json,
 )
@@ -37,7 +37,7 @@ def report(context: "Context", done: "Report", *, export_command: str | None, ou
         answer(report_json(done, export_command))
         return
     for line in report_lines(done, export_command, output):
-        note(context, line)
+        note_wrapped(context, line)
 
 
 def report_json(done: "Report", export_command: str | None) -> dict[str, Any]:

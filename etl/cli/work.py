@@ -263,10 +263,15 @@ def _ingest_options(
 
 
 def _work(context: Context, run_pipeline: Any, plan: Any, *, export_command: str | None = None) -> None:
+    from etl.ingest.prompts import DEFAULT_TEMPLATE
     from etl.run.kept_back import kept_back_line
 
     if line := kept_back_line(context.settings, plan):
         render.note(context, line)
+    if plan.caption and context.settings.model == "demo" and plan.options.template.source != DEFAULT_TEMPLATE:
+        render.note(
+            context, "the demo's model knows its own prompt alone, with others it writes nonsense: --model NAME"
+        )
     with progress(context) as on_progress:
         if export_command is not None and plan.output is None:
             on_progress = _after(

@@ -7,13 +7,15 @@ import sys
 import pytest
 
 from etl.cli.hosts import estimate_lines
+from etl.cli.options import Context
 from etl.cli.progress import _log_above_bars
 from etl.cli.progress_rows import progress_line
-from etl.cli.render import progress_json, status_lines
+from etl.cli.render import note_wrapped, progress_json, status_lines
 from etl.clock import now_ms
 from etl.domain.statuses import HostState
 from etl.domain.views import HostInfo, HostProgress, Progress
 from etl.fetch.estimate import FetchEstimate, HostEstimate
+from etl.settings import Settings
 
 QUEUE = {"done": 1200, "dead": 12, "retry": 3, "ready": 785}
 
@@ -93,3 +95,19 @@ def test_log_lines_go_above_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
         logging.getLogger().removeHandler(handler)
     assert "a host does not answer\n" in above.getvalue()
     assert before.getvalue() == "it answers again\n"
+
+
+def test_lines_that_are_wider_than_the_terminal_break_at_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal what follows is indented; elsewhere each is one line, for who looks through a log."""
+    context = Context(Settings(), json=False, quiet=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    note_wrapped(context, "took      1m 57s, 0.1 pictures/s fetched, on the CPU")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    note_wrapped(context, "took      1m 57s, 0.1 pictures/s fetched, on the CPU")
+    assert capsys.readouterr().err.splitlines() == [
+        "took      1m 57s, 0.1 pictures/s fetched, on the CPU",
+        "took      1m 57s, 0.1 pictures/s",
+        "          fetched, on the CPU",
+    ]
