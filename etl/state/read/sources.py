@@ -63,10 +63,17 @@ def has_picture(reader: Reader, *, pending_only: bool, skip: Sequence[str] = ())
     return bool(reader.rows(sql))
 
 
-_SILENT = (
-    "error_class IN ('dns', 'connect') OR error_class = 'timeout' "
-    "AND host IN (SELECT host FROM hosts WHERE state = 'parked')"
-)
+_UNREACHED = """
+SELECT host, min(error_class), sum(failed) +
+  (SELECT count(*) FROM sources s WHERE s.host = f.host AND s.status IN ('ready', 'retry'))
+FROM (
+  SELECT host, error_class, 1 AS failed FROM sources
+    WHERE status = 'dead' AND error_class IN ('dns', 'connect', 'timeout', 'host_down')
+  UNION ALL SELECT host, error_class, 0 FROM sources
+    WHERE status IN ('ready', 'retry') AND error_class IN ('dns', 'connect', 'timeout')
+) f WHERE host <> '' AND (error_class = 'host_down' OR host NOT IN (SELECT host FROM sources WHERE status = 'done')
+  AND (error_class <> 'timeout' OR host IN (SELECT host FROM hosts WHERE state = 'parked')))
+GROUP BY host ORDER BY 3 DESC, 1 LIMIT ?"""
 
 
 def unreachable_hosts(reader: Reader, limit: int) -> list[tuple[str, str, int]]:
@@ -75,10 +82,4 @@ def unreachable_hosts(reader: Reader, limit: int) -> list[tuple[str, str, int]]:
     Sources that failed for it count, and those that still wait.  A host that gave a picture was reached, unless it was
     given up later; one that is only slow was, unless it is not asked any more.
     """
-    return reader.rows(
-        "SELECT host, min(error_class), sum(failed) + (SELECT count(*) FROM sources s WHERE s.host = f.host "
-        "AND s.status IN ('ready', 'retry')) FROM (SELECT host, error_class, status = 'dead' AS failed FROM sources "
-        f"WHERE status IN ('dead', 'retry') AND (error_class = 'host_down' OR ({_SILENT}) AND host NOT IN "
-        "(SELECT host FROM sources WHERE status = 'done')) AND host <> '') f GROUP BY host ORDER BY 3 DESC, 1 LIMIT ?",
-        (limit,),
-    )
+    return reader.rows(_UNREACHED, (limit,))
