@@ -82,25 +82,18 @@ class DecodedImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FetchedImage:
-    """A source that was fetched, decoded and put into the cache; ready to commit.
+class FetchedSource:
+    """A source that was fetched; ready to commit.
 
     Attributes:
         source: the claimed source.
-        sha256: of the original bytes, hex.
-        size: bytes of the original.
-        decoded: type, dimensions and working copy.
-        original_kept: whether the original lies in the cache too.
-        http_status, etag, last_modified, final_url: as the server said; ``None`` for local files.
         started_at: when the attempt began, Unix milliseconds.
+        http_status, etag, last_modified, final_url: as the server said; ``None`` for local files, and where nothing new
+            is known.
         mirror: where it came from, when that was not the source's own URL.
     """
 
     source: SourceItem
-    sha256: str
-    size: int
-    decoded: DecodedImage
-    original_kept: bool
     started_at: int
     http_status: int | None = None
     etag: str | None = None
@@ -110,26 +103,33 @@ class FetchedImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KnownImage:
-    """A source whose bytes are an image that the cache holds already; ready to commit.
+class FetchedImage(FetchedSource):
+    """One that was decoded and put into the cache.
+
+    Attributes:
+        sha256: of the original bytes, hex.
+        size: bytes of the original.
+        decoded: type, dimensions and working copy.
+        original_kept: whether the original lies in the cache too.
+    """
+
+    sha256: str
+    size: int
+    decoded: DecodedImage
+    original_kept: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownImage(FetchedSource):
+    """One whose bytes are an image that the cache holds already.
 
     Its server has said so, or they hashed to the same; nothing had to be decoded.
 
     Attributes:
-        source: the claimed source.
         image: row in ``images``.
-        http_status, etag, last_modified, final_url, mirror, started_at: as for `FetchedImage`; ``None`` keeps what is
-            known.
     """
 
-    source: SourceItem
     image: int
-    started_at: int
-    http_status: int | None = None
-    etag: str | None = None
-    last_modified: str | None = None
-    final_url: str | None = None
-    mirror: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

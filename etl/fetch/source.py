@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from etl.clock import now_ms
-from etl.domain.items import DecodedImage, FetchedImage, KnownImage, SourceItem
+from etl.domain.items import FetchedImage, KnownImage, SourceItem
 from etl.errors import FetchError, HostDownError, ItemError
 from etl.fetch.hosts.limiter import HostNotReadyError
 from etl.fetch.image_services import ImageServices
@@ -95,18 +96,19 @@ class SourceFetcher:
         self.on_downloaded()
         download, path = opened.download, opened.path
         if download.not_modified and item.image is not None:
-            return _known(item, address, download, item.image, started)
+            return KnownImage(image=item.image, **_told(item, address, download, started))
         keep = self.keep_originals and opened.is_part
         try:
+            told = _told(item, address, download, started)
             image = self._known_image(download.sha256, with_original=keep)
             if image is not None:
-                return _known(item, address, download, image, started)
+                return KnownImage(image=image, **told)
             decoded = await (self.decoders if opened.by_backend else self.local_decoders).decode(opened.content)
             if keep:
                 if opened.by_backend:
                     await self.access.downloads.bring(path, download.sha256)
                 await asyncio.to_thread(self.cache.keep_original, opened.content, download.sha256)
-            return _fetched(item, address, download, decoded, started, kept=keep)
+            return FetchedImage(sha256=download.sha256, size=download.size, decoded=decoded, original_kept=keep, **told)
         finally:
             if opened.is_part:
                 self.access.downloads.forget(path)
@@ -135,36 +137,13 @@ def _combined(errors: list[ItemError]) -> ItemError:
     return combined
 
 
-def _fetched(
-    item: SourceItem, address: Address, download: Download, decoded: DecodedImage, started: int, *, kept: bool
-) -> FetchedImage:
-    return FetchedImage(
-        source=item,
-        sha256=download.sha256,
-        size=download.size,
-        decoded=decoded,
-        original_kept=kept,
-        started_at=started,
-        http_status=download.http_status,
-        etag=download.etag,
-        last_modified=download.last_modified,
-        final_url=download.final_url,
-        mirror=_mirror(address),
-    )
-
-
-def _known(item: SourceItem, address: Address, download: Download, image: int, started: int) -> KnownImage:
-    return KnownImage(
-        source=item,
-        image=image,
-        started_at=started,
-        http_status=download.http_status,
-        etag=download.etag,
-        last_modified=download.last_modified,
-        final_url=download.final_url,
-        mirror=_mirror(address),
-    )
-
-
-def _mirror(address: Address) -> str | None:
-    return address.url if address.is_mirror else None
+def _told(item: SourceItem, address: Address, download: Download, started: int) -> dict[str, Any]:
+    return {
+        "source": item,
+        "started_at": started,
+        "http_status": download.http_status,
+        "etag": download.etag,
+        "last_modified": download.last_modified,
+        "final_url": download.final_url,
+        "mirror": address.url if address.is_mirror else None,
+    }

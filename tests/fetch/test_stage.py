@@ -357,14 +357,14 @@ def test_a_fault_of_our_own_does_not_end_the_run(
     """An exception that nobody foresaw is logged, retried and in the end final for its source alone."""
     first, second = add_pictures(server, "/a.jpg", "/b.jpg")
     bench.ingest(first, second)
-    right = fetch_source_module._fetched
+    right = fetch_source_module._told
 
     def faulty(item, *rest, **more):  # type: ignore[no-untyped-def]
         if item.url == first:
             raise ZeroDivisionError("nobody foresaw this")
         return right(item, *rest, **more)
 
-    monkeypatch.setattr(fetch_source_module, "_fetched", faulty)
+    monkeypatch.setattr(fetch_source_module, "_told", faulty)
     assert bench.fetch() == StageSummary(done=1, retried=2, dead=1)
     found = bench.rows("SELECT error_class, error, attempts FROM sources WHERE status = 'dead'")
     assert found == [("internal", "ZeroDivisionError: nobody foresaw this", 3)]
