@@ -24,6 +24,14 @@ from etl.images.jpeg2000_boxes import (
 )
 
 
+class _Section(ContainerIO.ContainerIO[bytes]):
+    """A part of a file, for whose length Pillow would take that of the file."""
+
+    def fileno(self) -> int:
+        """Raise `OSError`: it has none of its own."""
+        raise OSError("a part of a file")
+
+
 def loaded(image: Jpeg2KImagePlugin.Jpeg2KImageFile, longest_edge: int) -> tuple[Image.Image, bytes | None]:
     """Return the opened picture's pixels and its profile.
 
@@ -50,7 +58,7 @@ def loaded(image: Jpeg2KImagePlugin.Jpeg2KImageFile, longest_edge: int) -> tuple
 
 def _pixels(file: IO[bytes], start: int, end: int, stream: Codestream, halvings: int) -> Image.Image:
     is_deep = jpeg2000_depth.is_needed(stream)
-    section: IO[bytes] = ContainerIO.ContainerIO(file, start, end - start)
+    section: IO[bytes] = _Section(file, start, end - start)
     if is_deep:
         section = jpeg2000_depth.deeper(file, start, end, stream)
     with Image.open(section, formats=["JPEG2000"]) as image:

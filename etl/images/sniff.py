@@ -62,7 +62,7 @@ def describe(data: bytes) -> str:
     if _SVG.search(text[:HEAD_BYTES]):
         return "the file is SVG, a drawing; only pictures made of pixels are accepted"
     if data[4:8] == b"ftyp":
-        return f"the file is of the type {_printable(data[8:12])}, which is not accepted"
+        return f"the file is of the type {clean(_printable(data[8:12]))}, which is not accepted"
     if text[:1] in (b"{", b"["):
         return f"the file is JSON, not a picture{_own_words(_printable(text))}"
     if text[:5].lower() == b"<?xml":

@@ -480,6 +480,7 @@ def test_a_cut_pdf_that_still_opens_is_corrupt(tmp_path: Path) -> None:
         (b"BM is how this text begins", "text"),
         (b"PK\x03\x04" + bytes(30), "ZIP"),
         (b"\0\0\0\x1cftypxyz " + bytes(30), "xyz"),
+        (b"\0\0\0\x1cftypxy\x1b\0" + bytes(30), r"xy\\x1b\\x00"),
         (bytes([1, 2, 3, 254] * 100), "01 02 03 fe"),
     ],
 )

@@ -423,9 +423,9 @@ def test_a_raw_tiff_of_123_megabytes_takes_little_memory(tmp_path: Path, rows: i
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
 @pytest.mark.parametrize("kind", ["LZW strips", pytest.param("one Deflate strip", marks=pytest.mark.soak)])
-def test_a_compressed_tiff_of_four_hundred_megabytes_takes_little_memory(tmp_path: Path, kind: str) -> None:
-    """What inflates to 400 MB of RGB is decoded within 150 MB; at once it would be over 600."""
-    width, height = 11600, 11520
+def test_a_compressed_tiff_of_two_hundred_megabytes_takes_little_memory(tmp_path: Path, kind: str) -> None:
+    """What inflates to 200 MB of RGB is decoded within 120 MB; at once it would be over 300."""
+    width, height = 8200, 8192
     if kind == "LZW strips":
         rows, compression, repeat = 64, 5, height // 64
         drawn("RGB", (width, rows)).save(tmp_path / "b.tif", compression="tiff_lzw", strip_size=3 * width * rows)
@@ -439,4 +439,4 @@ def test_a_compressed_tiff_of_four_hundred_megabytes_takes_little_memory(tmp_pat
         strip = b"".join(deflater.compress(block) for _ in range(height // 64)) + deflater.flush()
     tags: Tags = {WIDTH: width, HEIGHT: height, BITS: [8] * 3, PHOTOMETRIC: 2, SAMPLES: 3, ROWS_PER_STRIP: rows}
     (tmp_path / "a.tif").write_bytes(tiff_of(tags | {COMPRESSION: compression}, [strip], repeat=repeat))
-    assert peak_megabytes(tmp_path / "a.tif", (width, height)) < 150
+    assert peak_megabytes(tmp_path / "a.tif", (width, height)) < 120

@@ -106,6 +106,7 @@ COLOURED: dict[str, Callable[[], bytes]] = {
     "png with a short tRNS": lambda: odd.png_with(odd.chunk(b"tRNS", b"\0")),
     "png with a short acTL": lambda: odd.png_with(odd.chunk(b"acTL", b"\0")),
     "png without its end": odd.png_ending,
+    "jpeg 2000 whose last part goes to the end": odd.jp2_to_the_end,
     "png with more pixels to come at its end": lambda: odd.png_ending(b"\0\0\x20\0IDAT"),
     "png whose last text is cut": lambda: odd.png_ending(b"\0\0\x20\0zTXta\0"),
 }  # fmt: skip

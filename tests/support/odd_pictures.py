@@ -93,6 +93,13 @@ def jpeg_without_loss() -> bytes:
     return b"\xff\xd8" + made + data + b"\xff\xd9"
 
 
+def jp2_to_the_end() -> bytes:
+    """Return a JPEG 2000 whose only part of a tile has no length, and so goes to the end of the stream."""
+    data = saved("JPEG2000")
+    at = data.index(b"\xff\x90") + 6
+    return data[:at] + bytes(4) + data[at + 4 :]
+
+
 # BMP ------------------------------------------------------------------------------------------------------------
 
 
