@@ -3,12 +3,11 @@
 import hashlib
 import os
 import re
-from urllib.parse import unquote, urlsplit
 
 from etl.errors import InvalidUrlError
 from etl.net.data_urls import is_data
 from etl.net.iiif import Request
-from etl.net.urls import is_local, local_path
+from etl.net.urls import file_name, is_local, local_path
 from etl.state.read.export_rows import ExportRow
 
 LONGEST = 251
@@ -74,7 +73,7 @@ def picture_name(url: str) -> str:
         if request := Request.of(url):
             # Every picture of an image service is called default.jpg.
             url, ending = request.base, os.path.splitext(url)[1]  # noqa: PTH122 - of no path
-        return unquote(urlsplit(url.removesuffix("/info.json")).path.rpartition("/")[2] + ending)
+        return file_name(url.removesuffix("/info.json")) + ending
     except (InvalidUrlError, ValueError):
         return ""
 

@@ -19,6 +19,7 @@ MORE_IMAGE_FIELDS = (
     "edmIsShownBy", "url_o", "url_k", "url_h", "url_l", "url_c", "url_z", "url_m", "src", "file_name",
     "image_file_name", "image_name", "image_path", "image_file", "file_path", "source_file", "pictures", "picture",
     "pic", "photos", "photo", "attachments", "attachment", "files", "files & media", "file", "media", "jpg", "png",
+    "source_ref", "image_gcs_uri", "s3_uri", "s3_url", "gcs_uri",
     "original", "edmPreview", "thumbnail_display_urls", "thumbnail_url", "thumbnail", "object",
 )  # fmt: skip
 """By name without capitals, spaces, underscores, hyphens and dots, in this order."""

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from etl.compression import SUFFIXES as COMPRESSIONS
 from etl.errors import InvalidUrlError, ManifestError
@@ -16,7 +15,7 @@ from etl.ingest import manifest_formats
 from etl.ingest.manifest_formats.file import ManifestFile
 from etl.net.documents import Documents
 from etl.net.signatures import without_signature
-from etl.net.urls import host_of
+from etl.net.urls import file_name, host_of
 from etl.redaction import redact_url
 from etl.settings import Settings
 from etl.text import clean, nearest
@@ -97,9 +96,8 @@ class Manifest:
 
 
 def remote_name(url: str) -> str:
-    """Return the file's name in a URL, percent-encoding undone where the scheme has it; never empty."""
-    path = unquote(urlsplit(url).path) if url.lower().startswith("http") else url.partition("://")[2]
-    name = path.rpartition("/")[2].replace("/", "_").replace("\0", "")
+    """Return what a file is called that is brought from a URL; never empty."""
+    name = file_name(url).replace("/", "_").replace("\0", "")
     return name.encode()[-_LONGEST_NAME:].decode(errors="ignore").lstrip(".") or "manifest"
 
 

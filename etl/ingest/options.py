@@ -104,8 +104,8 @@ class IngestOptions:
     template: PromptTemplate = field(default_factory=PromptTemplate)
     strict: bool = False
     encoding: str | None = None
-    url_identity: bool = False
     sidecars: tuple[str, ...] = ()
+    url_identity: bool = False
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` for an encoding that Python does not know, and for unknown sidecars."""

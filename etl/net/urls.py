@@ -173,6 +173,16 @@ def _path_of(url: str) -> str:
     return path
 
 
+def file_name(url: str) -> str:
+    """Return the last part of a URL's path, percent-encoding undone where its scheme has one.
+
+    Raises `ValueError` for a malformed URL.
+    """
+    if scheme_of(url) in ("s3", "gs", "hf"):
+        return url.rpartition("/")[2]
+    return unquote(urlsplit(url).path.rpartition("/")[2])
+
+
 def beside(base: str, name: str) -> str:
     """Return the URL of a file that is named relative to another file's URL, or with ``/`` from its host's root.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.fault_server import FaultServer, html, ok, reset_at_once, status
+from support.fault_server import FaultServer, html, reset_at_once, status
 from support.workbench import Workbench, scenes
 
 from etl.domain.views import StageSummary
@@ -39,7 +39,7 @@ def sources(bench: Workbench) -> list[tuple[object, ...]]:
 
 
 def test_a_dead_primary_is_replaced_by_its_mirror(server: FaultServer, make_bench: MakeBench) -> None:
-    """Where the primary has no picture the mirror is asked in the same attempt, and the source says so."""
+    """Where the primary has no picture the mirror is asked in the same attempt; source and story say so."""
     server.fail("http://slow.test/a.jpg", status(404))
     add(server, "http://slow.test/b.jpg", "http://store.test/a.jpg")
     bench = make_bench(rewrite_url=(TO_STORE,))
@@ -47,6 +47,9 @@ def test_a_dead_primary_is_replaced_by_its_mirror(server: FaultServer, make_benc
     assert bench.fetch() == StageSummary(done=2)
     assert sources(bench) == [("done", None, "http://store.test/a.jpg"), ("done", None, None)]
     assert server.requests["http://store.test/b.jpg"] == 0
+    story = bench.story("r0")
+    assert story["source"]["mirror"] == "http://store.test/a.jpg"
+    assert json.loads(story["line"])["url"] == "http://slow.test/a.jpg"
 
 
 def test_failures_of_an_earlier_run_are_retried_on_a_mirror(server: FaultServer, make_bench: MakeBench) -> None:
@@ -95,28 +98,23 @@ def test_a_mirror_may_be_a_directory(server: FaultServer, make_bench: MakeBench,
 
 
 def test_when_both_fail_the_one_that_may_pass_decides(server: FaultServer, make_bench: MakeBench) -> None:
-    """A source whose primary is gone for good and whose mirror is busy waits; both reasons are told."""
-    server.fail("http://slow.test/a.jpg", status(404))
+    """A source whose primary is gone for good and whose mirror is busy waits; both reasons are told.
+
+    Where both fail for good, the class is that of the record's own address, and neither is asked twice.
+    """
+    for name in ("a", "b"):
+        server.fail(f"http://slow.test/{name}.jpg", status(404))
     add(server, "http://store.test/a.jpg")
     server.fail("http://store.test/a.jpg", status(503), times=1)
+    server.fail("http://store.test/b.jpg", html)
     bench = make_bench(rewrite_url=(TO_STORE,))
-    bench.ingest("http://slow.test/a.jpg")
-    assert bench.fetch() == StageSummary(done=1, retried=1)
-    [(slug, message)] = bench.rows("SELECT error_class, message FROM attempts WHERE error_class IS NOT NULL")
-    assert slug == "http_5xx"
+    bench.ingest("http://slow.test/a.jpg", "http://slow.test/b.jpg")
+    assert bench.fetch() == StageSummary(done=1, retried=1, dead=1)
+    [(message,)] = bench.rows("SELECT message FROM attempts WHERE error_class = 'http_5xx'")
     assert "HTTP 404" in message
     assert "mirror: HTTP 503" in message
-
-
-def test_when_both_fail_for_good_the_primary_decides(server: FaultServer, make_bench: MakeBench) -> None:
-    """The class is that of the record's own address, and neither is asked twice."""
-    server.fail("http://slow.test/a.jpg", status(404))
-    server.fail("http://store.test/a.jpg", html)
-    bench = make_bench(rewrite_url=(TO_STORE,))
-    bench.ingest("http://slow.test/a.jpg")
-    assert bench.fetch() == StageSummary(dead=1)
-    assert sources(bench) == [("dead", "http_404", None)]
-    assert asked(server) == ["http://slow.test/a.jpg", "http://store.test/a.jpg"]
+    assert sources(bench)[1] == ("dead", "http_404", None)
+    assert [url for url in asked(server) if "/b" in url] == ["http://slow.test/b.jpg", "http://store.test/b.jpg"]
 
 
 def test_a_primary_that_does_not_answer_is_passed_over(server: FaultServer, make_bench: MakeBench) -> None:
@@ -182,16 +180,3 @@ def test_a_mirror_that_cannot_be_is_refused_before_any_request(server: FaultServ
         bench.fetch()
     assert asked(server) == []
     assert bench.counts("sources") == {"ready": 1}
-
-
-def test_the_story_of_a_record_tells_the_mirror(server: FaultServer, make_bench: MakeBench) -> None:
-    """`etl why` and its JSON name the address that the picture came from."""
-    server.fail("http://slow.test/a.jpg", status(404))
-    server.add("http://store.test/a.jpg", scenes(1)[0][1])
-    server.fail("http://store.test/a.jpg", ok, times=1)
-    bench = make_bench(rewrite_url=(TO_STORE,))
-    bench.ingest({"id": "one", "url": "http://slow.test/a.jpg"})
-    bench.fetch()
-    story = bench.story("one")
-    assert story["source"]["mirror"] == "http://store.test/a.jpg"
-    assert json.loads(story["line"])["url"] == "http://slow.test/a.jpg"

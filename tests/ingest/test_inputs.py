@@ -94,6 +94,24 @@ def inside(name: str, *keys: str) -> list[tuple[str, str]]:
 
 INPUTS = {
     "URLs": Given("u.txt", f"# mine\n{A}\n\n  {B}\r\n", LINES),
+    "addresses of stores": Given(
+        "u",
+        "s3://scans/a b+%2F.jpg\nhf://datasets/o/n/a.jpg\n\ngs://scans/x.jpg\ns3://scans/\n",
+        [(..., "s3://scans/a b+%2F.jpg"), (..., "hf://datasets/o/n/a.jpg"), (..., "gs://scans/x.jpg"), (..., None)],
+    ),
+    "SageMaker Ground Truth": Given(
+        "m.manifest",
+        '{"source-ref":"s3://scans/1.jpg","label":0}\n{"source-ref":"s3://scans/2.jpg"}\n',
+        [(..., "s3://scans/1.jpg"), (..., "s3://scans/2.jpg")],
+    ),
+    "Vertex AI": Given(
+        "v.csv", "gs://scans/1.jpg,cat\ngs://scans/2.jpg,dog\n", [(..., "gs://scans/1.jpg"), (..., "gs://scans/2.jpg")]
+    ),
+    "keys of buckets in a cell": Given(
+        "c.csv",
+        'id,images\n1,"s3://scans/1.jpg; s3://scans/2.jpg"\n2,"[\'s3://scans/3.jpg\']"\n',
+        [("1", "s3://scans/1.jpg"), ("1#2", "s3://scans/2.jpg"), ("2", "s3://scans/3.jpg")],
+    ),
     "URLs without a name": Given("u", f"{A}\n{B}\n", LINES),
     "URLs with commas and spaces": Given(
         "u.txt", "http://a.example/x,1 y.jpg\n", [(..., "http://a.example/x,1 y.jpg")]

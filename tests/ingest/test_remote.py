@@ -76,7 +76,7 @@ def test_what_cannot_be_brought_is_one_line(server: FaultServer, bench: Workbenc
 def test_names_of_files_elsewhere() -> None:
     """The last part of the path, which tells the format, whatever it is made of."""
     assert remote_name("https://a.example/x/ma%20liste.csv?format=tsv") == "ma liste.csv"
-    assert remote_name("https://a.example/a%2F..%2F.tsv") == "tsv"
+    assert remote_name("https://a.example/a%2F..%2F.tsv") == "a_.._.tsv"
     assert [remote_name(url) for url in ("https://a.example/", "https://a.example", "http://a.example/..")] == [
         "manifest"
     ] * 3
