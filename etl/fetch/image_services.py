@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from etl.errors import FetchError
+from etl.errors import FetchError, NotAnImageError
 from etl.fetch.mirrors import Address
 from etl.fetch.schemes import OPENERS, Access, Opened, ask_leave
 from etl.net.attempt import Validators
@@ -81,6 +81,8 @@ class ImageServices:
                 # The URI of a service, which has led to its info.json.
                 data, place = opened.download.data, opened.download.final_url or place
                 service = _parsed(data) if data else await self._info(place)
+                if service is None and data and b"iiif.io/api/presentation/" in data:
+                    raise NotAnImageError("a IIIF manifest, no picture; give its URL as SOURCE: `etl ingest URL`")
             if service is None:
                 return opened
             self._access.downloads.forget(opened.path)

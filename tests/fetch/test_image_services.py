@@ -9,6 +9,7 @@ import pytest
 from support.iiif_server import ImageArchive, Served
 from support.workbench import Workbench
 
+from etl.cli.record_story import story_lines
 from etl.domain.views import StageSummary
 from etl.fetch.image_services import MAX_INFO
 from etl.net.iiif import Service
@@ -162,6 +163,18 @@ def test_a_manifest_says_enough(archive: ImageArchive, tmp_path: Path) -> None:
     archive.asked.clear()
     assert bench.fetch(refresh=True, keep_originals=True) == StageSummary(done=2, dead=1)
     assert sorted(archive.asked) == ["/3.jpg", f"/i/1/{sized('800,')}", f"/i/2/{V2}"]
+
+
+def test_a_manifest_is_no_picture(archive: ImageArchive, tmp_path: Path) -> None:
+    """The URL of a manifest in a list fails with what to do, and `etl why` tells what a service was asked for."""
+    archive.documents["/m"] = {"@context": "http://iiif.io/api/presentation/3/context.json", "type": "Manifest"}
+    archive.pictures["/i/1"] = served()
+    bench = Workbench(tmp_path)
+    bench.ingest(f"{archive.base}/m", f"{archive.base}/i/1")
+    assert bench.fetch() == StageSummary(done=1, dead=1)
+    [(error,)] = bench.rows("SELECT error FROM sources WHERE error_class = 'not_an_image'")
+    assert "etl ingest URL" in error
+    assert any(line.endswith(sized("!256,256")) for line in story_lines(bench.story("r1")))
 
 
 def test_an_info_json_of_a_stranger(archive: ImageArchive, tmp_path: Path) -> None:
