@@ -7,6 +7,7 @@ from typing import Any
 from etl.clock import iso_utc, now_ms
 from etl.domain.statuses import QueueStatus, RecordOutcome, RecordState, status_in_words
 from etl.errors import first_of
+from etl.net.iiif import Request
 from etl.redaction import redact, redact_line, redact_url
 from etl.text import clean
 from etl.units import count, duration, size
@@ -32,6 +33,8 @@ def story_lines(story: dict[str, Any]) -> Iterator[str]:
         yield f"source    {clean(redact_url(source['url']))}: {status_in_words(source['status'])}" + _why_failed(source)
         if source.get("mirror"):
             yield f"mirror    {clean(redact_url(source['mirror']))}: the picture came from here"
+        if (final := source.get("final_url") or "") != source["url"] and Request.of(final):
+            yield f"asked     an image service, for {clean(redact_url(final))}"
     if image:
         yield (
             f"image     {image['mime']}, {image['width']}x{image['height']}, {size(image['bytes'])}, {image['state']}; "

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from etl.errors import FetchError
+from etl.errors import FetchError, NotAnImageError
 from etl.fetch.mirrors import Address
 from etl.fetch.schemes import OPENERS, Access, Opened, ask_leave
 from etl.net.attempt import Validators
@@ -73,17 +73,20 @@ class ImageServices:
         """
         if scheme_of(address.url) not in ("http", "https"):
             return await OPENERS[scheme_of(address.url)](self._access, address, validators)
-        service = await self._info(address.url) if address.url.endswith("/info.json") else None
+        place = address.url
+        service = await self._info(place) if place.endswith("/info.json") else None
         if service is None:
             opened = await self._first(self._sized(address, line), address, validators)
             if opened.download.mime in _JSON:
                 # The URI of a service, which has led to its info.json.
-                data = opened.download.data
-                service = _parsed(data) if data else await self._info(opened.download.final_url or address.url)
+                data, place = opened.download.data, opened.download.final_url or place
+                service = _parsed(data) if data else await self._info(place)
+                if service is None and data and b"iiif.io/api/presentation/" in data:
+                    raise NotAnImageError("a IIIF manifest, no picture; give its URL as SOURCE: `etl ingest URL`")
             if service is None:
                 return opened
             self._access.downloads.forget(opened.path)
-        return await self._first(self._of_service(service), address, validators)
+        return await self._first(self._of_service(service, place), address, validators)
 
     def begun(self, url: str) -> str:
         """Return the URL that was asked for in the place of this one when it broke last."""
@@ -110,12 +113,13 @@ class ImageServices:
                 return opened
         raise refused.popitem()[1]
 
-    async def _of_service(self, service: Service) -> AsyncGenerator[str, None]:
-        """Yield the URLs to ask a service for that is named itself, best first."""
-        self._site(service.base).service = service
-        request = service.whole()
-        for size in (*self._sizes(service), request.size, *(f"{w},{h}" for w, h in sorted(service.sizes)[-1:])):
-            yield request.url(size)
+    async def _of_service(self, service: Service, place: str) -> AsyncGenerator[str, None]:
+        """Yield the URLs to ask a service for that is named itself, best first; ``place`` is of its info.json."""
+        # Behind proxies some know themselves by a name that nobody else does.
+        for base in dict.fromkeys((service.base, place.removesuffix("/info.json").rstrip("/"))):
+            request = replace(service, base=base).whole()
+            for size in (*self._sizes(service), request.size, *(f"{w},{h}" for w, h in sorted(service.sizes)[-1:])):
+                yield request.url(size)
 
     async def _sized(self, address: Address, line: Callable[[], bytes | None]) -> AsyncGenerator[str, None]:
         """Yield the URLs to ask for, best first; the last one as it is written."""
@@ -124,7 +128,9 @@ class ImageServices:
         if request is None and told is not None:
             request = told.whole()
         part = _part(request.region) if request else None
-        if request is not None and request.size in WHOLE and (part or request.region == "full"):
+        # Beside its service, the size in which a manifest shows a picture is one of many.
+        is_any = request is not None and (request.size in WHOLE or told is not None)
+        if request is not None and is_any and (part or request.region == "full"):
             service = await self._service(request.base, told)
             sizes = self._sizes(service, part)
             for size in sizes:

@@ -9,7 +9,9 @@ import pytest
 from support.iiif_server import ImageArchive, Served
 from support.workbench import Workbench
 
+from etl.cli.record_story import story_lines
 from etl.domain.views import StageSummary
+from etl.fetch.image_services import MAX_INFO
 from etl.net.iiif import Service
 
 V2, V3 = "full/full/0/default.jpg", "full/max/0/default.jpg"
@@ -136,7 +138,7 @@ def test_a_manifest_says_enough(archive: ImageArchive, tmp_path: Path) -> None:
         {"id": f"{base}/i/3", "type": "ImageService3"},
     )
     bodies = [
-        {"id": f"{base}/i/1/{V3}", "type": "Image", "service": [blocks[0]]},
+        {"id": f"{base}/i/1/{sized('800,')}", "type": "Image", "service": [blocks[0]]},
         {"id": f"{base}/i/2/{V2}", "type": "Image", "width": 900, "height": 600, "service": [blocks[1]]},
         {"id": f"{base}/3.jpg", "type": "Image", "service": [blocks[2]]},
     ]
@@ -160,7 +162,36 @@ def test_a_manifest_says_enough(archive: ImageArchive, tmp_path: Path) -> None:
     ]
     archive.asked.clear()
     assert bench.fetch(refresh=True, keep_originals=True) == StageSummary(done=2, dead=1)
-    assert sorted(archive.asked) == ["/3.jpg", f"/i/1/{V3}", f"/i/2/{V2}"]
+    assert sorted(archive.asked) == ["/3.jpg", f"/i/1/{sized('800,')}", f"/i/2/{V2}"]
+
+
+def test_a_manifest_is_no_picture(archive: ImageArchive, tmp_path: Path) -> None:
+    """The URL of a manifest in a list fails with what to do, and `etl why` tells what a service was asked for."""
+    archive.documents["/m"] = {"@context": "http://iiif.io/api/presentation/3/context.json", "type": "Manifest"}
+    archive.pictures["/i/1"] = served()
+    bench = Workbench(tmp_path)
+    bench.ingest(f"{archive.base}/m", f"{archive.base}/i/1")
+    assert bench.fetch() == StageSummary(done=1, dead=1)
+    [(error,)] = bench.rows("SELECT error FROM sources WHERE error_class = 'not_an_image'")
+    assert "etl ingest URL" in error
+    assert any(line.endswith(sized("!256,256")) for line in story_lines(bench.story("r1")))
+
+
+def test_an_info_json_of_a_stranger(archive: ImageArchive, tmp_path: Path) -> None:
+    """It may lie, lead to private addresses, be no JSON or very deep: the picture is fetched as the list has it."""
+    lies: dict[str, object] = {
+        "elsewhere": {**served().info("http://10.0.0.1/i"), "sizes": [{"width": 300, "height": "1/../../x"}]},
+        "numbers": {**served().info(archive.base), "width": -1, "height": 1e300, "maxArea": "nan", "sizes": 3},
+        "deep": b"[" * 100_000,
+        "long": b"x" * (MAX_INFO + 9),
+    }
+    for site, info in lies.items():
+        archive.pictures[f"/{site}/1"] = served(refuses="!")
+        archive.documents[f"/{site}/1/info.json"] = info
+    bench = Workbench(tmp_path)
+    bench.ingest(*(f"{archive.base}/{site}/1/{V3}" for site in lies), f"{archive.base}/elsewhere/1/info.json")
+    assert bench.fetch() == StageSummary(done=len(lies) + 1)
+    assert all(path.count("/") == 6 for path in archive.asked if "info" not in path)
 
 
 WIDE = {"width": 2000, "height": 1000}
@@ -175,6 +206,8 @@ BLOCKS: list[tuple[dict[str, object], list[str] | None]] = [
     ({"type": "ImageService3", "profile": "level1"}, None),
     ({"type": "ImageService3", "profile": "level0", **WIDE}, None),
     ({"type": "ImageService3", "profile": "level0", **WIDE, "sizes": SIZES}, ["1000,500", "1000,"]),
+    ({"type": "ImageService3", "profile": "level2", **WIDE, "maxArea": 40_000}, ["!282,141"]),
+    ({"type": "ImageService3", "profile": "level2", "maxArea": 40_000}, ["!200,200"]),
     ({"type": "ImageService3", "profile": "level2", "width": 400, "height": 300}, []),
 ]  # fmt: skip
 

@@ -23,6 +23,7 @@ _MARK = re.compile(
     r'|"@?type"\s*:\s*"(?:Manifest"|sc:(?:Manifest|Collection)")'
 )
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_GAP = re.compile(r"[\s,\ufeff]*")
 _DECODER = json.JSONDecoder()
 _CHILDREN = ("items", "collections", "manifests", "members")
 
@@ -114,8 +115,7 @@ def _documents(text: str, name: str) -> Iterator[Any]:
     """Yield the objects of a text, of which there may be one on each line."""
     if len(text) > MAX_BYTES:
         raise ManifestError(f"{name} is larger than {MAX_BYTES} characters; is this a IIIF manifest?")
-    at = 0
-    text = text.strip("\ufeff \t\r\n")
+    at = _gap_end(text, 0)
     while at < len(text):
         try:
             value, end = _DECODER.raw_decode(text, at)
@@ -126,4 +126,10 @@ def _documents(text: str, name: str) -> Iterator[Any]:
                 f"{name}, line {text.count(chr(10), 0, place) + 1}: cut short, or not JSON: {why}"
             ) from error
         yield value
-        at = end + len(text[end:]) - len(text[end:].lstrip(", \t\r\n"))
+        at = _gap_end(text, end)
+
+
+def _gap_end(text: str, at: int) -> int:
+    """Return where what stands between two documents ends."""
+    gap = _GAP.match(text, at)
+    return gap.end() if gap else at
