@@ -347,6 +347,7 @@ def test_files_beside_a_picture_in_an_archive_are_its_fields(tmp_path: Path) -> 
         "4.txt": bytes(MAX_SIDECAR + 1),
         "note.txt": b"",
         "5.caption": b"",
+        "../6.jpg": b"",
     }
     path.write_bytes(gzip.compress(tarred({**SHARD, **bad})))
     manifest = Manifest(str(path))
@@ -357,7 +358,7 @@ def test_files_beside_a_picture_in_an_archive_are_its_fields(tmp_path: Path) -> 
     ]
     reasons = [line.reason.partition(":")[0] for line in found[2:] if isinstance(line, BadRow)]
     assert reasons == ["3.json is not JSON", f"4.txt has more than {MAX_SIDECAR} bytes"]
-    assert manifest.skipped == {".txt": 1, ".caption": 1}
+    assert manifest.skipped == {".txt": 1, ".caption": 1, "outside of it": 1}
     assert list(manifest.lines()) == found
 
 
