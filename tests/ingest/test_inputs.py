@@ -260,6 +260,9 @@ INPUTS = {
     "JSON Lines in bzip2": Given("l.jsonl.bz2", bz2.compress(f'{{"id":"1","url":"{A}"}}\n'.encode()), AB[:1]),
     "lists in ZIP": Given("l.zip", zipped({"a.csv": b"", "b.csv": b""}), "several lists (a.csv, b.csv)"),
     "archives in ZIP": Given("l.zip", zipped({"a.zip": b"", "b.tar": b""}), "skipped 2 files: 1 .tar, 1 .zip"),
+    "a text in ZIP that is no list": Given(
+        "l.zip", zipped({"readme.txt": b"Hello there\n", "a.svg": b""}), "skipped 2 files: 1 .svg, 1 .txt"
+    ),
     "ZIP with a password": Given(
         "l.zip", zipped({"a.jpg": b"x"}).replace(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1"), "1 encrypted"
     ),
