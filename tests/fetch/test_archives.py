@@ -2,9 +2,11 @@
 
 import bz2
 import io
+import os
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from support.workbench import Workbench, scenes
 from etl import archives
 from etl.domain.views import StageSummary
 from etl.fetch import archives as fetch_archives
+from etl.images.cache import ImageCache
 from etl.run_control import RunControl
 
 FIRST, SECOND, THIRD = (body for _, body in scenes(3))
@@ -77,6 +80,13 @@ def test_an_archive_that_changes(bench: Workbench, tmp_path: Path) -> None:
     bench.retry()
     assert bench.fetch() == StageSummary(dead=1)
     assert str(outcomes(bench)[0][1]).startswith("cut short, damaged or no archive")
+    with closing(fetch_archives.Archives(ImageCache.of_state(bench.state), lambda: False)) as opened:
+        for second, body in enumerate((SECOND, THIRD, THIRD)):
+            path.write_bytes(tarred({"1.jpg": body}))
+            os.utime(path, (second, second))
+            part = bench.state / "part"
+            assert opened.extract(path, "1.jpg", part, 1 << 20).size == len(part.read_bytes()) == len(body)
+            assert part.read_bytes() == body
     path.unlink()
     bench.retry()
     bench.fetch()

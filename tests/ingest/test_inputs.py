@@ -278,6 +278,9 @@ INPUTS = {
     "JSON Lines in bzip2": Given("l.jsonl.bz2", bz2.compress(f'{{"id":"1","url":"{A}"}}\n'.encode()), AB[:1]),
     "lists in ZIP": Given("l.zip", zipped({"a.csv": b"", "b.csv": b""}), "several lists (a.csv, b.csv)"),
     "archives in ZIP": Given("l.zip", zipped({"a.zip": b"", "b.tar": b""}), "skipped 2 files: 1 .tar, 1 .zip"),
+    "a text in ZIP that is no list": Given(
+        "l.zip", zipped({"readme.txt": b"Hello there\n", "a.svg": b""}), "skipped 2 files: 1 .svg, 1 .txt"
+    ),
     "ZIP with a password": Given(
         "l.zip", zipped({"a.jpg": b"x"}).replace(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1"), "1 encrypted"
     ),
@@ -365,6 +368,7 @@ def test_files_beside_a_picture_in_an_archive_are_its_fields(tmp_path: Path) -> 
         "4.txt": bytes(MAX_SIDECAR + 1),
         "note.txt": b"",
         "5.caption": b"",
+        "../6.jpg": b"",
     }
     path.write_bytes(gzip.compress(tarred({**SHARD, **bad})))
     manifest = Manifest(str(path))
@@ -375,7 +379,7 @@ def test_files_beside_a_picture_in_an_archive_are_its_fields(tmp_path: Path) -> 
     ]
     reasons = [line.reason.partition(":")[0] for line in found[2:] if isinstance(line, BadRow)]
     assert reasons == ["3.json is not JSON", f"4.txt has more than {MAX_SIDECAR} bytes"]
-    assert manifest.skipped == {".txt": 1, ".caption": 1}
+    assert manifest.skipped == {".txt": 1, ".caption": 1, "outside of it": 1}
     assert list(manifest.lines()) == found
 
 

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import PurePosixPath
 from typing import Any
 
 from etl.archives import Archive, BadArchiveError, Member, is_archive, open_archive
 from etl.compression import SUFFIXES
 from etl.errors import ManifestError
-from etl.ingest.fields import pictures_of
+from etl.ingest.fields import is_picture, pictures_of
 from etl.ingest.manifest_formats.directory import MAX_SIDECAR, SIDECARS, line_of, sidecar_of, skipped_as
 from etl.ingest.manifest_formats.file import ManifestFile
 from etl.text import clean
@@ -22,7 +22,7 @@ Reader = Callable[[ManifestFile], Iterator[bytes]]
 
 _LISTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tab", ".psv", ".parquet")
 _LOOKED_AT = 20
-"""Records of a list beside pictures, one of which must have a picture for it to be the list that is meant."""
+"""Records of a list beside pictures, or of a text, one of which must name a picture for it to be the one meant."""
 
 _OFFICE = {"xl/workbook.xml": "an Excel workbook", "content.xml": "a spreadsheet"}
 
@@ -107,12 +107,12 @@ class _Inside:
 
     def the_list(self, archive: Archive, file: ManifestFile, read: Reader) -> str | None:
         """Return the name of the list, ``None`` where the pictures are all; `ManifestError` for several."""
-        found = self.lists
-        if self.groups and found:
-            found = [
+        found = [name for name in self.lists if not (self.groups or name.lower().endswith(".txt"))]
+        if unsure := set(self.lists) - set(found):
+            found += [
                 member.name
                 for member in self.chosen(archive)
-                if member.name in found and _names_pictures(read(_Listed(file, archive, member)))
+                if member.name in unsure and _names_pictures(read(_Listed(file, archive, member)))
             ]
         if len(found) > 1:
             names = ", ".join(clean(name, 60) for name in found[:3])
@@ -135,7 +135,8 @@ class _Listed(ManifestFile):
 
 def _names_pictures(lines: Iterator[bytes]) -> bool:
     try:
-        return any(pictures_of(json.loads(line)) for line in islice(lines, _LOOKED_AT) if line.strip())
+        records = (json.loads(line) for line in islice(lines, _LOOKED_AT) if line.strip())
+        return any(map(is_picture, chain.from_iterable(map(pictures_of, records))))
     except (ManifestError, ValueError, AttributeError, RecursionError):
         return False
 
