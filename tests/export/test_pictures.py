@@ -39,9 +39,10 @@ NAMES = ["Night Watch.v2.png", "night watch.V2-*.jpeg", "scan.TIF", "_con.webp",
 """With originals, where these are there and of a kind that is opened anywhere."""
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> MadeState:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> MadeState:
     """Return a state whose pictures lie in a folder, but for one in the cache; working copies are all smaller."""
+    tmp_path = tmp_path_factory.mktemp("made")
     made = MadeState(tmp_path)
     for number, (name, kind) in enumerate(PICTURES.items()):
         (tmp_path / name).parent.mkdir(exist_ok=True)
