@@ -125,3 +125,5 @@ def test_what_it_says(made: MadeState) -> None:
     assert err.count("11 pictures are working copies, smaller than what came; --originals writes that") == 1
     _, _, err = run_here("export", made.directory / "b", *state, "--originals")
     assert "3 pictures are working copies, for their original is not here" in err and "writes that" not in err
+    _, _, err = run_here("run", "nothing.csv", "-o", made.directory / "c", *state, "--originals", "--model", "demo")
+    assert err.count("add --keep-originals to have it as it came") == 1
