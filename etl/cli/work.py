@@ -212,16 +212,27 @@ def run(
     )
     if context.json and output == "-":
         raise ConfigError("--json and --output - both write to stdout; give --output FILE")
-    if (format or given_options(format_options)) and output is None:
-        raise ConfigError(
-            "--format and its options say how --output is written; give --output, or use `etl export --format`"
-        )
+    _check_export(context, plan)
     if not given and (id_field or image_field or encoding or sidecars or prompt is not None or prompt_template):
         raise ConfigError(
             "--prompt, --prompt-template, --sidecars, --id-field and --image-field need the SOURCE, which is read anew "
             "with them: etl run SOURCE ..."
         )
     _work(context, run_pipeline, plan, export_command=_export_command(context, plan))
+
+
+def _check_export(context: Context, plan: Any) -> None:
+    options = plan.export
+    if (options.format or given_options(options.format_options)) and plan.output is None:
+        raise ConfigError(
+            "--format and its options say how --output is written; give --output, or use `etl export --format`"
+        )
+    if options.format_options.get("originals") and not context.settings.keep_originals:
+        render.note(
+            context,
+            "--originals: of what is fetched from elsewhere the working copies will be exported; add --keep-originals "
+            "to have it as it came",
+        )
 
 
 def _export_command(context: Context, plan: Any) -> str:

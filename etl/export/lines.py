@@ -72,6 +72,11 @@ class Joined:
     recipe: str
     picture: Picture | None = None
 
+    @property
+    def is_given(self) -> bool:
+        """Whether its caption came from a file, so that no model wrote it."""
+        return self.row.finish_reason == FinishReason.FILE
+
 
 def summary_of(path: str, counts: Counter[str], **more: Any) -> ExportSummary:
     """Return the summary of what was counted."""

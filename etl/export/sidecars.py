@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from etl import files
-from etl.domain.statuses import FinishReason, RecordOutcome
+from etl.domain.statuses import RecordOutcome
 from etl.domain.views import ExportSummary
 from etl.errors import NotPlainError
 from etl.export.format import SidecarFormat
@@ -64,8 +64,7 @@ def export_sidecars(
                         # Removes what dead exports left of their parts.
                         with claimed(path.parent, _PART, path.parent):
                             pass
-                    is_given = record.row.finish_reason == FinishReason.FILE
-                    found = _write(path, content, replace(kind, keep_existing=True) if is_given else kind)
+                    found = _write(path, content, replace(kind, keep_existing=True) if record.is_given else kind)
                     written += found is True
                     foreign += found is None
                 size += len(content)

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,6 +13,7 @@ from support.made_state import MadeState
 
 from etl.export.lines import ExportOptions
 from etl.run.pipeline import export_manifest
+from etl.state.database import DATABASE_NAME
 
 HOSTILE = '</rdf:li><!-- ]]> & <x a="1">\x00\x1b[31m\u0085\ufffe "q" \'&amp;\' é\u2028\U0001f600'
 SAFE = '</rdf:li><!-- ]]> & <x a="1">[31m "q" \'&amp;\' é\u2028\U0001f600'
@@ -43,6 +46,18 @@ def test_dublin_core(made: MadeState) -> None:
     }  # fmt: skip
     assert (second["dc:title"], second["dc:description"]) == ("'=Vue", "Mine.")
     assert second["dcterms:abstract"] == second["dcterms:provenance"] == ""
+
+
+def test_no_machine_has_written_what_came_from_a_file(made: MadeState) -> None:
+    """Neither as Dublin Core nor in XMP is a model named for it."""
+    with closing(sqlite3.connect(made.settings.state / DATABASE_NAME)) as database, database:
+        database.execute("UPDATE captions SET finish_reason = 'file'")
+    first = next(csv.DictReader(io.StringIO(made.export("out.csv", format="dc")[0].decode(), newline="")))
+    assert first["dcterms:provenance"] == "dc:description was taken from a file"
+    export_manifest(made.settings, str(made.directory / "out"), ExportOptions(format="xmp"))
+    packet = (made.directory / "out" / "1.xmp").read_text()
+    ElementTree.fromstring(packet)
+    assert "CaptionWriter" not in packet and "llava" not in packet and "A tram." in packet
 
 
 NAMESPACES = {

@@ -39,9 +39,10 @@ NAMES = ["Night Watch.v2.png", "night watch.V2-*.jpeg", "scan.TIF", "_con.webp",
 """With originals, where these are there and of a kind that is opened anywhere."""
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> MadeState:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> MadeState:
     """Return a state whose pictures lie in a folder, but for one in the cache; working copies are all smaller."""
+    tmp_path = tmp_path_factory.mktemp("made")
     made = MadeState(tmp_path)
     for number, (name, kind) in enumerate(PICTURES.items()):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -109,7 +110,8 @@ def test_webdataset(made: MadeState) -> None:
             with tarfile.open(path) as tar:
                 found += tar.getnames()
         names.append(found)
-        (made.directory / "tars" / "shard-00001.tar").unlink()
+        with closing(sqlite3.connect(made.settings.state / DATABASE_NAME)) as database, database:
+            database.execute("UPDATE captions SET text = 'Other words.' WHERE id = (SELECT min(id) FROM captions)")
     assert names[0] == names[1] and summary.written == 1
     keys = [name.split(".")[0] for name in names[0]]
     assert all(name.count(".") == 1 for name in names[0]) and len({key.casefold() for key in keys}) == len(NAMES)
@@ -123,3 +125,5 @@ def test_what_it_says(made: MadeState) -> None:
     assert err.count("11 pictures are working copies, smaller than what came; --originals writes that") == 1
     _, _, err = run_here("export", made.directory / "b", *state, "--originals")
     assert "3 pictures are working copies, for their original is not here" in err and "writes that" not in err
+    _, _, err = run_here("run", "nothing.csv", "-o", made.directory / "c", *state, "--originals", "--model", "demo")
+    assert err.count("add --keep-originals to have it as it came") == 1

@@ -97,20 +97,21 @@ def test_a_name_does_not_depend_on_what_is_done(tmp_path: Path) -> None:
     assert texts(tmp_path / "out") == {"n.txt": "First.\n", second: "Second.\n"}
 
 
-@pytest.mark.parametrize(
-    ("caption", "options", "expected"),
-    [
-        ("A view.", {}, "A view.\n"),
-        ("\n One.\r\n\n Two.\u2028Three. \n", {}, "One. Two. Three.\n"),
-        ("A view.", {"prefix": "ohwx, ", "suffix": ", photo"}, "ohwx, A view., photo\n"),
-        ("A é.", {"prefix": "a\n", "suffix": "\nb"}, "a A é. b\n"),
-    ],
-)
-def test_what_a_file_holds(tmp_path: Path, caption: str, options: dict[str, str], expected: str) -> None:
+HELD = [
+    ("A view.", {}, "A view.\n"),
+    ("\n One.\r\n\n Two.\u2028Three. \n", {}, "One. Two. Three.\n"),
+    ("A view.", {"prefix": "ohwx, ", "suffix": ", photo"}, "ohwx, A view., photo\n"),
+    ("A é.", {"prefix": "a\n", "suffix": "\nb"}, "a A é. b\n"),
+]
+
+
+def test_what_a_file_holds(tmp_path: Path) -> None:
     """The caption between prefix and suffix, in UTF-8, in one line with one end."""
-    made = made_of(tmp_path, {"k": H + "n.jpg"}, {"k": caption})
-    export(made, tmp_path / "out", **options)
-    assert (tmp_path / "out" / "n.txt").read_bytes() == expected.encode()
+    captions = {f"k{number}": caption for number, (caption, *_) in enumerate(HELD)}
+    made = made_of(tmp_path, {key: f"{H}{key}.jpg" for key in captions}, captions)
+    for number, (_, options, expected) in enumerate(HELD):
+        export(made, tmp_path / "out", **options)
+        assert (tmp_path / "out" / f"k{number}.txt").read_bytes() == expected.encode()
 
 
 @pytest.fixture

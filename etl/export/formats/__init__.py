@@ -77,10 +77,9 @@ def _by_ending(target: str) -> str:
         return _DEFAULT
     near = nearest(ending, (*endings, *COMPRESSED))
     folder = next((name for name, one in FORMATS.items() if not one.suffixes and one.shard_suffix == ending), None)
-    hint = f"{folder} is a directory of such files: `etl export {path.with_suffix('')} --format {folder}`. " * bool(
-        folder
-    )
-    hint = hint or did_you_mean(f"{path.with_suffix(near)}{packed}" if near else None)
+    hint = did_you_mean(f"{path.with_suffix(near)}{packed}" if near else None)
+    if folder:
+        hint += f"{folder} is a directory of such files: `etl export {path.with_suffix('')} --format {folder}`. "
     hint = f"{hint}Known" if hint else "known"
     raise ConfigError(
         f"{target[:200]}: there is no export with the ending {ending[:40]}; {hint}: {', '.join(endings)}, with "

@@ -69,10 +69,11 @@ def elements(record: Joined) -> dict[str, str]:
     found["dc:source"] = "" if is_data(row.url or "") else row.url or ""
     if record.outcome != RecordOutcome.CAPTIONED:
         return found | {"dc:description": own}
+    by = f"written by a machine: {record.recipe}, {iso_utc(row.done_at or 0)}"
     return found | {
         "dc:description": row.text or "",
         "dcterms:abstract": own,
-        "dcterms:provenance": f"dc:description was written by a machine: {record.recipe}, {iso_utc(row.done_at or 0)}",
+        "dcterms:provenance": f"dc:description was {'taken from a file' if record.is_given else by}",
     }
 
 

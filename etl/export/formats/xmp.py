@@ -25,8 +25,7 @@ _PACKET = """\
     xmlns:dc="http://purl.org/dc/elements/1.1/"
     xmlns:Iptc4xmpCore="http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/"
     xmlns:photoshop="http://ns.adobe.com/photoshop/1.0/"
-    xmlns:xmp="http://ns.adobe.com/xap/1.0/"
-    photoshop:CaptionWriter={writer}
+    xmlns:xmp="http://ns.adobe.com/xap/1.0/"{writer}
     xmp:MetadataDate={date}>
 {texts}  </rdf:Description>
  </rdf:RDF>
@@ -42,8 +41,8 @@ _TEXT = """\
 class Xmp(SidecarFormat):
     """``NAME.xmp`` for each captioned record.
 
-    The caption's writer is the model.  Nothing is said of where the picture comes from: to IPTC, a digital source type
-    of a trained algorithm would say that the picture itself was made by one.
+    The caption's writer is the model, unless it came from a file.  Nothing is said of where the picture comes from: to
+    IPTC, a digital source type of a trained algorithm would say that the picture itself was made by one.
     """
 
     name = "xmp"
@@ -61,10 +60,10 @@ class Xmp(SidecarFormat):
         texts = {"dc:description": caption, "Iptc4xmpCore:AltTextAccessibility": alt}
         if len(caption) > _ALT_TEXT:
             texts["Iptc4xmpCore:ExtDescrAccessibility"] = caption
-        writer = _NO_XML.sub("", f"{record.recipe} (a machine)")
+        writer = "" if record.is_given else quoteattr(_NO_XML.sub("", f"{record.recipe} (a machine)"))
         return _PACKET.format(
             toolkit=quoteattr(f"{_TOOLKIT} {__version__}"),
-            writer=quoteattr(writer),
+            writer=writer and f"\n    photoshop:CaptionWriter={writer}",
             date=quoteattr(iso_utc(record.row.done_at or 0)),
             texts="".join(_TEXT.format(name=name, text=escape(text)) for name, text in texts.items()),
         ).encode()
