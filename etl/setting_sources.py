@@ -1,4 +1,4 @@
-"""Where settings come from: defaults < the user's file < ``etl.toml`` < ``ETL_*`` environment < command-line flags.
+"""Where settings come from: defaults < profile < the user's file < ``etl.toml`` < ``ETL_*`` environment < flags.
 
 Each is called the same everywhere: ``per_host = 2`` in a file, ``ETL_PER_HOST=2``, ``--per-host 2`` as a flag.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from etl.errors import ConfigError
 from etl.setting_files import FOUND, SettingFile, setting_files
 from etl.setting_values import MAX_SHOWN, Trust, known, read, shown
-from etl.settings import Settings
+from etl.settings import PROFILES, Settings
 from etl.text import clean, nearest
 
 DASHBOARD = "dashboard"
@@ -71,7 +71,8 @@ def load(
             (refused if each.doubt and about[name].trust is not Trust.HARMLESS else obeyed)[name] = (each, value)
             if not each.doubt:
                 refused.pop(name, None)
-    settings = Settings(**{name: value for name, (_, value) in obeyed.items()} | given)
+    counting = {name: value for name, (_, value) in obeyed.items()} | given
+    settings = Settings(**{**PROFILES[counting.get("profile", "archive")], **counting})
     missed = {name for name, (_, value) in refused.items() if value != getattr(settings, name)}
     lost = [name for name in refused if name in missed - given.keys() and (used is None or name in used)]
     if lost:

@@ -36,6 +36,12 @@ DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
 DEMO_MODEL = "demo"
 """Names the tiny LLaVA that ships with the project wherever a model is asked for."""
 
+PROFILES: Mapping[str, Mapping[str, Any]] = {
+    "archive": {},
+    "crawl": {"concurrency": 128, "per_host": 2, "host_patience": 60.0, "connect_timeout": 10.0, "max_attempts": 3},
+}
+"""Names for several settings at once, each of which can still be given."""
+
 OWN, HARMLESS = Trust.OWN, Trust.HARMLESS
 
 # The commands that go by a setting.
@@ -57,8 +63,13 @@ class Settings:
         Path("state"), EVERY, OWN, first=("ingest", "export", *WORK, "doctor"), value="DIR", short="-s",
         help="The state directory: database, image cache, logs.",
     )
+    profile: str = setting(
+        "archive", FETCH, HARMLESS, group=Group.HOSTS, choices=tuple(PROFILES),
+        help="Which hosts there are: a few slow ones, or thousands (`crawl`): then, unless given, `concurrency` is "
+        "128, `per_host` 2, `host_patience` 60 s, `connect_timeout` 10 s, `max_attempts` 3.",
+    )
     concurrency: int = setting(
-        16, FETCH, HARMLESS, group=Group.HOSTS, first=("fetch",), limits=(1, 32),
+        16, FETCH, HARMLESS, group=Group.HOSTS, first=("fetch",), limits=(1, 256),
         help="Downloads at once, over all hosts.",
     )
     per_host: int = setting(

@@ -14,6 +14,17 @@ from etl.state.work_queue import RetryPolicy, WorkQueue
 LINES = 16
 """Of records that share a source: enough to find the newest address among."""
 
+_WAITING = "FROM sources WHERE status IN ('ready', 'retry')"
+
+_HOSTS = f"""
+    WITH RECURSIVE found (host) AS (
+        SELECT min(host) {_WAITING} AND host >= ?1
+        UNION ALL SELECT (SELECT min(host) {_WAITING} AND host > found.host) FROM found WHERE host IS NOT NULL
+    )
+    SELECT host, (SELECT min(not_before) {_WAITING} AND host = found.host) FROM found WHERE host IS NOT NULL LIMIT ?2
+"""
+"""Jumps from host to host through the index instead of scanning all rows that wait."""
+
 
 class SourceQueue(WorkQueue):
     """Work queue over ``sources``."""
@@ -29,29 +40,14 @@ class SourceQueue(WorkQueue):
         """Return up to ``limit`` hosts with work that is due now, in order, beginning after host ``after``.
 
         Those for which ``only`` is false are passed over.
-        Jumps from host to host through the index instead of scanning all ready rows.
         """
         hosts: list[str] = []
-        host: str | None = after
-        operator = ">=" if after == "" else ">"
-        while len(hosts) < limit:
-            rows = self._connection.rows(
-                f"SELECT host FROM sources WHERE status IN ('ready', 'retry') AND host {operator} ? "
-                "ORDER BY host LIMIT 1",
-                (host,),
-            )
-            if not rows:
-                break
-            host, operator = rows[0][0], ">"
-            if self._is_due(rows[0][0]) and only(rows[0][0]):
-                hosts.append(rows[0][0])
-        return hosts
-
-    def _is_due(self, host: str) -> bool:
-        rows = self._connection.rows(
-            "SELECT min(not_before) FROM sources WHERE status IN ('ready', 'retry') AND host = ?", (host,)
-        )
-        return rows[0][0] is not None and rows[0][0] <= now_ms()
+        beyond = after and f"{after}\0"
+        while len(hosts) < limit and (found := self._connection.rows(_HOSTS, (beyond, limit))):
+            hosts += [host for host, due in found if due <= now_ms() and only(host)]
+            # The next of all texts.
+            beyond = f"{found[-1][0]}\0"
+        return hosts[:limit]
 
     def due(self) -> int:
         """Return how many sources could be claimed now; counted no further than 256."""

@@ -32,15 +32,16 @@ def used(made: MadeState, run: int) -> dict[str, Any]:
 
 
 def test_each_place_beats_the_one_before(etl: Etl, made: MadeState, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A flag beats the environment, which beats the file, which beats the default; the run's row tells."""
+    """A flag beats the environment, that the file, that the profile, that the default; the run's row tells."""
     made.ingest(MANIFEST)
-    Path("etl.toml").write_text("per_host = 2\nmax_attempts = 2\nconcurrency = 2\ndecoders = 1\n")
+    Path("etl.toml").write_text('per_host = 3\nmax_attempts = 2\nconcurrency = 2\ndecoders = 1\nprofile = "crawl"\n')
     monkeypatch.setenv("ETL_MAX_ATTEMPTS", "3")
     monkeypatch.setenv("ETL_CONCURRENCY", "3")
     monkeypatch.setenv("ETL_ALLOW_HOST", "a.example, b.example")
     assert etl("fetch", "--concurrency", "4").code == 3
     config = used(made, 2)
-    assert (config["per_host"], config["max_attempts"], config["concurrency"]) == (2, 3, 4)
+    assert (config["per_host"], config["max_attempts"], config["concurrency"]) == (3, 3, 4)
+    assert (config["host_patience"], config["connect_timeout"]) == (60, 10)
     assert config["allow_host"] == ["a.example", "b.example"]
     assert config["longest_edge"] == Settings().longest_edge
 

@@ -42,7 +42,7 @@ class _Recorder:
         self.plans: Plans = {}
 
     def execute(self, sql: str, arguments: Any = ()) -> sqlite3.Cursor:
-        if sql.lstrip().upper().startswith(("SELECT", "UPDATE", "DELETE", "INSERT")):
+        if sql.lstrip().upper().startswith(("SELECT", "UPDATE", "DELETE", "INSERT", "WITH")):
             rows = self._connection.execute(f"EXPLAIN QUERY PLAN {sql}", arguments).fetchall()
             self.plans[sql] = [row[3] for row in rows]
         return self._connection.execute(sql, arguments)
@@ -179,8 +179,8 @@ WORK: dict[str, tuple[Callable[[_State], object], str]] = {
     "failed attempt": (lambda s: s.sources.fail([failed(s.item.id)]), "attempts_by_item"),
 }
 
-_SMALL = {"runs", "recipes", "manifests", "counters", "commands", "hosts", "p"}
-"""Tables of a few rows; ``p`` is the alias of ``recipes`` in the view of outcomes."""
+_SMALL = {"runs", "recipes", "manifests", "counters", "commands", "hosts", "found", "p"}
+"""Tables of a few rows; ``found`` are a page of hosts, ``p`` is the alias of ``recipes`` in the view of outcomes."""
 
 
 @pytest.mark.parametrize("name", WORK)

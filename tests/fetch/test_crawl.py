@@ -1,0 +1,13 @@
+"""Many hosts at once, each a name with an address of its own."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.fetch.crawl import measure
+
+
+@pytest.mark.soak
+def test_a_crawl_that_was_killed_keeps_each_host_s_limit(tmp_path: Path) -> None:
+    """Killed in the middle, it fetches all, asks again only for what was in flight, and never too much at once."""
+    assert measure(tmp_path, 300, 3000, kill=True)
