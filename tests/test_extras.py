@@ -57,7 +57,7 @@ def test_what_captioning_lacks_is_named_with_its_versions(monkeypatch: pytest.Mo
     )
     with pytest.raises(ModelError, match="packages that are not installed: torch, huggingface_hub; all else") as caught:
         require_model_libraries()
-    assert "pip install 'huggingface_hub<3,>=1' 'torch<3,>=2.11', or" in caught.value.cure
+    assert "pip install 'huggingface_hub<3,>=2' 'torch<3,>=2.11', or" in caught.value.cure
 
     def nothing(_name: str) -> Any:
         raise importlib.metadata.PackageNotFoundError

@@ -235,6 +235,24 @@ def _option(setting: Setting, command: str, *, hidden: bool = False) -> Any:
 
 StateOption = Annotated[str | None, _option(known(Settings)["state"], "run")]
 
+IdFieldOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=Group.MANIFEST,
+        help="Field with the record's key. [default: metadata_filename, id or key]",
+    ),
+]
+
+ImageFieldOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=Group.MANIFEST,
+        help="Field with the image. [default: external_url, url, image_url, image or path]",
+    ),
+]
+
 EncodingOption = Annotated[
     str | None,
     typer.Option(

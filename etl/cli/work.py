@@ -11,7 +11,7 @@ import typer
 from etl.cli import render, run_report
 from etl.cli.format_options import FormatOption, with_format_options
 from etl.cli.hosts import estimate_lines
-from etl.cli.options import Context, EncodingOption, SidecarsOption, command, number
+from etl.cli.options import Context, EncodingOption, IdFieldOption, ImageFieldOption, SidecarsOption, command, number
 from etl.cli.progress import ingest_progress, progress
 from etl.domain.views import Progress
 from etl.errors import ConfigError
@@ -42,22 +42,6 @@ SyntheticOption = Annotated[
 LimitOption = Annotated[int | None, number("--limit", "-n", least=1, help="Only the first N records of each source.")]
 OffsetOption = Annotated[
     int, number("--offset", least=0, group=Group.MANIFEST, help="Skip the first N records of each source.")
-]
-IdFieldOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        rich_help_panel=Group.MANIFEST,
-        help="Field with the record's key. [default: metadata_filename, id or key]",
-    ),
-]
-ImageFieldOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        rich_help_panel=Group.MANIFEST,
-        help="Field with the image. [default: external_url, url, image_url, image or path]",
-    ),
 ]
 PromptOption = Annotated[
     str | None,

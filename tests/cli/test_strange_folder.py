@@ -34,6 +34,7 @@ STRANGE = {
     "rewrite_url": ["a=/etc/b"], "mirror_template": "/etc/{id}", "prefer_mirror": True, "allow_host": ["10.0.0.1"],
     "metrics_port": 9400, "metrics_address": "0.0.0.0", "max_bytes": 10**12, "max_pixels": 10**10,
     "decoder_memory": 10**12, "min_free": 0, "max_cache_size": 1, "respect_robots": True, "host_rate": 999.0,
+    "url_identity": True,
 }  # fmt: skip
 
 
