@@ -18,11 +18,11 @@ def look_at_hosts(settings: Settings, tell: Callable[[Check], None]) -> Iterator
     over = threading.Event()
 
     def look() -> None:
-        # Imported here: captioning alone needs no HTTP client.
-        from etl.run.checks.network import silent_hosts
+        # What cannot be looked at now, such as for want of files, is said by those who need it.
+        with contextlib.suppress(EtlError, OSError):
+            # Imported here: captioning alone needs no HTTP client.
+            from etl.run.checks.network import silent_hosts
 
-        # What cannot be looked at now is said by those who need it.
-        with contextlib.suppress(EtlError):
             found = silent_hosts(settings)
             if found is not None and not over.is_set():
                 tell(found)
