@@ -245,7 +245,9 @@ def _loaded(
     """Return the picture, loaded, and the part of its pixels that is there: at least what is accepted."""
     try:
         image.load()
-        return image, 1.0
+        how = truncated.UNFINISHED
+        if known is None or not isinstance(path, Path) or not truncated.looks_unfinished(image):
+            return image, 1.0
     except OSError as error:
         how = truncated.how_broken(error)
         if known is None or not isinstance(path, Path) or not how:

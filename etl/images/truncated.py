@@ -10,11 +10,13 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from PIL import Image, ImageChops, ImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+
+from etl.images.leniency import LOSSLESS
 
 Opener = Callable[[Path | IO[bytes]], ImageFile.ImageFile]
 """Opens a file, ready to be loaded."""
@@ -30,8 +32,11 @@ _NOISE = random.Random(0).randbytes(16 * 1024).replace(b"\xff", b"\x55")
 _OTHER = _NOISE + b"".join(bytes((0xFF, 0xD0 + number % 8)) + _NOISE for number in range(16))
 """What could be more of a JPEG's data, also behind any restart: no other marker is in it."""
 
-CUT_SHORT, DAMAGED = "cut short", "damaged"
+CUT_SHORT, DAMAGED, UNFINISHED = "cut short", "damaged", "closed before its end"
 _BROKEN = {"truncated": CUT_SHORT, "broken data stream": DAMAGED, "unrecognized data stream": DAMAGED}
+
+_LAST, _GRAY = 8, (127, 128)
+"""Pixels to look at, and their colour: of coefficients that are zero, which CMYK inverts."""
 
 _BLOCK = 256
 """Bytes of the longest block of a GIF, which Pillow takes whole or not at all."""
@@ -42,6 +47,15 @@ _FILLS = (128, 0)
 def how_broken(error: OSError) -> str:
     """Return what Pillow says of the file's pixels: that they are ``cut short``, ``damaged``, or nothing."""
     return next((meaning for words, meaning in _BROKEN.items() if words in str(error).lower()), "")
+
+
+def looks_unfinished(image: ImageFile.ImageFile) -> bool:
+    """Return whether a loaded JPEG, whose end is there, ends in the gray of what its data do not say."""
+    if image.format not in ("JPEG", "MPO") or LOSSLESS in image.info:
+        return False
+    last = image.crop((max(0, image.width - _LAST), image.height - 1, *image.size)).getextrema()
+    bands = last if isinstance(last[0], tuple) else (last,)
+    return all(_GRAY[0] <= low and high <= _GRAY[1] for low, high in cast("tuple[tuple[int, int], ...]", bands))
 
 
 def load(path: Path, opener: Opener, how: str) -> tuple[ImageFile.ImageFile, float]:
@@ -58,7 +72,7 @@ def load(path: Path, opener: Opener, how: str) -> tuple[ImageFile.ImageFile, flo
                 raise OSError("image file is truncated")
             # Half a marker would make one of what follows.
             data = path.read_bytes()
-            if how == DAMAGED:
+            if how == DAMAGED or (how == UNFINISHED and _has_one_scan(data)):
                 data = _until_marker(data)
             data = _whole_segments(data.rstrip(b"\xff"))
             picture, difference = _load_twice(opener, *(io.BytesIO(data + more) for more in (_END, _OTHER + _END)))
@@ -97,6 +111,11 @@ def _until_marker(data: bytes) -> bytes:
     """Return a JPEG's data up to the end of its first scan: a marker there ends what the decoder takes."""
     marker = _MARKER.search(data, _first_scan(data) + 2)
     return data[: marker.start()] if marker else data
+
+
+def _has_one_scan(data: bytes) -> bool:
+    first = _first_scan(data)
+    return _SCAN not in data[first + 2 : data.find(_END, first) % (len(data) + 1)]
 
 
 def _first_scan(data: bytes) -> int:

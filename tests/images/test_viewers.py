@@ -354,6 +354,26 @@ def test_a_damaged_picture_is_as_good_as_one_that_is_cut_there(tmp_path: Path, n
         assert picture.flags == {ImageFlag.TRUNCATED}
 
 
+@pytest.mark.parametrize("name", ["jpeg", "jpeg with restarts", "jpeg in gray", "jpeg cmyk"])
+def test_a_jpeg_that_is_closed_before_its_end_is_as_good_as_one_that_is_cut(tmp_path: Path, name: str) -> None:
+    """An end marker that somebody put behind half the data makes no picture of the gray below them."""
+    noise = Image.merge("RGB", [Image.effect_noise((64, 256), 80) for _ in range(3)])
+    data = CUT[name](noise)
+    (tmp_path / "a").write_bytes(data[: len(data) // 2].rstrip(b"\xff") + b"\xff\xd9")
+    with pytest.raises(TruncatedImageError, match=r"closed before its end: \d\d% of its pixels are there"):
+        decode(tmp_path / "a", longest_edge=64, max_pixels=10**6)
+    gray = Image.new("RGB", (64, 64), (128, 128, 128))
+    gray.paste("white", (8, 8, 40, 40))
+    assert shown(CUT[name](gray), tmp_path).getpixel((60, 60)) == pytest.approx((128,) * 3, abs=2)
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"save_all": True, "append_images": [odd.gray()]}])
+def test_a_picture_that_ends_in_gray_is_whole(tmp_path: Path, options: dict[str, object]) -> None:
+    """Also where it has several scans, or other pictures behind it."""
+    gray = Image.new("L", odd.SIZE, 128)
+    assert shown(encoded(gray, "MPO" if "save_all" in options else "JPEG", **options), tmp_path).size == odd.SIZE
+
+
 def test_half_a_marker_at_the_end_hides_nothing(tmp_path: Path) -> None:
     """A JPEG that was cut in the middle of two bytes that belong together is truncated like any other."""
     data = odd.saved("JPEG", quality=100, subsampling=0)
