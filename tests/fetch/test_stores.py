@@ -2,9 +2,11 @@
 
 import asyncio
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -72,12 +74,19 @@ def download(url: str, part: Path, settings: Settings) -> Download:
     return asyncio.run(go())
 
 
-def test_pictures_of_buckets(s3: S3Server, strict: Workbench) -> None:
+def test_pictures_of_buckets(s3: S3Server, strict: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Signed as they are asked for, in the bucket's own region, byte for byte under their keys, also the rest of one.
 
     What has not changed costs one small answer.  Where the user says that S3 is on this machine, s3: addresses lead
-    there, and no others.  Neither keys nor signatures are kept.
+    there, and no others.  Neither keys nor signatures are kept, and no bucket is looked up as if it were a host.
     """
+    looked_up, look_up = list[str](), socket.getaddrinfo
+
+    def noted(host: str, *rest: Any, **more: Any) -> Any:
+        looked_up.append(host)
+        return look_up(host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", noted)
     large = encoded(scenes(1)[0][0].draw(300, 300), "PNG", compress_level=0)
     behaviours = iter((broken, ranged, ok))
     s3.add("/private/large.png", large)
@@ -99,6 +108,7 @@ def test_pictures_of_buckets(s3: S3Server, strict: Workbench) -> None:
     assert ranges == [None, f"bytes={len(large) - 1000}-"]
     assert strict.fetch(refresh=True) == StageSummary(done=5)
     assert all("If-None-Match" in request.headers for request in s3.log[-5:])
+    assert not any("://" in host for host in looked_up)
     kept = b"".join(path.read_bytes() for path in strict.state.rglob("*") if path.is_file())
     assert not [word for word in (KEY, SECRET, "X-Amz-") if word.encode() in kept]
 

@@ -15,6 +15,8 @@ from etl.ingest.manifest import Manifest, remote_name
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest
 from etl.net.urls import beside
+from etl.state.manifests import roots
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 ROWS = "".join(json.dumps({"id": n, "file_name": f"pictures/{n} é.jpg", "text": "x" * 900}) + "\n" for n in range(300))
@@ -46,6 +48,8 @@ def test_a_manifest_elsewhere_is_read_like_one_that_is_here(server: FaultServer,
     assert [request.headers["Accept"] for request in asked] == ["*/*"] * 4
     assert "Range" in asked[-1].headers
     assert bench.rows("SELECT generation FROM manifests") == [(1,)]
+    with Reader(bench.state) as reader:
+        assert roots(reader) == []
 
 
 def test_what_cannot_be_brought_is_one_line(server: FaultServer, bench: Workbench) -> None:
