@@ -174,6 +174,7 @@ class ImageCache:
                 return target
             size = files.plain_size(part)
             if size is not None and files.plain_size(target) == size:
+                files.sync(target.parent)
                 files.remove(part)
             else:
                 self._move(part, target)
@@ -238,10 +239,11 @@ class ImageCache:
     def _put(self, data: bytes, target: Path) -> None:
         """Make a file, unless it is there, in the order of `_move`."""
         if files.plain_size(target) == len(data):
-            return
+            # Whoever has put it there may not have come to make its name last.
+            return files.sync(target.parent)
         # Where something damaged has the name, that is to be there until the whole file is.
         if self.made and files.create_durably(target, data):
-            return
+            return None
         part = self.new_part()
         try:
             files.write(part, data)
