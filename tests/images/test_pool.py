@@ -110,6 +110,9 @@ def test_decoded_pictures_lie_in_the_cache_and_processes_are_reused(tmp_path: Pa
         decoded = asyncio.run(pool.decode(picture))
         started = children(os.getpid()) - before
         assert asyncio.run(pool.decode(picture)) == decoded
+        assert asyncio.run(pool.decode(picture.read_bytes())) == decoded, "from memory"
+        copy = ImageCache(tmp_path / "images").working_path(decoded.working.sha256)
+        assert asyncio.run(pool.working_copy(picture)) == (decoded, copy.read_bytes())
         assert children(os.getpid()) - before == started
     assert len(started) == 1
     assert (decoded.mime, decoded.width, decoded.height, decoded.working.width) == ("image/png", 300, 200, 100)

@@ -60,6 +60,15 @@ def test_claim_leases_each_item_once(store: Store, run: int) -> None:
     assert queue.ready_hosts() == ["b.example"]
 
 
+def test_one_claim_takes_from_several_hosts(store: Store, run: int) -> None:
+    """Up to so many of each, in one transaction."""
+    put_sources(store, *(f"http://{host}.example/{n}.jpg" for n in range(3) for host in "abc"))
+    queue = store.sources(run)
+    items = queue.claim_of({"b.example": 2, "a.example": 9, "gone.example": 1})
+    assert [item.url[7::10] for item in items] == ["b0", "b1", "a0", "a1", "a2"]
+    assert queue.ready_hosts() == ["b.example", "c.example"]
+
+
 def test_claims_from_two_threads_do_not_overlap(store: Store, run: int) -> None:
     """Threads that claim at once share the items out among them."""
     put_sources(store, *(f"http://a.example/{n}.jpg" for n in range(200)))
