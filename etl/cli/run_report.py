@@ -1,5 +1,6 @@
 """The last lines of a run: what it did, what it left out, what that cost, where the output is, what to do next."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,17 +16,29 @@ from etl.cli.render import (
     summary_json,
 )
 from etl.domain.statuses import RecordOutcome, RecordState, RunState, Stage
+from etl.export.formats import given_options
 from etl.text import clean
 from etl.units import count, duration, rate
 
 if TYPE_CHECKING:
     from etl.cli.options import Context
-    from etl.run.plan import Report
+    from etl.run.plan import Plan, Report
 
 SHOWN_SOURCES = 2
 SHOWN_CLASSES = 4
 
 _ITEMS = {Stage.INGEST: "line", Stage.FETCH: "picture", Stage.CAPTION: "caption"}
+
+
+def export_command(context: "Context", plan: "Plan") -> str:
+    """Return the command that writes what a run writes at its end, or would write if it had been told where."""
+    words = ["etl", "export", plan.output or "captions.jsonl", "--state", str(context.settings.state)]
+    words += ["--format", plan.export.format] * bool(plan.export.format)
+    words += ["--provenance"] * plan.export.provenance
+    for name, value in given_options(plan.export.format_options).items():
+        flag = name.replace("_", "-")
+        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return shlex.join(words)
 
 
 def report(context: "Context", done: "Report", *, export_command: str | None, output: str | None = None) -> None:

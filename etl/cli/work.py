@@ -1,6 +1,5 @@
 """Commands that do the work: ingest, fetch, caption, run."""
 
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -202,7 +201,7 @@ def run(
             "--prompt, --prompt-template, --sidecars, --id-field and --image-field need the SOURCE, which is read anew "
             "with them: etl run SOURCE ..."
         )
-    _work(context, run_pipeline, plan, export_command=_export_command(context, plan))
+    _work(context, run_pipeline, plan, export_command=run_report.export_command(context, plan))
 
 
 def _check_export(context: Context, plan: Any) -> None:
@@ -217,17 +216,6 @@ def _check_export(context: Context, plan: Any) -> None:
             "--originals: of what is fetched from elsewhere the working copies will be exported; add --keep-originals "
             "to have it as it came",
         )
-
-
-def _export_command(context: Context, plan: Any) -> str:
-    """Return the command that writes what a run writes at its end, or would write if it had been told where."""
-    words = ["etl", "export", plan.output or "captions.jsonl", "--state", str(context.settings.state)]
-    words += ["--format", plan.export.format] * bool(plan.export.format)
-    words += ["--provenance"] * plan.export.provenance
-    for name, value in given_options(plan.export.format_options).items():
-        flag = name.replace("_", "-")
-        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-    return shlex.join(words)
 
 
 def _ingest_options(
