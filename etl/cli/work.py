@@ -26,8 +26,8 @@ DEADLINE = 6
 """Exit code: the deadline was reached, and work is left."""
 
 SOURCES_HELP = (
-    "Manifests (JSON, CSV, lists of URLs, Parquet, IIIF, also .gz, .zst), directories of pictures, URLs of manifests, "
-    "or - for standard input."
+    "Manifests (JSON, CSV, lists of URLs, Parquet, IIIF, also compressed), directories, ZIP and tar archives of "
+    "pictures, URLs of manifests, or - for standard input."
 )
 SyntheticOption = Annotated[
     bool | None,
