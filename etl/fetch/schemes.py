@@ -20,9 +20,9 @@ from etl.fetch.workers.base import Downloads
 from etl.images.cache import ImageCache
 from etl.net.attempt import Validators
 from etl.net.data_urls import data_of
+from etl.net.object_stores import is_store
 from etl.net.part import HELD, Download, PartWriter
 from etl.net.signatures import newest
-from etl.net.stores import is_store
 
 log = logging.getLogger(__name__)
 

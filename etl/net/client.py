@@ -32,11 +32,11 @@ from etl.net.client_pool import CONNECTIONS, ClientPool, ClientPools
 from etl.net.errors import fetch_error
 from etl.net.first_words import beginning_of, words_of
 from etl.net.names import Names
+from etl.net.object_stores import Asked, ObjectStores, is_store
 from etl.net.part import HELD, Download, PartWriter
 from etl.net.request import as_written, check_scheme, request_of, user_agent, without_userinfo
 from etl.net.responses import download_of, is_compressed, status_error
 from etl.net.signatures import without_signature
-from etl.net.stores import Asked, Stores, is_store
 from etl.net.transport import GuardedTransport, Routes, is_reusable, proxy_transports, send
 from etl.net.urls import host_of
 from etl.settings import Settings
@@ -84,7 +84,7 @@ class Downloader:
         self._user_agent = user_agent(settings.contact)
         self.proxied = bool(proxy_transports(self._context, _LIMITS))
         self._clients = ClientPools(self._client, settings.concurrency, is_reusable)
-        self._stores = Stores()
+        self._stores = ObjectStores()
         # Of their own: what `may_follow` reads must not wait for a client that waits for it.
         self._side_clients = ClientPool(self._client, SIDE_CLIENTS, is_reusable)
 

@@ -8,8 +8,8 @@ from urllib.parse import quote
 import httpx2
 
 from etl.errors import ConfigError, InvalidUrlError
+from etl.net.object_stores import Asked
 from etl.net.signatures import without_signature
-from etl.net.stores import Asked
 
 _PATH = re.compile(r"(?:(?:https?:)?//[^/?#]*|(?=/))(?P<path>/[^?#]*)", re.IGNORECASE)
 """Of a URL, or of a redirect's that has no host or scheme."""

@@ -135,8 +135,8 @@ SCHEMES: dict[str, Callable[[str], str]] = {
 }
 """The schemes of sources, each with what gives the host that is asked for a URL, or raises `InvalidUrlError`.
 
-For a store (`etl.net.stores`) that is the scheme with the bucket, or with the kind of repository: which machine it is,
-is known only when it is asked.
+For an object store (`etl.net.object_stores`) that is the scheme with the bucket, or with the kind of repository: which
+machine it is, is known only when it is asked.
 
 Ingest accepts these; `etl.fetch.schemes.OPENERS` opens them.
 """

@@ -16,7 +16,7 @@ from support.workbench import Workbench, encoded, scenes
 
 from etl.domain.views import StageSummary
 from etl.errors import ForbiddenError, InvalidUrlError, PackageMissingError, TransientFetchError
-from etl.net import stores
+from etl.net import object_stores
 from etl.net.client import Download, Downloader
 from etl.net.urls import host_of, hub_file
 from etl.settings import Settings
@@ -174,7 +174,7 @@ def test_files_of_the_hub(
 
 def test_public_objects_of_google(server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are asked for under their keys, as they are."""
-    monkeypatch.setattr(stores, "GOOGLE", server.base)
+    monkeypatch.setattr(object_stores, "GOOGLE", server.base)
     server.add("/bucket/a/./b c+%.jpg", BODIES[0])
     download("gs://bucket/a/./b c+%.jpg", tmp_path / "part", Settings(allow_host=("127.0.0.1",)))
     assert [request.target for request in server.log] == ["/bucket/a/./b%20c%2B%25.jpg"]

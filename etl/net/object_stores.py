@@ -1,4 +1,4 @@
-"""The stores whose own URLs are understood, and what is asked for in place of one: s3:, gs: and hf:.
+"""Object stores by their own URLs, and what is asked for in place of one: s3:, gs: and hf:.
 
 It carries a signature or a token, made anew for each request, so it is neither shown nor kept.
 """
@@ -58,7 +58,7 @@ class Asked:
         return clean("; ".join(filter(None, (": ".join(said), self.note))), 300)
 
 
-class Stores:
+class ObjectStores:
     """Tells what is asked for; keeps what was learned of credentials and regions.  For any thread."""
 
     def __init__(self) -> None:
@@ -137,12 +137,12 @@ class _S3:
             raise TransientFetchError(f"cannot sign for s3: {error}") from error
 
 
-def _of_google(_: Stores, url: str) -> Asked:
+def _of_google(_: ObjectStores, url: str) -> Asked:
     bucket, key = bucket_and_key(url)
     return Asked(f"{GOOGLE}/{bucket}/{quote(key, safe='/~')}", store="gs")
 
 
-def _of_hub(_: Stores, url: str) -> Asked:
+def _of_hub(_: ObjectStores, url: str) -> Asked:
     try:
         from huggingface_hub import constants, get_token, hf_hub_url
     except ImportError as error:
@@ -166,4 +166,8 @@ def _host_and_port(url: str) -> str:
     return f"{host}:{parts.port or (80 if parts.scheme == 'http' else 443)}"
 
 
-_RESOLVERS: dict[str, Callable[[Stores, str], Asked]] = {"s3": Stores.of_s3, "gs": _of_google, "hf": _of_hub}
+_RESOLVERS: dict[str, Callable[[ObjectStores, str], Asked]] = {
+    "s3": ObjectStores.of_s3,
+    "gs": _of_google,
+    "hf": _of_hub,
+}
