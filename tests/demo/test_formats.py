@@ -38,6 +38,7 @@ def test_every_accepted_type_takes_part() -> None:
     """The demo serves each type of picture that archives serve; what is accepted beyond them is named here."""
     rare = {"image/avif", "image/heic", "image/jxl", "image/vnd.adobe.photoshop", "image/x-ms-dib"}
     rare |= {"image/x-portable-anymap", "image/x-portable-arbitrarymap"}
+    rare |= {"image/x-canon-cr3", "image/x-fuji-raf", "image/x-panasonic-rw2"}
     assert {kind.mime for kind in FORMATS} | rare == {accepted.mime for accepted in formats.FORMATS}
 
 
