@@ -20,8 +20,6 @@ from typing import Any, TextIO
 from etl.confinement import limit_memory, limit_time, limit_time_of_next, time_left
 from etl.domain.items import DecodedImage
 from etl.errors import DecoderLimitError, EtlError, ImageError, LocalFileError, item_error_classes
-from etl.images.decode import make_working_copy
-from etl.images.refusals import OUT_OF_MEMORY
 from etl.processes import Parent
 from etl.text import clean_lines
 
@@ -65,6 +63,9 @@ class WorkerConfig:
 
 def main(config_fields: dict[str, Any], pool: Parent) -> None:
     """Decode what the pool sends until it is gone; a SIGKILL in the middle of a picture leaves nothing to say."""
+    # Before the first picture, and not above: the pool's process decodes nothing, and would load all that, too.
+    from etl.images import decode  # noqa: F401
+
     config = WorkerConfig(**config_fields)
     os.nice(NICENESS)
     limit_memory(config.memory_bytes, HEADROOM_BYTES)
@@ -97,6 +98,9 @@ def decoded_or_raise(answer: bytes) -> tuple[DecodedImage, bytes]:
 
 
 def _answer(original: bytes, config: WorkerConfig) -> bytes:
+    from etl.images.decode import make_working_copy
+    from etl.images.refusals import OUT_OF_MEMORY
+
     fields: dict[str, Any]
     working = b""
     try:

@@ -17,7 +17,7 @@ from etl.net.attempt import Attempt
 from etl.net.errors import fetch_error
 from etl.net.names import Names
 from etl.net.request import user_agent
-from etl.net.transport import GuardedTransport, Routes, proxy_transports
+from etl.net.transport import GuardedTransport, Routes, proxy_addresses, proxy_transports
 from etl.net.urls import host_of
 from etl.settings import Settings
 
@@ -68,7 +68,7 @@ def unreachable(settings: Settings, urls: Mapping[str, str]) -> dict[str, FetchE
 
     Nothing is sent to them.  Behind a proxy, which alone can say who is there, nobody is looked at.
     """
-    if proxy_transports(httpx2.create_ssl_context(), _LIMITS):
+    if proxy_addresses():
         return {}
     return asyncio.run(_unreachable(settings, urls))
 

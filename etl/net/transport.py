@@ -97,15 +97,17 @@ async def send(client: httpx2.AsyncClient, request: httpx2.Request) -> httpx2.Re
     return await client.send(request, stream=True)
 
 
+def proxy_addresses() -> dict[str, str]:
+    """Return the address of the proxy of each scheme that has one in the environment."""
+    found = urllib.request.getproxies()
+    return {scheme: one for scheme in ("http", "https") if (one := found.get(scheme) or found.get("all"))}
+
+
 def proxy_transports(context: ssl.SSLContext, limits: httpx2.Limits) -> dict[str, httpx2.AsyncHTTPTransport]:
     """Return a transport for each scheme that has a proxy in the environment."""
-    found = urllib.request.getproxies()
     made: dict[str, httpx2.AsyncHTTPTransport] = {}
     result = {}
-    for scheme in ("http", "https"):
-        address = found.get(scheme) or found.get("all")
-        if not address:
-            continue
+    for scheme, address in proxy_addresses().items():
         address = address if "://" in address else f"http://{address}"
         try:
             made[address] = made.get(address) or httpx2.AsyncHTTPTransport(

@@ -305,7 +305,7 @@ def test_children_end_with_a_parent_that_was_killed(tmp_path: Path, picture: Pat
 
 def test_a_decoder_process_does_not_load_the_heavy_libraries() -> None:
     """Starting a decoder imports neither torch nor transformers, httpx2, sqlite-utils or numpy."""
-    code = "import etl.images.decoder_worker, sys; print(*sys.modules)"
+    code = "import etl.images.decode, etl.images.decoder_worker, sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},

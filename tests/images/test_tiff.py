@@ -389,7 +389,7 @@ def test_a_strip_with_too_few_pixels_is_corrupt(tmp_path: Path, rows: int, monke
 _CHILD = """
 import re, sys
 from pathlib import Path
-from etl.images.decoder_worker import make_working_copy
+from etl.images.decode import make_working_copy
 made, _ = make_working_copy(Path(sys.argv[1]), longest_edge=1024, max_pixels=400_000_000)
 print(made.width, made.height, re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
