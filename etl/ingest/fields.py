@@ -125,6 +125,8 @@ def addresses(value: Any, depth: int = 0) -> list[str]:
 
 def split(text: str) -> list[str]:
     """Return the addresses in a text; spaces and commas stay part of an address unless another one follows them."""
+    if text.startswith(("http://", "https://")) and text.count("://") == 1:
+        return [text.strip()]
     if "://" in text and _WRAPPED.match(text) and (found := _EXTRACTED.findall(text)):
         return list(dict.fromkeys(found))
     return [part for part in _MANY.split(text.strip()) if part]

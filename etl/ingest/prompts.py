@@ -43,6 +43,9 @@ MAX_PROMPT_CHARS = 4000
 """Longest rendered prompt; a longer one makes its record invalid, because it could never fit a slot."""
 
 _SEPARATORS = re.compile(r"[\s,;:._/\\()\[\]#-]+")
+_MAY_SAY_SOMETHING = re.compile(r"[A-Za-z]{3}|[^\x00-\x7f]")
+"""In every title with a word that `_says_something`; most shelf marks have none."""
+
 _PLACEHOLDERS = frozenset({"s/o", "n/a", "na", "none", "null", "untitled", "sans titre", "-", "?"})
 _CAMERA_WORDS = frozenset({"img", "dsc", "dscn", "dscf", "scan", "image", "photo", "pict", "page"})
 _UNSAFE = re.compile(
@@ -81,7 +84,11 @@ def real_title(record: Mapping[str, Any]) -> str | None:
     """
     for field in ("name", "title"):
         title = clean_field(record.get(field))
-        if not title or title.casefold() in _PLACEHOLDERS or title.lower().endswith(suffixes()):
+        if (
+            not _MAY_SAY_SOMETHING.search(title)
+            or title.casefold() in _PLACEHOLDERS
+            or title.lower().endswith(suffixes())
+        ):
             continue
         words = [word for word in _SEPARATORS.split(title) if word.isalpha()]
         if any(_says_something(word) for word in words) and title != clean_field(record.get("cote")):

@@ -48,7 +48,7 @@ class LineReader:
         """Yield ``(line, line number from 1, record number from 0)``; blank lines are passed over."""
         for line in self._lines:
             self._take(line)
-            if line.strip():
+            if line and not line.isspace():
                 self._rows += 1
                 yield line, self._number, self._rows - 1
 
@@ -207,7 +207,8 @@ def _batches(records: Iterable[list[NewRecord]]) -> Iterator[list[NewRecord]]:
     batch, size, due = list[NewRecord](), 0, monotonic() + BATCH_S
     for of_line in records:
         batch += of_line
-        size += sum(len(record.line) for record in of_line)
+        for record in of_line:
+            size += len(record.line)
         if len(batch) >= BATCH or size >= BATCH_BYTES or monotonic() > due:
             yield batch
             batch, size, due = [], 0, monotonic() + BATCH_S

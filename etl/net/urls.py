@@ -46,14 +46,20 @@ def is_local(url: str) -> bool:
     return bool(url.strip()) and scheme_of(url) == "file"
 
 
+def plain_host(url: str) -> str | None:
+    """Return the host of a URL that is written as almost every one is; ``None`` for what needs a closer look."""
+    plain = _PLAIN_URL.fullmatch(url)
+    return plain[1].rstrip(".") if plain else None
+
+
 def host_of(url: str) -> str:
     """Return the host that is asked for the URL, in lower case; empty where none is.
 
     Raises `InvalidUrlError` when the URL is empty, malformed, or of a scheme that is not one of `SCHEMES`.
     """
     url = url.strip()
-    if plain := _PLAIN_URL.fullmatch(url):
-        return plain[1].rstrip(".")
+    if (plain := plain_host(url)) is not None:
+        return plain
     if not url:
         raise InvalidUrlError("the URL is empty")
     scheme = scheme_of(url)

@@ -22,7 +22,7 @@ def lines(file: ManifestFile) -> Iterator[bytes]:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if len(line) > MAX_LINE:
             raise ManifestError(f"{file.name}, line {number}: longer than {MAX_LINE} bytes; is this JSON Lines?")
-        if line[-4:].rstrip().endswith(b"},"):
+        if b"}," in line[-4:] and line.rstrip().endswith(b"},"):
             line = line.rstrip()[:-1] + b"\n"
         yield line
 
