@@ -14,6 +14,7 @@ from support.states import settings_for
 from support.workbench import Workbench
 from support.zygote import Zygote
 
+from etl.run_control import RunControl
 from etl.state.store import Store
 
 
@@ -73,6 +74,12 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the threads that earlier tests have left: for them a command of this test would end the whole process."""
+    monkeypatch.setattr(RunControl, "_abandoned", [])
 
 
 @pytest.fixture
