@@ -41,9 +41,6 @@ THINKING_VERSION = 7
 FLAGS_VERSION = 8
 """The first version with flags of images, and captions that are skipped for them."""
 
-SKIPPED_VERSION = 9
-"""The first version with records that are skipped."""
-
 SCHEMA_VERSION = 9
 """Number of migrations; stored as ``user_version`` so that an older program can refuse a newer database."""
 

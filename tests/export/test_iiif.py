@@ -1,7 +1,9 @@
 """IIIF out: the manifests come back with what was written about their canvases, and nothing else changed."""
 
+import contextlib
 import json
 import re
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,14 @@ def test_an_export_is_read_and_written_again(made: MadeState, tmp_path: Path) ->
         return re.sub(rb"20\d\d-[-\d]{5}(T[\d:.]+Z)?", b"DAY", data)
 
     assert undated(twice.replace(b"other/model", b"some/llava")) == undated(data)
+
+
+def test_captions_that_were_there_are_no_machine_s(made: MadeState) -> None:
+    """What the manifest has said itself is not given back as a model's description."""
+    with contextlib.closing(sqlite3.connect(made.settings.state / "state.db")) as connection, connection:
+        connection.execute("UPDATE captions SET finish_reason = 'file' WHERE text LIKE 'One%'")
+    first, second, *_ = read(made.export("out.json", format="iiif")[0])[0]["items"]
+    assert first == MANIFEST["items"][0] and "annotations" in second  # type: ignore[index]
 
 
 def test_what_has_no_manifest_is_refused(made: MadeState) -> None:

@@ -102,7 +102,8 @@ def _captioned(inner: dict[str, Any], pictures: list[Joined], *, is_2: bool) -> 
     done = [
         (record, target)
         for record, target in zip(pictures, targets, strict=False)
-        if record.outcome == RecordOutcome.CAPTIONED and record.row.text
+        # A caption that was there already came from the manifest itself, and no machine has written it.
+        if record.outcome == RecordOutcome.CAPTIONED and record.row.text and not record.is_given
     ]
     if not done or not isinstance(canvas, dict):
         return canvas
