@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from etl.errors import EtlError
     from etl.run.call import run
     from etl.run.plan import Report
-    from etl.setting_sources import load_settings
     from etl.settings import Settings
+    from etl.settings.sources import load_settings
     from etl.state.read.failures import Failure
 
 __all__ = [
@@ -37,7 +37,7 @@ _HOMES = {
     "EtlError": "etl.errors",
     "Report": "etl.run.plan",
     "Settings": "etl.settings",
-    "load_settings": "etl.setting_sources",
+    "load_settings": "etl.settings.sources",
 }  # fmt: skip
 """The module that each name is loaded from."""
 

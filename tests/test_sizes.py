@@ -14,7 +14,7 @@ MODULE_LINES, FUNCTION_LINES = 320, 60
 
 LONG_MODULES = {
     "etl/errors.py": "one tree, read from top to bottom",
-    "etl/settings.py": "one table, a field for each setting",
+    "etl/settings/fields.py": "one table, a field for each setting",
 }
 """Longer modules, and why."""
 

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from etl.errors import EtlError
-from etl.setting_sources import load_settings
+from etl.settings.sources import load_settings
 from etl.text import clean
 from etl.version import __version__
 from tui import settings

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from etl.errors import ConfigError
-from etl.setting_sources import DASHBOARD, load_dashboard
+from etl.settings.sources import DASHBOARD, load_dashboard
 from tui.keys import ACTIONS, EVERYWHERE, NAMES, Action
 from tui.theme import THEMES
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import typer
 
-from etl.setting_sources import load_settings
-from etl.setting_values import known
 from etl.settings import DEFAULT_MODEL, DEMO_MODEL, Settings
+from etl.settings.sources import load_settings
+from etl.settings.values import known
 
 MOST = 200
 """Values that are offered at most."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from etl.export.formats import FORMATS, options_of_formats
-from etl.setting_values import Group
+from etl.settings.values import Group
 
 FORMAT_HELP = ", ".join([*FORMATS][:-1]) + f" or {[*FORMATS][-1]}. [default: by the name]"
 """The help of ``--format``."""

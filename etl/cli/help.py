@@ -18,7 +18,7 @@ from typer.core import CompletionItem, TyperArgument, TyperCommand, TyperGroup, 
 from typer.main import get_command_from_info
 
 from etl.cli.completion import candidates
-from etl.setting_values import MAX_SHOWN, Group
+from etl.settings.values import MAX_SHOWN, Group
 from etl.text import did_you_mean, nearest
 from etl.units import written
 

@@ -17,9 +17,9 @@ import typer
 
 from etl.cli.help import Command, show_everything
 from etl.errors import Interrupted, UsageError
-from etl.setting_sources import load
-from etl.setting_values import MAX_SHOWN, Group, Setting, known
 from etl.settings import Settings
+from etl.settings.sources import load
+from etl.settings.values import MAX_SHOWN, Group, Setting, known
 from etl.text import clean, clean_lines
 from etl.units import metavar, parse, written
 

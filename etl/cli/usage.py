@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from etl.cli.help import value_name
-from etl.setting_values import MAX_SHOWN
+from etl.settings.values import MAX_SHOWN
 from etl.text import clean, did_you_mean, nearest
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]

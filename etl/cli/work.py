@@ -15,7 +15,7 @@ from etl.cli.progress import ingest_progress, progress
 from etl.domain.views import Progress
 from etl.errors import ConfigError
 from etl.export.formats import given_options
-from etl.setting_values import Group
+from etl.settings.values import Group
 
 group = typer.Typer()
 

@@ -6,12 +6,11 @@ from typing import Any, cast
 
 import pytest
 
-from etl import setting_values
 from etl.caption import backends, local
 from etl.caption.backends import BACKENDS, Backend, check_model, open_captioner
 from etl.errors import ModelError
 from etl.images.cache import ImageCache
-from etl.settings import Settings
+from etl.settings import Settings, values
 
 
 @pytest.mark.parametrize("name", sorted(BACKENDS))
@@ -19,7 +18,7 @@ def test_every_backend_offers_what_is_asked_of_it(name: str) -> None:
     """Each name that the setting takes stands for a module with both functions, and no other name has a line."""
     module = backends.backend(Settings(backend=name))
     assert callable(module.check) and callable(module.open_backend)
-    assert set(BACKENDS) == set(setting_values.BACKENDS)
+    assert set(BACKENDS) == set(values.BACKENDS)
 
 
 def test_one_more_backend_is_a_module_and_its_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,8 @@ from etl.cli.app import app
 from etl.cli.options import Context
 from etl.demo.scenes import random_scene
 from etl.domain.statuses import QueueStatus, Stage
-from etl.setting_values import known
 from etl.settings import Settings
+from etl.settings.values import known
 from etl.state.lock import StateLock
 from etl.state.store import Store
 

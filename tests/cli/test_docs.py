@@ -13,8 +13,8 @@ from etl import errors
 from etl.cli.app import app
 from etl.errors import CrashedError, DecoderCrashedError, EtlError, ImageLoaderCrashedError, item_error_classes
 from etl.export.formats import FORMATS
-from etl.setting_values import Trust, known
 from etl.settings import Settings
+from etl.settings.values import Trust, known
 from etl.state.captions import CaptionQueue
 from etl.state.sources import SourceQueue
 

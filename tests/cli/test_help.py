@@ -14,8 +14,8 @@ from support.made_state import MadeState
 from etl.cli.app import app
 from etl.cli.help import COMMANDS
 from etl.cli.man import man_page
-from etl.setting_values import Group, known
 from etl.settings import Settings
+from etl.settings.values import Group, known
 from etl.state.read.reader import Reader
 from etl.state.read.runs import latest_runs
 

@@ -12,12 +12,11 @@ import typer
 from support.made_state import MadeState
 from support.settings_table import lines
 
-from etl import setting_sources
 from etl.cli import options
 from etl.errors import ConfigError
-from etl.setting_sources import load_settings
-from etl.setting_values import Trust, known, setting
-from etl.settings import Settings
+from etl.settings import Settings, sources
+from etl.settings.sources import load_settings
+from etl.settings.values import Trust, known, setting
 from etl.state.read.reader import Reader
 from etl.state.read.runs import latest_runs
 
@@ -82,7 +81,7 @@ def test_a_new_setting_is_one_field(
             3, ("look",), Trust.OWN, help="How `deep` to look.", limits=(1, 9), unit="m", former="depth_m"
         )
 
-    for module in (options, setting_sources):
+    for module in (options, sources):
         monkeypatch.setattr(module, "Settings", More)
     app, seen = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False), []
 

@@ -13,9 +13,9 @@ from support.made_state import MadeState
 from support.workbench import scenes
 
 from etl.errors import ConfigError
-from etl.setting_sources import load, load_settings
-from etl.setting_values import Trust, known
 from etl.settings import Settings
+from etl.settings.sources import load, load_settings
+from etl.settings.values import Trust, known
 from etl.state.read.reader import Reader
 from etl.state.read.runs import latest_runs
 

@@ -12,8 +12,8 @@ from support.fuzzing import SOAK_FACTOR, Tally, harmed, inputs
 
 from etl.cli.app import main
 from etl.errors import ConfigError
-from etl.setting_sources import load_dashboard, load_settings
 from etl.settings import Settings
+from etl.settings.sources import load_dashboard, load_settings
 
 CONFIGS, COMMANDS = 250, 15
 FIELDS = tuple(field.name for field in dataclasses.fields(Settings))

@@ -30,8 +30,8 @@ from etl.run.pipeline import run_pipeline
 from etl.run.plan import Plan
 from etl.run.supervisor import run_stages
 from etl.run_control import GRACE_S, RunControl
-from etl.setting_sources import load_settings
 from etl.settings import Settings
+from etl.settings.sources import load_settings
 from etl.state.read.reader import Reader
 from etl.state.read.runs import latest_runs
 from etl.state.store import Store

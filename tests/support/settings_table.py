@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from etl.setting_values import Group, Setting, Trust, known
 from etl.settings import Settings
+from etl.settings.values import Group, Setting, Trust, known
 from etl.units import written
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"

@@ -12,7 +12,7 @@ from support.driving import SMALL, drive, text_of, until
 from textual.pilot import Pilot
 
 from etl.errors import ConfigError
-from etl.setting_sources import load_settings
+from etl.settings.sources import load_settings
 from tui.__main__ import main
 from tui.settings import DashboardSettings, load
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etl.errors import ModelError
-from etl.template_arguments import template_argument
+from etl.settings.template_arguments import template_argument
 from etl.text import did_you_mean, nearest
 
 DEFAULTS: Mapping[str, Any] = {"enable_thinking": False}

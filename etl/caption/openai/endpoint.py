@@ -37,7 +37,7 @@ from etl.errors import (
 )
 from etl.net.errors import fetch_error
 from etl.settings import DEFAULT_MODEL, Settings
-from etl.template_arguments import template_argument
+from etl.settings.template_arguments import template_argument
 from etl.text import clean
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from etl.redaction import host_of, redact
-from etl.setting_values import (
+from etl.settings.skip_flags import skip_flags
+from etl.settings.template_arguments import template_arguments
+from etl.settings.values import (
     BACKENDS,
     DTYPES,
     ENGINES,
@@ -28,9 +30,7 @@ from etl.setting_values import (
     setting,
     webhook_url,
 )
-from etl.skip_flags import skip_flags
-from etl.template_arguments import template_arguments
-from etl.vllm_arguments import vllm_arguments
+from etl.settings.vllm_arguments import vllm_arguments
 
 DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
 DEMO_MODEL = "demo"
@@ -55,7 +55,7 @@ MODEL = ("caption", "run", "doctor")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The resolved settings of one run; `setting_values.known` tells of each field what it means."""
+    """The resolved settings of one run; `values.known` tells of each field what it means."""
 
     # A table: a field is one entry.
     # fmt: off

@@ -3,7 +3,7 @@
 import re
 
 from etl.errors import ConfigError
-from etl.setting_values import shown
+from etl.settings.values import shown
 
 OURS = ("api-key", "host", "model", "port", "served-model-name", "uds")
 """Arguments of `vllm serve` that nobody else gives: where it is reached, by whom, and what it is called."""

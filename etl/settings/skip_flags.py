@@ -2,7 +2,7 @@
 
 from etl.domain.statuses import ImageFlag
 from etl.errors import ConfigError
-from etl.setting_values import shown
+from etl.settings.values import shown
 from etl.text import did_you_mean, nearest
 
 

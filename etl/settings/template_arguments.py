@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from etl.errors import ConfigError
-from etl.setting_values import shown
+from etl.settings.values import shown
 
 
 def template_arguments(values: tuple[str, ...]) -> tuple[str, ...]:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from etl.errors import ConfigError
-from etl.setting_files import FOUND, SettingFile, setting_files
-from etl.setting_values import MAX_SHOWN, Trust, known, read, shown
-from etl.settings import PROFILES, Settings
+from etl.settings.fields import PROFILES, Settings
+from etl.settings.files import FOUND, SettingFile, setting_files
+from etl.settings.values import MAX_SHOWN, Trust, known, read, shown
 from etl.text import clean, nearest
 
 DASHBOARD = "dashboard"
