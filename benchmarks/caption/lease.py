@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from transformers import LlavaConfig
 
+from benchmarks.caption.benchmark import Benchmark
 from benchmarks.caption.candidates import CANDIDATES, Absent, Candidate
 from benchmarks.caption.checks import check_tokens
-from benchmarks.caption.engine import Benchmark
 from benchmarks.caption.report import print_setting
 from benchmarks.caption.rows import Row, measure
 from benchmarks.caption.ways import WAYS, Way
