@@ -144,10 +144,8 @@ def qwen(
     ids = {f"{kind}_token_id": number(f"<|{kind}_pad|>") for kind in ("image", "video")}
     text = {**LLAMA, "bos_token_id": None, "eos_token_id": words.eos_token_id, "head_dim": 16, **text}
     tower = {"num_heads": 4, "patch_size": patch, "spatial_merge_size": 2, "temporal_patch_size": 2, **tower}
-    built = config(
-        text_config=text, vision_config=tower, vision_start_token_id=number("<|vision_start|>"),
-        tie_word_embeddings=False, **ids,
-    )  # fmt: skip
+    ids |= {f"vision_{end}_token_id": number(f"<|vision_{end}|>") for end in ("start", "end")}
+    built = config(text_config=text, vision_config=tower, tie_word_embeddings=False, **ids)
     video = "Qwen2VLVideoProcessor" if patch == 14 else "Qwen3VLVideoProcessor"
     return Tiny(
         model=model(built), tokenizer=words, images=pixels(patch), processor=processor, video=video, template=QWEN_CHAT,

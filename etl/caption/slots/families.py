@@ -4,7 +4,7 @@
 subclass and its line in `FAMILIES`; nothing else of the engine knows any family.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from etl.caption.model.loading import LoadedModel
 from etl.caption.pictures.normalise import Normaliser
 from etl.caption.pictures.pixels import PixelPlan
 from etl.caption.pictures.plan import Plan
-from etl.caption.slots.family import Family, Prefilled, kinds_of
+from etl.caption.slots.family import Family, kinds_of
 from etl.caption.slots.kv_cache import CACHE
 from etl.caption.slots.recurrent import RECURRENT, Recurrent
 from etl.caption.slots.state import Request
@@ -40,19 +40,25 @@ class Llava(Family):
         pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(self._plan.shape)
         return Request(item, prompt.ids, {"pixels": pixels}, limit, item.repetition_penalty or 1.0)
 
-    def look(self, requests: Sequence[Request], width: int) -> Any:  # noqa: ARG002 -- nothing is padded
+    def inputs(self, requests: Sequence[Request], width: int) -> Mapping[str, torch.Tensor]:  # noqa: ARG002 -- no padding
         device, image = self._loaded.device, self._model.config.image_token_id
         starts = torch.tensor([request.ids.index(image) for request in requests])
         pixels = cuda.to_device(torch.stack([request.inputs["pixels"] for request in requests]), device)
         seen = self._model.model.get_image_features(self._normalise(pixels, self._model.dtype)).pooler_output
         return {"starts": cuda.to_device(starts, device), "features": torch.stack(tuple(seen))}
 
-    def prefill(self, ids: torch.Tensor, ends: torch.Tensor, seen: Any, cache: Cache) -> Prefilled:
+    def through(
+        self,
+        ids: torch.Tensor,
+        ends: torch.Tensor,  # noqa: ARG002 -- nobody looks at the padding
+        cache: Cache,
+        inputs: Mapping[str, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         rows = torch.arange(len(ids), device=ids.device)
         embedded = self._language.embed_tokens(ids)
         # By position, not by comparing tokens: that would make the host wait for the device.
-        features = seen["features"].to(embedded.dtype)
-        places = seen["starts"][:, None] + torch.arange(features.shape[1], device=ids.device)
+        features = inputs["features"].to(embedded.dtype)
+        places = inputs["starts"][:, None] + torch.arange(features.shape[1], device=ids.device)
         embedded[rows[:, None], places] = features
         hidden = self._language(
             inputs_embeds=embedded,
@@ -60,7 +66,7 @@ class Llava(Family):
             **{CACHE: cache},
             use_cache=True,
         ).last_hidden_state
-        return Prefilled(self._logits(hidden[rows, ends - 1]))
+        return hidden, None
 
 
 FAMILIES: dict[str, type[Family]] = {"llava": Llava}

@@ -1,6 +1,8 @@
 """How the slot engine drives a model by the model's own forward; a family that needs more is a subclass of `Family`."""
 
+import operator
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -116,15 +118,14 @@ class Family:
 
     def look(self, requests: Sequence[Request], width: int) -> Any:
         """Return what `prefill` needs of the pictures, on the device, for prompts padded to ``width`` tokens."""
-        rows = list(range(len(requests)))
-        shared = [_shared(requests, row, self._image) for row in rows]
-        own = [row for row in rows if shared[row] is None]
-        device, whole = self._loaded.device, [requests[row] for row in own]
-        return _Seen(
-            {name: cuda.to_device(_collated(name, whole, width), device) for name in requests[0].inputs},
-            own,
-            [(row, *found, len(requests[row].ids)) for row, found in enumerate(shared) if found is not None],
-        )
+        own, others = in_common(requests, self._image)
+        return Seen(self.inputs([requests[row] for row in own], width), own, others)
+
+    def inputs(self, requests: Sequence[Request], width: int) -> Mapping[str, torch.Tensor]:
+        """Return what the model is given for prompts that see their pictures themselves."""
+        return {
+            name: cuda.to_device(_collated(name, requests, width), self._loaded.device) for name in requests[0].inputs
+        }
 
     def prefill(self, ids: torch.Tensor, ends: torch.Tensor, seen: Any, cache: Cache) -> Prefilled:
         """Go through prompts, [rows, tokens], padded on the right; ``ends`` are their lengths without padding.
@@ -133,29 +134,34 @@ class Family:
         """
         rows = torch.arange(len(ids), device=ids.device)
         if not seen.others:
-            hidden, shift = self._through(ids, ends, cache, seen.inputs)
+            hidden, shift = self.through(ids, ends, cache, seen.inputs)
             return Prefilled(self._logits(hidden[rows, ends - 1]), shift)
-        own = cuda.to_device(torch.tensor(seen.own), ids.device)
+        own = self._on_device(seen.own)
         with rows_of(cache, own):
-            hidden, shift = self._through(ids[own], ends[own], cache, seen.inputs)
+            hidden, shift = self.through(ids[own], ends[own], cache, seen.inputs)
         last = hidden.new_empty(len(ids), hidden.shape[-1])
         last[own] = hidden[rows[: len(own)], ends[own] - 1]
         shifts = ends.new_zeros(len(ids))
         if shift is not None:
             shifts[own] = shift
-        for row, leader, common, length in seen.others:
-            shifts[row : row + 1] = shifts[leader : leader + 1]
-            with rows_of(cache, rows[row : row + 1], after=(rows[leader : leader + 1], common)):
-                rest = self._model.model(
-                    input_ids=ids[row : row + 1, common:length],
-                    position_ids=torch.arange(common, length, device=ids.device)[None] + shifts[row],
-                    **{CACHE: cache},
-                    use_cache=True,
-                ).last_hidden_state
-            last[row : row + 1] = rest[:, -1]
+        for past, *pairs in seen.others:
+            mine, leaders = map(self._on_device, pairs)
+            shifts[mine] = shifts[leaders]
+            with rows_of(cache, mine, after=(leaders, past)):
+                rest = self.go_on(ids[mine, past:], past, shifts[mine], cache)
+            last[mine] = rest[rows[: len(mine)], ends[mine] - past - 1]
         return Prefilled(self._logits(last), shifts)
 
-    def _through(
+    def go_on(self, ids: torch.Tensor, past: int, shift: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """Go through the words behind pictures, [rows, tokens], after ``past`` tokens; return the hidden states."""
+        places = torch.arange(past, past + ids.shape[1], device=ids.device)
+        made = self._model.model(
+            input_ids=ids, position_ids=places[None] + shift[:, None], **{CACHE: cache}, use_cache=True
+        )
+        hidden: torch.Tensor = made.last_hidden_state
+        return hidden
+
+    def through(
         self, ids: torch.Tensor, ends: torch.Tensor, cache: Cache, inputs: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Go through the model's own forward; return the hidden states, [rows, tokens, hidden], and the shift."""
@@ -167,6 +173,9 @@ class Family:
         hidden = whole(input_ids=ids, attention_mask=mask, **{CACHE: cache}, use_cache=True, **inputs).last_hidden_state
         shift = getattr(whole, "rope_deltas", None)
         return hidden, None if shift is None else shift.view(-1)
+
+    def _on_device(self, rows: Sequence[int]) -> torch.Tensor:
+        return cuda.to_device(torch.tensor(rows), self._loaded.device)
 
     def decode(self, token: torch.Tensor, position: torch.Tensor, cache: Cache, **attention: Any) -> torch.Tensor:
         """Go one token further, at each slot's own position; return the logits of the next.  Never waits for the host.
@@ -185,31 +194,45 @@ class Family:
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-class _Seen(NamedTuple):
-    """The pictures of a group.
+class Shared(NamedTuple):
+    """Rows whose pictures end at the same place, and were seen by rows before them.
 
     Attributes:
-        inputs: for the rows that see their picture themselves.
-        own: those rows.
-        others: rows about the same picture as one of them: row, that one, tokens in common, tokens.
+        past: tokens that each has in common with the row before it, its picture among them.
+        rows, leaders: numbers of these rows, and of those before them.
     """
 
-    inputs: Mapping[str, torch.Tensor]
-    own: list[int]
-    others: list[tuple[int, int, int, int]]
+    past: int
+    rows: tuple[int, ...]
+    leaders: tuple[int, ...]
 
 
-def _shared(requests: Sequence[Request], row: int, image: int | None) -> tuple[int, int] | None:
-    """Return the first row about the same picture, and how many tokens both begin with, if the picture is in them."""
-    request = requests[row]
-    if not request.item.working_sha256 or image not in request.ids:
-        return None
-    leader = next(n for n, each in enumerate(requests) if each.item.working_sha256 == request.item.working_sha256)
-    pairs = zip(request.ids, requests[leader].ids, strict=False)
-    common = next((place for place, (one, other) in enumerate(pairs) if one != other), len(request.ids))
-    # Two tokens at least are left: of a single one attention would take it for a step.
-    common = min(common, len(request.ids) - 2, len(requests[leader].ids))
-    return (leader, common) if leader < row and image not in request.ids[common:] else None
+class Seen(NamedTuple):
+    """The pictures of a group: what the model is given for the rows that see their picture themselves, these rows, and
+    the others.
+    """
+
+    inputs: Any
+    own: Sequence[int]
+    others: Sequence[Shared]
+
+
+def in_common(requests: Sequence[Request], image: int | None) -> tuple[list[int], list[Shared]]:
+    """Return the rows that see their picture themselves, and the others; ``image`` is the token of pictures."""
+    first: dict[Any, int] = {}
+    own, groups = list[int](), dict[int, list[tuple[int, int, int]]]()
+    for row, request in enumerate(requests):
+        ids, picture = request.ids, request.item.working_sha256
+        end = len(ids) - ids[::-1].index(image) if image in ids else 0
+        leader = first.setdefault((picture, ids[:end]), row)
+        # Two tokens at least are left: of a single one attention would take it for a step.
+        common = sum(takewhile(bool, map(operator.eq, ids[:-2], requests[leader].ids[:-2])))
+        if picture and leader != row and 0 < end <= common:
+            groups.setdefault(end, []).append((row, leader, common))
+        else:
+            own.append(row)
+    columns = (zip(*group, strict=True) for group in groups.values())
+    return own, [Shared(min(common), rows, leaders) for rows, leaders, common in columns]
 
 
 def kinds_of(config: Any) -> frozenset[str]:

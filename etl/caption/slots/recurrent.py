@@ -1,5 +1,6 @@
 """Models some of whose layers carry a state from token to token, in slots."""
 
+import copy
 import dataclasses
 import functools
 import json
@@ -11,7 +12,7 @@ from transformers import AutoModel
 from transformers.cache_utils import Cache, DynamicCache, LinearAttentionLayer
 
 from etl.caption.model import cuda
-from etl.caption.slots.family import Family, Prefilled
+from etl.caption.slots.family import Family, Prefilled, in_common
 from etl.caption.slots.kv_cache import CACHE, CacheLayout, SlotLayer, StateLayer, StateLayout
 from etl.caption.slots.state import Request
 
@@ -22,7 +23,8 @@ RECURRENT = frozenset({"linear_attention", "conv"})
 class Recurrent(Family):
     """Models some of whose layers carry a state from token to token, which padding would change: Qwen3.5, LFM2.
 
-    So each prompt is gone through alone, with a cache of transformers' own, and what that holds is copied.
+    So each prompt is gone through alone, with a cache of transformers' own, and what that holds is copied: for others
+    about the same picture, which go on from there, and to a slot.
     """
 
     KINDS = frozenset({"full_attention"}) | RECURRENT
@@ -34,19 +36,36 @@ class Recurrent(Family):
         return _with_states(text.to_json_string(), kind, dtype)
 
     def look(self, requests: Sequence[Request], width: int) -> Any:  # noqa: ARG002 -- nothing is padded
-        device = self._loaded.device
-        return [
-            (len(each.ids), {name: cuda.to_device(value, device) for name, value in each.inputs.items()})
-            for each in requests
-        ]
+        begins: dict[int, tuple[int, int]] = {}
+        for group in in_common(requests, self._image)[1]:
+            both = zip(group.rows + group.leaders, group.leaders * 2, strict=True)
+            begins |= {row: (leader, group.past) for row, leader in both}
+        seen = []
+        for row, request in enumerate(requests):
+            length = len(request.ids)
+            leader, past = begins.get(row, (row, length))
+            # What is said of each token is said of those that are gone through.
+            parts = (
+                (name, part[:, :past] if part.shape == (1, length) else part) for name, part in request.inputs.items()
+            )
+            inputs = {name: cuda.to_device(part, self._loaded.device) for name, part in parts if leader == row}
+            seen.append((leader, past, length, inputs))
+        return seen
 
     def prefill(self, ids: torch.Tensor, ends: torch.Tensor, seen: Any, cache: Cache) -> Prefilled:
-        logits, shifts, states = [], [], []
-        for row, (length, inputs) in enumerate(seen):
-            own = DynamicCache(config=self._model.config.get_text_config())
-            hidden, shift = self._through(ids[row : row + 1, :length], ends[row : row + 1], own, inputs)
+        logits, shifts, states, begun = [], [], [], {}
+        for row, (leader, past, length, inputs) in enumerate(seen):
+            tokens = ids[row : row + 1, :length]
+            if leader == row:
+                own = DynamicCache(config=self._model.config.get_text_config())
+                hidden, shift = self.through(tokens[:, :past], ends[row : row + 1], own, inputs)
+                begun[row] = own, hidden.new_zeros(1, dtype=torch.long) if shift is None else shift
+            own, shift = begun[leader]
+            if past < length:
+                own = copy.deepcopy(own)
+                hidden = self.go_on(tokens[:, past:], past, shift, own)
             logits.append(self._logits(hidden[:, -1]))
-            shifts.append(hidden.new_zeros(1, dtype=torch.long) if shift is None else shift)
+            shifts.append(shift)
             for layer, made in zip(cache.layers, own.layers, strict=True):
                 if isinstance(layer, SlotLayer):
                     layer.fill_row(row, made.keys, made.values)

@@ -1,6 +1,6 @@
 """Train the tiny Qwen3-VL of the tests, from nothing.
 
-    PYTHONPATH=tests python -m support.tiny_qwen.train OUTPUT_DIR [--steps N] [--scenes N] [--seed N] [--go-on DIR]
+    PYTHONPATH=tests python -m support.tiny_qwen.train OUTPUT_DIR [--steps N] [--scenes N] [--seed N]
 
 It learns the scenes of `etl.demo.scenes`, drawn over pictures of any shape from 1:2 to 2:1, which it sees whole.  Its
 prompt is nearly always the same, and its pictures are of several numbers of tokens, so what it knows of where its
@@ -10,7 +10,6 @@ it has tokens.
 
 import argparse
 import random
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,19 +202,15 @@ def main() -> None:
     """Train, evaluate and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="directory for the checkpoint, which must not be there")
-    parser.add_argument("--steps", type=int, default=2600)
-    parser.add_argument("--scenes", type=int, default=700, help="scenes to draw once and learn from, of each size")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--scenes", type=int, default=2000, help="scenes to draw once and learn from, of each size")
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the scenes and their order")
-    parser.add_argument("--go-on", type=Path, help="a checkpoint to begin with, which wants another --seed")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
-    if options.go_on:
-        shutil.copytree(options.go_on, options.output)
-    else:
-        save(build(), options.output, torch.float32)
+    save(build(), options.output, torch.float32)
     loaded = load(Settings(model=str(options.output), device="cpu", dtype="float32"))
     words = loaded.processor.tokenizer
     print(f"{sum(each.numel() for each in loaded.model.parameters()):,} parameters, {len(words)} tokens")
@@ -229,7 +224,7 @@ def main() -> None:
     print(f"exact captions on unseen scenes: {share:.1%}")
     loaded.model.half().save_pretrained(options.output)
     if share < WANTED:
-        sys.exit(f"fewer than {WANTED:.0%}; --go-on with it, or try another --seed")
+        sys.exit(f"fewer than {WANTED:.0%}; try another --seed")
 
 
 if __name__ == "__main__":
