@@ -246,7 +246,7 @@ def _loaded(
     try:
         image.load()
         how = truncated.UNFINISHED
-        if known is None or not isinstance(path, Path) or not truncated.looks_unfinished(image):
+        if known is None or not isinstance(path, Path) or not truncated.looks_unfinished(image, path):
             return image, 1.0
     except OSError as error:
         how = truncated.how_broken(error)
