@@ -77,29 +77,34 @@ def load(path: Path, opener: Opener, how: str) -> tuple[ImageFile.ImageFile, flo
             if how == DAMAGED or (how == UNFINISHED and len([*_scans(data)]) == 1):
                 data = _until_marker(data)
             data = _whole_segments(data.rstrip(b"\xff"))
-            picture, difference = _load_twice(opener, *(io.BytesIO(data + more) for more in (_END, _OTHER + _END)))
+            picture, difference = load_twice(opener, *(io.BytesIO(data + more) for more in (_END, _OTHER + _END)))
             # From the first row that differs on nothing is sure, although by chance some pixels may be the same.
             box = difference.getbbox()
             rows = 1.0 if box is None else box[1] / picture.height
             return picture, min(rows, _part_of_scans(data, picture))
         if issubclass(kind, GifImageFile):
             data = path.read_bytes()
-            picture, difference = _load_twice(opener, *(io.BytesIO(data + more * _BLOCK) for more in (b"\0", b"\x55")))
+            picture, difference = load_twice(opener, *(io.BytesIO(data + more * _BLOCK) for more in (b"\0", b"\x55")))
         else:
-            picture, difference = _load_twice(opener, path, path)
-        return picture, difference.histogram()[0] / (difference.width * difference.height)
+            picture, difference = load_twice(opener, path, path)
+        return picture, part_alike(difference)
 
 
-def _load_twice(
-    opener: Opener, file: Path | IO[bytes], other: Path | IO[bytes]
+def load_twice(
+    opener: Callable[[Any], ImageFile.ImageFile], file: Path | IO[bytes], other: Path | IO[bytes]
 ) -> tuple[ImageFile.ImageFile, Image.Image]:
-    """Return the first of two pictures, both loaded, and where the bytes of their rows differ."""
-    with opener(file) as picture, opener(other) as judge:
+    """Return the first of two pictures, both loaded as far as they go, and where the bytes of their rows differ."""
+    with _end_forgiven(), opener(file) as picture, opener(other) as judge:
         for image, fill in zip((picture, judge), _FILLS, strict=True):
             _load_over(image, fill)
         rows = (len(picture.tobytes()) // picture.height, picture.height)
         first, second = (Image.frombytes("L", rows, image.tobytes()) for image in (picture, judge))
         return picture, ImageChops.difference(first, second)
+
+
+def part_alike(difference: Image.Image) -> float:
+    """Return the part of the bytes that do not differ."""
+    return difference.histogram()[0] / (difference.width * difference.height)
 
 
 def _whole_segments(data: bytes) -> bytes:
