@@ -25,6 +25,7 @@ from etl.errors import (
     NotAnImageError,
     TruncatedImageError,
 )
+from etl.images import pnm
 from etl.images.decode import decode
 from etl.images.decoder_pool import DecoderPool
 from etl.images.formats import accept_header
@@ -311,6 +312,7 @@ CUT: dict[str, Callable[[Image.Image], bytes]] = {
     "ppm": lambda noise: encoded(noise, "PPM"),
     "ppm of 16 bits": lambda noise: b"P6 64 256 65535\n" + bytes(b for v in noise.tobytes() for b in (v, 0)),
     "ppm of few tones": lambda noise: b"P6 64 256 254\n" + noise.point(lambda value: min(value, 254)).tobytes(),
+    "ppm in text": lambda noise: b"P3 64 256 255\n" + b"\t".join(b"%03d" % value for value in noise.tobytes()),
 }
 
 
@@ -395,6 +397,20 @@ def test_a_jpeg_that_ends_between_its_scans_is_truncated(tmp_path: Path, end: by
         (tmp_path / "a").write_bytes(data + end)
         with pytest.raises(TruncatedImageError, match=r"\d% of its pixels are there"):
             decode(tmp_path / "a", longest_edge=64, max_pixels=10**6)
+
+
+def test_numbers_in_text_are_those_that_were_written(tmp_path: Path) -> None:
+    """With comments wherever they may stand, also where a piece that is read at once ends, and no end of line."""
+    noise = Image.merge("RGB", [Image.effect_noise((90, 90), 80) for _ in range(3)])
+    text = b" ".join(b"%d" % value for value in noise.tobytes())
+    for data in (text, text.replace(b" 1", b"#is 1\n1"), text.replace(b" ", b"\r\n# or more, 255\n")):
+        (tmp_path / "a").write_bytes(b"P3 90 90 # of three\n255\n" + data)
+        with pnm.PpmImageFile(tmp_path / "a") as opened:
+            assert opened.tobytes() == noise.tobytes()
+    for wrong in (b"1 -1", b"1 256", b"1 x", b"1" * 70_000):
+        (tmp_path / "a").write_bytes(b"P3 90 90 255\n" + wrong)
+        with pytest.raises(CorruptImageError):
+            decode(tmp_path / "a", longest_edge=64, max_pixels=10_000)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------
