@@ -189,7 +189,8 @@ def _decode_picture(
             factor = max(1, max(image.size) // longest_edge)
             small, orientation = bands.reduced(image, factor, _orientation(image)), 1
         elif isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile):
-            samples, icc_profile = jpeg2000.loaded(image, longest_edge)
+            samples, icc_profile, there = jpeg2000.loaded(image, longest_edge)
+            _check_part(there, accept_truncated, "the JPEG 2000 is cut short or damaged")
             small, orientation = _reduce(colour.reducible(samples), longest_edge), 1
         else:
             image, there = _loaded(image, path, known, longest_edge, accept_truncated)
@@ -246,7 +247,7 @@ def _loaded(
     try:
         image.load()
         how = truncated.UNFINISHED
-        if known is None or not isinstance(path, Path) or not truncated.looks_unfinished(image):
+        if known is None or not isinstance(path, Path) or not truncated.looks_unfinished(image, path):
             return image, 1.0
     except OSError as error:
         how = truncated.how_broken(error)
@@ -259,9 +260,13 @@ def _loaded(
         return opened
 
     image, there = truncated.load(path, again, how)
-    if there < accept_truncated:
-        raise TruncatedImageError(f"the {known.name} is {how}: {int(there * 100)}% of its pixels are there")
+    _check_part(there, accept_truncated, f"the {known.name} is {how}")
     return image, there
+
+
+def _check_part(there: float, accepted: float, words: str) -> None:
+    if there < accepted:
+        raise TruncatedImageError(f"{words}: {int(there * 100)}% of its pixels are there")
 
 
 def _decode_into_place(image: JpegImagePlugin.JpegImageFile) -> None:

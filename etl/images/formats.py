@@ -61,7 +61,7 @@ def _format(
 
 FORMATS = (
     # An MPO is a JPEG with others behind it.
-    _format("JPEG", "image/jpeg", ".jpg .jpeg .jpe .jfif .mpo", rb"\xff\xd8\xff", "PIL.JpegImagePlugin:JpegImageFile"),
+    _format("JPEG", "image/jpeg", ".jpg .jpeg .jpe .jfif .mpo", rb"\xff\xd8", "PIL.JpegImagePlugin:JpegImageFile"),
     _format("PNG", "image/png", ".png .apng", rb"\x89PNG\r\n\x1a\n", "PIL.PngImagePlugin:PngImageFile"),
     # Also raw data of cameras, of which the preview is shown.
     _format(

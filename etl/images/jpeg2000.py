@@ -4,12 +4,13 @@ Pillow, and OpenJPEG below it, pass over embedded profiles and channel definitio
 do not know; of the codestream alone they give the bare samples.
 """
 
+import io
 from typing import IO
 
 from PIL import ContainerIO, Image, ImageFile, Jpeg2KImagePlugin
 
 from etl.errors import CorruptImageError
-from etl.images import jpeg2000_depth
+from etl.images import jpeg2000_depth, truncated
 from etl.images.jpeg2000_boxes import (
     COLOUR,
     LAB,
@@ -23,6 +24,10 @@ from etl.images.jpeg2000_boxes import (
     read_codestream,
 )
 
+_COARSE = ([(1, 1), (2, 2), (2, 2)], [(1, 1), (2, 1), (2, 1)])
+_MOST_MISSING = 64
+"""Bytes that may be missing, for each that is there."""
+
 
 class _Section(ContainerIO.ContainerIO[bytes]):
     """A part of a file, for whose length Pillow would take that of the file."""
@@ -32,8 +37,8 @@ class _Section(ContainerIO.ContainerIO[bytes]):
         raise OSError("a part of a file")
 
 
-def loaded(image: Jpeg2KImagePlugin.Jpeg2KImageFile, longest_edge: int) -> tuple[Image.Image, bytes | None]:
-    """Return the opened picture's pixels and its profile.
+def loaded(image: Jpeg2KImagePlugin.Jpeg2KImageFile, longest_edge: int) -> tuple[Image.Image, bytes | None, float]:
+    """Return the opened picture's pixels, its profile, and the part of its data that is there.
 
     Where possible no more is decoded than twice ``longest_edge``.
 
@@ -51,38 +56,62 @@ def loaded(image: Jpeg2KImagePlugin.Jpeg2KImageFile, longest_edge: int) -> tuple
     while halvings and not stream.is_read_right(halvings):
         halvings -= 1
     if not stream.is_read_right(halvings):
+        if stream.steps in _COARSE and stream.part == 1 and boxes.space in (SYCC, NO_SPACE) and not boxes.channels:
+            from etl.images.jpeg2000_coarse import drawn
+
+            image.fp.seek(start)
+            return drawn(image.fp.read(end - start), image.size, stream.levels, longest_edge), boxes.profile, 1.0
         raise CorruptImageError("the JPEG 2000 has components of different sizes, in a way that is not supported")
-    pixels = _pixels(image.fp, start, end, stream, halvings)
-    return _coloured(pixels, boxes, stream), boxes.profile
+    pixels, part = _samples(image.fp, start, end, stream, halvings)
+    if jpeg2000_depth.is_needed(stream):
+        pixels = Image.merge(pixels.mode, jpeg2000_depth.narrowed(list(pixels.split()), stream))
+    return _coloured(pixels, boxes, stream), boxes.profile, part
 
 
-def _pixels(file: IO[bytes], start: int, end: int, stream: Codestream, halvings: int) -> Image.Image:
-    is_deep = jpeg2000_depth.is_needed(stream)
-    section: IO[bytes] = _Section(file, start, end - start)
-    if is_deep:
-        section = jpeg2000_depth.deeper(file, start, end, stream)
-    with Image.open(section, formats=["JPEG2000"]) as image:
-        if halvings:
-            assert isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile)
-            args = image.tile[0].args
-            assert isinstance(args, tuple)
-            size = stream.size(halvings)
-            # Not by its `reduce`, which rounds a size where OpenJPEG rounds it up.
-            image._size = size
-            image.tile = [image.tile[0]._replace(extents=(0, 0, *size), args=(args[0], halvings, *args[2:]))]
-        # Adobe's streams count their tiles' parts wrong, which only a lenient OpenJPEG overlooks.
-        ImageFile.LOAD_TRUNCATED_IMAGES = stream.is_whole
-        try:
+def _samples(file: IO[bytes], start: int, end: int, stream: Codestream, halvings: int) -> tuple[Image.Image, float]:
+    """Return what is stored of the picture, and the part of it that is there."""
+    try:
+        with _opened(file, start, end, stream, halvings) as image:
             image.load()
-        except OSError:
+            return image, 1.0
+    except OSError:
+        pixels, part = _what_is_there(file, start, end, stream, halvings)
+        if part < stream.part and halvings:
             # A tile may have fewer levels than the main header says.
-            if not halvings:
-                raise
-        else:
-            return Image.merge(image.mode, jpeg2000_depth.narrowed(list(image.split()), stream)) if is_deep else image
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = False
-    return _pixels(file, start, end, stream, 0)
+            return _samples(file, start, end, stream, 0)
+        if part == 0 and stream.part == 1:
+            raise
+        return pixels, part
+
+
+def _what_is_there(
+    file: IO[bytes], start: int, end: int, stream: Codestream, halvings: int
+) -> tuple[Image.Image, float]:
+    """Return the tiles that come before whatever OpenJPEG refuses: often less than a tile, or only their number."""
+    file.seek(start)
+    data = file.read(end - start)
+    # In the place of what is missing, packets that are empty (ISO/IEC 15444-1, B.9), and the end marker.
+    data += bytes(min(stream.missing, _MOST_MISSING * len(data))) + b"\xff\xd9"
+    picture, difference = truncated.load_twice(
+        lambda section: _opened(section, 0, len(data), stream, halvings), io.BytesIO(data), io.BytesIO(data)
+    )
+    return picture, min(stream.part, truncated.part_alike(difference))
+
+
+def _opened(file: IO[bytes], start: int, end: int, stream: Codestream, halvings: int) -> ImageFile.ImageFile:
+    section: IO[bytes] = _Section(file, start, end - start)
+    if jpeg2000_depth.is_needed(stream):
+        section = jpeg2000_depth.deeper(file, start, end, stream)
+    image = Image.open(section, formats=["JPEG2000"])
+    if halvings:
+        assert isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile)
+        args = image.tile[0].args
+        assert isinstance(args, tuple)
+        size = stream.size(halvings)
+        # Not by its `reduce`, which rounds a size where OpenJPEG rounds it up.
+        image._size = size
+        image.tile = [image.tile[0]._replace(extents=(0, 0, *size), args=(args[0], halvings, *args[2:]))]
+    return image
 
 
 def _coloured(image: Image.Image, boxes: Boxes, stream: Codestream) -> Image.Image:

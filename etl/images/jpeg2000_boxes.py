@@ -4,6 +4,7 @@ ISO/IEC 15444-1, annexes A and I; 15444-2, annex M.
 """
 
 import itertools
+import math
 import os
 import struct
 from collections.abc import Iterator
@@ -39,7 +40,8 @@ class Codestream:
         depths: bits of each component.
         steps: distance of its samples, across and down.
         levels: how often the picture may be halved.
-        is_whole: all tiles and the end marker are there.
+        part: of the tiles' bytes that is there, up to 1.
+        missing: bytes of the last of their parts that are not there.
     """
 
     area: tuple[int, int, int, int]
@@ -47,7 +49,8 @@ class Codestream:
     depths: list[int]
     steps: list[tuple[int, int]]
     levels: int
-    is_whole: bool
+    part: float
+    missing: int
 
     def size(self, halvings: int) -> tuple[int, int]:
         """Return width and height after so many halvings."""
@@ -191,26 +194,34 @@ def read_codestream(file: IO[bytes], start: int, end: int) -> Codestream:
     if not 0 < len(steps) <= _MAX_CHANNELS or not all(tile[:2]) or not all(map(all, steps)):
         raise CorruptImageError("the JPEG 2000 has a number or size of components that is not supported")
     tiles = -(-(right - tile[2]) // tile[0]) * -(-(bottom - tile[3]) // tile[1])
+    part, missing = _part_there(file, file.tell() - 4, end, tiles)
     return Codestream(
         area=(left, top, right, bottom),
         tile=(tile[2], tile[3], tile[0], tile[1]),
         depths=depths,
         steps=steps,
         levels=levels,
-        is_whole=_is_whole(file, file.tell() - 4, end, tiles),
+        part=part,
+        missing=missing,
     )
 
 
-def _is_whole(file: IO[bytes], at: int, end: int, tiles: int) -> bool:
-    """Return whether the parts of all tiles are there from here on, each with its length, and then the end marker."""
-    seen: set[int] = set()
-    while at + 2 <= end:
+def _part_there(file: IO[bytes], at: int, end: int, tiles: int) -> tuple[float, int]:
+    """Return the part of all tiles' bytes that is there from here on, and how many bytes of the last are not."""
+    there: dict[int, float] = {}
+    parts: dict[int, int] = {}
+    is_closed = False
+    while at + 2 <= end and not is_closed:
         file.seek(at)
-        marker, _, tile, length = struct.unpack(">HHHL", file.read(10).ljust(10, b"\0"))
-        if marker == _EOC:
-            return len(seen) == tiles
-        if marker != _SOT or length < 12:
-            return False
-        seen.add(tile)
+        marker, _, tile, length, _, count = struct.unpack(">HHHLBB", file.read(12).ljust(12, b"\0"))
+        is_closed = marker == _EOC
+        if marker != _SOT or 0 < length < 12:
+            break
+        # Without a length it goes on to the end marker.
+        length = length or max(1, end - 2 - at)
+        there[tile] = there.get(tile, 0.0) + min(1.0, (end - at) / length)
+        parts[tile] = max(count, parts.get(tile, 0))
         at += length
-    return False
+    # What is said of their number is not always right; where it is left open, there is at least one more.
+    number = {tile: 1 if is_closed else parts[tile] or math.ceil(there[tile]) + 1 for tile in there}
+    return sum(min(1.0, there[tile] / number[tile]) for tile in there) / tiles, max(0, at - end)

@@ -1,6 +1,6 @@
 """Pillow taught to put up with broken metadata, as every viewer does: they are not the picture.
 
-Imported for what it changes: how Pillow's plugins read PNG's ancillary chunks and JPEG's application segments.
+Imported for what it changes: how Pillow's plugins read PNG's ancillary chunks and what is before a JPEG's pixels.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import struct
 import zlib
 from typing import Any
 
-from PIL import JpegImagePlugin, PngImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin
 from PIL.PngImagePlugin import PngStream
 
 _PROFILE_BYTES = 32 * 1024**2
@@ -20,6 +20,9 @@ _PROFILE_HEAD = 14
 
 LOSSLESS = "lossless"
 """Key of ``info`` of JPEGs that were compressed without loss, which libjpeg cannot decode at a smaller size."""
+
+MANY_SCANS = "scans"
+"""Key of ``info`` of JPEGs whose first scan is not all of them."""
 
 _ANCILLARY = 0x20
 """The bit of a chunk's name that makes it one without which the pixels can be shown (PNG 5.4)."""
@@ -52,7 +55,8 @@ class _LenientPngStream(PngStream):
             return self.fp.read(there)
 
     def crc(self, cid: bytes, data: bytes) -> None:
-        if cid[0] & _ANCILLARY:
+        # Where it is the header that is wrong and not its sum, rows of pixels begin with filters that there are not.
+        if cid[0] & _ANCILLARY or cid == b"IHDR":
             self.crc_skip(cid, data)
         else:
             super().crc(cid, data)
@@ -73,8 +77,21 @@ def _frame_without_loss(image: JpegImagePlugin.JpegImageFile, marker: int) -> No
     image.info[LOSSLESS] = True
 
 
+def _scan(image: JpegImagePlugin.JpegImageFile, _: int) -> None:
+    assert image.fp is not None
+    header = ImageFile._safe_read(image.fp, int.from_bytes(image.fp.read(2)) - 2)
+    if header[:1] != bytes((image.layers,)) or "progressive" in image.info:
+        image.info[MANY_SCANS] = True
+
+
 PngImagePlugin.PngStream = _LenientPngStream  # type: ignore[misc]
 PngImagePlugin.MAX_TEXT_CHUNK = _PROFILE_BYTES
+JpegImagePlugin._accept = lambda prefix: prefix.startswith(b"\xff\xd8")
+Image.register_open(JpegImagePlugin.JpegImageFile.format, JpegImagePlugin.jpeg_factory, JpegImagePlugin._accept)
+# What is between segments libjpeg passes over, or does not.
+for _number in range(0xFF01, 0xFFC0):
+    _segments[_number] = ("", "", None)
+_segments[0xFFDA] = ("SOS", "Start of scan", _scan)
 _segments[0xFFC3] = ("SOF3", "Lossless", _frame_without_loss)
 for _marker, (_name, _meaning, _handler) in _segments.items():
     if _handler is JpegImagePlugin.APP:

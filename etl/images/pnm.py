@@ -1,11 +1,18 @@
-"""PBM to PPM, and samples of one or two bytes on any scale: Pillow's own decoder takes a hundred times as long."""
+"""PBM to PPM: samples of one or two bytes on any scale, for which Pillow takes a hundred times as long, or in text."""
+
+import io
+import re
+import sys
+from array import array
 
 from PIL import Image, ImageFile
-from PIL.PpmImagePlugin import PpmImageFile
+from PIL.PpmImagePlugin import PpmImageFile, PpmPlainDecoder
 
 __all__ = ["PpmImageFile"]
 
 _PIECE_BYTES = 4 * 1024**2
+_TEXT_BYTES = 64 * 1024
+_COMMENT = re.compile(rb"#[^\r\n]*[\r\n]")
 
 
 class ScaledDecoder(ImageFile.PyDecoder):
@@ -28,7 +35,8 @@ class ScaledDecoder(ImageFile.PyDecoder):
                 samples = Image.frombytes(stored[:4], (across, down), piece[: across * size * down], "raw", stored)
                 if mode == "I":
                     samples = samples.convert("I")
-                scaled = samples.point(lambda value: value * (white / top) + 0.5)
+                # Of wide numbers Pillow cuts off what is behind the point, others it rounds.
+                scaled = samples.point(lambda value: value * (white / top) + (size - 1) / 2)
                 data += scaled.convert(mode).tobytes()
         there = len(data) // (across * (4 if mode == "I" else 1))
         if there < self.state.ysize and not ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -38,4 +46,30 @@ class ScaledDecoder(ImageFile.PyDecoder):
         return -1, 0
 
 
+class TextDecoder(ScaledDecoder, PpmPlainDecoder):
+    """The same as numbers of text, with comments between them."""
+
+    def decode(self, buffer: Image.DecoderInput) -> tuple[int, int]:
+        """Read all rows.  Raises what the other does, and `ValueError` or `OverflowError` for what is no number."""
+        if self.mode == "1":
+            return PpmPlainDecoder.decode(self, buffer)
+        assert self.fd is not None
+        samples, rest = array("B" if self.args[-1] < 256 else "H"), b""
+        count = self.state.xsize * self.state.ysize * Image.getmodebands(self.mode)
+        while len(samples) < count and (read := self.fd.read(_TEXT_BYTES)):
+            text, mark, comment = _COMMENT.sub(b" ", rest + read).partition(b"#")
+            numbers = text.split()
+            rest = mark + comment if mark or text[-1:].isspace() else numbers.pop()
+            if len(rest) > _TEXT_BYTES:
+                raise ValueError("Token too long")
+            samples.extend(map(int, numbers))
+        if rest.isdigit():
+            samples.append(int(rest))
+        if sys.byteorder == "little":
+            samples.byteswap()
+        self.fd = io.BytesIO(samples.tobytes())
+        return super().decode(buffer)
+
+
 Image.register_decoder("ppm", ScaledDecoder)
+Image.register_decoder("ppm_plain", TextDecoder)

@@ -36,7 +36,8 @@ _THE_FILES_OWN = (None, errno.EINVAL, errno.EOVERFLOW)
 _NO_MEMORY = re.compile(r"out of memory|memory allocation|allocating \d+ bytes failed", re.IGNORECASE)
 _TOO_LARGE = re.compile(r"security limit exceeded: image size", re.IGNORECASE)
 _CUT_SHORT = re.compile(
-    r"truncated|requires a buffer|end of file|unexpected end|too small for|not enough image data", re.IGNORECASE
+    r"truncated|requires a buffer|end of file|unexpected end|too small for|not enough image data|only got \d",
+    re.IGNORECASE,
 )
 
 _REASONS = (

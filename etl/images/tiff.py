@@ -45,9 +45,10 @@ _KEPT = (
 _RAW, _OLD_JPEG, _DEFLATE = 1, 6, (8, 32946)
 _YCBCR, _SEPARATE = 6, 2
 
-
-# Pillow knows big-endian 16-bit gray, but not where 0 means white; `etl.images.decode` inverts the tones.
+# Pillow does not know big-endian 16-bit gray where 0 means white, nor logarithms of light, which libtiff makes bytes.
 TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
+for _order, _kind, _mode in itertools.product((b"II", b"MM"), (32844, 32845), ("L", "RGB")):
+    TiffImagePlugin.OPEN_INFO[_order, _kind, (1,), 1, (8,) * len(_mode), ()] = (_mode, _mode)
 
 _SHORT, _LONG, _RATIONAL, _UNDEFINED, _FLOAT = 3, 4, 5, 7, 11
 """Types of tag values."""

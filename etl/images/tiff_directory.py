@@ -37,6 +37,9 @@ RAW_PHOTOMETRICS = (32803, 34892)
 _REDUCED, _MASK = 1, 4
 """Bits of NewSubfileType."""
 
+_LOGARITHMS = (34676, 34677)
+"""Compressions of logarithms of light (Ward, "LogLuv encoding", 1998)."""
+
 _KINDS = {1: "B", 3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 11: "f", 12: "d", 13: "L", 16: "Q", 17: "q", 18: "Q"}
 _RATIONAL, _SIGNED_RATIONAL, _BYTES = 5, 10, (2, 7)
 _LISTS = (BITS, COLOUR_MAP, SUB_DIRECTORIES, EXTRA_SAMPLES, SAMPLE_FORMAT)
@@ -237,6 +240,9 @@ def mended(tags: Tags) -> Tags:
     colours = tags.get(COLOUR_MAP)
     if colours and max(colours) < 256:
         mended[COLOUR_MAP] = tuple(257 * value for value in colours)
+    if tags.get(COMPRESSION) in _LOGARITHMS:
+        # libtiff makes bytes for a screen of them where these are asked for.
+        mended |= {BITS: (8,) * tags.get(SAMPLES, 1), SAMPLE_FORMAT: (1,) * tags.get(SAMPLES, 1)}
     if PHOTOMETRIC not in tags and tags.get(SAMPLES) in (3, 4):
         mended[PHOTOMETRIC] = 2 if tags[SAMPLES] == 3 or INK_SET not in tags else 5
     return mended

@@ -1,6 +1,7 @@
 """TIFFs whose samples Pillow has no mode for, taken apart: strips and tiles are decompressed to bytes, and these cut.
 
-Integers of any depth, floating-point numbers of two to eight bytes, extra samples, inks with opacity, CIELAB.
+Integers of any depth, floating-point numbers of two to eight bytes, palettes of 16 bits, extra samples, inks with
+opacity, CIELAB.
 """
 
 import functools
@@ -17,6 +18,7 @@ from etl.errors import CorruptImageError
 from etl.images import tiff
 from etl.images.tiff_directory import (
     BITS,
+    COLOUR_MAP,
     COMPRESSION,
     EXTRA_SAMPLES,
     HEIGHT,
@@ -31,8 +33,8 @@ from etl.images.tiff_directory import (
     Tags,
 )
 
-_INVERTED, _GRAY, _RGB, _INKS, _LAB, _ICC_LAB = 0, 1, 2, 5, 8, 9
-_COLOURS = {_INVERTED: 1, _GRAY: 1, _RGB: 3, _INKS: 4, _LAB: 3, _ICC_LAB: 3}
+_INVERTED, _GRAY, _RGB, _PALETTE, _INKS, _LAB, _ICC_LAB = 0, 1, 2, 3, 5, 8, 9
+_COLOURS = {_INVERTED: 1, _GRAY: 1, _RGB: 3, _PALETTE: 1, _INKS: 4, _LAB: 3, _ICC_LAB: 3}
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _PREMULTIPLIED, _OPACITY, _CORELS_OPACITY = 1, 2, 999
 _BYTEWISE = (1, 5, 8, 32773, 32946, 34925, 50000)
@@ -40,6 +42,9 @@ _BYTEWISE = (1, 5, 8, 32773, 32946, 34925, 50000)
 
 _PREDICTOR, _FILL_ORDER, _PLANAR, _SEPARATE = 317, 266, 284, 2
 _CODES = {1: "B", 2: "H", 4: "I", 8: "Q"}
+_MOST = 65536
+"""Colours of a palette; of smaller ones Pillow knows."""
+
 _WHITE, _BRIGHTEST = 1.01, 16.0
 """Of floating-point colours, where 1 is white; what is brighter than the second is on a scale that nobody tells."""
 
@@ -74,6 +79,8 @@ class _Samples:
         self._count = len(image.bits) // layout.planes
         self._brightest = 0.0
         self._little = self._tags.prefix == b"II"
+        palette = self._tags.get(COLOUR_MAP, ())
+        self._palette = [[value >> 8 for value in palette[at : at + _MOST]] for at in range(0, len(palette), _MOST)]
         is_known = self._format in (_UNSIGNED, _FLOAT) or (self._kind == _LAB and self._format == _SIGNED)
         depths = (16, 32, 64) if self._format == _FLOAT else range(1, 65)
         if (
@@ -84,6 +91,7 @@ class _Samples:
             or self._bits not in depths
             or (self._bits % 8 and self._tags.get(_PREDICTOR, 1) != 1)
             or (self._kind == _INKS and self._tags.get(INK_SET, 1) != 1)
+            or (self._kind == _PALETTE and ([*map(len, self._palette)], self._bits) != ([_MOST] * 3, 16))
             or (self._tags.get(_FILL_ORDER, 1) != 1 and self._tags.get(COMPRESSION, 1) == 1)
         ):
             raise CorruptImageError("the TIFF stores its pixels in a way that is not supported")
@@ -111,6 +119,8 @@ class _Samples:
         width = self._tags.get(TILE_WIDTH, self._layout.width)
         size = (self._layout.width, piece.height)
         planes = [Image.new("F" if self._is_real else "L", size) for _ in range(self._wanted)]
+        if self._kind == _PALETTE:
+            planes[0] = Image.new("I", size)
         per_plane = len(piece.strips) // self._layout.planes
         for number, strip in enumerate(piece.strips):
             plane, place = divmod(number, per_plane)
@@ -189,6 +199,9 @@ class _Samples:
             for at, part in enumerate(highest):
                 whole[at::4] = part
             return Image.frombytes("F", size, bytes(whole), "raw", "F;32B")
+        if self._kind == _PALETTE and sample == 0:
+            raw = "I;16" if self._little else "I;16B"
+            return Image.frombytes("I;16", size, _sliced(data, width, sample, self._count), "raw", raw).convert("I")
         high = sample * width + (width - 1 if self._little else 0)
         return Image.frombytes("L", size, data[high :: width * self._count])
 
@@ -204,6 +217,9 @@ class _Samples:
             if self._kind == _INKS:
                 raise CorruptImageError("the TIFF stores its pixels in a way that is not supported")
             planes = [self._scaled(plane, number) for number, plane in enumerate(planes)]
+        elif self._kind == _PALETTE:
+            planes[:1] = [planes[0].point(table, "L") for table in self._palette]
+            colours = 3
         elif self._kind == _LAB:
             planes[1:3] = [plane.point(lambda value: value ^ 128) for plane in planes[1:3]]
         if self._kind == _INVERTED:

@@ -16,17 +16,17 @@ from PIL import Image, ImageChops, ImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from etl.images.leniency import LOSSLESS
+from etl.images.leniency import LOSSLESS, MANY_SCANS
 
 Opener = Callable[[Path | IO[bytes]], ImageFile.ImageFile]
 """Opens a file, ready to be loaded."""
 
-_END, _SCAN = b"\xff\xd9", b"\xff\xda"
+_END, _END_MARKER, _SCAN_MARKER = b"\xff\xd9", 0xD9, 0xDA
 _SEGMENTS = (0xC4, 0xDA, 0xDB, 0xDD, 0xFE)
 """Markers, other than those of headers, of segments that tell their length."""
 
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-"""Of anything but a zero that was put behind a byte of data, and restarts."""
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+"""Of a segment: not a zero that was put behind a byte of data, nor a restart."""
 
 _NOISE = random.Random(0).randbytes(16 * 1024).replace(b"\xff", b"\x55")
 _OTHER = _NOISE + b"".join(bytes((0xFF, 0xD0 + number % 8)) + _NOISE for number in range(16))
@@ -49,10 +49,12 @@ def how_broken(error: OSError) -> str:
     return next((meaning for words, meaning in _BROKEN.items() if words in str(error).lower()), "")
 
 
-def looks_unfinished(image: ImageFile.ImageFile) -> bool:
-    """Return whether a loaded JPEG, whose end is there, ends in the gray of what its data do not say."""
+def looks_unfinished(image: ImageFile.ImageFile, path: Path) -> bool:
+    """Return whether a loaded JPEG that has its end lacks scans, or ends in the gray of what its data do not say."""
     if image.format not in ("JPEG", "MPO") or LOSSLESS in image.info:
         return False
+    if MANY_SCANS in image.info and _part_of_scans(path.read_bytes(), image) < 1:
+        return True
     last = image.crop((max(0, image.width - _LAST), image.height - 1, *image.size)).getextrema()
     bands = last if isinstance(last[0], tuple) else (last,)
     return all(_GRAY[0] <= low and high <= _GRAY[1] for low, high in cast("tuple[tuple[int, int], ...]", bands))
@@ -72,32 +74,37 @@ def load(path: Path, opener: Opener, how: str) -> tuple[ImageFile.ImageFile, flo
                 raise OSError("image file is truncated")
             # Half a marker would make one of what follows.
             data = path.read_bytes()
-            if how == DAMAGED or (how == UNFINISHED and _has_one_scan(data)):
+            if how == DAMAGED or (how == UNFINISHED and len([*_scans(data)]) == 1):
                 data = _until_marker(data)
             data = _whole_segments(data.rstrip(b"\xff"))
-            picture, difference = _load_twice(opener, *(io.BytesIO(data + more) for more in (_END, _OTHER + _END)))
+            picture, difference = load_twice(opener, *(io.BytesIO(data + more) for more in (_END, _OTHER + _END)))
             # From the first row that differs on nothing is sure, although by chance some pixels may be the same.
             box = difference.getbbox()
             rows = 1.0 if box is None else box[1] / picture.height
-            return picture, min(rows, _part_of_scans(data, len(picture.getbands())))
+            return picture, min(rows, _part_of_scans(data, picture))
         if issubclass(kind, GifImageFile):
             data = path.read_bytes()
-            picture, difference = _load_twice(opener, *(io.BytesIO(data + more * _BLOCK) for more in (b"\0", b"\x55")))
+            picture, difference = load_twice(opener, *(io.BytesIO(data + more * _BLOCK) for more in (b"\0", b"\x55")))
         else:
-            picture, difference = _load_twice(opener, path, path)
-        return picture, difference.histogram()[0] / (difference.width * difference.height)
+            picture, difference = load_twice(opener, path, path)
+        return picture, part_alike(difference)
 
 
-def _load_twice(
-    opener: Opener, file: Path | IO[bytes], other: Path | IO[bytes]
+def load_twice(
+    opener: Callable[[Any], ImageFile.ImageFile], file: Path | IO[bytes], other: Path | IO[bytes]
 ) -> tuple[ImageFile.ImageFile, Image.Image]:
-    """Return the first of two pictures, both loaded, and where the bytes of their rows differ."""
-    with opener(file) as picture, opener(other) as judge:
+    """Return the first of two pictures, both loaded as far as they go, and where the bytes of their rows differ."""
+    with _end_forgiven(), opener(file) as picture, opener(other) as judge:
         for image, fill in zip((picture, judge), _FILLS, strict=True):
             _load_over(image, fill)
         rows = (len(picture.tobytes()) // picture.height, picture.height)
         first, second = (Image.frombytes("L", rows, image.tobytes()) for image in (picture, judge))
         return picture, ImageChops.difference(first, second)
+
+
+def part_alike(difference: Image.Image) -> float:
+    """Return the part of the bytes that do not differ."""
+    return difference.histogram()[0] / (difference.width * difference.height)
 
 
 def _whole_segments(data: bytes) -> bytes:
@@ -109,34 +116,33 @@ def _whole_segments(data: bytes) -> bytes:
 
 def _until_marker(data: bytes) -> bytes:
     """Return a JPEG's data up to the end of its first scan: a marker there ends what the decoder takes."""
-    marker = _MARKER.search(data, _first_scan(data) + 2)
+    marker = _MARKER.search(data, next(_scans(data), len(data)) + 2)
     return data[: marker.start()] if marker else data
 
 
-def _has_one_scan(data: bytes) -> bool:
-    first = _first_scan(data)
-    return _SCAN not in data[first + 2 : data.find(_END, first) % (len(data) + 1)]
+def _scans(data: bytes) -> Iterator[int]:
+    """Yield where each scan of a JPEG begins.
 
-
-def _first_scan(data: bytes) -> int:
-    """Return where the first scan begins: what is before it may hold a small picture with scans of its own."""
+    What is before the first may hold a small picture with scans of its own, what is behind the end another picture.
+    """
     at = 2
-    while at < len(data) and not data.startswith(_SCAN, at):
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return at
+    while (marker := _MARKER.search(data, at)) and data[marker.start() + 1] != _END_MARKER:
+        at = marker.start()
+        if data[at + 1] == _SCAN_MARKER:
+            yield at
+        at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
 
 
-def _part_of_scans(data: bytes, components: int) -> float:
+def _part_of_scans(data: bytes, image: Image.Image) -> float:
     """Return the part of all coefficients whose last bits are in a scan that has begun (ITU-T T.81, B.2.3)."""
     done: set[tuple[int, int]] = set()
-    at = _first_scan(data)
-    while 0 <= at < len(data):
+    for at in _scans(data):
         header = data[at + 4 : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")]
-        first, last, bits = header[-3:]
+        # What the last three bytes say is of no meaning where there is one kind of scans (ibid., B.2.4).
+        first, last, bits = header[-3:] if "progressive" in image.info else (0, 63, 0)
         if not bits & 0xF:
             done.update((component, number) for component in header[1:-3:2] for number in range(first, last + 1))
-        at = data.find(_SCAN, at + 2)
-    return min(1.0, len(done) / (64 * components))
+    return min(1.0, len(done) / (64 * len(image.getbands())))
 
 
 def _load_over(image: ImageFile.ImageFile, fill: int) -> None:

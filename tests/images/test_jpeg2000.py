@@ -9,9 +9,10 @@ import pytest
 from images.test_decode import BLUE, GREEN, RED, Colour, assert_halves, gray, halves, run, swapped_profile
 from PIL import Image, ImageChops, ImageCms, ImageStat
 
-from etl.errors import CorruptImageError
+from etl.domain.statuses import ImageFlag
+from etl.errors import CorruptImageError, ImageError, TruncatedImageError
 from etl.images import jpeg2000
-from etl.images.jpeg2000_boxes import read_boxes, read_codestream
+from etl.images.decode import decode
 
 CMYK, LAB, SRGB, GRAY, SYCC = 12, 14, 16, 17, 18
 
@@ -63,7 +64,22 @@ def coarser(stream: bytes, step: int, missing: int = 0) -> bytes:
     return bytes(data)
 
 
+def subsampled(image: Image.Image, across: int, down: int) -> bytes:
+    """The colours of a picture in fewer samples than its pixels: its planes' packets, one each, behind each other."""
+    planes = list(image.convert("YCbCr").split())
+    small = (-(-image.width // across), -(-image.height // down))
+    planes[1:] = [plane.resize(small, Image.Resampling.BOX) for plane in planes[1:]]
+    streams = [stream_of(plane, num_resolutions=1).partition(b"\xff\x93") for plane in planes]
+    head, data = bytearray(streams[0][0]), b"".join(rest.removesuffix(b"\xff\xd9") for _, _, rest in streams)
+    struct.pack_into(">H", head, 4, 47)
+    struct.pack_into(">HBBB", head, 40, 3, 7, 1, 1)
+    head[45:45] = bytes((7, across, down)) * 2
+    struct.pack_into(">L", head, len(head) - 6, 14 + len(data))
+    return bytes(head) + b"\xff\x93" + data + b"\xff\xd9"
+
+
 RGB = halves("RGB", RED, BLUE)
+ODD = halves("RGB", RED, BLUE, (67, 31))
 BGR = Image.merge("RGB", RGB.split()[::-1])
 LAB_RGB = ImageCms.profileToProfile(
     RGB, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
@@ -103,6 +119,10 @@ KINDS: dict[str, tuple[bytes, Colour, Colour]] = {
     ),
     "gray": (jp2(stream_of(halves("L", 60, 190)), space(GRAY)), gray(60), gray(190)),
     "coarse": (coarser(stream_of(RGB), 2), RED, BLUE),
+    "coarse colours": (jp2(subsampled(RGB, 2, 2), space(SYCC)), RED, BLUE),
+    "coarse colours of an odd width": (jp2(subsampled(ODD, 2, 1), space(SYCC)), RED, BLUE),
+    "coarse colours of odd sides": (jp2(subsampled(ODD, 2, 2), space(SYCC)), RED, BLUE),
+    "coarse colours of a bare codestream": (subsampled(ODD, 2, 2), RED, BLUE),
 }  # fmt: skip
 
 
@@ -118,6 +138,8 @@ def test_samples_become_the_colours_that_the_boxes_mean(tmp_path: Path, kind: st
 REFUSED = {
     "coarse components that do not fit": coarser(stream_of(RGB), 2, missing=1),
     "another size in the header": jp2(stream_of(RGB), space(SRGB), size=(32, 32)),
+    "coarse colours that are not whole": subsampled(ODD, 2, 2)[:-20],
+    "coarse colours of RGB": jp2(subsampled(ODD, 2, 2), space(SRGB)),
     "e-sYCC": jp2(stream_of(RGB), space(24)),
     "channels that there are not": jp2(stream_of(RGB), space(SRGB), channels((0, 0, 1), (7, 0, 2), (2, 0, 3))),
     "columns that there are not": jp2(stream_of(INDEX), space(SRGB), palette([RED, GREEN], (0, 1, 9))),
@@ -141,7 +163,7 @@ def test_no_more_is_decoded_than_is_shown(tmp_path: Path, size: tuple[int, int])
     drawn = Image.merge("RGB", [Image.radial_gradient("L").resize(size), *halves("RGB", RED, BLUE, size).split()[1:]])
     (tmp_path / "a").write_bytes(stream_of(drawn))
     with Image.open(tmp_path / "a", formats=["JPEG2000"]) as image:
-        pixels, _ = jpeg2000.loaded(image, size[0] // 8)  # type: ignore[arg-type]
+        pixels, *_ = jpeg2000.loaded(image, size[0] // 8)  # type: ignore[arg-type]
     assert pixels.size == (-(-size[0] // 8), -(-size[1] // 8))
     whole = drawn.resize(pixels.size, Image.Resampling.BOX)
     assert ImageChops.difference(pixels.convert("L"), whole.convert("L")).resize((1, 1)).getpixel((0, 0)) < 3  # type: ignore[operator]
@@ -191,18 +213,48 @@ def test_a_picture_that_does_not_begin_where_its_grid_does(tmp_path: Path) -> No
     assert_halves(run(tmp_path / "a", 64), RED, BLUE)
 
 
-def test_a_tile_that_is_missing_is_no_whole_picture() -> None:
-    """OpenJPEG may be lenient only where every tile and the end marker are there."""
-    data = stream_of(RGB, tile_size=(16, 16))
-    second = data.rindex(b"\xff\x90\0\x0a")
+GRAIN = Image.blend(Image.radial_gradient("L").resize((96, 96)), Image.effect_noise((96, 96), 90), 0.2)
+GRAINY = Image.merge("RGB", [GRAIN, GRAIN.rotate(90), Image.effect_noise((96, 96), 90)])
+CUT = {
+    "one tile": stream_of(GRAINY),
+    "one tile in layers": jp2(stream_of(GRAINY, irreversible=True, quality_layers=[8, 4, 2]), space(SRGB)),
+    "tiles": stream_of(GRAINY, tile_size=(32, 32)),
+    "16 bits": stream_of(GRAIN.convert("I").point(lambda value: value * 256).convert("I;16")),
+}
 
-    def is_whole(data: bytes) -> bool:
-        file = io.BytesIO(data)
-        _, start, end = read_boxes(file)
-        return read_codestream(file, start, end).is_whole
 
-    assert is_whole(data)
-    assert not is_whole(data[:-2])
-    assert not is_whole(data[:-9])
-    assert not is_whole(data[:second])
-    assert not is_whole(data[:second] + b"\xff\xd9")
+@pytest.mark.parametrize("kind", CUT)
+@pytest.mark.parametrize("longest_edge", [96, 12])
+def test_one_that_is_cut_is_refused_or_flagged(tmp_path: Path, kind: str, longest_edge: int) -> None:
+    """By the part of its tiles' data that is there, which is shown; without its end marker alone it is whole."""
+    data = CUT[kind]
+    (tmp_path / "a").write_bytes(data[:-2])
+    whole = run(tmp_path / "a", longest_edge)
+    assert not whole.flags
+    (tmp_path / "a").write_bytes(data[: len(data) * 3 // 4])
+    with pytest.raises(TruncatedImageError, match=r"cut short or damaged: 7\d% of its pixels are there"):
+        run(tmp_path / "a", longest_edge)
+    part = decode(tmp_path / "a", longest_edge=longest_edge, max_pixels=10**6, accept_truncated=0.7)
+    assert part.flags == {ImageFlag.TRUNCATED}
+    top = (0, 0, longest_edge, longest_edge // 2)
+    assert mean(ImageChops.difference(part.image.crop(top), whole.image.crop(top))) < 60
+
+
+def test_what_the_decoder_gives_up_is_no_black_picture(tmp_path: Path) -> None:
+    """Whole files with damage: all of one tile, or what comes behind it of several."""
+    for tiles, words in (((96, 96), "damaged"), ((32, 32), r"damaged: \d\d%")):
+        data = bytearray(stream_of(GRAINY, tile_size=tiles))
+        at = data.index(b"\xff\x93", len(data) // 2 if tiles[0] < 96 else 0)
+        data[at + 1] = 0x30
+        (tmp_path / "a").write_bytes(data)
+        with pytest.raises(ImageError, match=words):
+            run(tmp_path / "a")
+
+
+def test_a_number_of_parts_that_is_wrong_does_not_matter(tmp_path: Path) -> None:
+    """As in Adobe's streams: the decoder waits for more of a tile, and complains at the end."""
+    data = bytearray(stream_of(RGB, tile_size=(16, 16)))
+    for at in (at for at in range(len(data)) if data.startswith(b"\xff\x90\0\x0a", at)):
+        data[at + 11] = 2
+    (tmp_path / "a").write_bytes(data)
+    assert_halves(run(tmp_path / "a"), RED, BLUE, 8)

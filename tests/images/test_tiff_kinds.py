@@ -189,6 +189,33 @@ def test_samples_of_every_kind_become_the_colours_that_were_meant(tmp_path: Path
         assert difference(run(tmp_path / "a").image, right) < allowed
 
 
+def test_palettes_of_65536_colours_are_looked_up(tmp_path: Path) -> None:
+    """In both byte orders, and with opacity."""
+    red, green, _ = (band.tobytes() for band in drawn().split())
+    numbers = [256 * high + low for high, low in zip(red, green, strict=True)]
+    colours = [number >> 8 for number in range(65536)], [number & 255 for number in range(65536)], [90] * 65535 + [255]
+    tags: Tags = {WIDTH: W, HEIGHT: H, PHOTOMETRIC: 3, COLOUR_MAP: [257 * value for band in colours for value in band]}
+    clear = [value for number, byte in zip(numbers, OPACITY.tobytes(), strict=True) for value in (number, 257 * byte)]
+    for order, samples, values in (("<", 1, numbers), (">", 1, numbers), ("<", 2, clear)):
+        extra: Tags = {EXTRA_SAMPLES: [2]} if samples > 1 else {}
+        made = tiff_of(
+            {**tags, **extra, BITS: [16] * samples, SAMPLES: samples}, [packed(values, "H", order)], order=order
+        )
+        (tmp_path / "a").write_bytes(made)
+        assert difference(run(tmp_path / "a").image, shown("RGB", samples > 1)) < 3
+
+
+def test_logarithms_of_light_are_shown(tmp_path: Path) -> None:
+    """A quarter of the light beside full light, as Radiance and its successors store them, in both byte orders."""
+    row = [256 * 62] * 24 + [256 * 64] * 24
+    runs = b"".join(bytes([len(row), *part]) for part in ([v >> 8 for v in row], [v & 255 for v in row]))
+    tags: Tags = {WIDTH: 48, HEIGHT: 9, BITS: [16], SAMPLES: 1, SAMPLE_FORMAT: 2, COMPRESSION: 34676}
+    for order in "<>":
+        made = tiff_of({**tags, PHOTOMETRIC: 32844, ROWS_PER_STRIP: 3}, [runs * 3] * 3, order=order)
+        (tmp_path / "a").write_bytes(made)
+        assert_halves(run(tmp_path / "a"), gray(128), gray(255), 3)
+
+
 def test_samples_taken_apart_piece_by_piece_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Little memory at a time gives the same pixels, shrunk and turned too."""
     for kind, data in (("CMYK, opacity", stored("CMYK, opacity", predictor=2)), ("gray 32", stored("gray 32", rows=H))):

@@ -25,6 +25,7 @@ from etl.errors import (
     NotAnImageError,
     TruncatedImageError,
 )
+from etl.images import pnm
 from etl.images.decode import decode
 from etl.images.decoder_pool import DecoderPool
 from etl.images.formats import accept_header
@@ -79,6 +80,8 @@ COLOURED: dict[str, Callable[[], bytes]] = {
     "jpeg without its end, of 4:2:0 with restarts": lambda: odd.jpeg_without_end(subsampling=2, restart_marker_rows=1),
     "jpeg whose end is half there": lambda: odd.jpeg_without_end() + b"\xff",
     "jpeg whose end is another marker": lambda: odd.jpeg_without_end() + b"\xff\xc9",
+    "jpeg of a scan for each colour": lambda: b"".join(odd.jpeg_by_planes()) + b"\xff\xd9",
+    "jpeg with other bytes at its beginning": lambda: b"\xff\xd8 any\xff\x01\0" + odd.saved("JPEG", quality=95)[2:],
     "jpeg with 7 bytes of JFIF": lambda: odd.jpeg_with((0, b"JFIF\0")),
     "jpeg with 8 bytes of JFIF": lambda: odd.jpeg_with((0, b"JFIF\0\1")),
     "jpeg with a short Exif and profile": lambda: odd.jpeg_with((1, b"Exif\0\0"), (2, b"ICC_PROFILE\0")),
@@ -105,6 +108,7 @@ COLOURED: dict[str, Callable[[], bytes]] = {
     "png with a short gAMA and sRGB": lambda: odd.png_with(odd.chunk(b"gAMA", b"\0"), odd.chunk(b"sRGB", b"")),
     "png with a short tRNS": lambda: odd.png_with(odd.chunk(b"tRNS", b"\0")),
     "png with a short acTL": lambda: odd.png_with(odd.chunk(b"acTL", b"\0")),
+    "png with a wrong sum of its header": lambda: patched(odd.saved("PNG"), 29, b"abcd"),
     "png without its end": odd.png_ending,
     "jpeg 2000 whose last part goes to the end": odd.jp2_to_the_end,
     "png with more pixels to come at its end": lambda: odd.png_ending(b"\0\0\x20\0IDAT"),
@@ -308,6 +312,7 @@ CUT: dict[str, Callable[[Image.Image], bytes]] = {
     "ppm": lambda noise: encoded(noise, "PPM"),
     "ppm of 16 bits": lambda noise: b"P6 64 256 65535\n" + bytes(b for v in noise.tobytes() for b in (v, 0)),
     "ppm of few tones": lambda noise: b"P6 64 256 254\n" + noise.point(lambda value: min(value, 254)).tobytes(),
+    "ppm in text": lambda noise: b"P3 64 256 255\n" + b"\t".join(b"%03d" % value for value in noise.tobytes()),
 }
 
 
@@ -383,14 +388,29 @@ def test_half_a_marker_at_the_end_hides_nothing(tmp_path: Path) -> None:
             decode(tmp_path / "a", longest_edge=64, max_pixels=10**6)
 
 
-def test_a_progressive_jpeg_that_ends_between_its_scans_is_truncated(tmp_path: Path) -> None:
-    """Where fine detail was still to come, nothing of it is missing in the middle of a row."""
-    data = odd.saved("JPEG", progressive=True)
-    scans = [at for at in range(len(data)) if data.startswith((b"\xff\xda", b"\xff\xc4"), at)]
-    for end in scans[3:]:
-        (tmp_path / "a").write_bytes(data[:end])
-        with pytest.raises(TruncatedImageError):
+@pytest.mark.parametrize("end", [b"", b"\xff\xd9"])
+def test_a_jpeg_that_ends_between_its_scans_is_truncated(tmp_path: Path, end: bytes) -> None:
+    """Where fine detail or a colour was still to come, nothing is missing in the middle of a row, closed or not."""
+    progressive, planes = odd.saved("JPEG", progressive=True), odd.jpeg_by_planes()
+    scans = [at for at in range(len(progressive)) if progressive.startswith((b"\xff\xda", b"\xff\xc4"), at)]
+    for data in [progressive[:at] for at in scans[3:]] + [b"".join(planes[:count]) for count in (1, 2)]:
+        (tmp_path / "a").write_bytes(data + end)
+        with pytest.raises(TruncatedImageError, match=r"\d% of its pixels are there"):
             decode(tmp_path / "a", longest_edge=64, max_pixels=10**6)
+
+
+def test_numbers_in_text_are_those_that_were_written(tmp_path: Path) -> None:
+    """With comments wherever they may stand, also where a piece that is read at once ends, and no end of line."""
+    noise = Image.merge("RGB", [Image.effect_noise((90, 90), 80) for _ in range(3)])
+    text = b" ".join(b"%d" % value for value in noise.tobytes())
+    for data in (text, text.replace(b" 1", b"#is 1\n1"), text.replace(b" ", b"\r\n# or more, 255\n")):
+        (tmp_path / "a").write_bytes(b"P3 90 90 # of three\n255\n" + data)
+        with pnm.PpmImageFile(tmp_path / "a") as opened:
+            assert opened.tobytes() == noise.tobytes()
+    for wrong in (b"1 -1", b"1 256", b"1 x", b"1" * 70_000):
+        (tmp_path / "a").write_bytes(b"P3 90 90 255\n" + wrong)
+        with pytest.raises(CorruptImageError):
+            decode(tmp_path / "a", longest_edge=64, max_pixels=10_000)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------

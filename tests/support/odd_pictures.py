@@ -93,6 +93,18 @@ def jpeg_without_loss() -> bytes:
     return b"\xff\xd8" + made + data + b"\xff\xd9"
 
 
+def jpeg_by_planes() -> list[bytes]:
+    """Return a baseline JPEG, without its end, whose colours have a scan each: cut before the second and the third."""
+    planes = [encoded(plane, "JPEG", quality=95) for plane in picture().convert("YCbCr").split()]
+    head = planes[0][: planes[0].index(b"\xff\xda")]
+    frame = struct.pack(">HBHHB", 17, 8, *SIZE[::-1], 3) + b"".join(bytes((number, 0x11, 0)) for number in (1, 2, 3))
+    at = head.index(b"\xff\xc0")
+    head = head[: at + 2] + frame + head[at + 13 :]
+    scans = [plane[plane.index(b"\xff\xda") :][:-2] for plane in planes]
+    parts = [scan[:5] + bytes((number,)) + scan[6:] for number, scan in enumerate(scans, 1)]
+    return [head + parts[0], *parts[1:]]
+
+
 def jp2_to_the_end() -> bytes:
     """Return a JPEG 2000 whose only part of a tile has no length, and so goes to the end of the stream."""
     data = saved("JPEG2000")
