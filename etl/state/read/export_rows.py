@@ -1,9 +1,10 @@
 """What an export says of each record."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from etl.state.database import ENGINE_VERSION, FLAGS_VERSION, HOSTS_VERSION
+from etl.state.read.manifests import as_it_came
 from etl.state.read.reader import PAGE, Reader
 from etl.state.record_captions import caption_of_record
 
@@ -59,7 +60,9 @@ def export_rows(
     sql = _export_sql(reader.version)
     while rows := reader.page(sql, (recipe, manifest, *after, PAGE), line=5):
         for row in rows:
-            yield ExportRow(*row)
+            found = ExportRow(*row)
+            line = as_it_came(reader, found.line)
+            yield found if line is found.line else replace(found, line=line)
         after = rows[-1][:2]
 
 
