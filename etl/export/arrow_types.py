@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from etl.data_urls import bytes_of
 from etl.export.columns import cell, fields_of
-from etl.net.data_urls import bytes_of
 from etl.state.read.manifests import all_manifests, exported_lines
 from etl.state.read.reader import Reader
 

@@ -4,8 +4,8 @@ import hashlib
 import os
 import re
 
+from etl.data_urls import is_data
 from etl.errors import InvalidUrlError
-from etl.net.data_urls import is_data
 from etl.net.iiif import Request
 from etl.net.urls import file_name, is_local, local_path
 from etl.state.read.export_rows import ExportRow

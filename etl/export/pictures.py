@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from etl.data_urls import data_of, is_data
 from etl.errors import ConfigError, InvalidUrlError, NotPlainError
 from etl.export.names import Names, picture_name, stem_of
 from etl.files import plain_size
 from etl.images.cache import MAX_WORKING_BYTES, ImageCache, read_working
-from etl.net.data_urls import data_of, is_data
 from etl.net.urls import is_local, local_path
 from etl.state.read.export_rows import ExportRow
 

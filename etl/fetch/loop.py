@@ -126,7 +126,7 @@ class FetchLoop:
                     cache=self._cache,
                     roots=self._roots,
                     archives=archives,
-                    lines=self._queue.lines_of,
+                    queue=self._queue,
                     robots=downloader.may_follow,
                     max_bytes=self._settings.max_bytes,
                     pending=Pending.of(self._settings),

@@ -5,10 +5,11 @@ An opener asks its host only within a slot of the limiter, and writes what it br
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from etl.data_urls import data_of
 from etl.domain.items import SIGNED
 from etl.errors import InvalidUrlError, PendingError, TransientFetchError
 from etl.fetch.archives import Archives, archive_above
@@ -19,10 +20,10 @@ from etl.fetch.pending import Pending
 from etl.fetch.workers.base import Downloads
 from etl.images.cache import ImageCache
 from etl.net.attempt import Validators
-from etl.net.data_urls import data_of
 from etl.net.object_stores import is_store
 from etl.net.part import HELD, Download, PartWriter
 from etl.net.signatures import newest
+from etl.state.sources import SourceQueue
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Access:
         cache: gives each URL its part.
         roots: where local files may lie.
         archives: those that pictures are read from.
-        lines: returns the lines of the first records that need a source.
+        queue: has the records' lines, and the pictures that stood in them.
         robots: awaited with the URL before it is asked for; raises a `FetchError` where that is not allowed.
         max_bytes: that a file may have.
         pending: pictures that hosts are making ready.
@@ -55,7 +56,7 @@ class Access:
     cache: ImageCache
     roots: Roots
     archives: Archives
-    lines: Callable[[str], Sequence[bytes]]
+    queue: SourceQueue
     robots: Callable[[str], Awaitable[None]] | None
     max_bytes: int
     pending: Pending
@@ -99,7 +100,7 @@ async def open_http(access: Access, address: Address, validators: Validators | N
     """
     part, url = access.cache.part_of(address.url), address.url
     if url.endswith(SIGNED):
-        url = newest(url, access.lines(url))
+        url = newest(url, access.queue.lines_of(url))
     await ask_leave(access, address)
     while True:
         begun = access.downloads.rest_of(part)
@@ -149,18 +150,18 @@ async def open_file(access: Access, address: Address, _: Validators | None) -> O
 
 
 async def open_data(access: Access, address: Address, _: Validators | None) -> Opened:
-    """Decode a picture that stands in its own record."""
+    """Take a picture that stood in its own record."""
     async with access.limiter.slot("", patient=False):
-        line = next(iter(access.lines(address.url)), None)
-        if line is None:
+        data, lines = access.queue.own_picture(address.url), access.queue.lines_of(address.url)
+        if data is None and not lines:
             raise InvalidUrlError("no record holds the picture any more")
         part = access.cache.part_of(address.url)
-        download = await asyncio.to_thread(_written, address.url, line, part, access.max_bytes)
+        data = data_of(address.url, lines[0]) if data is None else data
+        download = await asyncio.to_thread(_written, data, part, access.max_bytes)
     return Opened(download, part)
 
 
-def _written(url: str, line: bytes, part: Path, max_bytes: int) -> Download:
-    data = data_of(url, line)
+def _written(data: bytes, part: Path, max_bytes: int) -> Download:
     with PartWriter(part, max_bytes=max_bytes, held=HELD) as writer:
         writer.write(data)
     return Download(sha256=writer.sha256, size=writer.size, data=writer.data)

@@ -15,7 +15,7 @@ from etl.ingest import manifest_formats
 from etl.ingest.manifest_formats.file import ManifestFile
 from etl.net.documents import Documents
 from etl.net.signatures import without_signature
-from etl.net.urls import file_name, host_of
+from etl.net.urls import file_name, folder_of, host_of
 from etl.redaction import redact_url
 from etl.settings import Settings
 from etl.text import clean, nearest
@@ -24,7 +24,7 @@ STDIN = "-"
 
 
 class Manifest:
-    """One manifest: a file, archive or directory of pictures, standard input (``-``), or a file elsewhere, by its URL.
+    """One manifest: a file, archive or directory of pictures, standard input (``-``), or a file or folder elsewhere.
 
     Attributes:
         path: the name under which the state knows it: an absolute path, ``-``, or a URL without its signature.
@@ -33,16 +33,17 @@ class Manifest:
     """
 
     def __init__(self, path: str) -> None:
-        self._url = ""
+        self._url = self._folder = ""
         if path == STDIN:
             self._file = ManifestFile(None)
             self.path, self.name, self.rereadable = STDIN, self._file.name, False
             return
         file = Path(path)
         if "://" in path and not _exists(file):
-            self._url = path.strip()
+            self._folder = folder_of(path) or ""
+            self._url = self._folder or path.strip()
             self.path = _checked(self._url)
-            self.name, self.rereadable = remote_name(self.path), True
+            self.name, self.rereadable = remote_name(self.path.rstrip("/")), True
             return
         if not _exists(file):
             raise ManifestError(f"there is no manifest {path}").with_cure(_cure(file))
@@ -71,6 +72,11 @@ class Manifest:
         What it names itself can be asked for meanwhile.  Raises `ManifestError` when it cannot be brought.
         """
         with Documents(settings, should_stop) as documents:
+            if self._folder:
+                self._file = ManifestFile(None, folder=self._folder, read_page=documents.page)
+                self._file.base = self._folder
+                yield True
+                return
             if not self._url:
                 self._file.read_url = documents.read
                 yield True
@@ -104,7 +110,7 @@ def remote_name(url: str) -> str:
 def _checked(url: str) -> str:
     """Return the URL of a manifest as it may be stored.  Raises `ManifestError` for one that cannot be asked for."""
     try:
-        host_of(url)
+        host_of(f"{url}_" if folder_of(url) else url)
     except InvalidUrlError as error:
         raise ManifestError(f"there is no manifest {clean(redact_url(url), 200)}: {error}") from error
     scheme, _, rest = without_signature(url).partition("://")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
+from etl.data_urls import data_url, decoded, is_data, taken_out
 from etl.domain.statuses import RecordState
 from etl.errors import InvalidJsonError, InvalidRecordError, InvalidUrlError, ItemError, MissingImageFieldError
 from etl.ingest.fields import (
@@ -22,7 +23,6 @@ from etl.ingest.fields import (
 from etl.ingest.manifest import Manifest
 from etl.ingest.manifest_formats.file import BadRow
 from etl.ingest.options import IngestOptions
-from etl.net.data_urls import data_url, is_data
 from etl.net.signatures import identity_of
 from etl.net.urls import beside, host_of, is_local, local_path, plain_host
 from etl.state.record_captions import GIVEN
@@ -67,14 +67,20 @@ class RecordParser:
         except (InvalidRecordError, InvalidUrlError, ValueError) as error:
             return [_invalid(key, position, line, error)]
         state = RecordState.ACTIVE if (index, record) in self._options.selection else RecordState.UNSELECTED
-        found = []
+        found, taken = [], dict[str, str]()
         for number, picture in enumerate(pictures, 1):
             own = key if number == 1 else f"{key}#{number}"
             try:
-                url, host = self._source(picture)
-                found.append(NewRecord(own, position, line, url, host, prompt, state))
+                url, host, data = self._source(picture)
+                found.append(NewRecord(own, position, line, url, host, prompt, state, data=data))
+                if data is not None:
+                    taken[picture] = url
             except (InvalidRecordError, InvalidUrlError, ValueError) as error:
                 found.append(_invalid(own, position, line, error))
+        if taken:
+            line = taken_out(line, taken)
+            for one in found:
+                one.line = line
         return found
 
     @staticmethod
@@ -138,17 +144,18 @@ class RecordParser:
             raise MissingImageFieldError(f"no image: none of the fields {fields} has a value")
         return found
 
-    def _source(self, picture: str) -> tuple[str, str]:
-        """Return a picture's URL or path, and the host that is asked for it."""
+    def _source(self, picture: str) -> tuple[str, str, bytes | None]:
+        """Return a picture's URL or path, the host that is asked for it, and its bytes where it stands there itself."""
         host = plain_host(picture)
-        if host is None or len(picture) > MAX_URL_CHARS:
-            url = self._absolute(picture)
-            return url, host_of(url)
-        return identity_of(picture) if self._options.url_identity else picture, host
+        if host is not None and len(picture) <= MAX_URL_CHARS:
+            return identity_of(picture) if self._options.url_identity else picture, host, None
+        if is_data(picture):
+            data = decoded(picture)
+            return data_url(data), "", data
+        url = self._absolute(picture)
+        return url, host_of(url), None
 
     def _absolute(self, picture: str) -> str:
-        if is_data(picture):
-            return data_url(picture)
         url = mended(_storable(picture, "the image's address"))
         if len(url) > MAX_URL_CHARS:
             raise InvalidUrlError(f"an address of {len(url)} characters, more than {MAX_URL_CHARS}")

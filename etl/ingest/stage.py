@@ -208,7 +208,7 @@ def _batches(records: Iterable[list[NewRecord]]) -> Iterator[list[NewRecord]]:
     for of_line in records:
         batch += of_line
         for record in of_line:
-            size += len(record.line)
+            size += len(record.line) + len(record.data or b"")
         if len(batch) >= BATCH or size >= BATCH_BYTES or monotonic() > due:
             yield batch
             batch, size, due = [], 0, monotonic() + BATCH_S

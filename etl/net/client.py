@@ -30,9 +30,9 @@ from etl.net import resume
 from etl.net.attempt import Attempt, Validators, deadline_of
 from etl.net.client_pool import CONNECTIONS, ClientPool, ClientPools
 from etl.net.errors import fetch_error
-from etl.net.first_words import beginning_of, words_of
+from etl.net.first_words import at_most, beginning_of, words_of
 from etl.net.names import Names
-from etl.net.object_stores import Asked, ObjectStores, is_store
+from etl.net.object_stores import MOVED, Asked, ObjectStores, context_of, is_store
 from etl.net.part import HELD, Download, PartWriter
 from etl.net.request import as_written, check_scheme, request_of, user_agent, without_userinfo
 from etl.net.responses import download_of, is_compressed, status_error
@@ -89,11 +89,11 @@ class Downloader:
         self._side_clients = ClientPool(self._client, SIDE_CLIENTS, is_reusable)
 
     def _client(self, endpoint: str = "") -> httpx2.AsyncClient:
-        settings = self._settings
+        settings, context = self._settings, context_of(endpoint, self._context)
         return httpx2.AsyncClient(
             transport=Routes(
-                GuardedTransport(self._context, _LIMITS, (*settings.allow_host, *filter(None, [endpoint])), self.names),
-                proxy_transports(self._context, _LIMITS),
+                GuardedTransport(context, _LIMITS, (*settings.allow_host, *filter(None, [endpoint])), self.names),
+                proxy_transports(context, _LIMITS),
             ),
             trust_env=False,
             follow_redirects=False,
@@ -119,13 +119,22 @@ class Downloader:
 
         Raises a `FetchError` as `download` does.
         """
+        return (await self.page(url, "", max_bytes=max_bytes))[0]
+
+    async def page(self, url: str, after: str, *, max_bytes: int) -> tuple[bytes, str]:
+        """Return a page of what a store's folder holds, as `read` does, and what the server says of the next one.
+
+        ``after`` is the mark at the end of the page before it.
+        """
         attempt = Attempt.of(url)
         with attempt.errors():
-            async with self._side_clients.client_for(host_of(url)) as client, self._watchdog(attempt) as watchdog:
-                response = await self._open(client, attempt, Asked(url), {}, watchdog)
+            asked = await self._asked(url, after)
+            pool = self._clients.of(asked.endpoint) if asked.store else self._side_clients
+            async with pool.client_for(host_of(asked.url)) as client, self._watchdog(attempt) as watchdog:
+                response = await self._open(client, attempt, asked, {}, watchdog)
                 try:
-                    await _check_status(response, watchdog, Asked(url))
-                    return await _beginning(response, max_bytes)
+                    await _check_status(response, watchdog, asked)
+                    return await at_most(response, max_bytes), response.headers.get("link", "")
                 finally:
                     await response.aclose()
 
@@ -163,8 +172,8 @@ class Downloader:
                     resume.forget(part)
                 raise
 
-    async def _asked(self, url: str) -> Asked:
-        return await asyncio.to_thread(self._stores.asked, url) if is_store(url) else Asked(url)
+    async def _asked(self, url: str, after: str = "") -> Asked:
+        return await asyncio.to_thread(self._stores.asked, url, after) if is_store(url) else Asked(url)
 
     async def _fetch(
         self,
@@ -225,9 +234,13 @@ class Downloader:
             watchdog.reschedule(loop.time() + self._answer_s)
             response = await send(client, request)
             attempt.status = response.status_code
-            if self._stores.has_moved(asked, attempt.url, response.status_code, response.headers):
+            if (
+                asked.store
+                and response.status_code in MOVED
+                and self._stores.has_moved(asked, attempt.url, response.headers, await beginning_of(response))
+            ):
                 await response.aclose()
-                request = request_of(client, await self._asked(attempt.url), headers)
+                request = request_of(client, await self._asked(attempt.url, asked.after), headers)
                 continue
             if response.next_request is None:
                 if response.has_redirect_location:
@@ -293,19 +306,8 @@ async def _check_status(response: httpx2.Response, watchdog: asyncio.Timeout, as
     if response.status_code not in _SUCCESS:
         watchdog.reschedule(None)
         body, headers = await beginning_of(response), response.headers
-        words = asked.words(body) if asked.store else words_of(response, body)
+        words = asked.words(body, headers.get("date")) if asked.store else words_of(response, body)
         raise status_error(response.status_code, headers.get("retry-after"), headers.get("date"), words)
-
-
-async def _beginning(response: httpx2.Response, most: int) -> bytes:
-    """Return the first bytes of a body, at most so many."""
-    begun = bytearray()
-    async with aclosing(response.aiter_raw()) as chunks:
-        async for chunk in chunks:
-            begun += chunk
-            if len(begun) >= most:
-                break
-    return bytes(begun[:most])
 
 
 def _result(attempt: Attempt, response: httpx2.Response, writer: PartWriter | None) -> Download:

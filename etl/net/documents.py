@@ -42,6 +42,10 @@ class Documents:
 
     def read(self, url: str, max_bytes: int) -> bytes:
         """Return what lies behind a URL.  Raises a `FetchError`, for more than ``max_bytes`` too."""
+        return self.page(url, "", max_bytes)[0]
+
+    def page(self, url: str, after: str, max_bytes: int) -> tuple[bytes, str]:
+        """Return what `Downloader.page` does.  Raises a `FetchError`, for more than ``max_bytes`` too."""
         # The HTTP client takes a tenth of a second to import.
         from etl.net.client import Downloader
 
@@ -55,10 +59,10 @@ class Documents:
                 time.sleep(min(left, LOOK_S))
             self._not_before = time.monotonic() + pause
             try:
-                data = self._runner.run(self._downloader.read(url, max_bytes=max_bytes + 1))
+                data, link = self._runner.run(self._downloader.page(url, after, max_bytes=max_bytes + 1))
                 if len(data) > max_bytes:
                     raise BodyTooLargeError(f"larger than {max_bytes} bytes: {url[:200]}")
-                return data
+                return data, link
             except FetchError as error:
                 wait = error.retry_after_s or self._settings.backoff * 2 ** (attempt - 1)
                 ends = attempt >= self._settings.max_attempts or wait > LONGEST_WAIT_S or self._should_stop()

@@ -4,6 +4,7 @@ import asyncio
 import re
 from contextlib import aclosing, suppress
 from http.client import responses
+from typing import cast
 from urllib.parse import parse_qsl
 
 import httpx2
@@ -17,6 +18,9 @@ MAX_BYTES = 8192
 MAX_S = 1.0
 """Longest wait for it."""
 
+_READ = "etl.beginning"
+"""Where it is kept for who asks for it again."""
+
 _SECRET_CHARS = 4
 """A value of a query that is shorter tells nothing, and may be part of any word."""
 
@@ -26,6 +30,8 @@ async def beginning_of(response: httpx2.Response) -> bytes:
 
     One that is read to its end leaves its connection to the next request; another one must be closed, as ever.
     """
+    if _READ in response.extensions:
+        return cast(bytes, response.extensions[_READ])
     head = bytearray()
     with suppress(TimeoutError, httpx2.HTTPError):
         async with asyncio.timeout(MAX_S), aclosing(response.aiter_raw()) as chunks:
@@ -33,7 +39,19 @@ async def beginning_of(response: httpx2.Response) -> bytes:
                 head += chunk
                 if len(head) >= MAX_BYTES:
                     break
+    response.extensions[_READ] = bytes(head[:MAX_BYTES])
     return bytes(head[:MAX_BYTES])
+
+
+async def at_most(response: httpx2.Response, most: int) -> bytes:
+    """Return the first bytes of a small body, at most so many."""
+    begun = bytearray()
+    async with aclosing(response.aiter_raw()) as chunks:
+        async for chunk in chunks:
+            begun += chunk
+            if len(begun) >= most:
+                break
+    return bytes(begun[:most])
 
 
 def words_of(response: httpx2.Response, body: bytes) -> str:

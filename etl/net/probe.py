@@ -16,7 +16,8 @@ from etl.net.address_guard import GuardedBackend
 from etl.net.attempt import Attempt
 from etl.net.errors import fetch_error
 from etl.net.names import Names
-from etl.net.request import user_agent
+from etl.net.object_stores import Asked, ObjectStores, context_of, is_store
+from etl.net.request import request_of, user_agent
 from etl.net.transport import GuardedTransport, Routes, proxy_addresses, proxy_transports
 from etl.net.urls import host_of
 from etl.settings import Settings
@@ -74,13 +75,18 @@ def unreachable(settings: Settings, urls: Mapping[str, str]) -> dict[str, FetchE
 
 
 async def _unreachable(settings: Settings, urls: Mapping[str, str]) -> dict[str, FetchError]:
-    backend = GuardedBackend(settings.allow_host, Names(LOOK_S))
+    names, stores = Names(LOOK_S), ObjectStores()
 
     async def look(text: str) -> FetchError | None:
         try:
-            url = httpx2.URL(text)
-            port = url.port or {"http": 80, "https": 443}[url.scheme]
+            asked = await _asked(stores, text)
+        except FetchError:
+            # Fetching says so of each picture.
+            return None
+        try:
             async with asyncio.timeout(LOOK_S):
+                url, backend = httpx2.URL(asked.url), GuardedBackend(_allowed(settings, asked), names)
+                port = url.port or {"http": 80, "https": 443}[url.scheme]
                 await (await backend.connect_tcp(url.raw_host.decode("ascii"), port)).aclose()
         except TimeoutError:
             return FetchTimeoutError(f"no connection within {LOOK_S:g} s")
@@ -94,17 +100,25 @@ async def _unreachable(settings: Settings, urls: Mapping[str, str]) -> dict[str,
     return {host: error for host, error in zip(urls, found, strict=True) if error is not None}
 
 
+async def _asked(stores: ObjectStores, url: str) -> Asked:
+    return await asyncio.to_thread(stores.asked, url) if is_store(url) else Asked(url)
+
+
+def _allowed(settings: Settings, asked: Asked) -> tuple[str, ...]:
+    return (*settings.allow_host, *filter(None, [asked.endpoint]))
+
+
 async def _probe_all(settings: Settings, urls: Mapping[str, str]) -> dict[str, Reached]:
-    slots, context = asyncio.Semaphore(AT_ONCE), httpx2.create_ssl_context()
+    slots, context, stores = asyncio.Semaphore(AT_ONCE), httpx2.create_ssl_context(), ObjectStores()
 
     async def one(url: str) -> Reached:
         async with slots:
-            return await _probe(settings, url, context)
+            return await _probe(settings, url, context, stores)
 
     return dict(zip(urls, await asyncio.gather(*map(one, urls.values())), strict=True))
 
 
-async def _probe(settings: Settings, url: str, context: ssl.SSLContext) -> Reached:
+async def _probe(settings: Settings, url: str, context: ssl.SSLContext, stores: ObjectStores) -> Reached:
     names, reached = Names(PROBE_S), Reached()
     begun: dict[str, float] = {}
 
@@ -116,21 +130,26 @@ async def _probe(settings: Settings, url: str, context: ssl.SSLContext) -> Reach
             reached.steps[_STEPS[step]] = time.monotonic() - begun[step]
 
     proxies = proxy_transports(context, _LIMITS)
-    transport = Routes(GuardedTransport(context, _LIMITS, settings.allow_host, names), proxies)
     headers = {"User-Agent": user_agent(settings.contact), "Range": "bytes=0-0"}
     try:
         with Attempt.of(url).errors():
+            asked = await _asked(stores, url)
+            context = context_of(asked.endpoint, context)
+            transport = Routes(GuardedTransport(context, _LIMITS, _allowed(settings, asked), names), proxies)
             async with (
                 asyncio.timeout(PROBE_S),
                 httpx2.AsyncClient(transport=transport, trust_env=False, timeout=PROBE_S) as client,
             ):
                 if not proxies:
                     # Known for the connection then, which so has its own time alone.
-                    asked = time.monotonic()
-                    await names.addresses(host_of(url))
-                    reached.steps["DNS"] = time.monotonic() - asked
-                async with client.stream("GET", url, headers=headers, extensions={"trace": trace}) as response:
-                    reached.status = response.status_code
+                    began = time.monotonic()
+                    await names.addresses(host_of(asked.url))
+                    reached.steps["DNS"] = time.monotonic() - began
+                request = request_of(client, asked, headers)
+                request.extensions["trace"] = trace
+                response = await client.send(request, stream=True)
+                reached.status = response.status_code
+                await response.aclose()
     except FetchError as error:
         reached.error = str(error)
     return reached

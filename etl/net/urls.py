@@ -19,7 +19,7 @@ _ELSEWHERE = re.compile(r"//(?!/)|\\\\")
 """A share of another machine, or a URL without its scheme; POSIX would read both beginnings from here."""
 
 _OWN_PICTURE = re.compile(r"data:,sha256=[0-9a-f]{64}")
-"""A picture that stands in its own record; see `etl.net.data_urls`."""
+"""A picture that stands in its own record; see `etl.data_urls`."""
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,220}[A-Za-z0-9]")
 
@@ -107,6 +107,20 @@ def bucket_and_key(url: str) -> tuple[str, str]:
     if not key or key.endswith("/"):
         raise InvalidUrlError(f"names no object; write {scheme_of(url)}://{bucket}/KEY")
     return bucket, key
+
+
+def folder_of(url: str) -> str | None:
+    """Return the URL of a store's folder, a bucket or repository included, with ``/`` at its end; ``None`` for others.
+
+    What lies in it is named by its URL with a path behind it.
+    """
+    url = url.strip()
+    scheme, _, rest = url.partition("://")
+    if not rest or scheme.lower() not in ("s3", "gs", "hf"):
+        return None
+    inner = _HUB_FILE.fullmatch(f"{url.rstrip('/')}/.") if scheme.lower() == "hf" else None
+    is_top = inner["path"] == "." if inner else "/" not in rest
+    return url if url.endswith("/") else f"{url}/" if is_top else None
 
 
 def hub_file(url: str) -> tuple[str, str, str, str]:

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+from etl.data_urls import data_url
 from etl.state.read.reader import PAGE, Reader
 from etl.state.record_captions import CURRENT_RECIPE, caption_of_record, records_of_caption
 
@@ -128,7 +129,7 @@ def summed_up(what: str, examples: list[str], total: int) -> Iterator[str]:
 
 
 def _changed_lines(reader: Reader) -> Iterator[str]:
-    """Compare each stored manifest line with its hash."""
+    """Compare each stored manifest line, and each picture that stood in one, with its hash."""
     changed, total, after = list[str](), 0, 0
     while rows := reader.rows(
         "SELECT r.id, r.key, r.line_sha256, l.line FROM records r LEFT JOIN record_lines l ON l.record = r.id "
@@ -141,6 +142,12 @@ def _changed_lines(reader: Reader) -> Iterator[str]:
                 changed += [f"record {key}"] if len(changed) < EXAMPLES else []
         after = rows[-1][0]
     yield from summed_up("with a stored line that is not the one of the manifest", changed, total)
+    pictures = [
+        url
+        for (url,) in reader.rows("SELECT url FROM own_pictures")
+        if data_url(reader.rows("SELECT data FROM own_pictures WHERE url = ?", (url,))[0][0]) != url
+    ]
+    yield from summed_up("pictures of records that are not what they were", pictures[:EXAMPLES], len(pictures))
 
 
 def _broken_texts(reader: Reader) -> Iterator[str]:

@@ -41,7 +41,10 @@ THINKING_VERSION = 7
 FLAGS_VERSION = 8
 """The first version with flags of images, and captions that are skipped for them."""
 
-SCHEMA_VERSION = 9
+OWN_PICTURES_VERSION = 10
+"""The first version that keeps pictures which stood in records apart from these."""
+
+SCHEMA_VERSION = 10
 """Number of migrations; stored as ``user_version`` so that an older program can refuse a newer database."""
 
 PAGE_SIZE = 16384

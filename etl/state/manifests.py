@@ -101,6 +101,10 @@ class ManifestWriter:
                 for number, path in db.conn.execute("SELECT id, path FROM manifests").fetchall()
                 if path in self._beside and number != manifest.id
             ]
+            db.conn.executemany(
+                "INSERT INTO own_pictures (url, data) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                ((record.url, record.data) for record in records if record.url and record.data is not None),
+            )
             counts = write_batch(
                 db, manifest.id, manifest.generation, records, strict=strict, beside=beside, name=Path(self.path).name
             )

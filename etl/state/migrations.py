@@ -210,6 +210,12 @@ def _skipped(db: Database) -> None:
     _execute(db, [*gone, *_SKIPPED.split(";"), *(sql for _, sql in triggers)])
 
 
+@migrations(name="0010_own_pictures")
+def _own_pictures(db: Database) -> None:
+    """The pictures that stood in their records' lines; those of earlier versions still do."""
+    _execute(db, ["CREATE TABLE own_pictures (url TEXT PRIMARY KEY, data BLOB NOT NULL) STRICT"])
+
+
 def migrate(db: Database) -> None:
     """Bring the database up to date; the caller holds the writer lock.
 

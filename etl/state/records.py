@@ -31,6 +31,7 @@ class NewRecord:
         url, host, prompt: ``None`` for an invalid record.
         state: active, unselected or invalid.
         error_class, error: why it is invalid.
+        data: the picture, where the record held it itself.
     """
 
     key: str
@@ -42,6 +43,7 @@ class NewRecord:
     state: RecordState
     error_class: str | None = None
     error: str | None = None
+    data: bytes | None = None
 
 
 @dataclass(slots=True)

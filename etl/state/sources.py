@@ -101,6 +101,11 @@ class SourceQueue(WorkQueue):
         )
         return [bytes(line) for (line,) in rows]
 
+    def own_picture(self, url: str) -> bytes | None:
+        """Return the picture that a record held itself, by its URL."""
+        rows = self._connection.rows("SELECT data FROM own_pictures WHERE url = ?", (url,))
+        return bytes(rows[0][0]) if rows else None
+
     def captions_are_waiting(self) -> bool:
         """Return whether any picture is still to be captioned or in work."""
         rows = self._connection.rows(

@@ -33,6 +33,7 @@ ENDS_BEFORE = {
     6: "0007_thinking",
     7: "0008_image_flags",
     8: "0009_skipped",
+    9: "0010_own_pictures",
 }
 """The migration before which each released schema ends."""
 
@@ -109,7 +110,10 @@ def test_a_state_of_an_earlier_schema_goes_on(
     kept = bench.rows(done)
     with Reader(bench.state) as reader:
         assert reader.version == version
-        assert read_progress(reader).outcomes == {"captioned": len(kept), "failed": 1, "pending": 6 - len(kept)}
+        skipped = {"skipped": 0} if version >= 9 else {}
+        assert read_progress(reader).outcomes == {
+            "captioned": len(kept), "failed": 1, "pending": 6 - len(kept), **skipped,
+        }  # fmt: skip
     assert bench.rows("PRAGMA user_version") == [(version,)], "looking migrates nothing"
     # Nothing proves that a state which names no root was made by this user.
     bench.ingest(*RECORDS)

@@ -79,6 +79,11 @@ def test_a_bucket_is_fetched_once_however_often_we_are_killed(tmp_path: Path) ->
             per_host=CONCURRENCY,
         )  # fmt: skip
         assert program.run("ingest", "s3://scans/list.jsonl").code == 0
+        (tmp_path / "listed").mkdir()
+        listed = Program(tmp_path / "listed", variables=VARIABLES | {"AWS_ENDPOINT_URL": endpoint}, allow_host="")
+        assert listed.run("ingest", "s3://scans/").code == 0
+        urls = "SELECT url FROM sources ORDER BY url"
+        assert listed.rows(urls) == program.rows(urls) and len(listed.rows(urls)) == PICTURES
         rng = random.Random(7)
         for kill in range(1, KILLS + 1):
             with program.start("fetch") as running:

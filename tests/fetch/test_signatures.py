@@ -12,6 +12,8 @@ from etl.domain.views import StageSummary
 from etl.net.client import Downloader
 from etl.net.signatures import identity_of, newest
 from etl.settings import Settings
+from etl.state.read.export_rows import export_rows
+from etl.state.read.reader import Reader
 
 BODIES = [body for _, body in scenes(2)]
 
@@ -89,6 +91,8 @@ def test_a_list_that_is_signed_anew_names_the_same_pictures(server: FaultServer,
     assert bench.rows("SELECT url, status, final_url FROM sources ORDER BY id") == [
         (f"{server.base}/{n}.jpg?size=L#signed", "done", f"{server.base}/{n}.jpg?size=L") for n in range(2)
     ]
+    with Reader(bench.state) as reader:
+        assert [row.url for row in export_rows(reader, 1, None)] == [f"{server.base}/{n}.jpg?size=L" for n in range(2)]
     assert [(request.path, "Date=2" in request.target) for request in sorted(server.log, key=lambda one: one.path)] == [
         ("/0.jpg", False), ("/1.jpg", False), ("/1.jpg", True),
     ]  # fmt: skip

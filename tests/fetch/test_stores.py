@@ -1,10 +1,16 @@
 """Pictures and manifests at s3:, gs: and hf: addresses, by the one downloader."""
 
 import asyncio
+import json
 import re
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +20,25 @@ from support.fault_server import Exchange, FaultServer, ok, ranged, redirect
 from support.s3_server import KEY, SECRET, S3Server
 from support.workbench import Workbench, encoded, scenes
 
+from etl.domain.statuses import Stage
 from etl.domain.views import StageSummary
-from etl.errors import ForbiddenError, InvalidUrlError, PackageMissingError, TransientFetchError
+from etl.errors import (
+    ConfigError,
+    ForbiddenError,
+    InvalidUrlError,
+    PackageMissingError,
+    TlsError,
+    TransientFetchError,
+)
+from etl.ingest.manifest import Manifest
+from etl.ingest.options import IngestOptions
+from etl.ingest.stage import ingest
 from etl.net import object_stores
 from etl.net.client import Download, Downloader
+from etl.net.object_stores import Asked
 from etl.net.urls import host_of, hub_file
 from etl.settings import Settings
+from etl.state.store import Store
 
 BODIES = [body for _, body in scenes(6)]
 
@@ -29,7 +48,8 @@ KEYS = ("a b.jpg", "x/./y/../z+%2F//é~.jpg", "q?a=1&b#c.jpg")
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Take the machine's own keys, tokens and endpoints away, and let nobody ask a cloud for some."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_REGION", "AWS_ENDPOINT_URL"):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_REGION", "AWS_ENDPOINT_URL",
+                 "AWS_REQUEST_PAYER", "AWS_CA_BUNDLE"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
@@ -46,13 +66,14 @@ def strict(tmp_path: Path) -> Workbench:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """The stand-in for S3, named by the environment, with some pictures."""
-    with S3Server(public=("open",), regions={"far": "eu-west-3"}) as server:
+    with S3Server(public=("open",), regions={"far": "eu-west-3"}, paid=("paid",)) as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         for key, body in zip(KEYS, BODIES, strict=False):
             server.add(f"/private/{key}", body)
         server.add("/far/a.jpg", BODIES[3])
         server.add("/open/a.jpg", BODIES[4])
+        server.add("/paid/a.jpg", BODIES[5])
         yield server
 
 
@@ -116,8 +137,8 @@ def test_pictures_of_buckets(s3: S3Server, strict: Workbench, monkeypatch: pytes
 def test_a_refusal_is_told_in_s3_s_words(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And in no others, which may name the key; without keys it says so, and open buckets need none."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong" + SECRET)
-    refused = "HTTP 403, SignatureDoesNotMatch: The signature that we calculated is another.: s3://private/a b.jpg"
-    with pytest.raises(ForbiddenError, match=f"^{re.escape(refused)}$"):
+    refused = "HTTP 403, SignatureDoesNotMatch: The signature that we calculated is another.; look at AWS_SECRET"
+    with pytest.raises(ForbiddenError, match=f"^{re.escape(refused)}_ACCESS_KEY: s3://private/a b.jpg$"):
         download("s3://private/a b.jpg", tmp_path / "part", Settings())
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -138,6 +159,97 @@ def test_a_manifest_of_a_bucket_names_pictures_beside_it(s3: S3Server, strict: W
     strict.ingest_path("s3://private/x/list.csv")
     assert strict.rows("SELECT url FROM sources") == [("s3://private/a b.jpg",), ("s3://private/far.jpg",)]
     assert strict.rows("SELECT path FROM manifests") == [("s3://private/x/list.csv",)]
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("ExpiredToken", "the session of the keys is over: sign in again"),
+        ("AccessDenied", "these keys may not read it; where who asks pays, set AWS_REQUEST_PAYER=requester"),
+        ("InvalidObjectState", "it is archived: have it restored first"),
+        ("InvalidAccessKeyId", "the store knows no such key"),
+        ("NoSuchBucket", "look at its name, and at AWS_ENDPOINT_URL"),
+        ("RequestTimeTooSkewed", "this machine's clock is 2h 00m ahead: set it right"),
+    ],
+)
+def test_a_refusal_says_what_to_do(word: str, words: str) -> None:
+    """In a line behind S3's own words, and with the machine's clock where that is wrong."""
+    body = f"<Error><Code>{word}</Code><Message>No</Message><Key>x</Key></Error>".encode()
+    date = format_datetime(datetime.now(UTC) - timedelta(hours=2 if "Skewed" in word else 0, seconds=1))
+    assert Asked("", store="s3").words(body, date).startswith(f"{word}: No; {words}")
+
+
+def test_who_pays_where_a_bucket_is_and_whose_certificate(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers who pay say so, signed; a region is found in MinIO's words, too; AWS_CA_BUNDLE counts for S3 alone."""
+    with pytest.raises(ForbiddenError, match="AWS_REQUEST_PAYER=requester"):
+        download("s3://paid/a.jpg", tmp_path / "part", Settings())
+    monkeypatch.setenv("AWS_REQUEST_PAYER", "requester")
+    assert download("s3://paid/a.jpg", tmp_path / "part", Settings()).size == len(BODIES[5])
+    s3.in_body = True
+    assert download("s3://far/a.jpg", tmp_path / "part", Settings()).size == len(BODIES[3])
+    pem, bundle = tmp_path / "server.pem", tmp_path / "ca.pem"
+    made = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=127.0.0.1")
+    named = ("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(pem), "-out", str(bundle))
+    subprocess.run(["openssl", "req", *made, *named], check=True, capture_output=True)
+    pem.write_bytes(pem.read_bytes() + bundle.read_bytes())
+    with S3Server(public=("open",), tls=str(pem)) as server:
+        server.add("/open/a.jpg", BODIES[4])
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.base)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
+        assert download("s3://open/a.jpg", tmp_path / "part", Settings()).size == len(BODIES[4])
+        with pytest.raises(TlsError):
+            download(f"{server.base}/open/a.jpg", tmp_path / "part", Settings(allow_host=("127.0.0.1",)))
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "none.pem"))
+        with pytest.raises(ConfigError, match=r"^AWS_CA_BUNDLE: .*none\.pem cannot be used: No such file"):
+            download("s3://open/a.jpg", tmp_path / "part", Settings())
+
+
+def test_folders_of_stores(
+    s3: S3Server, server: FaultServer, strict: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every picture in one is a record under its object's name, page after page; what is unchanged stays as it is.
+
+    Listed again where it was broken off, it gives the same records.
+    """
+    monkeypatch.setattr(object_stores, "GOOGLE", s3.base)
+    monkeypatch.setattr(constants, "ENDPOINT", server.base)
+    for name in (KEYS[0], KEYS[2], "é+&<.JPG", "readme.md", "sub/"):
+        s3.add(f"/private/box 1/{name}", BODIES[0])
+        s3.add(f"/open/{name}", BODIES[1])
+    tree = "/api/datasets/own/set/tree/v1/train"
+    top = {"type": "directory", "path": "train", "size": 0}
+    named = [{"type": "file", "path": f"train/{name}", "size": 7} for name in ("é 0.jpg", "1.png")]
+    link = f'<{server.base}{tree}?recursive=true&cursor=Zm%3D>; rel="next"'
+    server.add(f"{tree}?recursive=true", json.dumps([top, named[0]]).encode())
+    server.fail(
+        f"{tree}?recursive=true",
+        lambda exchange: exchange.handler.answer(200, exchange.resource.body, "application/json", {"Link": link}),
+    )
+    server.add(f"{tree}?recursive=true&cursor=Zm%3D", json.dumps([named[1]]).encode())
+    monkeypatch.setattr("etl.ingest.stage.BATCH", 1)
+    for folder, inside, objects in (
+        ("s3://private/box 1/", "", [f"box 1/{name}" for name in (KEYS[0], KEYS[2], "é+&<.JPG")]),
+        ("gs://open", "/", ["a b.jpg", "a.jpg", KEYS[2], "é+&<.JPG"]),
+        ("hf://datasets/own/set@v1/train/", "", ["train/é 0.jpg", "train/1.png"]),
+    ):
+        begin = f"{folder}{inside}".removesuffix("box 1/").removesuffix("train/")
+        # A store's own endpoint may be private, Google's may not.
+        settings = replace(strict.settings, allow_host=("127.0.0.1",) if folder[:2] == "gs" else ())
+        for broken_off in (True, False):
+            with Store.open(settings) as store, store.run((Stage.INGEST,)):
+                found = ingest(store, Manifest(folder), IngestOptions(), should_stop=partial(bool, broken_off))
+        assert (found.records, found.resumed_at, found.removed) == (len(objects), 1, 0)
+        rows = strict.rows(
+            f"SELECT r.key, s.url FROM records r JOIN sources s ON s.id = r.source "
+            f"JOIN manifests m ON m.id = r.manifest WHERE m.path = '{folder}{inside}' ORDER BY r.position"
+        )
+        assert rows == [(name, f"{begin}{name}") for name in objects]
+    assert strict.fetch(allow_host=("127.0.0.1",), max_attempts=1).done == 7
+    assert [request.headers["Authorization"] for request in server.log[:2]] == ["Bearer hf_notSoSecret"] * 2
 
 
 @pytest.mark.parametrize(

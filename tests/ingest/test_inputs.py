@@ -3,6 +3,7 @@
 import base64
 import bz2
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -16,19 +17,24 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image
 from support.states import query, settings_for
-from support.workbench import Workbench
+from support.workbench import Workbench, encoded
 
 from etl import archives
 from etl.compression import zstd
+from etl.data_urls import data_url
 from etl.domain.views import StageSummary
 from etl.errors import ManifestError
+from etl.export.stage import ExportOptions, export
 from etl.extras import pyarrow
 from etl.ingest.manifest import Manifest
 from etl.ingest.manifest_formats.directory import MAX_SIDECAR
 from etl.ingest.manifest_formats.file import BadRow
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest
-from etl.net.data_urls import data_url, text_of
+from etl.maintenance.merge import merge
+from etl.maintenance.split import split
+from etl.state.checks import deep_problems
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 A, B, C = (f"http://a.example/{name}.jpg" for name in "abc")
@@ -247,7 +253,7 @@ INPUTS = {
     "data: URIs": Given(
         "d.jsonl",
         f'{{"id":1,"image":"{DATA}"}}\n{{"id":2,"image":"{GIF}"}}',
-        [("1", data_url(DATA)), ("2", data_url(GIF))],
+        [("1", data_url(base64.b64decode(DATA[22:]))), ("2", data_url(base64.b64decode(GIF)))],
     ),
     "other columns": Given("x.csv", f"cote,vignette\n1,{A}\n", "--image-field vignette"),
     "a workbook": Given("x.xlsx", zipped({"xl/workbook.xml": b""}), "save it as CSV"),
@@ -332,7 +338,7 @@ def test_parquet(store: Store, tmp_path: Path) -> None:
     for name, columns, expected in (
         ("laion", {"URL": [A], "TEXT": ["x"]}, A),
         ("binary", {"url": [A.encode()]}, A),
-        ("hugging", {"image": [{"bytes": picture, "path": "1.gif"}]}, data_url(text_of(picture))),
+        ("hugging", {"image": [{"bytes": picture, "path": "1.gif"}]}, data_url(picture)),
     ):
         held = io.BytesIO()
         arrow.parquet.write_table(arrow.table(columns), held)
@@ -341,21 +347,82 @@ def test_parquet(store: Store, tmp_path: Path) -> None:
         assert [url for _, url in _found(store, path, {})] == [expected]
 
 
-def test_pictures_in_records_are_fetched_from_them(tmp_path: Path) -> None:
-    """A picture in base64 becomes an image as a file does; nothing but the record's own line holds its text."""
+def test_pictures_in_records_are_kept_once_and_as_bytes(tmp_path: Path) -> None:
+    """However a record writes its picture, the state has its bytes once and its text nowhere; an export has it again.
+
+    What comes out is as it came, its base64 in one piece; one that is no base64 costs its record alone.
+    """
     held = io.BytesIO()
     Image.effect_noise((64, 64), 99).save(held, "PNG")
     text = base64.b64encode(held.getvalue()).decode()
     uri = f"data:image/png;base64,{text}"
+    lines = [
+        dumped({"id": "raw", "image": text, "note": "é\t"}),
+        dumped({"id": "two", "images": [{"bytes": uri}, {"bytes": text}, "1.jpg"]}),
+        dumped({"id": "slashes", "url": uri}).replace("/", "\\/"),
+        dumped({"id": "wrapped", "url": f" DATA:;base64,{base64.encodebytes(held.getvalue()).decode()}"}),
+        dumped({"id": "for URLs", "url": uri[:22] + uri[22:].replace("+", "-").replace("/", "_").rstrip("=")}),
+        dumped({"id": "percent", "url": "data:image/png," + "".join(f"%{byte:02x}" for byte in held.getvalue())}),
+        dumped({"id": "cut", "url": uri[:-9] + "!!"}),
+    ]
     bench = Workbench(tmp_path)
-    bench.ingest(
-        {"id": "raw", "image": text}, {"id": "uri", "images": [{"bytes": uri}]}, {"id": "cut", "url": uri[:-9] + "!!"}
-    )
-    assert bench.fetch() == StageSummary(done=2, dead=1)
-    assert query(bench.state, "SELECT count(*) FROM images") == [(1,)]
-    columns = "SELECT max(length(url)), max(length(coalesce(error, ''))) FROM sources"
-    assert all(length < 120 for length in query(bench.state, columns)[0])
+    path = tmp_path / "l.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    bench.ingest_path(str(path))
+    assert bench.fetch() == StageSummary(done=1, dead=1)
+    assert query(bench.state, "SELECT count(*), sum(bytes) FROM images") == [(1, len(held.getvalue()))]
+    assert query(bench.state, "SELECT key, error_class FROM records WHERE state = 'invalid'") == [
+        ("cut", "invalid_url")
+    ]
+    query(bench.state, "PRAGMA wal_checkpoint(TRUNCATE)")
+    kept = b"".join(file.read_bytes() for file in bench.state.rglob("state.db*"))
+    assert kept.count(text[-40:].encode()) == 0
     assert not list((bench.state / "images" / "parts").glob("*"))
+    out = tmp_path / "out.jsonl"
+    with Reader(bench.state) as reader:
+        export(reader, str(out), ExportOptions())
+        assert not list(deep_problems(reader))
+    found = [json.loads(line) for line in out.read_bytes().splitlines()]
+    given = [json.loads(lines[n]) for n in (0, 1, 1, 1, 2, 3, 4, 5, 6)]
+    changed = {"wrapped": f"DATA:;base64,{text}", "for URLs": uri, "percent": uri}
+    assert [{name: value for name, value in one.items() if not name.startswith("vlm_")} for one in found] == [
+        one | ({"url": changed[one["id"]]} if one["id"] in changed else {}) for one in given
+    ]
+    assert out.read_bytes().splitlines()[0] == lines[0].encode()
+
+
+def test_parts_have_the_pictures_of_their_records(tmp_path: Path) -> None:
+    """Also those that another part fetches; what is put together from parts has all."""
+    texts = [base64.b64encode(b"GIF89a" + bytes([n]) * 90).decode() for n in range(4)]
+    bench, out = Workbench(tmp_path), tmp_path / "out.jsonl"
+    bench.ingest({"id": "a", "images": texts[:3]}, {"id": "b", "image": texts[3]})
+    whole = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    with Store.open(bench.settings) as store:
+        split(store, 2, tmp_path / "parts")
+    parts, merged = list((tmp_path / "parts").iterdir()), tmp_path / "merged"
+    with Store.open(settings_for(merged)) as store:
+        list(merge(store, parts))
+    for state in (*parts, merged):
+        with Reader(state) as reader:
+            export(reader, str(out), ExportOptions())
+        assert all(json.loads(line) in whole for line in out.read_bytes().splitlines())
+    assert len(out.read_bytes().splitlines()) == 4
+
+
+def test_a_state_that_has_pictures_in_its_lines_goes_on(tmp_path: Path) -> None:
+    """They are fetched and exported from there."""
+    bench, out = Workbench(tmp_path), tmp_path / "out.jsonl"
+    text = base64.b64encode(encoded(Image.new("L", (8, 8)), "PNG")).decode()
+    bench.ingest({"id": "a", "image": text})
+    line, url = (tmp_path / "manifest.jsonl").read_bytes(), f"data:,sha256={hashlib.sha256(text.encode()).hexdigest()}"
+    with Store.open(bench.settings) as store, store._connection.transaction() as db:
+        db.conn.execute("DELETE FROM own_pictures")
+        db.conn.execute("UPDATE sources SET url = ?", (url,))
+        db.conn.execute("UPDATE record_lines SET line = ?", (line,))
+    assert bench.fetch() == StageSummary(done=1)
+    with Reader(bench.state) as reader:
+        export(reader, str(out), ExportOptions())
+    assert out.read_bytes() == line
 
 
 def test_files_beside_a_picture_in_an_archive_are_its_fields(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 import contextlib
 import socket
+from dataclasses import replace
 
 import pytest
+from huggingface_hub import constants
 from support.fault_server import FaultServer, disconnect, hang, status
+from support.s3_server import S3Server
 
 from etl.net import probe as module
 from etl.net.probe import probe, unreachable
@@ -19,6 +22,18 @@ def test_one_polite_request_says_how_long_each_step_took(server: FaultServer, se
     assert (found["a"].status, found["b"].status) == (200, 403)
     assert list(found["a"].steps) == ["DNS", "connect", "first byte"]
     assert all(0 <= seconds < 5 for seconds in found["a"].steps.values())
+
+
+def test_a_store_is_asked_as_it_is_fetched_from(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signed, where the user says that it is, though that may be a private address."""
+    with S3Server() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        server.add("/bucket/a+b.jpg", b"x")
+        found = probe(replace(settings, allow_host=()), {"s3": "s3://bucket/a+b.jpg", "other": server.base})
+    assert (found["s3"].status, found["s3"].error) == (200, "")
+    assert list(found["s3"].steps) == ["DNS", "connect", "first byte"]
+    assert "not a public address" in found["other"].error
 
 
 def test_what_fails_is_told_with_how_far_it_came(
@@ -69,12 +84,17 @@ def test_a_quick_look_asks_for_a_name_and_a_connection(
                 "refused": f"http://127.0.0.1:{taken.getsockname()[1]}/a.jpg",
                 "silent": f"http://127.0.0.1:{full.getsockname()[1]}/a.jpg",
                 "misspelt": "https://nowhere.example/a.jpg",
-                "elsewhere": "s3://bucket/a.jpg",
+                "s3://here": "s3://bucket/a.jpg",
+                "hf://datasets": "hf://datasets/o/n/a.jpg",
             }
+            monkeypatch.setattr(constants, "ENDPOINT", server.base)
+            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.base + "/{repo_id}/{filename}")
+            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
+            monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
             found = {host: str(error) for host, error in unreachable(settings, urls).items()}
             monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
             assert unreachable(settings, urls) == {}
-    assert found.keys() == {"refused", "silent", "misspelt"}
+    assert found.keys() == {"refused", "silent", "misspelt", "s3://here"}
     assert found["refused"].startswith("no connection") and found["silent"] == "no connection within 0.3 s"
     assert found["misspelt"] == "the name nowhere.example cannot be resolved (no such name)"
     assert not server.log

@@ -10,7 +10,8 @@ those of `FaultServer`.
 
 import time
 from datetime import UTC, datetime
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote_plus, urlsplit
+from xml.sax.saxutils import escape
 
 from botocore.auth import S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
@@ -30,13 +31,26 @@ class S3Server(FaultServer):
 
     Attributes:
         public: buckets of which anybody may read.
-        regions: of buckets that are not in ``us-east-1``; asked for by another one, it says where they are.
+        regions: of buckets that are not in ``us-east-1``; asked for by another one, it says where they are: with
+            `in_body` as MinIO does, else as Amazon does.
+        paid: buckets whose readers must say that they pay.
+        page: keys on a page of a list.
     """
 
-    def __init__(self, *, public: tuple[str, ...] = (), regions: dict[str, str] | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        *,
+        public: tuple[str, ...] = (),
+        regions: dict[str, str] | None = None,
+        paid: tuple[str, ...] = (),
+        tls: str | None = None,
+    ) -> None:
+        super().__init__(tls=tls)
         self.public = public
         self.regions = regions or {}
+        self.paid = paid
+        self.in_body = False
+        self.page = 2
 
     @property
     def environment(self) -> dict[str, str]:
@@ -52,10 +66,32 @@ class S3Server(FaultServer):
             if bucket not in self.public:
                 return self._refuse(handler, 403, "AccessDenied", "Access Denied")
         elif asked["X-Amz-Credential"].split("/")[2] != region:
+            if self.in_body:
+                wrong = f"The region is wrong; expecting '{region}'.</Message><Region>{region}</Region><Message>"
+                return self._refuse(handler, 400, "AuthorizationQueryParametersError", wrong)
             return self._refuse(handler, 301, "PermanentRedirect", "Elsewhere", {"x-amz-bucket-region": region})
         elif asked["X-Amz-Signature"] != self._signature(handler, asked, region):
             return self._refuse(handler, 403, "SignatureDoesNotMatch", "The signature that we calculated is another.")
+        if bucket in self.paid and handler.headers.get("x-amz-request-payer") != "requester":
+            return self._refuse(handler, 403, "AccessDenied", "Access Denied")
+        if "list-type" in asked:
+            self.add(handler.path, self._listed(bucket, asked), "application/xml")
         return super().answer(handler)
+
+    def _listed(self, bucket: str, asked: dict[str, str]) -> bytes:
+        inside = {path.removeprefix(f"/{bucket}/"): len(one.body) for path, one in self._resources.items()}
+        keys = sorted(key for key in inside if key.startswith(asked.get("prefix", "")) and key[:1] != "/")
+        keys = [key for key in keys if key > asked.get("continuation-token", "")]
+        shown = "".join(
+            f"<Contents><Key>{quote_plus(key, safe='/')}</Key><Size>{inside[key]}</Size></Contents>"
+            for key in keys[: self.page]
+        )
+        after = keys[self.page - 1] if len(keys) > self.page else ""
+        more = f"<NextContinuationToken>{escape(after)}</NextContinuationToken>" * bool(after)
+        return (
+            '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><EncodingType>url</EncodingType>'
+            f"<IsTruncated>{str(bool(more)).lower()}</IsTruncated>{more}{shown}</ListBucketResult>"
+        ).encode()
 
     def _signature(self, handler: _Handler, asked: dict[str, str], region: str) -> str:
         signed_at = datetime.strptime(asked["X-Amz-Date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
@@ -64,7 +100,8 @@ class S3Server(FaultServer):
         auth = S3SigV4QueryAuth(Credentials(KEY, SECRET), "s3", region)
         target = handler.path.replace(f"&X-Amz-Signature={asked['X-Amz-Signature']}", "")
         url = f"http://{handler.headers['Host']}{target}"
-        request = AWSRequest("GET", url, headers={"host": handler.headers["Host"]})
+        signed = {name: handler.headers[name] for name in asked["X-Amz-SignedHeaders"].split(";")}
+        request = AWSRequest("GET", url, headers=signed)
         request.context["timestamp"] = asked["X-Amz-Date"]
         text = auth.string_to_sign(request, auth.canonical_request(request))
         return str(auth.signature(text, request))

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from etl.clock import iso_utc
+from etl.data_urls import is_data
 from etl.domain.statuses import RecordOutcome
 from etl.export.columns import cell, fields_of
 from etl.export.format import Sink
 from etl.export.formats.csv import CsvFormat
 from etl.export.lines import Joined
-from etl.net.data_urls import is_data
 from etl.state.read.titles import title_and_date
 
 _FROM = {

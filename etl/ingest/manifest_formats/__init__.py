@@ -14,6 +14,7 @@ from etl.ingest.manifest_formats import (
     jsonl,
     packed,
     parquet,
+    store_folder,
     url_list,
 )
 from etl.ingest.manifest_formats.file import ManifestFile
@@ -47,6 +48,8 @@ READERS: tuple[tuple[Recogniser, Lines], ...] = (
 
 def lines(file: ManifestFile) -> Iterator[bytes]:
     """Return a manifest's lines, read in the format that it has."""
+    if file.folder:
+        return store_folder.lines(file)
     return archive.lines(file, _lines) if archive.recognises(file) else _lines(file)
 
 

@@ -33,6 +33,8 @@ class ManifestFile:
         skipped: how many files of a directory were passed over when it was read last, by kind.
         encoding: of its text, as the user names it; ``None`` where it is to be found out.
         sidecars: suffixes, without dots, of files beside a directory's pictures that are fields of their records.
+        folder: URL of a folder of an object store that is listed; then there is no path.
+        read_page: returns a page of a folder behind a mark, of at most so many bytes, and the header ``Link``.
         read_url: returns what lies behind a URL, of at most so many bytes, or raises a `FetchError`; ``None`` where
             nothing may be asked for.
         base: what relative paths are resolved against: a directory, the URL of a file that was brought here, or a path
@@ -43,6 +45,8 @@ class ManifestFile:
     skipped: Counter[str] = field(default_factory=Counter, init=False)
     encoding: str | None = None
     read_url: Callable[[str, int], bytes] | None = None
+    folder: str = ""
+    read_page: Callable[[str, str, int], tuple[bytes, str]] | None = None
     base: Path | str = field(init=False)
     sidecars: Sequence[str] = field(default=(), init=False)
     _pipe: "io.BufferedReader[Any] | None" = field(default=None, init=False)

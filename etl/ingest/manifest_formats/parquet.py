@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from etl.data_urls import text_of
 from etl.errors import ManifestError
 from etl.extras import pyarrow
 from etl.ingest.manifest_formats.file import ManifestFile
-from etl.net.data_urls import text_of
 
 ROWS = 2_000
 """Rows that are taken at once."""

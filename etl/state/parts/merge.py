@@ -234,6 +234,7 @@ class Merge:
             "INSERT INTO record_lines SELECT m.id, l.line FROM other.records o JOIN main.records m ON m.key = o.key "
             "JOIN other.record_lines l ON l.record = o.id WHERE true ON CONFLICT DO NOTHING"
         )
+        steps.change("INSERT INTO own_pictures SELECT * FROM other.own_pictures WHERE true ON CONFLICT DO NOTHING")
         steps.change(
             "INSERT INTO split_parts (split, number, sources, made) SELECT ?, ?, (SELECT count(*) FROM other.sources), "
             "1 WHERE true ON CONFLICT DO NOTHING",

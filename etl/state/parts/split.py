@@ -237,6 +237,10 @@ _FILL = (
     "WHERE stage = 'records' AND recipe = 0 AND status = 'unselected') > 0",
     f"{_RECORDS} r.state = 'invalid' AND ? = 1",
     "INSERT INTO record_lines SELECT l.* FROM records r JOIN other.record_lines l ON l.record = r.id",
+    # Also those of other parts, where a record has several: they stand in the same line.
+    "INSERT INTO own_pictures SELECT p.* FROM other.own_pictures p WHERE p.url IN (SELECT s.url FROM records r "
+    "JOIN other.records o ON (o.manifest, o.position) = (r.manifest, r.position) "
+    "JOIN other.sources s ON s.id = o.source)",
     "INSERT INTO captions SELECT c.* FROM images i JOIN other.captions c ON c.image = i.id",
     "INSERT INTO earlier_captions SELECT e.* FROM captions c JOIN other.earlier_captions e ON e.caption = c.id",
     "INSERT INTO prompts SELECT p.* FROM other.prompts p WHERE p.id IN (SELECT prompt FROM records "

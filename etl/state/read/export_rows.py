@@ -1,9 +1,11 @@
 """What an export says of each record."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from etl.domain.items import SIGNED
 from etl.state.database import ENGINE_VERSION, FLAGS_VERSION, HOSTS_VERSION
+from etl.state.read.manifests import as_it_came
 from etl.state.read.reader import PAGE, Reader
 from etl.state.record_captions import caption_of_record
 
@@ -20,7 +22,7 @@ class ExportRow:
     the caption or source failed for good, where that is known; ``working_sha256`` is ``None`` for a picture that is not
     in the cache; ``image_flags`` have commas between them.  ``mime`` and ``image_bytes`` are the original's;
     ``reduced`` is 1 where the working copy has fewer pixels.  ``error`` says what went wrong, cut to `ERROR_CHARS`; it
-    and ``host`` are empty where there is none.
+    and ``host`` are empty where there is none.  ``url`` is without the mark of one that was signed.
     """
 
     position: int
@@ -59,7 +61,9 @@ def export_rows(
     sql = _export_sql(reader.version)
     while rows := reader.page(sql, (recipe, manifest, *after, PAGE), line=5):
         for row in rows:
-            yield ExportRow(*row)
+            found = ExportRow(*row)
+            line = as_it_came(reader, found.line)
+            yield found if line is found.line else replace(found, line=line)
         after = rows[-1][:2]
 
 
@@ -89,7 +93,7 @@ SELECT r.position, r.id, r.key, r.state,
                ELSE r.error_class END,
   iif(e.id, e.text, c.text), iif(e.id, e.done_at, c.done_at), iif(e.id, e.finish_reason, c.finish_reason),
   iif(e.id, e.tokens, c.tokens), iif(e.id, e.flags, c.flags), iif(e.id, e.repetition_penalty, c.repetition_penalty),
-  i.sha256, {{mirror}}, s.url,
+  i.sha256, {{mirror}}, iif(s.url LIKE '%{SIGNED}', substr(s.url, 1, length(s.url) - {len(SIGNED)}), s.url),
   CASE WHEN c.status = 'dead' THEN coalesce(c.done_at, (SELECT max(a.ended_at) FROM attempts a
          WHERE a.stage = 'caption' AND a.item = c.id))
        WHEN s.status = 'dead' THEN coalesce(s.done_at, (SELECT max(a.ended_at) FROM attempts a

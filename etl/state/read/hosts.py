@@ -55,11 +55,10 @@ def pending_by_host(reader: Reader) -> dict[str, int]:
 
 
 def due_hosts(reader: Reader, limit: int) -> dict[str, tuple[str, int]]:
-    """Return, by host of the web, a URL still to be fetched and how many there are, hosts with the most first."""
+    """Return, by host, a URL still to be fetched and how many there are, hosts with the most first."""
     rows = reader.rows(
         "SELECT host, (SELECT url FROM sources WHERE id = first), n FROM (SELECT host, min(id) AS first, count(*) AS n "
-        "FROM sources WHERE status IN ('ready', 'retry') AND host <> '' AND host NOT LIKE '%://%' "
-        "GROUP BY host ORDER BY n DESC, host LIMIT ?)",
+        "FROM sources WHERE status IN ('ready', 'retry') AND host <> '' GROUP BY host ORDER BY n DESC, host LIMIT ?)",
         (limit,),
     )
     return {host: (url, n) for host, url, n in rows}

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from etl.data_urls import put_back
+from etl.state.database import OWN_PICTURES_VERSION
 from etl.state.read.reader import PAGE, Reader
 
 
@@ -36,8 +38,18 @@ def exported_lines(reader: Reader) -> Iterator[bytes]:
         (after, PAGE),
         line=1,
     ):
-        yield from (line for _, line in rows)
+        yield from (as_it_came(reader, line) for _, line in rows)
         after = rows[-1][0]
+
+
+def as_it_came(reader: Reader, line: bytes) -> bytes:
+    """Return a record's line with the pictures that it held itself, which the state keeps apart."""
+
+    def picture(url: str) -> bytes | None:
+        rows = reader.rows("SELECT data FROM own_pictures WHERE url = ?", (url,))
+        return rows[0][0] if rows else None
+
+    return put_back(line, picture) if reader.version >= OWN_PICTURES_VERSION else line
 
 
 def unselected_records(reader: Reader) -> list[tuple[str, int]]:
