@@ -8,17 +8,7 @@ from typing import Any
 
 from etl.domain.statuses import RecordState
 from etl.errors import InvalidJsonError, InvalidRecordError, InvalidUrlError, ItemError, MissingImageFieldError
-from etl.ingest.fields import (
-    IMAGE_FIELDS,
-    KEY_FIELDS,
-    KEY_NAMES,
-    addresses,
-    by_name,
-    mended,
-    named,
-    pictures_of,
-    split,
-)
+from etl.ingest.fields import IMAGE_FIELDS, KEY_FIELDS, KEY_NAMES, addresses, by_name, mended, named, pictures_of
 from etl.ingest.manifest import Manifest
 from etl.ingest.manifest_formats.file import BadRow
 from etl.ingest.options import IngestOptions
@@ -123,18 +113,10 @@ class RecordParser:
 
     def _pictures(self, record: Mapping[str, Any]) -> list[str]:
         """Return the addresses of the record's pictures, at least one."""
-        if wanted := self._options.image_field:
-            found = addresses(named(record, wanted))
-        else:
-            # Nearly every record: a text under one of the names that always were looked at, in that order.
-            for name in IMAGE_FIELDS:
-                if isinstance(text := record.get(name), str) and text.strip():
-                    found = split(text)
-                    break
-            else:
-                found = pictures_of(record)
+        wanted = self._options.image_field
+        found = addresses(named(record, wanted)) if wanted else pictures_of(record)
         if not found:
-            fields = self._options.image_field or f"{', '.join(IMAGE_FIELDS)} or their like"
+            fields = wanted or f"{', '.join(IMAGE_FIELDS)} or their like"
             raise MissingImageFieldError(f"no image: none of the fields {fields} has a value")
         return found
 
