@@ -75,8 +75,8 @@ def export_sidecars(
     counts = chosen if selected.since else every
     counts["rows"] = chosen["rows"]
     summary = summary_of(
-        str(directory), counts, size=size, sha256=digest.hexdigest(), format=selected.format_of(kind.name), files=True,
-        written=written, foreign=foreign,
+        str(directory), counts, size=size, sha256=digest.hexdigest(), files=True, written=written,
+        foreign=foreign, format=f"{selected.format_of(kind.name)} {kind.variant.decode()}".strip(),
     )  # fmt: skip
     return summary, selected.recipe.id if selected.recipe else None
 

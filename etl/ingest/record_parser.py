@@ -2,24 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
 from etl.data_urls import data_url, decoded, is_data, taken_out
 from etl.domain.statuses import RecordState
 from etl.errors import InvalidJsonError, InvalidRecordError, InvalidUrlError, ItemError, MissingImageFieldError
-from etl.ingest.fields import (
-    IMAGE_FIELDS,
-    KEY_FIELDS,
-    KEY_NAMES,
-    addresses,
-    by_name,
-    mended,
-    named,
-    pictures_of,
-    split,
-)
+from etl.ingest.fields import IMAGE_FIELDS, KEY_FIELDS, KEY_NAMES, addresses, by_name, mended, named, pictures_of
 from etl.ingest.manifest import Manifest
 from etl.ingest.manifest_formats.file import BadRow
 from etl.ingest.options import IngestOptions
@@ -47,9 +37,13 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 class RecordParser:
     """Turns manifest lines into `NewRecord` values; a bad line becomes an invalid record."""
 
-    def __init__(self, options: IngestOptions, manifest: Manifest) -> None:
+    def __init__(
+        self, options: IngestOptions, manifest: Manifest, model_wrote: Callable[[str, str], bool] = lambda *_: False
+    ) -> None:
+        """``model_wrote`` says whether a text is a model's about the picture at a URL, and so nobody's caption."""
         self._options = options
         self._manifest = manifest
+        self._model_wrote = model_wrote
 
     def parse(self, line: bytes, position: int, index: int) -> list[NewRecord]:
         """Return what one line says: line number ``position`` from 1, record number ``index`` from 0.
@@ -63,7 +57,8 @@ class RecordParser:
             record = self._load(line)
             key = self._key(record) or key
             pictures = self._pictures(record)
-            prompt = self._given(record) or self._options.template.render(record)
+            given = self._given(record)
+            asked = None if given else self._options.template.render(record)
         except (InvalidRecordError, InvalidUrlError, ValueError) as error:
             return [_invalid(key, position, line, error)]
         state = RecordState.ACTIVE if (index, record) in self._options.selection else RecordState.UNSELECTED
@@ -72,6 +67,9 @@ class RecordParser:
             own = key if number == 1 else f"{key}#{number}"
             try:
                 url, host, data = self._source(picture)
+                prompt = asked or GIVEN + given
+                if given and self._model_wrote(url, given):
+                    prompt = self._options.template.render(record)
                 found.append(NewRecord(own, position, line, url, host, prompt, state, data=data))
                 if data is not None:
                     taken[picture] = url
@@ -110,13 +108,16 @@ class RecordParser:
         return None
 
     def _given(self, record: Mapping[str, Any]) -> str:
-        """Return the prompt that stands for the caption which the record brings; empty where it brings none."""
+        """Return the caption that the record brings; empty where it brings none, or a model's of an export of ours."""
+        about = record.get("json")
+        about = about if isinstance(about, dict) else {}
+        of_model = about.get("vlm_caption_source", "file") != "file"
         for kind in self._options.sidecars:
             value = record.get(kind)
             if isinstance(value, dict):
-                value = value.get("vlm_caption") or value.get("caption")
-            if isinstance(value, str) and value.strip():
-                return GIVEN + _storable(value.strip(), kind)
+                value = (None if of_model else value.get("vlm_caption")) or value.get("caption")
+            if isinstance(value, str) and value.strip() and not (of_model and value == about.get("vlm_caption")):
+                return _storable(value.strip(), kind)
         return ""
 
     def _keys(self, record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -129,18 +130,10 @@ class RecordParser:
 
     def _pictures(self, record: Mapping[str, Any]) -> list[str]:
         """Return the addresses of the record's pictures, at least one."""
-        if wanted := self._options.image_field:
-            found = addresses(named(record, wanted))
-        else:
-            # Nearly every record: a text under one of the names that always were looked at, in that order.
-            for name in IMAGE_FIELDS:
-                if isinstance(text := record.get(name), str) and text.strip():
-                    found = split(text)
-                    break
-            else:
-                found = pictures_of(record)
+        wanted = self._options.image_field
+        found = addresses(named(record, wanted)) if wanted else pictures_of(record)
         if not found:
-            fields = self._options.image_field or f"{', '.join(IMAGE_FIELDS)} or their like"
+            fields = wanted or f"{', '.join(IMAGE_FIELDS)} or their like"
             raise MissingImageFieldError(f"no image: none of the fields {fields} has a value")
         return found
 

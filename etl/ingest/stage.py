@@ -147,7 +147,7 @@ class _Ingest:
 
     def _read(self) -> IngestSummary:
         """Store what the reader still has; begin a new generation where there is none to go on with."""
-        parser = RecordParser(self._options, self._manifest)
+        parser = RecordParser(self._options, self._manifest, self._writer.model_wrote)
         for batch in _batches(parser.parse(*line) for line in self._reader):
             if self._row is None:
                 refuse_unknown_columns(self._manifest.name, batch, self._options)

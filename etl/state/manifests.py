@@ -4,14 +4,17 @@ An ingest that was killed so goes on exactly behind its last committed line.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from etl.domain.statuses import RecordState
 from etl.state.database import Connection
 from etl.state.images import wake_evicted
 from etl.state.read.reader import Reader
+from etl.state.record_captions import WRITTEN_ABOUT
 from etl.state.records import BatchCounts, NewRecord, align_sources, write_batch
 
 
@@ -113,6 +116,21 @@ class ManifestWriter:
                 (checkpoint.offset, checkpoint.sha256, checkpoint.lines, checkpoint.rows, manifest.id),
             )
         return counts
+
+    def model_wrote(self, url: str, text: str) -> bool:
+        """Return whether a text beside a picture is a model's caption of it, as exports write it."""
+        words = text.split()
+        return any(
+            f"{before}{caption.strip()}{behind}".split() == words
+            for (caption,) in self._connection.rows(WRITTEN_ABOUT, (url,))
+            for before, behind in self._around
+        )
+
+    @cached_property
+    def _around(self) -> list[tuple[str, str]]:
+        """What exports have put before and behind captions."""
+        formats = self._connection.rows("SELECT DISTINCT format FROM exports WHERE format LIKE '% [%'")
+        return [("", ""), *(json.loads(name.partition(" ")[2]) for (name,) in formats)]
 
     def finish(self, manifest: ManifestRow, checkpoint: Checkpoint) -> int:
         """Mark the generation complete; return how many records are no longer in the manifest.

@@ -29,6 +29,14 @@ CAPTIONS_OF_RECORDS = f"records r JOIN sources s ON s.id = r.source JOIN caption
 """What follows FROM: records with their captions, whatever the recipe."""
 
 
+WRITTEN_ABOUT = (
+    "WITH c AS (SELECT c.* FROM sources s JOIN captions c ON c.image = s.image WHERE s.url = ?) "
+    f"SELECT text FROM c WHERE status = 'done' AND finish_reason <> '{FinishReason.FILE}' "
+    "UNION SELECT e.text FROM c JOIN earlier_captions e ON e.caption = c.id"
+)
+"""Selects what models wrote about the picture at a URL, whatever they were asked."""
+
+
 def caption_of_record(recipe: str) -> str:
     """Return the join by which ``r`` and ``s`` get their caption of a recipe, an SQL expression; NULLs for none."""
     return f"LEFT JOIN captions c ON {_OF_RECORD} AND c.recipe = {recipe}"

@@ -295,6 +295,94 @@ INPUTS = {
     "tar.gz cut short": Given("l.tar.gz", gzip.compress(tarred(PICTURES))[:-40], "cut short"),
     "a damaged tar": Given("l.tar", bytes(DAMAGED), "damaged (bad checksum)"),
     "a broken array": Given("x.json", '[{"id": 1', "line 1: cut short"),
+    # What stands where.
+    "Excel, a title of two cells above": Given(
+        "e.csv", f"Stock 2024,,\nof May,by me,\nNo.,Title,Bild\n1,x,{A}\n2,y,{B}\n", LINES
+    ),
+    "a value that is a name of a column": Given(
+        "p.csv", "observation\textension\nx\tjpg\ny\tpng\n", "no record of p.csv has a picture"
+    ),
+    "a last column without a name": Given("e.csv", f"id,,url,\n1,x,{A},y\n2,,{B},\n", AB),
+    "quotes behind spaces": Given("e.csv", f'id, url\n1, "{A}"\n2, "{B}"\n', AB),
+    "single quotes": Given("e.csv", f"'id','t','url'\n'1','x, y','{A}'\n'2','','{B}'\n", AB),
+    "two columns of one name": Given("e.csv", f"id,url,url\n1,{A},{B}\n2,,{C}\n", [("1", A), ("1#2", B), ("2", C)]),
+    "columns with numbers": Given(
+        "e.csv", f"id,Image 1,Image 2,thumb_100,image_9\n1,{A},{B},x,{C}\n2,,{C},x,\n", [("1", A), ("1#2", B), ("2", C)]
+    ),
+    "tabs under names that nobody knows": Given("m.txt", f"gbifID\tidentifier\n1\t{A}\n", "--image-field identifier"),
+    "a column of URLs under such a name": Given("m.txt", f"Nr;Aufnahme\n1;{A}\n", "--image-field Aufnahme"),
+    "a number before each URL": Given("m.txt", f"1,{A}\n2,{B}\n", LINES),
+    "semicolons of URLs": Given("m.txt", f"{A}?a=1&amp;b=2\n{B};x=1\n", [(..., f"{A}?a=1&b=2"), (..., f"{B};x=1")]),
+    "names in a column without a header": Given("m.csv", "a.jpg\nb c.jpg\n", [(..., "./a.jpg"), (..., "./b c.jpg")]),
+    "what stands for nothing": Given(
+        "m.csv", f"id,url\n1,{A}\n2,#N/A\n3,-\n4,NULL\n", [("1", A), *((n, None) for n in "234")]
+    ),
+    "Notion CSV": Given(
+        "n.csv", 'Name,Files & media\nx,"P/a.png, P/b.png"\n', [(..., "./P/a.png"), ("#2", "./P/b.png")]
+    ),
+    "a page and a picture": Given("m.csv", f"id,URL,ImageURL\n1,http://a.example/1,{A}\n", AB[:1]),
+    "a page, a picture without a suffix": Given(
+        "p.json", dumped({"photos": [{"id": 1, "url": "http://p/1", "src": {"original": A, "tiny": B}}]}), AB[:1]
+    ),
+    "a picture and its thumbnail": Given(
+        "m.csv", f"id,url,thumbnail_url\n1,http://a.example/1,{B}\n", [("1", "http://a.example/1")]
+    ),
+    "a picture elsewhere and its name": Given(
+        "m.csv", "id,url,file_name\n1,http://a.example/1,1.jpg\n", [("1", "http://a.example/1")]
+    ),
+    "Omeka Classic": Given(
+        "o.json",
+        dumped([{"id": 7, "url": "http://o/api/files/7", "file_urls": {"original": A, "thumbnail": B}}]),
+        [("7", A)],
+    ),
+    # Texts.
+    "a list in Markdown": Given("m.md", f"# Mine\n\n- ![x]({A})\n- <{B}>\n", LINES),
+    "a numbered list": Given("m.txt", f"1. {A}\n2) {B}\n", LINES),
+    "URLs in quotes": Given("m.txt", f"\"{A}\",\n'{B}'\n", LINES),
+    "words behind": Given("m.txt", f"n/1.jpg 0\n{A} a dog\n{B}, a cat\n", [(..., "./n/1.jpg"), *LINES]),
+    "sums": Given("m.txt", f"{'0a' * 16}  a b.jpg\n{'0a' * 32} *b.jpg\n", [(..., "./a b.jpg"), (..., "./b.jpg")]),
+    "what is no picture": Given("m.txt", f"Bilder\n{A}\n", [(..., None), (..., A)]),
+    "prose": Given("m.txt", "Dear all,\nthe pictures are in the attachment.\n", "m.txt is no list that is known"),
+    "YAML": Given("m.yml", f"- id: 1\n  url: {A}\n", "JSON Lines or CSV"),
+    "XML": Given(
+        "s.xml", f"<?xml version='1.0'?>\n<urlset><loc>{A}</loc></urlset>", "XML or HTML; write the addresses"
+    ),
+    "a page to log in": Given("l.csv", "\n<!DOCTYPE html>\n<p>Please, log in, again</p>", "is XML or HTML"),
+    "JSONP": Given(
+        "f.json", f'jsonFlickrApi({{"photos": {{"photo": [{{"url_o": "{A}"}}]}}}})', "take off what stands before"
+    ),
+    "Python": Given("p.jsonl", f"{{'id': 1, 'url': '{A}'}}\n", "Python: json.dumps"),
+    "TOML": Given("p.toml", f'[[image]]\nurl = "{A}"\n', "is TOML or INI"),
+    "7-Zip": Given("p.7z", b"7z\xbc\xaf\x27\x1c" + bytes(99), "packed by 7-Zip; unpack it"),
+    "TFRecord": Given("t.tfrecord", bytes(range(256)) * 9, "is a binary file"),
+    "Numbers": Given("t.numbers", zipped({"Index/Document.iwa": b"", "preview.jpg": b""}), "a spreadsheet of Numbers"),
+    "Shift-JIS that is not named": Given("e.csv", f"番号,url\n写真表示,{A}\n".encode("cp932"), "--encoding cp932"),
+    "a picture": Given("1.gif", b"GIF89a" + bytes(90), [("1.gif", "./1.gif")]),
+    # JSON.
+    "pandas, columns": Given("p.json", dumped({"id": {"0": 1, "1": 2}, "url": {"0": A, "1": B}}), AB),
+    "pandas, split": Given("p.json", dumped({"columns": ["id", "url"], "index": [0, 1], "data": [[1, A], [2, B]]}), AB),
+    "Datasette": Given("d.json", dumped({"rows": [[1, A], [2, B]], "columns": ["id", "url"], "truncated": False}), AB),
+    "rows below their names": Given("d.json", dumped([["id", "url"], [1, A], [2, B]]), AB),
+    "rows without names": Given("d.json", dumped([[1, A], [2, B]]), "pandas: orient='records'"),
+    "columns": Given("d.json", dumped({"id": [1, 2], "url": [A, B]}), AB),
+    "URLs by key": Given("m.json", dumped({"1": A, "2": B}, 1), AB),
+    "lists of URLs by key": Given("m.json", dumped({"x": [A, B], "y": [C]}), [("x", A), ("x#2", B), ("y", C)]),
+    "captions by picture": Given("m.json", dumped({"a.png": "a dog", C: ["x", "y"]}), [(..., "./a.png"), (..., C)]),
+    "Hugging Face rows": Given(
+        "r.json",
+        dumped({"features": [{"feature_idx": 0, "name": "image"}], "rows": [{"row": {"image": {"src": A}}}]}),
+        LINES[:1],
+    ),
+    "a list of another name": Given("s.json", dumped({"n": 1, "products": [{"id": 1, "image": {"src": A}}]}), AB[:1]),
+    "GraphQL": Given(
+        "g.json", dumped({"data": {"x": {"edges": [{"node": {"id": 1, "image": {"url": A}}}]}}}), LINES[:1]
+    ),
+    "Scrapy": Given("s.jl", dumped({"id": 1, "image_urls": [A, B], "images": [{"url": A, "path": "x"}]}), AB[:1]),
+    "nothing found": Given("r.json", dumped({"count": 0, "results": []}), "holds no records"),
+    "a picture deep within": Given(
+        "r.json", dumped([{"id": 1, "media": [{"identifier": A}]}]), "--image-field media.identifier"
+    ),
+    "GeoJSON, text after text": Given("g.geojsons", f'\x1e{{"id":1,"url":"{A}"}}\n\x1e{{"id":2,"url":"{B}"}}\n', AB),
 }
 
 

@@ -19,7 +19,7 @@ from etl.state.read.reader import Reader
 from etl.state.record_captions import GIVEN
 
 
-def export(bench: Workbench, target: Path, kind: str, **options: bool) -> None:
+def export(bench: Workbench, target: Path, kind: str, **options: bool | str) -> None:
     export_manifest(bench.settings, str(target), ExportOptions(format=kind, format_options=options, provenance=True))
 
 
@@ -57,6 +57,16 @@ def test_captions_of_files_are_not_made_again(tmp_path: Path) -> None:
     assert (folder / "2.txt").read_text().startswith("This is a")
     with Reader(bench.state) as reader:
         assert list(problems(reader)) == []
+    # What the model wrote is nobody's caption afterwards, unless somebody has worked on it.
+    bring = "SELECT r.key FROM records r JOIN prompts p ON p.id = r.prompt WHERE p.text LIKE ? ORDER BY r.key"
+    for around in ({}, {"prefix": "sks, ", "suffix": " "}):
+        export(bench, folder, "txt", **around)
+        bench.ingest_path(str(folder), options)
+        assert bench.rows(bring, f"{GIVEN}%") == [("0 again.jpg",), ("0.jpg",)]
+    (folder / "2.txt").write_text((folder / "2.txt").read_text() + "Rex, 1932.")
+    bench.ingest_path(str(folder), options)
+    assert bench.rows(bring, f"{GIVEN}sks, This is a%") == [("2.jpg",)]
+    (folder / "2.txt").unlink()
     bench.ingest_path(str(folder))
     assert bench.caption(PlainCaptioner()) == StageSummary(done=1), "two of the three pictures have this prompt's"
 
@@ -106,5 +116,15 @@ def test_a_field_is_taken_for_a_caption_where_that_is_asked_for(tmp_path: Path) 
     forging = PromptTemplate(GIVEN + "{{ record.forged }}")
     bench.ingest(row, options=IngestOptions(template=forging))
     assert bench.rows("SELECT error FROM records")[0][0].startswith("the prompt of this record begins as captions do")
+    ours = {"vlm_caption": "A model's.", "vlm_caption_source": "m@1"}
+    rows = (
+        {"url": f"http://a.example/{n}.jpg", "txt": "A model's.", "json": ours | own}
+        for n, own in enumerate(({}, {"caption": "Mine."}))
+    )
+    bench.ingest(*rows, options=IngestOptions(sidecars=("txt", "json")))
+    assert [text.startswith(GIVEN) for (text,) in bench.rows("SELECT text FROM prompts ORDER BY id DESC LIMIT 2")] == [
+        True,
+        False,
+    ]
     with pytest.raises(ConfigError, match="no sidecars 'text'; did you mean txt"):
         IngestOptions(sidecars=("text",))

@@ -1,5 +1,6 @@
 """Text files beside pictures, as programs that train models read them."""
 
+import json
 from dataclasses import dataclass
 
 from etl.export.format import SidecarFormat, option
@@ -16,6 +17,12 @@ class Txt(SidecarFormat):
 
     prefix: str = option("", "In txt and caption, text before each caption, as trigger words.")
     suffix: str = option("", "In txt and caption, text behind each caption.")
+
+    @property
+    def variant(self) -> bytes:
+        """Told apart by what stands around captions."""
+        around = [self.prefix, self.suffix]
+        return json.dumps(around).encode() if any(around) else b""
 
     def content(self, record: Joined) -> bytes:
         """Return caption, prefix and suffix with one line end."""

@@ -34,6 +34,7 @@ def has_suffix(*suffixes: str) -> Recogniser:
 
 READERS: tuple[tuple[Recogniser, Lines], ...] = (
     (ManifestFile.is_directory, directory.lines),
+    (directory.is_picture_itself, directory.picture),
     (parquet.recognises, parquet.lines),
     (packed.recognises, packed.lines),
     (iiif.recognises, iiif.lines),
@@ -41,6 +42,7 @@ READERS: tuple[tuple[Recogniser, Lines], ...] = (
     (jsonl.recognises, jsonl.lines),
     (csv_rows.recognises, csv_rows.lines),
     (url_list.recognises, url_list.lines),
+    (packed.is_text_of_another_kind, packed.refused),
     (lambda _: True, jsonl.lines),
 )
 """The first that recognises a manifest reads it: by what it holds, and by its name where that does not tell."""
@@ -54,4 +56,4 @@ def lines(file: ManifestFile) -> Iterator[bytes]:
 
 
 def _lines(file: ManifestFile) -> Iterator[bytes]:
-    return next(reader for recognises, reader in READERS if recognises(file))(file)
+    yield from next(reader for recognises, reader in READERS if recognises(file))(file)

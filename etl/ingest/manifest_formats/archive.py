@@ -24,7 +24,12 @@ _LISTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tab", ".psv", ".parque
 _LOOKED_AT = 20
 """Records of a list beside pictures, or of a text, one of which must name a picture for it to be the one meant."""
 
-_OFFICE = {"xl/workbook.xml": "an Excel workbook", "content.xml": "a spreadsheet"}
+_OFFICE = {
+    "xl/workbook.xml": "an Excel workbook",
+    "xl/workbook.bin": "an Excel workbook",
+    "content.xml": "a spreadsheet",
+    "Index/Document.iwa": "a spreadsheet of Numbers",
+}
 
 
 def recognises(file: ManifestFile) -> bool:

@@ -31,7 +31,7 @@ def lines(file: ManifestFile) -> Iterator[bytes]:
 
 
 def _rows(source: "_Lines", layout: Layout) -> Iterator[bytes]:
-    rows = csv.reader(source, delimiter=layout.delimiter, strict=True)
+    rows = csv.reader(source, strict=True, **layout.dialect)
     width, runaways = len(layout.names), 0
     while True:
         source.row.clear()

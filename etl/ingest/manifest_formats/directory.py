@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from etl.errors import ManifestError
-from etl.images.formats import suffixes
+from etl.images.formats import format_of, suffixes
 from etl.ingest.manifest_formats.file import BadRow, ManifestFile, json_line
 from etl.text import clean
 
@@ -45,6 +45,16 @@ def lines(file: ManifestFile) -> Iterator[bytes]:
             yield line_of(inner, {one.suffix[1:]: _read(one, file.path) for one in beside if one.is_file()})
         elif not inner.lower().endswith(ours or ("/",)):
             file.skipped[kind] += 1
+
+
+def is_picture_itself(file: ManifestFile) -> bool:
+    """Return whether a file is a picture, by its name and its first bytes."""
+    return skipped_as(file.name) is None and format_of(file.head) is not None
+
+
+def picture(file: ManifestFile) -> Iterator[bytes]:
+    """Yield the line of a picture that is given itself."""
+    yield line_of(file.name, {})
 
 
 def line_of(inner: str, sidecars: Mapping[str, Any]) -> bytes:

@@ -3,6 +3,8 @@
 import codecs
 import logging
 
+from etl.errors import ManifestError
+
 log = logging.getLogger(__name__)
 
 _MARKS = (
@@ -18,10 +20,17 @@ _UTF16_ZEROS = 0.4
 """Share of the bytes of a Western text in UTF-16 that are zero; nearly half are, and all at even or at odd places."""
 
 
+_UNDEFINED = b"\x81\x8d\x8f\x90\x9d"
+"""Bytes that Windows-1252 does not have, Shift-JIS and others do."""
+
+_STRAY = 0.02
+"""Share of them, of what is not ASCII, that a text in Windows-1252 may have."""
+
+
 def encoding_of(data: bytes, name: str) -> str:
     """Return the encoding of a text by a piece of it, for which its beginning should be taken where that tells.
 
-    Windows-1252 is told to the user, for nothing in a file proves it.
+    Windows-1252 is told to the user, for nothing in a file proves it; raises `ManifestError` where it has none of it.
     """
     for mark, encoding in _MARKS:
         if data.startswith(mark):
@@ -32,6 +41,11 @@ def encoding_of(data: bytes, name: str) -> str:
             return "utf-16-be" if even > odd else "utf-16-le"
     if _is_utf8(data):
         return "utf-8-sig"
+    if _STRAY * len(data.translate(None, bytes(range(128)))) < len(data) - len(data.translate(None, _UNDEFINED)):
+        raise ManifestError(
+            f"{name} is neither UTF-8 nor Windows-1252; name its encoding, such as --encoding cp932 (Japanese), "
+            "gb18030 (Chinese), big5, euc-kr, cp1251 or cp850"
+        )
     log.warning("%s is not UTF-8; it is read as Windows-1252 (--encoding names another)", name)
     return "cp1252"
 

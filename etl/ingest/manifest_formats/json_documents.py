@@ -2,13 +2,14 @@
 
 import io
 import json
-from collections.abc import Generator, Iterator
-from typing import Any, TextIO
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any
 
 from etl.errors import ManifestError
-from etl.images.formats import suffixes
-from etl.ingest.fields import is_known, may_hold, normalised, pictures_of
+from etl.ingest.fields import is_known, is_picture, may_hold, normalised, pictures_of
 from etl.ingest.manifest_formats.file import HEAD, MAX_LINE, ManifestFile, json_line
+from etl.ingest.manifest_formats.json_scanner import DECODER, Scanner
 
 _RECORDS = frozenset({
     "items", "records", "results", "rows", "data", "features", "entries", "objects", "docs", "documents", "bindings",
@@ -27,8 +28,10 @@ _HOLDERS = frozenset({
 _KEYED = 3
 """Members of an object, all of them records, after which the rest is taken for records, too."""
 
-_LOOKED_AT, _BLOCK = 200, 1 << 20
-_DECODER = json.JSONDecoder()
+_COLUMNS = frozenset({"columns", "names", "header", "headers"})
+"""Lists with the names of the columns of rows that are arrays."""
+
+_LOOKED_AT, _DEPTH = 200, 6
 
 
 def recognises(file: ManifestFile) -> bool:
@@ -42,7 +45,7 @@ def recognises(file: ManifestFile) -> bool:
         lines.pop()
     by_lines = file.suffix in (".jsonl", ".ndjson")
     if not lines:
-        return not by_lines and (text.startswith("[") or _is_wrapped(text))
+        return not by_lines
     others = any(_is_whole(line, dict) for line in lines[1:_LOOKED_AT] if line.startswith("{"))
     if text.startswith("["):
         return not (others and _is_whole(lines[0], list))
@@ -56,7 +59,7 @@ def recognises(file: ManifestFile) -> bool:
 def lines(file: ManifestFile) -> Iterator[bytes]:
     """Yield a line for each record."""
     with file.text() as text:
-        scanner = _Scanner(text, file.name)
+        scanner = Scanner(text, file.name)
         try:
             for record in _records(scanner):
                 yield json_line({"url": record} if isinstance(record, str) else record)
@@ -79,54 +82,85 @@ def _is_whole(line: str, kind: type) -> bool:
 
 def _begins_with_value(text: str) -> bool:
     try:
-        return bool(_DECODER.raw_decode(text)[1])
+        return bool(DECODER.raw_decode(text)[1])
     except (ValueError, RecursionError):
         return False
 
 
 def _is_wrapped(text: str) -> bool:
-    """Return whether the object with which a text begins holds a list of records."""
+    """Return whether the object with which a text begins holds a list of records, if an empty one."""
     try:
-        return next(_members(_Scanner(io.StringIO(text), "")), None) is not None
+        next(_unwrapped(Scanner(io.StringIO(text), "")))
+    except StopIteration as done:
+        return done.value is None
     except (ManifestError, RecursionError):
         return False
+    return True
 
 
-def _records(scanner: "_Scanner") -> Iterator[Any]:
+def _records(scanner: Scanner) -> Iterator[Any]:
     is_first = True
     while char := scanner.peek():
         if char == ",":
             scanner.skip()
             continue
         if char == "[":
-            yield from scanner.elements()
+            yield from _rows(scanner, scanner.elements())
         elif char == "{" and is_first:
-            if (record := (yield from _members(scanner))) is not None:
+            if (record := (yield from _unwrapped(scanner))) is not None:
                 yield record
         else:
             yield scanner.value()
         is_first = False
 
 
-def _members(scanner: "_Scanner") -> Generator[Any, None, dict[str, Any] | None]:
+def _unwrapped(scanner: Scanner) -> Generator[Any, None, dict[str, Any] | None]:
     """Yield the records that an object holds; return the object itself where it is one, else ``None``."""
+    record = yield from _members(scanner)
+    if record and _is_table(record):
+        columns = (value.values() if isinstance(value, dict) else value for value in record.values())
+        yield from (dict(zip(record, row, strict=True)) for row in zip(*columns, strict=True))
+        return None
+    if not record:
+        return None
+    found = [] if any(map(is_picture, pictures_of(record))) else sorted(_lists(record), key=_worth)
+    if not found:
+        return record
+    yield from _rows(scanner, found[-1], _columns(record))
+    return None
+
+
+def _members(scanner: Scanner) -> Generator[Any, None, dict[str, Any] | None]:
+    """Yield what an object surely holds as records; return what it has beside them, ``None`` where that is nothing."""
     begun, record, holds_records, is_keyed = scanner.offset, dict[str, Any](), False, False
     for name in scanner.names():
         char, folded = scanner.peek(), normalised(name)
-        is_record = any(is_known(known) and isinstance(value, str | int) for known, value in record.items())
-        if char == "[" and (folded in _RECORDS or (folded in _PICTURES and not is_record)):
+        is_record = any(is_known(known) and isinstance(value, str | int | list) for known, value in record.items())
+        if is_picture(name) and not is_record:
             holds_records = True
-            yield from scanner.elements()
+            value = scanner.value()
+            yield {"file_name": name, **(value if isinstance(value, dict) else {"caption": value})}
+        elif char == "[":
+            elements, first, is_sure = scanner.elements(), list[Any](), False
+            may_be, names = folded in _RECORDS or (folded in _PICTURES and not is_record), _columns(record)
+            for element in elements if may_be else ():
+                first.append(element)
+                if isinstance(element, list):
+                    is_sure = names is not None or _are_names(element)
+                else:
+                    is_sure = not isinstance(element, dict) or bool(pictures_of(element)) or len(first) == _LOOKED_AT
+                if is_sure or scanner.offset - begun > MAX_LINE:
+                    break
+            if is_sure:
+                holds_records = True
+                yield from _rows(scanner, chain(first, elements), names)
+            else:
+                # Of a long list only so much is kept as a record may have.
+                record[name] = first + [inner for inner in elements if scanner.offset - begun <= MAX_LINE]
         elif char == "{" and folded in _HOLDERS:
             inner = yield from _members(scanner)
             holds_records |= inner is None
             record[name] = inner
-        elif char == "{" and name.lower().endswith(suffixes()):
-            holds_records = True
-            yield {"file_name": name, **scanner.value()}
-        elif char == "[":
-            # Of a long list only so much is kept as a record may have.
-            record[name] = [inner for inner in scanner.elements() if scanner.offset - begun <= MAX_LINE]
         else:
             record[name] = scanner.value()
             if not is_keyed and len(record) == _KEYED:
@@ -142,107 +176,74 @@ def _members(scanner: "_Scanner") -> Generator[Any, None, dict[str, Any] | None]
     if holds_records:
         return None
     if scanner.offset - begun > MAX_LINE:
-        raise scanner.error(f"a record of more than {MAX_LINE} characters")
+        raise scanner.error(
+            f"a record of more than {MAX_LINE} characters; a long list should be JSON Lines, an object on each line"
+        )
     return record
 
 
-def _are_records(members: dict[str, Any]) -> bool:
-    """Return whether the members of an object are records under their keys, most of them with a picture."""
-    if not members or any(may_hold(name) or not isinstance(value, dict) for name, value in members.items()):
+def _rows(scanner: Scanner, elements: Iterable[Any], names: Any = None) -> Iterator[Any]:
+    """Yield records; arrays become objects with these names of columns, or with those in the first of them."""
+    for element in elements:
+        if not isinstance(element, list):
+            yield element
+        elif names is not None:
+            yield dict(zip(map(str, names), element, strict=False))
+        elif _are_names(element):
+            names = element
+        else:
+            raise scanner.error(
+                "its rows are arrays, with no names of columns before them; "
+                "write objects (pandas: orient='records', Datasette: ?_shape=objects)"
+            )
+
+
+def _columns(record: Mapping[str, Any]) -> Any:
+    return next((value for name, value in record.items() if normalised(name) in _COLUMNS), None)
+
+
+def _are_names(row: list[Any]) -> bool:
+    return any(isinstance(name, str) and is_known(name) for name in row)
+
+
+def _is_table(members: Mapping[str, Any]) -> bool:
+    """Return whether an object holds columns: arrays of one length, or objects with the same keys."""
+    columns = [value for value in members.values() if isinstance(value, dict | list)]
+    if len(columns) < max(2, len(members)) or not any(map(is_known, members)):
         return False
-    return 2 * sum(bool(pictures_of(value)) for value in members.values()) > len(members)
+    keys = [value.keys() if isinstance(value, dict) else len(value) for value in columns]
+    return bool(columns[0]) and all(one == keys[0] for one in keys)
+
+
+def _lists(value: Any, depth: int = 0) -> Iterator[list[Any]]:
+    """Yield what may be the list of records within an object: by its name, or as most of it have a picture."""
+    if depth < _DEPTH and isinstance(value, dict):
+        for name, inner in value.items():
+            if isinstance(inner, dict) and _are_records(inner):
+                yield list(_keyed(inner))
+            elif isinstance(inner, list) and (normalised(name) in _RECORDS | _PICTURES or _worth(inner)[0]):
+                yield inner
+            else:
+                yield from _lists(inner, depth + 1)
+
+
+def _worth(records: list[Any]) -> tuple[bool, int]:
+    """Return whether most of a list have a picture, and its length."""
+    pictured = sum(isinstance(one, dict) and bool(pictures_of(one)) for one in records)
+    return 2 * pictured > len(records), len(records)
+
+
+def _are_records(members: dict[str, Any]) -> bool:
+    """Return whether the members of an object are records under their keys: most with a picture, or all pictures."""
+    if not members or any(map(may_hold, members)):
+        return False
+    if all(isinstance(value, dict) for value in members.values()):
+        return 2 * sum(bool(pictures_of(value)) for value in members.values()) > len(members)
+    texts = [value if isinstance(value, list) else [value] for value in members.values()]
+    return len(texts) > 1 and all(texts) and all(isinstance(one, str) and is_picture(one) for one in chain(*texts))
 
 
 def _keyed(members: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    return ({"id": name, **value} for name, value in members.items() if isinstance(value, dict))
-
-
-class _Scanner:
-    """Reads JSON piece by piece, holding no more of it than one value.
-
-    Attributes:
-        offset: characters read so far.
-    """
-
-    def __init__(self, text: TextIO, name: str) -> None:
-        self._text = text
-        self._name = name
-        self._buffer = ""
-        self._at = self._before = 0
-        self._line = 1
-
-    @property
-    def offset(self) -> int:
-        return self._before + self._at
-
-    def peek(self) -> str:
-        """Return the next character that is no white space; empty at the end."""
-        while True:
-            while self._at < len(self._buffer):
-                if not (char := self._buffer[self._at]).isspace():
-                    return char
-                self._at += 1
-            if not self._more():
-                return ""
-
-    def skip(self) -> None:
-        """Pass over the character that `peek` returned."""
-        self._at += 1
-
-    def value(self) -> Any:
-        """Return the value that stands here.  Raises `ManifestError` where none does, or a very long one."""
-        self.peek()
-        while True:
-            try:
-                value, end = _DECODER.raw_decode(self._buffer, self._at)
-            except ValueError as error:
-                if len(self._buffer) - self._at > MAX_LINE:
-                    raise self.error(f"no value of JSON, or one of more than {MAX_LINE} characters") from error
-                if not self._more():
-                    why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                    raise self.error(f"cut short, or not JSON: {why}") from error
-                continue
-            # A number at the end of what was read may go on.
-            if end < len(self._buffer) or not isinstance(value, int | float) or not self._more():
-                self._at = end
-                return value
-
-    def elements(self) -> Iterator[Any]:
-        """Yield the elements of the array that begins here."""
-        self.peek()
-        self.skip()
-        while (char := self.peek()) != "]":
-            if char == ",":
-                self.skip()
-            else:
-                yield self.value()
-        self.skip()
-
-    def names(self) -> Iterator[str]:
-        """Yield the names in the object that begins here; before the next one the value of each is to be read."""
-        self.peek()
-        self.skip()
-        while (char := self.peek()) != "}":
-            if char == ",":
-                self.skip()
-                continue
-            name = self.value()
-            if not isinstance(name, str) or self.peek() != ":":
-                raise self.error("not JSON: a name was expected")
-            self.skip()
-            yield name
-        self.skip()
-
-    def error(self, reason: str) -> ManifestError:
-        """Return the error of what stands here."""
-        line = self._line + self._buffer.count("\n", 0, self._at)
-        return ManifestError(f"{self._name}, line {line}: {reason}")
-
-    def _more(self) -> bool:
-        """Read on; as much again as is unread, so that a long value is not tried again and again."""
-        block = self._text.read(max(_BLOCK, len(self._buffer) - self._at))
-        if block:
-            self._line += self._buffer.count("\n", 0, self._at)
-            self._before += self._at
-            self._buffer, self._at = self._buffer[self._at :] + block, 0
-        return bool(block)
+    """Return records with their keys; what is none is left out."""
+    records = ((name, {"url": value} if isinstance(value, str | list) else value) for name, value in members.items())
+    return ({"id": name, **record} for name, record in records if isinstance(record, dict))

@@ -20,6 +20,8 @@ def lines(file: ManifestFile) -> Iterator[bytes]:
     for number, line in enumerate(_lines(file), 1):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
+        # As GeoJSON and others part texts (RFC 7464).
+        line = line.removeprefix(b"\x1e")
         if len(line) > MAX_LINE:
             raise ManifestError(f"{file.name}, line {number}: longer than {MAX_LINE} bytes; is this JSON Lines?")
         if b"}," in line[-4:] and line.rstrip().endswith(b"},"):

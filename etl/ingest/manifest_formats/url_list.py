@@ -1,19 +1,26 @@
-"""A text with the URL or path of a picture on each line; blank lines and those that begin with # are passed over."""
+"""A text with the URL or path of a picture on each line, maybe with words behind it."""
 
+import re
 from collections.abc import Iterator
+from itertools import islice
 
 from etl.errors import ManifestError
-from etl.ingest.fields import is_picture
-from etl.ingest.manifest_formats.file import MAX_LINE, ManifestFile, json_line
+from etl.images.formats import suffixes
+from etl.ingest.fields import is_picture, split
+from etl.ingest.manifest_formats.file import MAX_LINE, BadRow, ManifestFile, json_line
 
 _SUFFIXES = (".txt", ".text", ".lst", ".list", ".urls")
+_BEFORE = re.compile(r"[0-9a-f]{32,128} [ *]|(?:[-*+•]|\d+[.)])\s+(?=\S*://)")
+"""What md5sum and its kin write before a name, and lists before an address."""
+
+_WORDS = re.compile(rf"(\S+(?:{'|'.join(map(re.escape, suffixes()))}))(?:[ \t]+|[,;|](?=.*\s))(.+)", re.IGNORECASE)
 
 
 def recognises(file: ManifestFile) -> bool:
-    """Return whether it is one, by its name or by its first line."""
-    lines = (line.strip() for line in file.head_text.splitlines())
-    first = next((line for line in lines if line and not line.startswith("#")), "")
-    return bool(first) and (file.suffix in _SUFFIXES or is_picture(first))
+    """Return whether it is one, by its first line, or by its name and any line."""
+    records = filter(None, map(_record, file.head_text.splitlines()))
+    named = file.suffix in _SUFFIXES
+    return any(is_picture(one) for record in (records if named else islice(records, 1)) for one in split(record["url"]))
 
 
 def lines(file: ManifestFile) -> Iterator[bytes]:
@@ -24,5 +31,21 @@ def lines(file: ManifestFile) -> Iterator[bytes]:
             number += 1
             if len(line) > MAX_LINE:
                 raise ManifestError(f"{file.name}, line {number}: longer than {MAX_LINE} characters; is this a list?")
-            url = line.strip().strip("\ufeff")
-            yield b"\n" if not url or url.startswith("#") else json_line({"url": url})
+            record = _record(line)
+            if record and not any(map(is_picture, split(record["url"]))):
+                yield BadRow.of(record, "neither the address of a picture nor a name that ends as one")
+            else:
+                yield json_line(record) if record else b"\n"
+
+
+def _record(line: str) -> dict[str, str]:
+    """Return what a line says; nothing for blank ones and those that begin with #."""
+    line = line.strip().strip("\ufeff")
+    if not line or line.startswith(("#", "// ")):
+        return {}
+    if found := _BEFORE.match(line):
+        line = line[found.end() :]
+    words = _WORDS.fullmatch(line)
+    if words and not is_picture(words[2]) and "://" not in words[2]:
+        return {"url": words[1], "text": words[2]}
+    return {"url": line.rstrip(",;") if "://" in line else line}
