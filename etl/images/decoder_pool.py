@@ -92,7 +92,11 @@ class DecoderPool:
 
     def _start_one(self) -> None:
         # What goes wrong here goes wrong again at the first picture, where there is somebody to be told.
-        with contextlib.suppress(EtlError):
+        # With a turn, or the first pictures, which come before it is ready, would start more processes than that.
+        with contextlib.suppress(EtlError), self._turns:
+            with self._lock:
+                if self._idle:
+                    return
             decoder = self._new_decoder()
             with self._lock:
                 self._idle.append(decoder)

@@ -120,6 +120,19 @@ def test_decoded_pictures_lie_in_the_cache_and_processes_are_reused(tmp_path: Pa
     assert children(os.getpid()) == before
 
 
+def test_pictures_wait_for_processes_that_are_starting(tmp_path: Path, picture: Path) -> None:
+    """Pictures that come before the processes are ready start no more of them than may decode at once."""
+
+    async def decode_all(pool: DecoderPool) -> None:
+        await asyncio.gather(*(pool.decode(picture) for _ in range(3)))
+
+    before = children(os.getpid())
+    with make_pool(tmp_path) as pool:
+        pool.start(1)
+        asyncio.run(decode_all(pool))
+        assert len(children(os.getpid()) - before) == 1
+
+
 def test_errors_keep_their_class_and_message(tmp_path: Path, picture: Path) -> None:
     """What the child raises arrives as the same class, and costs no process."""
     (tmp_path / "page.jpg").write_bytes(b"<html>gone</html>")
