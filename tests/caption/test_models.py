@@ -124,6 +124,7 @@ def test_batches_are_the_models_own_words(
     folder = made(family)
     chosen = settings(model=str(folder), batch_size=4, max_new_tokens=8)
     loaded, items = load(chosen), scenes.items[:5]
+    assert f"name={family!r}" in repr(loaded)
     captioner = GenerateCaptioner(loaded, chosen, scenes.locate)
     texts = {outcome.id: outcome for outcome in captioner.caption(items)}
     for item in items:

@@ -100,8 +100,10 @@ def _processor_class(folder: Path, config: Any) -> Any:
     return PROCESSOR_MAPPING.get(type(config), None)
 
 
-class NoVideos:
-    """Stands where a processor has what takes videos: some ask for its settings also where there is none."""
+class NoVideos(dict[str, Any]):
+    """Stands where a processor has what takes videos: some ask for its settings also where there is none, and a
+    processor describes itself in JSON.
+    """
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
