@@ -280,6 +280,10 @@ def test_which_model_is_asked_for(pictures: Pictures) -> None:
         }.items():
             with pytest.raises(ModelError, match=words):
                 check(settings)
+        many.fail(status(404, {"error": {"message": "model 'bb' not found"}}), None, lambda _: True)
+        many.models.append({"id": "bbb"})
+        with pytest.raises(ModelError, match=r"does not serve the model .*; did you mean bbb\?$"):
+            EndpointCaptioner(settings_for(many, endpoint_model="bb"), pictures.locate, 256)
         with ChatServer(models=[{"id": "other"}]) as two, pytest.raises(ModelError, match=r"different.*tiny.*other"):
             check(settings_for(one, two))
         check(settings_for(one))
@@ -522,6 +526,21 @@ def test_answers_that_are_no_captions_are_charged_and_retried(server: ChatServer
     failed = {key: one for key, one in outcomes.items() if isinstance(one, ItemFailure)}
     assert {key: one.slug for key, one in failed.items()} == {2 * n + 1: slug for n, (_, slug) in enumerate(ANSWERS)}
     assert all(one.retryable and not one.crashed for one in failed.values())
+
+
+def test_what_was_broken_off_is_asked_again_uncharged(server: ChatServer, pictures: Pictures) -> None:
+    """Half a caption of a server that ends, and errors that come with status 200, are the endpoint's: none is kept."""
+    items = pictures.items(6)
+    half_a_caption = {"message": {"content": "A pho"}, "finish_reason": "abort"}
+    late = [
+        reply(choices=[half_a_caption]),
+        *(status(200, {"error": {"code": code, "message": "x"}}) for code in (429, 502)),
+    ]
+    with opened(pictures, server) as captioner:
+        for behaviour, item in zip(late, items[::2], strict=True):
+            server.fail(behaviour, 1, lambda asked, prompt=item.prompt: asked.prompt == prompt)  # type: ignore[misc]
+        assert_right(caption_all(captioner, items), items)
+    assert len(server.asked) == 9
 
 
 def test_what_is_refused_is_final(server: ChatServer, pictures: Pictures) -> None:

@@ -38,7 +38,7 @@ from etl.errors import (
 from etl.net.errors import fetch_error
 from etl.settings import DEFAULT_MODEL, Settings
 from etl.settings.template_arguments import template_argument
-from etl.text import clean
+from etl.text import clean, did_you_mean, nearest
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +103,7 @@ class Endpoint:
         self._arguments = dict(map(template_argument, settings.chat_template_arg))
         self._format = RequestFormat(self._arguments)
         self._listed: dict[str, Any] = {}
+        self._names: tuple[str, ...] = ()
         self._client: httpx2.AsyncClient | None = None
 
     def __str__(self) -> str:
@@ -139,6 +140,7 @@ class Endpoint:
                 raise
             models = None
         listed = {str(one["id"]): one for one in models or []}
+        self._names = tuple(listed)
         if settings.endpoint_model:
             return settings.endpoint_model, listed.get(settings.endpoint_model, {})
         if settings.model in listed:
@@ -147,7 +149,8 @@ class Endpoint:
         if settings.model != DEFAULT_MODEL:
             if models is None:
                 return settings.model, {}
-            raise ModelError(f"{self} does not serve {settings.model}, but {names or 'nothing'}; give --endpoint-model")
+            said = f"{self} does not serve {settings.model}, but {names or 'nothing'}; give --endpoint-model"
+            raise ModelError(said + self._meant(settings.model))
         if len(listed) == 1:
             return next(iter(listed.items()))
         raise ModelError(f"{self} serves {names or 'no model that it names'}; say which with --endpoint-model")
@@ -165,7 +168,9 @@ class Endpoint:
         except ContentFilterError:
             answer = None
         except OtherModelError as error:
-            raise ModelError(f"{error}; check --endpoint-model") from error
+            raise ModelError(f"{error}; check --endpoint-model{self._meant(model)}") from error
+        except ModelError as error:
+            raise ModelError(f"{error}{self._meant(model)}") from error
         except CaptionError as error:
             if error.retryable:
                 raise
@@ -179,6 +184,11 @@ class Endpoint:
         self._format = format_
         version = revision(model, answer.model if answer else "", listed.get("root"))
         return Identity(model, version, tuple(sorted(format_.generation.items())))
+
+    def _meant(self, model: str) -> str:
+        """Return the question after a name that it lists, for the end of a line, where the model is none of those."""
+        meant = did_you_mean(None if model in self._names else nearest(model, self._names))
+        return f"; {clean(meant.rstrip(), 200)}" if meant else ""
 
     async def caption(self, prompt: str, jpeg: bytes, penalty: float | None = None) -> Answer:
         """Return the caption of a picture.
