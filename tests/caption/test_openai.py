@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 from caption.conftest import Scenes
-from support.chat_server import TRIAL, Asked, ChatServer, Words, half, hang, reply, reset, status
+from support.chat_server import TRIAL, Asked, ChatServer, Words, completion, half, hang, plain, reply, reset, status
 from support.watching import wait_for
 
 from etl.caption.generate.captioner import GenerateCaptioner
 from etl.caption.model.loading import LoadedModel
-from etl.caption.openai.address import addresses
+from etl.caption.openai.address import Address, addresses
 from etl.caption.openai.captioner import EndpointCaptioner, check
 from etl.caption.openai.concurrency import FIRST
 from etl.caption.recipe import Recipe
@@ -541,6 +541,29 @@ def test_what_was_broken_off_is_asked_again_uncharged(server: ChatServer, pictur
             server.fail(behaviour, 1, lambda asked, prompt=item.prompt: asked.prompt == prompt)  # type: ignore[misc]
         assert_right(caption_all(captioner, items), items)
     assert len(server.asked) == 9
+
+
+def test_what_is_not_ours_is_neither_asked_nor_believed(server: ChatServer, pictures: Pictures) -> None:
+    """An answer that comes when another program has taken the port is no caption, and that one is sent nothing more."""
+    ours = threading.Event()
+
+    def taken_over(handler: Any, asked: Asked) -> None:
+        ours.clear()
+        handler.say(200, completion(plain(asked)))
+
+    settings = settings_for(server, endpoint_patience=0.2, endpoint_concurrency=1)
+    address = Address(f"{server.url}/v1", is_ours=ours.is_set)
+    outcomes: list[CaptionResult | ItemFailure] = []
+    for asked in (1, 0):
+        ours.set()
+        captioner = EndpointCaptioner(settings, pictures.locate, 256, [address])
+        server.asked.clear()
+        server.fail(taken_over, asked)
+        if not asked:
+            ours.clear()
+        with contextlib.closing(captioner), pytest.raises(ModelError, match="is not the server that was started there"):
+            outcomes.extend(captioner.caption(pictures.items(3)))
+        assert (outcomes, len(server.asked)) == ([], asked)
 
 
 def test_what_is_refused_is_final(server: ChatServer, pictures: Pictures) -> None:

@@ -232,17 +232,18 @@ class Endpoint:
                     status, headers, answer = await self._exchange("POST", "/chat/completions", content)
         except TimeoutError as error:
             raise EndpointTimeoutError(f"no caption within {limit:g} s from {self}") from error
-        if status != 200:
-            raise self._named(error_of(status, headers, answer))
         try:
+            if status != 200:
+                raise error_of(status, headers, answer)
             return answer_of(answer)
-        except CaptionError as error:
-            raise self._named(error) from error
+        except Exception as error:
+            raise self._named(error) from None
 
     async def _exchange(self, method: str, path: str, content: bytes | None) -> tuple[int, httpx2.Headers, bytes]:
         """Return status, headers and body of one answer."""
         if self._client is None:
             self._client = _client(self.address)
+        self._require_ours()
         async with self._client.stream(method, self.address.base + path, content=content) as response:
             self.heard_at = time.monotonic()
             chunks, size = [], 0
@@ -252,7 +253,12 @@ class Endpoint:
                 if size > MAX_ANSWER:
                     raise EndpointAnswerError(f"{self} sent an answer of more than {MAX_ANSWER} bytes")
             self.heard_at = time.monotonic()
+            self._require_ours()
             return response.status_code, response.headers, b"".join(chunks)
+
+    def _require_ours(self) -> None:
+        if not self.address.is_ours():
+            raise EndpointTroubleError(f"what listens at {self} is not the server that was started there", gone=True)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
