@@ -80,7 +80,7 @@ def _is_by(reader: Reader, settings: Settings, longest_edge: int) -> bool:
     What only the loaded model knows, as the number format for ``auto``, is taken to be as it was: nobody who runs the
     same command again on another machine wants finished captions made anew.
     """
-    if settings.backend != "local":
+    if settings.backend not in ("local", "vllm"):
         return False
     current = next((row for row in all_recipes(reader) if row.current), None)
     if current is None:
@@ -90,6 +90,10 @@ def _is_by(reader: Reader, settings: Settings, longest_edge: int) -> bool:
     try:
         recipe = Recipe.from_json(current.spec)
         checkpoint = find_checkpoint(settings.model, settings.revision)
+        if settings.backend == "vllm":
+            from etl.caption.vllm.captioner import own_recipe
+
+            return recipe.sha256 == own_recipe(settings, checkpoint, longest_edge).sha256
         images = recipe.preprocessing
         return (
             recipe.model == checkpoint.name

@@ -90,7 +90,8 @@ def retry_after_s(value: str | None, date: str | None = None) -> float | None:
     """
     if value is None:
         return None
-    if re.fullmatch(r"\s*\d{1,9}\s*", value, re.ASCII):
+    # A fraction is against the standard, and common.
+    if re.fullmatch(r"\s*\d{1,9}(\.\d{1,9})?\s*", value, re.ASCII):
         return float(value)
     until = _timestamp(value)
     if until is None:

@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 from caption.conftest import Scenes
-from support.chat_server import TRIAL, Asked, ChatServer, Words, half, hang, reply, reset, status
+from support.chat_server import TRIAL, Asked, ChatServer, Words, completion, half, hang, plain, reply, reset, status
 from support.watching import wait_for
 
 from etl.caption.generate.captioner import GenerateCaptioner
 from etl.caption.model.loading import LoadedModel
-from etl.caption.openai.address import addresses
+from etl.caption.openai.address import Address, addresses
 from etl.caption.openai.captioner import EndpointCaptioner, check
 from etl.caption.openai.concurrency import FIRST
 from etl.caption.recipe import Recipe
@@ -280,6 +280,10 @@ def test_which_model_is_asked_for(pictures: Pictures) -> None:
         }.items():
             with pytest.raises(ModelError, match=words):
                 check(settings)
+        many.fail(status(404, {"error": {"message": "model 'bb' not found"}}), None, lambda _: True)
+        many.models.append({"id": "bbb"})
+        with pytest.raises(ModelError, match=r"does not serve the model .*; did you mean bbb\?$"):
+            EndpointCaptioner(settings_for(many, endpoint_model="bb"), pictures.locate, 256)
         with ChatServer(models=[{"id": "other"}]) as two, pytest.raises(ModelError, match=r"different.*tiny.*other"):
             check(settings_for(one, two))
         check(settings_for(one))
@@ -522,6 +526,44 @@ def test_answers_that_are_no_captions_are_charged_and_retried(server: ChatServer
     failed = {key: one for key, one in outcomes.items() if isinstance(one, ItemFailure)}
     assert {key: one.slug for key, one in failed.items()} == {2 * n + 1: slug for n, (_, slug) in enumerate(ANSWERS)}
     assert all(one.retryable and not one.crashed for one in failed.values())
+
+
+def test_what_was_broken_off_is_asked_again_uncharged(server: ChatServer, pictures: Pictures) -> None:
+    """Half a caption of a server that ends, and errors that come with status 200, are the endpoint's: none is kept."""
+    items = pictures.items(6)
+    half_a_caption = {"message": {"content": "A pho"}, "finish_reason": "abort"}
+    late = [
+        reply(choices=[half_a_caption]),
+        *(status(200, {"error": {"code": code, "message": "x"}}) for code in (429, 502)),
+    ]
+    with opened(pictures, server) as captioner:
+        for behaviour, item in zip(late, items[::2], strict=True):
+            server.fail(behaviour, 1, lambda asked, prompt=item.prompt: asked.prompt == prompt)  # type: ignore[misc]
+        assert_right(caption_all(captioner, items), items)
+    assert len(server.asked) == 9
+
+
+def test_what_is_not_ours_is_neither_asked_nor_believed(server: ChatServer, pictures: Pictures) -> None:
+    """An answer that comes when another program has taken the port is no caption, and that one is sent nothing more."""
+    ours = threading.Event()
+
+    def taken_over(handler: Any, asked: Asked) -> None:
+        ours.clear()
+        handler.say(200, completion(plain(asked)))
+
+    settings = settings_for(server, endpoint_patience=0.2, endpoint_concurrency=1)
+    address = Address(f"{server.url}/v1", is_ours=ours.is_set)
+    outcomes: list[CaptionResult | ItemFailure] = []
+    for asked in (1, 0):
+        ours.set()
+        captioner = EndpointCaptioner(settings, pictures.locate, 256, [address])
+        server.asked.clear()
+        server.fail(taken_over, asked)
+        if not asked:
+            ours.clear()
+        with contextlib.closing(captioner), pytest.raises(ModelError, match="is not the server that was started there"):
+            outcomes.extend(captioner.caption(pictures.items(3)))
+        assert (outcomes, len(server.asked)) == ([], asked)
 
 
 def test_what_is_refused_is_final(server: ChatServer, pictures: Pictures) -> None:

@@ -38,6 +38,19 @@ LONG_TGI = "Input validation error: `inputs` tokens + `max_new_tokens` must be <
 LONG_LLAMA = "the request exceeds the available context size. try increasing the context size"
 QUOTA = "You exceeded your current quota, please check your plan and billing details."
 PARSE = "You uploaded an unsupported image. Please make sure your image is valid."
+LONG_LM_STUDIO = "The number of tokens to keep is greater than the context length (n_keep: 13055>= n_ctx: 4096)."
+CRASHED = "The model has crashed without additional information. (Exit code: null)"
+
+
+def gemini(message: str, code: int = 400, state: str = "INVALID_ARGUMENT", **more: Any) -> Any:
+    """Return Gemini's form of an error."""
+    return [{"error": {"code": code, "message": message, "status": state, **more}}]
+
+
+def provider(code: int, raw: str) -> Any:
+    """Return OpenRouter's form of what a provider said."""
+    return {"error": {"message": "Provider returned error", "code": code, "metadata": {"raw": raw}}}
+
 
 ERRORS: list[tuple[int, Any, type[Exception]]] = [
     (400, said(LONG_VLLM, 400, "BadRequestError"), PromptTooLongError),
@@ -63,6 +76,26 @@ ERRORS: list[tuple[int, Any, type[Exception]]] = [
     (404, said('model "x" not found, try pulling it first', None, "api_error"), ModelError),
     (400, said("Model 'x' not found"), ModelError),
     (404, {"detail": "Not Found"}, ModelError),
+    (404, gemini("models/x is not found for API version v1main.", 404, "NOT_FOUND"), ModelError),
+    (404, said("The API deployment for this resource does not exist.", "DeploymentNotFound"), ModelError),
+    (400, {"error": {"message": "x is not a valid model ID", "code": 400}}, ModelError),
+    (400, gemini("API key not valid. Please pass a valid API key."), ModelError),
+    (400, {"code": "Client specified an invalid argument", "error": "Incorrect API key provided: xai-1"}, ModelError),
+    (403, {"error": {"code": 403, "message": "Budget limit exceeded"}}, ModelError),
+    (402, said("Insufficient Balance. Add more, then try again."), ModelError),
+    (400, gemini('Invalid JSON payload received. Unknown name "seed": Cannot find field.'), RefusedRequestError),
+    (400, provider(400, "This endpoint's maximum context length is 4096 tokens."), PromptTooLongError),
+    (400, {"error": LONG_LM_STUDIO}, PromptTooLongError),
+    (500, said("Context size has been exceeded.", 500, "server_error"), PromptTooLongError),
+    (
+        400,
+        said("The response was filtered by Azure's content management policy.", "content_filter"),
+        ContentFilterError,
+    ),
+    (400, {"error": 'Failed to load model "x". Error: Operation canceled.'}, EndpointTroubleError),
+    (400, {"error": CRASHED}, EndpointTroubleError),
+    (500, said("image input is not supported - hint: you may need to provide the mmproj", 500), EndpointRefusedError),
+    (503, said("Loading model", 503, "unavailable_error"), EndpointBusyError),
     (307, "", ModelError),
     (429, said("Rate limit reached for gpt-4o", "rate_limit_exceeded", "tokens"), EndpointBusyError),
     (503, {"error": "server busy, please try again.  maximum pending requests exceeded"}, EndpointBusyError),
@@ -85,12 +118,50 @@ def test_every_refusal_has_its_meaning(code: int, body: Any, kind: type[Exceptio
     assert "\n" not in str(error) and len(str(error)) < 500
 
 
-@pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("soon", None), (None, None)])
-def test_retry_after_is_read(header: str | None, seconds: float | None) -> None:
-    """What the server asks to wait is known; nonsense counts as nothing."""
-    error = error_of(429, {"retry-after": header} if header else {}, b"")
+DATES = {"retry-after": "Mon, 30 Nov 2026 02:00:30 GMT", "date": "Mon, 30 Nov 2026 02:00:00 GMT"}
+RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "26s"}
+WAITS: list[tuple[int, dict[str, str], Any, float | None]] = [
+    (429, {"retry-after": "7"}, "", 7.0),
+    (429, {"retry-after": "0.5"}, "", 0.5),
+    (503, DATES, "", 30.0),
+    (429, {"retry-after": "soon"}, "", None),
+    (429, {}, "", None),
+    (429, {"retry-after": "3"}, said("Please try again in 9s."), 3.0),
+    (429, {}, said("Rate limit reached. Please try again in 6m0s. Visit", "rate_limit_exceeded"), 360.0),
+    (429, {}, said("Limit 30000, Used 29999. Please try again in 350ms."), 0.35),
+    (429, {}, said("exceeded the token rate limit of your S0 pricing tier. Please retry after 45 seconds."), 45.0),
+    (429, {}, gemini(f"{QUOTA}{400 * ' '}\nPlease retry in 58.5s.", 429, "RESOURCE_EXHAUSTED"), 58.5),
+    (429, {}, gemini(QUOTA, 429, "RESOURCE_EXHAUSTED", details=[RETRY_INFO]), 26.0),
+    (429, {}, said(json.dumps(gemini("Slow down", 429, details=[RETRY_INFO]))), 26.0),
+    (402, {"retry-after": "2"}, {"error": {"code": 402, "message": "in-flight budget exhausted"}}, 2.0),
+    (429, {}, said("Please retry after 2026-12-01. " + "9" * 9000), None),
+    (429, {}, said("try again in 5 lightyears"), None),
+]
+
+
+@pytest.mark.parametrize(("code", "headers", "body", "seconds"), WAITS)
+def test_how_long_to_wait_is_read(code: int, headers: dict[str, str], body: Any, seconds: float | None) -> None:
+    """Headers say it in seconds, fractions and dates, bodies in words; a quota that comes again is no empty account."""
+    error = error_of(code, headers, as_bytes(body))
     assert isinstance(error, EndpointBusyError)
-    assert error.seconds == seconds
+    assert error.seconds == (None if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "words"),
+    [
+        (404, gemini("models/x is not found for API version v1main.", 404), "does not serve the model"),
+        (404, said("The API deployment for this resource does not exist.", "DeploymentNotFound"), "does not serve"),
+        (404, {"detail": "Not Found"}, "has nothing at this address"),
+        (400, gemini("API key not valid. Please pass a valid API key."), "does not accept the key"),
+        (403, {"error": {"code": 403, "message": "Budget limit exceeded"}}, "no quota left"),
+        (429, said(QUOTA, "insufficient_quota"), "no quota left"),
+    ],
+)
+def test_what_ends_the_run_says_what_to_do(code: int, body: Any, words: str) -> None:
+    """A model that is not there, a key that is not taken and an empty account each have words of their own."""
+    error = error_of(code, {}, as_bytes(body))
+    assert isinstance(error, ModelError) and words in str(error)
 
 
 def choice(reason: str | None = "stop", **message: Any) -> bytes:
@@ -114,13 +185,46 @@ def test_what_is_no_caption_may_be_one_next_time(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [choice("content_filter", content="A pho"), choice("stop", content=None, refusal="I can't help with that.")]
-)
+    "body",
+    [
+        choice("content_filter", content="A pho"), choice("stop", content=None, refusal="I can't help with that."),
+        choice("SAFETY", content=None), choice("PROHIBITED_CONTENT"), choice("content_filter: RECITATION", content=""),
+        choice("sensitive", content="A"),
+    ],
+)  # fmt: skip
 def test_a_withheld_caption_is_final(body: bytes) -> None:
     """A content filter and a refusal have a class of their own, and half a caption is not kept."""
     with pytest.raises(ContentFilterError) as caught:
         answer_of(body)
     assert not caught.value.retryable
+
+
+LATE: list[tuple[bytes, type[Exception], str]] = [
+    (as_bytes(provider(429, "x is rate-limited upstream. Please retry shortly.")), EndpointBusyError, "upstream"),
+    (as_bytes(provider(502, "bad gateway")), EndpointTroubleError, "HTTP 502: Provider returned error: bad gateway"),
+    (as_bytes(said("No auth credentials found", 401)), ModelError, "does not accept the key"),
+    (as_bytes({"error": LONG_LM_STUDIO}), PromptTooLongError, "context length"),
+    (as_bytes({"choices": [{"message": {"content": "A pho"}, "finish_reason": "error", **provider(502, "gone")}]}),
+     EndpointTroubleError, "gone"),
+    *((choice(reason, content="A pho"), EndpointTroubleError, "broken off")
+      for reason in ("abort", "error", "network_error", "insufficient_system_resource")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "kind", "words"), LATE)
+def test_an_error_may_come_as_a_success(body: bytes, kind: type[Exception], words: str) -> None:
+    """OpenRouter, LM Studio and a vLLM that is being ended tell of failures with status 200; half a caption is none."""
+    with pytest.raises(kind, match=words) as caught:
+        answer_of(body)
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize(
+    "reason", ["length", "max_tokens", "MAX_TOKENS", "model_length", "model_context_window_exceeded"]
+)
+def test_the_limit_has_many_names(reason: str) -> None:
+    """Whatever the server calls it, a caption that reached the limit is known as cut."""
+    assert answer_of(choice(reason, content="A ship at")).finish_reason is FinishReason.LENGTH
 
 
 def test_captions_are_read() -> None:
@@ -129,6 +233,9 @@ def test_captions_are_read() -> None:
     assert (answer.text, answer.tokens, answer.finish_reason) == ("A ship.?", 3, FinishReason.LENGTH)
     parts = [{"type": "text", "text": "A "}, {"type": "text", "text": "ship."}]
     assert answer_of(choice("eos", content=parts)).text == "A ship."
+    assert (
+        answer_of(b"\n \r\n" + choice(content="x")).text == answer_of(b"\xef\xbb\xbf" + choice(content="x")).text == "x"
+    )
     bare = answer_of(as_bytes({"choices": [{"message": {"content": "x"}}], "usage": None, "model": 7}))
     assert (bare.tokens, bare.prompt_tokens, bare.model, bare.finish_reason) == (0, 0, "", FinishReason.STOP)
 

@@ -24,6 +24,7 @@ from support.zygote import Zygote
 
 from etl.caption.backends import open_captioner
 from etl.caption.model.checkpoint import DEMO_CHECKPOINT
+from etl.caption.need import wait_for_picture
 from etl.caption.vllm import captioner as vllm
 from etl.caption.vllm.captioner import VllmCaptioner
 from etl.caption.vllm.command import command, deciding, environment, find_program
@@ -32,7 +33,9 @@ from etl.caption.vllm.tensor_names import known_to_vllm
 from etl.domain.views import StageSummary
 from etl.errors import ConfigError, ModelError
 from etl.images.cache import ImageCache
+from etl.run_control import RunControl
 from etl.settings import Settings
+from etl.state.read.reader import Reader
 
 pytestmark = pytest.mark.usefixtures("forked_decoders")
 
@@ -84,7 +87,10 @@ def assert_gone(found: list[Life]) -> None:
 
 
 def test_captions_come_from_a_vllm_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It gets the model, our limits and a key that no argument or file has; no proxy is asked; nothing of it stays."""
+    """It gets the model, our limits and a key that no argument or file has; no proxy is asked; nothing of it stays.
+
+    When all is captioned it is not started again, unless the settings make another recipe.
+    """
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ETL_API_KEY", "sk-of-another-server")
     bench = prepared(tmp_path, 6, gpu_memory_fraction=0.5, vllm_arg=("max-num-seqs=4", "--quantization=fp8"))
@@ -109,6 +115,10 @@ def test_captions_come_from_a_vllm_of_our_own(tmp_path: Path, monkeypatch: pytes
     recipe = json.loads(spec)
     assert (recipe["model"], recipe["engine"], recipe["revision"][:7]) == ("demo", "vllm", "sha256:")
     assert recipe["generation"]["vllm quantization"] == "fp8" and "vllm max-num-seqs" not in recipe["generation"]
+    with Reader(bench.state) as reader:
+        for changes, wanted in (({}, False), ({"max_new_tokens": 7}, True), ({"vllm_arg": ()}, True)):
+            asked = dataclasses.replace(bench.settings, **changes)
+            assert wait_for_picture(reader, asked, 256, RunControl(), lambda: False) is wanted, changes
     files = [path for path in bench.state.rglob("*") if path.is_file()]
     assert not [path for path in files if key.encode() in path.read_bytes()]
     log = bench.state / "logs" / "vllm.log"
@@ -158,7 +168,11 @@ ENGINE_SAID = """(EngineCore pid=7) ERROR 11-29 [core.py:1] Traceback (most rece
     [
         (ENGINE_SAID, "vLLM cannot be started: ValueError: No available memory", "lower --gpu-memory-fraction"),
         ("vllm serve: error: unrecognized arguments: --x", "error: unrecognized arguments: --x", "check --vllm-arg"),
-        ("bye", "exit code 1, after bye", "all that it said is in"),
+        (
+            "(A pid=6) WARNING 11-29 [a.py:1] as `OSError: [Errno 24]`\nbye",
+            "exit code 1, after bye",
+            "all that it said is in",
+        ),
     ],
 )
 def test_one_that_cannot_start_says_why(tmp_path: Path, orders: Orders, said: str, words: str, cure: str) -> None:

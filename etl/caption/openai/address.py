@@ -6,7 +6,7 @@ database, logs and errors hold addresses only.
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -29,11 +29,13 @@ class Address:
         base: up to and with ``/v1``, without a slash at the end.
         key: what it is shown; empty for none.
         direct: whether it is reached without the environment's proxy, being on this machine or network.
+        is_ours: whether what listens there may be asked, and what it has answered be believed, at this moment.
     """
 
     base: str
     key: str = field(default="", repr=False)
     direct: bool = False
+    is_ours: Callable[[], bool] = field(default=lambda: True, repr=False, compare=False)
 
 
 def addresses(settings: Settings, environment: Mapping[str, str] | None = None) -> list[Address]:

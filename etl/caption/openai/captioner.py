@@ -66,7 +66,7 @@ class EndpointCaptioner:
         self._pool: Pool | None = None
         try:
             identity = self._run(_probe_all(self._endpoints, settings.endpoint_patience))
-            self._recipe = _recipe(identity, settings, longest_edge)
+            self._recipe = recipe_of(identity, settings, longest_edge)
             self._pool = Pool(self._endpoints, identity, settings, locate, self._outcomes.put)
             self._loop.call_soon_threadsafe(self._pool.start)
         except BaseException:
@@ -253,7 +253,7 @@ def _agree(models: dict[Endpoint, str]) -> None:
         raise ModelError(f"the endpoints serve different models: {listed}; all must serve the same")
 
 
-def _recipe(identity: Identity, settings: Settings, longest_edge: int) -> Recipe:
+def recipe_of(identity: Identity, settings: Settings, longest_edge: int) -> Recipe:
     """Return the recipe.  Where the endpoints are is no part of it: the same model elsewhere gives the same words."""
     return Recipe(
         model=identity.model,

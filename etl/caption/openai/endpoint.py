@@ -38,7 +38,7 @@ from etl.errors import (
 from etl.net.errors import fetch_error
 from etl.settings import DEFAULT_MODEL, Settings
 from etl.settings.template_arguments import template_argument
-from etl.text import clean
+from etl.text import clean, did_you_mean, nearest
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +103,7 @@ class Endpoint:
         self._arguments = dict(map(template_argument, settings.chat_template_arg))
         self._format = RequestFormat(self._arguments)
         self._listed: dict[str, Any] = {}
+        self._names: tuple[str, ...] = ()
         self._client: httpx2.AsyncClient | None = None
 
     def __str__(self) -> str:
@@ -139,6 +140,7 @@ class Endpoint:
                 raise
             models = None
         listed = {str(one["id"]): one for one in models or []}
+        self._names = tuple(listed)
         if settings.endpoint_model:
             return settings.endpoint_model, listed.get(settings.endpoint_model, {})
         if settings.model in listed:
@@ -147,7 +149,8 @@ class Endpoint:
         if settings.model != DEFAULT_MODEL:
             if models is None:
                 return settings.model, {}
-            raise ModelError(f"{self} does not serve {settings.model}, but {names or 'nothing'}; give --endpoint-model")
+            said = f"{self} does not serve {settings.model}, but {names or 'nothing'}; give --endpoint-model"
+            raise ModelError(said + self._meant(settings.model))
         if len(listed) == 1:
             return next(iter(listed.items()))
         raise ModelError(f"{self} serves {names or 'no model that it names'}; say which with --endpoint-model")
@@ -165,7 +168,9 @@ class Endpoint:
         except ContentFilterError:
             answer = None
         except OtherModelError as error:
-            raise ModelError(f"{error}; check --endpoint-model") from error
+            raise ModelError(f"{error}; check --endpoint-model{self._meant(model)}") from error
+        except ModelError as error:
+            raise ModelError(f"{error}{self._meant(model)}") from error
         except CaptionError as error:
             if error.retryable:
                 raise
@@ -179,6 +184,11 @@ class Endpoint:
         self._format = format_
         version = revision(model, answer.model if answer else "", listed.get("root"))
         return Identity(model, version, tuple(sorted(format_.generation.items())))
+
+    def _meant(self, model: str) -> str:
+        """Return the question after a name that it lists, for the end of a line, where the model is none of those."""
+        meant = did_you_mean(None if model in self._names else nearest(model, self._names))
+        return f"; {clean(meant.rstrip(), 200)}" if meant else ""
 
     async def caption(self, prompt: str, jpeg: bytes, penalty: float | None = None) -> Answer:
         """Return the caption of a picture.
@@ -222,17 +232,18 @@ class Endpoint:
                     status, headers, answer = await self._exchange("POST", "/chat/completions", content)
         except TimeoutError as error:
             raise EndpointTimeoutError(f"no caption within {limit:g} s from {self}") from error
-        if status != 200:
-            raise self._named(error_of(status, headers, answer))
         try:
+            if status != 200:
+                raise error_of(status, headers, answer)
             return answer_of(answer)
-        except CaptionError as error:
-            raise self._named(error) from error
+        except Exception as error:
+            raise self._named(error) from None
 
     async def _exchange(self, method: str, path: str, content: bytes | None) -> tuple[int, httpx2.Headers, bytes]:
         """Return status, headers and body of one answer."""
         if self._client is None:
             self._client = _client(self.address)
+        self._require_ours()
         async with self._client.stream(method, self.address.base + path, content=content) as response:
             self.heard_at = time.monotonic()
             chunks, size = [], 0
@@ -242,7 +253,12 @@ class Endpoint:
                 if size > MAX_ANSWER:
                     raise EndpointAnswerError(f"{self} sent an answer of more than {MAX_ANSWER} bytes")
             self.heard_at = time.monotonic()
+            self._require_ours()
             return response.status_code, response.headers, b"".join(chunks)
+
+    def _require_ours(self) -> None:
+        if not self.address.is_ours():
+            raise EndpointTroubleError(f"what listens at {self} is not the server that was started there", gone=True)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

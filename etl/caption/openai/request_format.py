@@ -36,11 +36,13 @@ class Complaint:
         text: for people, on one line.
         code: its kind in the server's words, such as ``context_length_exceeded``; empty when it names none.
         field: the field that it speaks of, where it says so apart.
+        status: the HTTP status that it names, for those who name one after they have sent another; else 0.
     """
 
     text: str
     code: str = ""
     field: str = ""
+    status: int = 0
 
 
 class RequestFormat:

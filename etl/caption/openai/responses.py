@@ -1,5 +1,6 @@
 """What an endpoint's answers mean: a caption, the failure of one picture, trouble of the endpoint, or the run's end."""
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -19,11 +20,15 @@ from etl.errors import (
     PromptTooLongError,
 )
 from etl.net.responses import retry_after_s
+from etl.units import SECONDS, parse
 
 _REASONING = ("reasoning", "reasoning_content", "thinking")
 
 MAX_SHOWN = 300
 """Characters of a server's words in a message."""
+
+_MAX_WORDS = 10_000
+"""Bytes of an answer in which a time to wait is looked for."""
 
 _CONTEXT = re.compile(
     r"context[ _](length|window|size)|maximum model length|prompt is too long|too many tokens"
@@ -31,15 +36,36 @@ _CONTEXT = re.compile(
     re.IGNORECASE,
 )
 _FILTER = re.compile(r"content[ _](filter|policy|management)|moderation|flagged|safety system", re.IGNORECASE)
-_QUOTA = re.compile(r"insufficient[ _](quota|balance|credits|funds)|exceeded your current quota|billing", re.IGNORECASE)
-_NO_MODEL = re.compile(
-    r"model_not_found|\bmodel\W{1,3}[\w./:@-]+\W{1,3}(is |was )?(does not exist|not found|not available)", re.IGNORECASE
+_EMPTY_ACCOUNT = "insufficient_quota"
+_QUOTA = re.compile(
+    r"insufficient[ _](quota|balance|credits|funds)|exceeded your current quota|billing|(budget|credit|key) limit",
+    re.IGNORECASE,
 )
+_WAIT = re.compile(
+    r"(?:(?:retry|try again) (?:in|after) |retryDelay\W{1,9})((?:\d{1,9}(?:\.\d{1,9})? ?[a-z]*){1,3})\b(?!-)",
+    re.IGNORECASE,
+)
+"""How long to wait in the words of OpenAI, Azure and Gemini, where no header says it."""
+
+_KEY = re.compile(r"(incorrect|invalid) api[ _]key|api[ _]key (is )?(not valid|expired|not found)", re.IGNORECASE)
+_NO_MODEL = re.compile(
+    r"model_not_found|DeploymentNotFound|not a valid model|invalid model name"
+    r"|\bmodels?(\W{1,3}[\w./:@-]+)?\W{1,3}(is |was )?(does not exist|not found|not available)",
+    re.IGNORECASE,
+)
+_SERVER_DOWN = re.compile(r"model (has )?(crashed|(is )?unloaded)|failed to load model|out of memory", re.IGNORECASE)
+"""What LM Studio says with 400 of its own failure."""
 _BAD_PICTURE = re.compile(
     r"(cannot|can't|could not|failed to|unable to) (identify|decode|load|open|read|process)[^.]{0,40}image"
     r"|(invalid|unsupported|corrupt|broken)[^.]{0,20} image|image_parse_error|invalid_image",
     re.IGNORECASE,
 )
+
+
+_WITHHELD = re.compile(r"filter|safety|recitation|blocklist|prohibited|spii|sensitive|refusal", re.IGNORECASE)
+_BROKEN_OFF = re.compile(r"error|abort|cancel|insufficient_system_resource", re.IGNORECASE)
+_FULL = re.compile(r"length|max_\w*tokens|context_window", re.IGNORECASE)
+"""Why generation ended, in the words of all servers: OpenAI has three, Gemini, vLLM, SGLang, OpenRouter, z.AI more."""
 
 
 class EndpointBusyError(Exception):
@@ -100,20 +126,22 @@ def answer_of(body: bytes) -> Answer:
     """Return the caption in the body of a successful answer.
 
     Raises `EmptyAnswerError` when it has no words, `EndpointAnswerError` when there is none, `ContentFilterError` when
-    it was withheld.
+    it was withheld, `EndpointTroubleError` when it was broken off; for an error that came as a success, as `error_of`
+    returns.
     """
-    reply = _json(body)
+    reply = _reply(body)
     if not isinstance(reply, dict):
         raise EndpointAnswerError(f"the answer is no JSON object: {_shown(body.decode('utf-8', 'replace'))}")
-    choices = reply.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    if not isinstance(choice, dict):
-        raise EndpointAnswerError(f"the answer has no choices: {_shown(_text_of(reply.get('error')) or 'no reason')}")
+    choice = _choice(reply)
+    if choice is None or choice.get("error"):
+        raise _late_error(body)
     found = choice.get("message")
     message: dict[str, Any] = found if isinstance(found, dict) else {}
     reason = str(choice.get("finish_reason") or "")
-    if reason == "content_filter" or message.get("refusal"):
+    if _WITHHELD.search(reason) or message.get("refusal"):
         raise ContentFilterError(f"the caption was withheld: {_shown(str(message.get('refusal') or reason))}")
+    if _BROKEN_OFF.search(reason):
+        raise EndpointTroubleError(f"the caption was broken off (finish_reason {_shown(reason)})", answered=True)
     text, thinking = split_thinking(_storable(_content(message.get("content")) or ""))
     # Servers that take the reasoning out themselves call it by one of these names.
     named = next(filter(None, (_content(message.get(name)) for name in _REASONING)), "")
@@ -125,7 +153,7 @@ def answer_of(body: bytes) -> Answer:
         )
     usage = reply.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    ended = FinishReason.LENGTH if reason in ("length", "max_tokens") else FinishReason.STOP
+    ended = FinishReason.LENGTH if _FULL.search(reason) else FinishReason.STOP
     name = reply.get("model")
     return Answer(
         text,
@@ -145,25 +173,46 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes) -> Exception:
     complaint = complaint_of(body)
     said = f"HTTP {status}: {complaint.text}" if complaint.text else f"HTTP {status}"
     about = f"{complaint.code} {complaint.text}"
+    wait = _wait(headers, body)
     if 300 <= status < 400:
         return ModelError(f"redirects to {_shown(headers.get('location', 'nowhere'))}; give that address")
     if status == 402 or (status in (403, 429) and _QUOTA.search(about)):
+        # Of a limit for each minute Gemini says the same, and OpenRouter of what is under way: with a time to wait.
+        if wait is not None and _EMPTY_ACCOUNT not in about:
+            return EndpointBusyError(said, wait)
         return ModelError(f"the account has no quota left ({said}); see to it, then run again")
     if status == 403 and _FILTER.search(about):
         return ContentFilterError(said)
-    if status in (401, 403):
+    if status in (401, 403) or (status == 400 and _KEY.search(about)):
         return ModelError(f"does not accept the key ({said}); set ETL_API_KEY")
     if status in (404, 405, 410):
         what = "does not serve the model" if _NO_MODEL.search(about) else "has nothing at this address"
         return ModelError(f"{what} ({said}); check --endpoint and --endpoint-model")
     if status in (429, 503, 529):
-        wait = retry_after_s(headers.get("retry-after"), headers.get("date"))
         return EndpointBusyError(said, wait)
     if (of_picture := _picture_error(status, said, about)) is not None:
         return of_picture
-    if status >= 500 or status in (408, 409, 425):
+    if status >= 500 or status in (408, 409, 425) or _SERVER_DOWN.search(about):
         return EndpointTroubleError(said, answered=True)
     return RefusedRequestError(status, complaint)
+
+
+def _late_error(body: bytes) -> Exception:
+    """Return what an answer means that tells of an error after it has begun as a success."""
+    complaint = complaint_of(body)
+    if 400 <= complaint.status < 600:
+        return error_of(complaint.status, {}, body)
+    said = f"the answer has no choices: {complaint.text}"
+    return _picture_error(400, said, f"{complaint.code} {complaint.text}") or EndpointAnswerError(said)
+
+
+def _wait(headers: Mapping[str, str], body: bytes) -> float | None:
+    """Return the seconds that an answer asks to wait, in its headers or its words."""
+    wait = retry_after_s(headers.get("retry-after"), headers.get("date"))
+    if wait is None and (found := _WAIT.search(body[:_MAX_WORDS].decode("utf-8", "replace"))):
+        with contextlib.suppress(ValueError):
+            return parse(found[1], SECONDS)
+    return wait
 
 
 def _picture_error(status: int, said: str, about: str) -> Exception | None:
@@ -188,18 +237,23 @@ def refused(error: RefusedRequestError) -> CaptionError:
 
 def complaint_of(body: bytes) -> Complaint:
     """Return what the server says is wrong; every server has its own form."""
-    reply = _json(body)
+    reply = _reply(body)
     if not isinstance(reply, dict):
         return Complaint(_shown(body.decode("utf-8", "replace")))
-    inner = reply.get("error")
+    inner = (_choice(reply) or {}).get("error") or reply.get("error")
     holder = inner if isinstance(inner, dict) else reply
     details = reply.get("detail")
     text = _text_of(inner) or _text_of(reply.get("message")) or _text_of(details)
+    metadata = holder.get("metadata")
+    if isinstance(metadata, dict) and isinstance(metadata.get("raw"), str):
+        # OpenRouter's own words are "Provider returned error".
+        text = f"{text}: {metadata['raw']}"
     code = holder.get("code") or holder.get("type") or reply.get("error_type") or ""
+    status = _count(code)
     if isinstance(code, int):
         code = holder.get("type") or ""
     field = holder.get("param") or ""
-    return Complaint(_shown(text or body.decode("utf-8", "replace")), str(code)[:100], str(field)[:100])
+    return Complaint(_shown(text or body.decode("utf-8", "replace")), str(code)[:100], str(field)[:100], status)
 
 
 def _text_of(value: Any) -> str:
@@ -235,11 +289,19 @@ def _count(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else 0
 
 
-def _json(body: bytes) -> Any:
+def _choice(reply: dict[str, Any]) -> dict[str, Any] | None:
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    return choice if isinstance(choice, dict) else None
+
+
+def _reply(body: bytes) -> Any:
+    """Return what the JSON means; Gemini has its errors in a list."""
     try:
-        return json.loads(body)
+        reply = json.loads(body)
     except (ValueError, RecursionError):
         return None
+    return reply[0] if isinstance(reply, list) and len(reply) == 1 else reply
 
 
 def _shown(text: str) -> str:

@@ -16,7 +16,9 @@ from etl.caption.ledger import Ledger, Outcome, crashed
 from etl.caption.model.checkpoint import Checkpoint, find_checkpoint
 from etl.caption.model.hub_weights import weights_of
 from etl.caption.model.vetting import vet
-from etl.caption.openai.captioner import EndpointCaptioner
+from etl.caption.openai.captioner import EndpointCaptioner, recipe_of
+from etl.caption.openai.endpoint import Identity
+from etl.caption.openai.request_format import RequestFormat
 from etl.caption.recipe import Recipe
 from etl.caption.vllm.command import command, deciding, environment, find_program
 from etl.caption.vllm.server import Server
@@ -26,6 +28,7 @@ from etl.domain.views import EngineSample
 from etl.errors import EndpointAnswerError, EndpointFailedError, ModelError
 from etl.images.cache import ImageCache
 from etl.settings import Settings
+from etl.settings.template_arguments import template_argument
 from etl.state.log import DIRECTORY
 
 log = logging.getLogger(__name__)
@@ -86,22 +89,10 @@ class VllmCaptioner:
             self._server.start()
             if not self._connect():
                 raise self._server.failure("vLLM cannot be started")
-            self._recipe = self._recipe_of(settings, checkpoint)
+            self._recipe = own_recipe(settings, checkpoint, longest_edge)
         except BaseException:
             self.close()
             raise
-
-    def _recipe_of(self, settings: Settings, checkpoint: Checkpoint) -> Recipe:
-        assert self._endpoint is not None
-        asked = self._endpoint.recipe
-        return dataclasses.replace(
-            asked,
-            model=checkpoint.name,
-            revision=checkpoint.revision(),
-            engine=ENGINE,
-            dtype=asked.dtype if settings.dtype == "auto" else settings.dtype,
-            generation={**asked.generation, **deciding(settings)},
-        )
 
     @property
     def recipe(self) -> Recipe:
@@ -199,6 +190,18 @@ class VllmCaptioner:
                 return False
             raise
         return True
+
+
+def own_recipe(settings: Settings, checkpoint: Checkpoint, longest_edge: int) -> Recipe:
+    """Return the recipe of its captions, which is known before it is started: it takes all that is sent."""
+    sent = RequestFormat(dict(map(template_argument, settings.chat_template_arg))).generation
+    asked = recipe_of(Identity(checkpoint.name, checkpoint.revision(), tuple(sent.items())), settings, longest_edge)
+    return dataclasses.replace(
+        asked,
+        engine=ENGINE,
+        dtype=asked.dtype if settings.dtype == "auto" else settings.dtype,
+        generation={**asked.generation, **deciding(settings)},
+    )
 
 
 def check(settings: Settings) -> None:

@@ -4,6 +4,8 @@ Between it and us is `etl.caption.vllm.keeper`.  What it prints goes to a bounde
 """
 
 import contextlib
+import functools
+import itertools
 import logging
 import os
 import re
@@ -45,15 +47,15 @@ ASK_S = 5.0
 END_S = 10.0
 """Seconds that it has to end by itself before it is killed."""
 
-_LISTENS = "0A"
-"""A listening socket, in the kernel's tables."""
+_TABLE, _LISTENS = Path("/proc/net/tcp"), "0A"
+"""The kernel's table of sockets, with their owners, and what it calls one that listens."""
 
 _MAX_READ = 64 * 1024
 """Longest line that is read, in bytes; a longer one becomes two."""
 
 _ERROR = re.compile(r"(\b\w*(?:Error|Exception)|\berror): \S.*")
-_CONSEQUENCE = re.compile(r"root cause|EngineDeadError")
-"""What the server says of an engine that has said itself what was wrong."""
+_CONSEQUENCE = re.compile(r"root cause|EngineDeadError|^(\(.{1,60}\) )?(DEBUG|INFO|WARNING) ")
+"""What the server says of an engine that has said itself what was wrong, and what is no error."""
 
 _CURES = (
     (re.compile(r"memory|KV cache|max_model_len|max seq len", re.IGNORECASE),
@@ -80,7 +82,6 @@ class Server:
         ``environment`` returns the child's variables for a key; ``spare`` is a directory that goes when we have gone.
         """
         self.address = Address("")
-        self._port = 0
         self._command = command
         self._spare = spare
         self._environment = environment
@@ -94,13 +95,18 @@ class Server:
         """Start it, in place of one that has ended.  Raises `ModelError` where no process can be started."""
         self._clear()
         self._error = self._last = ""
-        self._port = _free_port()
-        self.address = Address(f"http://127.0.0.1:{self._port}/v1", secrets.token_urlsafe(32), direct=True)
+        port = _free_port()
+        self.address = Address(
+            f"http://127.0.0.1:{port}/v1",
+            secrets.token_urlsafe(32),
+            direct=True,
+            is_ours=functools.partial(is_ours, port),
+        )
         log.info("starting vLLM; its log is %s", self._log_file)
         # In a session of its own: a Ctrl-C is meant for us, who finish what is in flight.  Not in the working
         # directory, where its child processes would look for modules.
         keeper = [sys.executable, "-I", str(KEEPER), f"{END_S:g}", str(self._spare), *self._command]
-        keeper += ["--host=127.0.0.1", f"--port={self._port}"]
+        keeper += ["--host=127.0.0.1", f"--port={port}"]
         try:
             self._keeper = subprocess.Popen(
                 keeper, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/",
@@ -133,7 +139,7 @@ class Server:
         # Loopback never goes through a proxy.
         with httpx2.Client(trust_env=False, timeout=ASK_S) as client:
             while not (self.ended or should_stop()):
-                if is_ours(self._port) and self._answers(client):
+                if self.address.is_ours() and self._answers(client):
                     log.info("vLLM serves after %.0f s", time.monotonic() - begun)
                     return True
                 now = time.monotonic()
@@ -208,14 +214,13 @@ def _free_port() -> int:
 def is_ours(port: int) -> bool:
     """Return whether what listens at a port of this machine is a process of this user, and of no other.
 
-    While it loads, anybody may have taken the port, to be shown the key and sent pictures.
+    While it loads, and when it has died, anybody may take the port, to be shown the key and sent pictures.
     """
-    owners = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
-        except OSError:
-            # Only Linux has them; and a kernel may know no IPv6.
-            continue
-        owners |= {int(row[7]) for row in rows if row[3] == _LISTENS and int(row[1].rpartition(":")[2], 16) == port}
-    return owners == {os.getuid()} if Path("/proc/net/tcp").exists() else True
+    try:
+        with _TABLE.open() as table:
+            # Those that listen come first, before perhaps thousands of connections.
+            rows = itertools.takewhile(lambda row: row[3] == _LISTENS, map(str.split, itertools.islice(table, 1, None)))
+            return {int(row[7]) for row in rows if int(row[1].rpartition(":")[2], 16) == port} == {os.getuid()}
+    except FileNotFoundError:
+        # Only Linux has it.
+        return True
