@@ -50,7 +50,8 @@ class _LenientPngStream(PngStream):
             return self.fp.read(there)
         try:
             return super().call(cid, pos, length)
-        except (ValueError, SyntaxError, IndexError, OSError, struct.error, zlib.error):
+        # The last of these for chunks that Pillow does not know, and would read itself.
+        except (ValueError, SyntaxError, IndexError, OSError, struct.error, zlib.error, AttributeError):
             self.fp.seek(pos)
             return self.fp.read(there)
 

@@ -112,6 +112,7 @@ COLOURED: dict[str, Callable[[], bytes]] = {
     "png without its end": odd.png_ending,
     "jpeg 2000 whose last part goes to the end": odd.jp2_to_the_end,
     "png with more pixels to come at its end": lambda: odd.png_ending(b"\0\0\x20\0IDAT"),
+    "png whose last unknown chunk is cut": lambda: odd.png_ending(b"\0\0\x20\0tIMEa\0"),
     "png whose last text is cut": lambda: odd.png_ending(b"\0\0\x20\0zTXta\0"),
 }  # fmt: skip
 
