@@ -584,13 +584,13 @@ def test_a_png_is_turned_by_its_text_too(tmp_path: Path, name: str) -> None:
 
 
 def _animation(path: Path, suffix: str, frames: list[Image.Image]) -> None:
-    disposal = {"PNG": 1, "GIF": 2, "WEBP": 0}[suffix]
+    disposal = {"PNG": 1, "GIF": 2}.get(suffix, 0)
     frames[0].save(
         path, suffix, save_all=True, append_images=frames[1:], duration=100, disposal=disposal, lossless=True
     )
 
 
-@pytest.mark.parametrize("suffix", ["GIF", "PNG", "WEBP"])
+@pytest.mark.parametrize("suffix", ["GIF", "PNG", "WEBP", "AVIF"])
 def test_of_an_animation_the_first_frame_that_shows_something_is_taken(tmp_path: Path, suffix: str) -> None:
     """Empty, black and nearly black frames before it are passed over; frames after it do not count."""
     shown, later = (halves("RGBA", (*left, 255), (*right, 255)) for left, right in ((RED, BLUE), (GREEN, RED)))
@@ -602,7 +602,7 @@ def test_of_an_animation_the_first_frame_that_shows_something_is_taken(tmp_path:
     assert_halves(run(tmp_path / "b"), RED, BLUE, 10)
     _animation(tmp_path / "c", suffix, [dim, black, empty])
     assert_halves(run(tmp_path / "c"), gray(0), gray(20), 10)
-    if suffix != "WEBP":
+    if suffix in ("GIF", "PNG"):
         flat = [Image.new("P", shown.size, index) for index in (1, 2, 1)]
         for frame in flat:
             frame.putpalette([0, 0, 0, *RED, *BLUE])
