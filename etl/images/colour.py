@@ -134,8 +134,8 @@ def _finite(image: Image.Image) -> Image.Image:
 def _is_sound(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
     """Return whether a ramp from black to white comes out as one, give or take a few levels."""
     levels = range(0, 256, 15)
-    ramp = Image.new(mode, (len(levels), 1))
-    ramp.putdata([(0, 0, 0, 255 - level) if mode == "CMYK" else (level,) * len(mode) for level in levels])
+    pixels = [(0, 0, 0, 255 - level) if mode == "CMYK" else (level,) * len(mode) for level in levels]
+    ramp = Image.frombytes(mode, (len(levels), 1), bytes(itertools.chain(*pixels)))
     shown = ImageCms.applyTransform(ramp, transform)
     assert shown is not None
     tones = list(shown.convert("L").tobytes())

@@ -55,7 +55,7 @@ def is_needed(image: Stored) -> bool:
     tags = image.tag_v2
     misread = {_UNSIGNED: [32], _SIGNED: [8]}.get(_format(tags))
     is_misread = tags.get(PHOTOMETRIC) in (_INVERTED, _GRAY) and image.bits == misread
-    if tags.get(_PLANAR) == _SEPARATE and tags.get(EXTRA_SAMPLES):
+    if tags.get(_PLANAR) == _SEPARATE and (tags.get(EXTRA_SAMPLES) or tags.get(PHOTOMETRIC) == _LAB):
         return True
     is_readable = not is_misread and not tiff.is_sparse(image) and tiff.is_known(image)
     return tags.get(COMPRESSION, 1) in _BYTEWISE and not is_readable

@@ -99,6 +99,7 @@ KINDS: dict[str, tuple[str, int, str | int, int, Callable[[int, int], float], tu
     "CMYK, spot and opacity": ("CMYK", 5, "B", 1, lambda _, v: v, (0, 2)),
     "CMYK 16, spots": ("CMYK", 5, "H", 1, lambda _, v: v << 8, (0, 0)),
     "LAB 16": ("LAB", 8, "h", 1, lambda b, v: (_signed(b, v) * 256 + 32768) % 65536 - 32768, ()),
+    "LAB 8": ("LAB", 8, "b", 1, lambda b, v: (_signed(b, v) + 128) % 256 - 128, ()),
     "LAB 8, opacity": ("LAB", 8, "b", 1, lambda b, v: (_signed(b, v) + 128) % 256 - 128, (2,)),
     "LAB float": ("LAB", 8, "f", 3, lambda b, v: v / 2.55 if b == 0 else v - 128, ()),
     "ICC LAB 16": ("LAB", 9, "H", 1, lambda _, v: v << 8, ()),
