@@ -17,8 +17,8 @@ _TURNS = {
 """EXIF orientation -> what puts the picture upright (Exif 2.32, tag 0x0112)."""
 
 _FLOAT32_MAX = 3.4e38
-_FULL_RANGE = {"I": 65535.0, "F": 1.0}
-"""Value that means white in a picture without any contrast, whose own range says nothing."""
+_FULL_RANGE = 65535.0
+"""Value that means white in a picture without any contrast, whose own range says nothing; or 1, if it has no more."""
 
 _PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 _SRGB_NAMES = ("sRGB IEC61966", "sRGB built-in")
@@ -36,7 +36,8 @@ def reducible(image: Image.Image, floor: float | None = None) -> Image.Image:
     if image.mode == "F":
         return _filled(image, floor)
     if image.mode == "I":
-        return image
+        # Pillow adds integers up in 32 bits, of which these may need all.
+        return image.convert("F")
     if image.has_transparency_data:
         return image if image.mode in ("LA", "RGBA", "La", "RGBa") else image.convert("RGBA")
     if image.mode == "1":
@@ -56,7 +57,7 @@ def stretch(image: Image.Image, *, min_is_white: bool = False) -> Image.Image:
     assert isinstance(low, int | float)
     assert isinstance(high, int | float)
     if low == high:
-        white = _FULL_RANGE[image.mode]
+        white = _FULL_RANGE if image.mode == "I" or low > 1 else 1.0
         level = 255 * min(max(low / white, 0.0), 1.0)
         return Image.new("L", image.size, round(255 - level if min_is_white else level))
     if min_is_white:
@@ -133,8 +134,8 @@ def _finite(image: Image.Image) -> Image.Image:
 def _is_sound(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
     """Return whether a ramp from black to white comes out as one, give or take a few levels."""
     levels = range(0, 256, 15)
-    ramp = Image.new(mode, (len(levels), 1))
-    ramp.putdata([(0, 0, 0, 255 - level) if mode == "CMYK" else (level,) * len(mode) for level in levels])
+    pixels = [(0, 0, 0, 255 - level) if mode == "CMYK" else (level,) * len(mode) for level in levels]
+    ramp = Image.frombytes(mode, (len(levels), 1), bytes(itertools.chain(*pixels)))
     shown = ImageCms.applyTransform(ramp, transform)
     assert shown is not None
     tones = list(shown.convert("L").tobytes())

@@ -37,7 +37,7 @@ from etl.images.tiff_directory import PROFILE, Stored
 JPEG_QUALITY = 90
 """Of working copies: at 1024 px the vision tower's 336 px input hides what it loses, at a third of the size of 95."""
 
-_ANIMATED = ("GIF", "PNG", "WEBP")
+_ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 """Formats whose frames are one picture's; pages of a TIFF are not."""
 
 _ORIENTATION = 0x0112

@@ -61,11 +61,14 @@ def _format(
 
 FORMATS = (
     # An MPO is a JPEG with others behind it.
-    _format("JPEG", "image/jpeg", ".jpg .jpeg .jpe .jfif .mpo", rb"\xff\xd8", "PIL.JpegImagePlugin:JpegImageFile"),
+    _format(
+        "JPEG", "image/jpeg", ".jpg .jpeg .jpe .jfif .pjpeg .pjp .mpo", rb"\xff\xd8",
+        "PIL.JpegImagePlugin:JpegImageFile",
+    ),
     _format("PNG", "image/png", ".png .apng", rb"\x89PNG\r\n\x1a\n", "PIL.PngImagePlugin:PngImageFile"),
     # Also raw data of cameras, of which the preview is shown.
     _format(
-        "TIFF", "image/tiff", ".tif .tiff .dng .cr2 .nef .arw .pef", rb"II[*+]\0|MM\0[*+]",
+        "TIFF", "image/tiff", ".tif .tiff .btf .dng .cr2 .nef .nrw .arw .pef .srw", rb"II[*+]\0|MM\0[*+]",
         "PIL.TiffImagePlugin:TiffImageFile",
     ),
     _format("WebP", "image/webp", ".webp", rb"RIFF.{4}WEBP", "PIL.WebPImagePlugin:WebPImageFile"),
@@ -79,7 +82,7 @@ FORMATS = (
         "PIL.BmpImagePlugin:DibImageFile",
     ),
     _format(
-        "JPEG 2000", "image/jp2", ".jp2 .j2k .j2c .jpf .jpx", rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+        "JPEG 2000", "image/jp2", ".jp2 .j2k .j2c .jpc .jpf .jpx .jph", rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
         "PIL.Jpeg2KImagePlugin:Jpeg2KImageFile",
     ),
     _format("RAF", "image/x-fuji-raf", ".raf", rb"FUJIFILMCCD-RAW", "etl.images.raw:RafImageFile"),
@@ -87,11 +90,11 @@ FORMATS = (
     _format("CR3", "image/x-canon-cr3", ".cr3", rb".{4}ftypcrx ", "etl.images.raw:Cr3ImageFile"),
     # Brands of ISO 23000-22 (MIAF), the first of them or one of those that it is compatible with.
     _format(
-        "AVIF", "image/avif", ".avif", rb".{4}ftyp(avi[fs]|(mif1|msf1|miaf).{4}(.{4}){0,12}?avi[fs])",
+        "AVIF", "image/avif", ".avif .avifs", rb".{4}ftyp(avi[fs]|(mif1|msf1|miaf).{4}(.{4}){0,12}?avi[fs])",
         "etl.images.avif:AvifImageFile", needs="PIL._avif",
     ),
     _format(
-        "HEIF", "image/heic", ".heic .heif .hif", rb".{4}ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)",
+        "HEIF", "image/heic", ".heic .heif .hif .heics .heifs", rb".{4}ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)",
         "etl.images.heif:HeifImageFile", needs="pillow_heif", extra="heif",
     ),
     _format(

@@ -7,12 +7,14 @@ do not know; of the codestream alone they give the bare samples.
 import io
 from typing import IO
 
-from PIL import ContainerIO, Image, ImageFile, Jpeg2KImagePlugin
+from PIL import ContainerIO, Image, ImageChops, ImageFile, Jpeg2KImagePlugin
 
 from etl.errors import CorruptImageError
 from etl.images import jpeg2000_depth, truncated
 from etl.images.jpeg2000_boxes import (
+    CMY,
     COLOUR,
+    INK,
     LAB,
     NO_SPACE,
     OPACITY,
@@ -121,7 +123,9 @@ def _coloured(image: Image.Image, boxes: Boxes, stream: Codestream) -> Image.Ima
     bands = list(image.split())
     if boxes.palette:
         bands = _looked_up(bands, boxes, stream)
-    colours = boxes.colours or (1 if len(bands) < 3 else 3)
+    else:
+        bands = [_full(band, depth) for band, depth in zip(bands, stream.depths, strict=True)]
+    colours = 1 if boxes.colours == 3 > len(bands) else boxes.colours or (1 if len(bands) < 3 else 3)
     order = list(range(colours))
     alpha = colours if len(bands) > colours and not boxes.channels else None
     for channel, kind, association in boxes.channels:
@@ -146,11 +150,21 @@ def _merged(bands: list[Image.Image], opacity: Image.Image | None, space: int, s
         raise CorruptImageError("the JPEG 2000 has components of different sizes, in a way that is not supported")
     if space == SYCC and not done:
         bands = list(Image.merge("YCbCr", bands).convert("RGB").split())
+    if space in (INK, CMY):
+        bands = [ImageChops.invert(band) for band in bands]
     if len(bands) == 4:
         return Image.merge("CMYK", bands)
     if opacity is not None:
         return Image.merge("LA" if len(bands) == 1 else "RGBA", [*bands, opacity])
     return bands[0] if len(bands) == 1 else Image.merge("RGB", bands)
+
+
+def _full(band: Image.Image, depth: int) -> Image.Image:
+    """Return samples of fewer than 8 bits, which Pillow has moved up, over their whole range."""
+    if depth >= 8:
+        return band
+    top = (1 << depth) - 1
+    return band.point([(value >> (8 - depth)) * 255 // top for value in range(256)])
 
 
 def _lab(bands: list[Image.Image], ranges: tuple[int, ...], depths: list[int]) -> Image.Image:

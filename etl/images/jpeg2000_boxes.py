@@ -17,9 +17,12 @@ _HEADER_BYTES = 4 * 1024**2
 """Of all boxes that say how samples become colours: the largest are profiles of presses."""
 
 _MAX_CHANNELS = 4
-CMYK, LAB, SRGB, SYCC, NO_SPACE = 12, 14, 16, 18, 0
+INK, CMY, CMYK, LAB, SRGB, SYCC, NO_SPACE = 0, 11, 12, 14, 16, 18, -1
 _BILEVEL, _GRAY = 15, 17
-_COLOURS = {CMYK: 4, LAB: 3, _BILEVEL: 1, SRGB: 3, _GRAY: 1, SYCC: 3}
+_COLOURS = {INK: 1, CMY: 3, CMYK: 4, LAB: 3, _BILEVEL: 1, SRGB: 3, _GRAY: 1, SYCC: 3}
+_AS_IN_JPEG = 3
+"""YCbCr(2), which differs from sYCC in what its numbers mean beyond black and white, which bytes do not hold."""
+
 _OTHER_SPACES = range(25)
 """Enumerated colour spaces that there are; a number beyond them means nothing, and the count of channels decides."""
 
@@ -164,6 +167,7 @@ def _cmap(data: bytes) -> Iterator[tuple[int, int, int]]:
 def _read_colour(boxes: Boxes, data: bytes) -> None:
     """Take the colour space of the first box that is understood, as readers do."""
     method, value = data[0], int.from_bytes(data[3:7])
+    value = SYCC if value == _AS_IN_JPEG else value
     if method == 1 and value in _COLOURS:
         boxes.space, boxes.colours = value, _COLOURS[value]
         if value == LAB and len(data) > 7:

@@ -12,6 +12,8 @@ from typing import Any
 from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin
 from PIL.PngImagePlugin import PngStream
 
+from etl.errors import CorruptImageError
+
 _PROFILE_BYTES = 32 * 1024**2
 """Of an unpacked colour profile; the largest that printers' makers give away have a few MB."""
 
@@ -54,6 +56,10 @@ class _LenientPngStream(PngStream):
         except (ValueError, SyntaxError, IndexError, OSError, struct.error, zlib.error, AttributeError):
             self.fp.seek(pos)
             return self.fp.read(there)
+
+    def chunk_CgBI(self, pos: int, length: int) -> bytes:  # noqa: ARG002 -- as Pillow calls it
+        """Raise `CorruptImageError` for what Xcode makes of a PNG."""
+        raise CorruptImageError("the PNG is of a kind that only Apple's devices read (CgBI); save it as a plain PNG")
 
     def crc(self, cid: bytes, data: bytes) -> None:
         # Where it is the header that is wrong and not its sum, rows of pixels begin with filters that there are not.

@@ -23,7 +23,8 @@ class PamImageFile(ImageFile.ImageFile):
         if depth not in _MODES or min(width, height) < 1 or not 0 < top < 65536:
             raise ValueError(f"{depth} samples a pixel of up to {top}")
         assert self.fp is not None
-        self._mode, self._size = _MODES[depth], (width, height)
+        is_ink = depth == 4 and fields.get(b"TUPLTYPE", b"").startswith(b"CMYK")
+        self._mode, self._size = "CMYK" if is_ink else _MODES[depth], (width, height)
         decoder, args = ("raw", self.mode) if top == 255 else ("ppm", (self.mode, top))
         self.tile = [ImageFile._Tile(decoder, (0, 0, width, height), self.fp.tell(), args)]
 

@@ -3,6 +3,8 @@
 Adobe's "Photoshop File Formats Specification" is what sections and numbers are named after.
 """
 
+import struct
+
 from PIL import ImageFile, PsdImagePlugin
 from PIL.PsdImagePlugin import PsdImageFile
 
@@ -13,6 +15,7 @@ PsdImagePlugin.MODES.setdefault((1, 16), ("L", 1))
 PsdImagePlugin.MODES.setdefault((3, 16), ("RGB", 3))
 
 _DEPTH_AT = 22
+_MULTICHANNEL = 7
 _VERSION_INFO = 1057
 """The image resource whose fifth byte tells whether there is a composite."""
 
@@ -36,7 +39,11 @@ class CompositePsdImageFile(PsdImageFile):
         if self.mode == "RGBA" and not self._alpha_is_transparency():
             self._without_alpha()
         self.fp.seek(_DEPTH_AT)
-        if self.fp.read(2) == b"\0\x10":
+        depth, colours = struct.unpack(">HH", self.fp.read(4))
+        if colours == _MULTICHANNEL:
+            # Pillow would show the first of them.
+            raise CorruptImageError("the PSD has separate inks (multichannel), which are not read; save it as RGB")
+        if depth == 16:
             self._widen()
         if self.mode == "1":
             # A set bit is black.
@@ -54,8 +61,6 @@ class CompositePsdImageFile(PsdImageFile):
         self._mode, self.tile = "RGB", self.tile[:3]
 
     def _widen(self) -> None:
-        if self.mode == "RGBA":
-            self._without_alpha()
         size = 2 * self.size[0] * self.size[1]
         first = self.tile[0].offset if self.tile else 0
         self.tile = [

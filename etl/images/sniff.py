@@ -34,6 +34,7 @@ _OTHERS = (
     (rb"SIMPLE  =", "FITS, which is not accepted"),
     (rb".{128}DICM", "a DICOM file, which is not accepted"),
     (rb"II\xbc", "JPEG XR, which is not accepted"),
+    (rb"PF\s", "a PFM in colours, which is not accepted; save it as PPM"),
     (rb"qoif", "QOI, which is not accepted"),
     (rb"msid", "MrSID, which is not accepted"),
     (rb"RIFF.{4}AVI |\x1a\x45\xdf\xa3|FLV|\0\0\x01[\xba\xb3]", "a film, not a picture"),

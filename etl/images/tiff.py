@@ -32,7 +32,7 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258,
 _STRIP_OFFSETS, _SAMPLES, _ROWS_PER_STRIP, _STRIP_SIZES, _PLANAR = 273, 277, 278, 279, 284
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES = 322, 323, 324, 325
 _KEPT = (
-    _WIDTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT,
+    _WIDTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT,
     292, 293,  # options of Group 3 and 4
     317,  # predictor
     320,  # colour map
@@ -42,7 +42,10 @@ _KEPT = (
 )  # fmt: skip
 """Tags (TIFF 6.0) that say how pixels are stored, and are the same for a part of them."""
 
-_RAW, _OLD_JPEG, _DEFLATE = 1, 6, (8, 32946)
+_RAW, _OLD_JPEG, _JPEG, _DEFLATE = 1, 6, 7, (8, 32946)
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+"""Of each byte, what has its bits in the other order."""
+
 _YCBCR, _SEPARATE = 6, 2
 
 # Pillow does not know big-endian 16-bit gray where 0 means white, nor logarithms of light, which libtiff makes bytes.
@@ -99,13 +102,20 @@ def memory(image: TiffImageFile) -> int:
 
 
 def is_misread(image: Picture) -> bool:
-    """Return whether Pillow takes the picture for another: samples in planes, or YCbCr, without compression.
+    """Return whether Pillow takes the picture for another, or for none, where it is stored without compression.
 
-    Of the former it takes the low bytes of 16 bits for pixels, of the latter it does not know subsampling.
+    Of samples in planes it takes the low bytes of 16 bits for pixels, of YCbCr it does not know subsampling, and of
+    palettes not that the first pixel may be in the lowest bits of a byte.
     """
     tags = image.tag_v2
     is_raw = tags.get(_COMPRESSION, _RAW) == _RAW
-    return is_raw and (tags.get(_PLANAR) == _SEPARATE or tags.get(_PHOTOMETRIC) == _YCBCR)
+    is_odd = tags.get(_PLANAR) == _SEPARATE or tags.get(_PHOTOMETRIC) == _YCBCR or tags.get(_FILL_ORDER, 1) != 1
+    return is_raw and is_odd
+
+
+def is_sparse(image: Picture) -> bool:
+    """Return whether strips or tiles were left out, as makers of maps do."""
+    return 0 in _numbers(image.tag_v2.get(_TILE_OFFSETS, image.tag_v2.get(_STRIP_OFFSETS)))
 
 
 def is_known(image: Stored) -> bool:
@@ -135,7 +145,11 @@ def pictures(image: Picture, layout: Layout) -> Iterator[Image.Image]:
     Raises `CorruptImageError` when strips are missing, and whatever Pillow raises.
     """
     for piece in pieces(image, layout):
-        with Image.open(io.BytesIO(_small_tiff(image, piece)), formats=["TIFF"]) as picture:
+        try:
+            picture = Image.open(io.BytesIO(_small_tiff(image, piece)), formats=["TIFF"])
+        except UnidentifiedImageError as error:
+            raise CorruptImageError("the TIFF stores its pixels in a way that is not supported") from error
+        with picture:
             assert isinstance(picture, TiffImageFile)
             mend_byte_order(picture)
             picture.load()
@@ -168,8 +182,7 @@ def layout_of(image: Picture) -> Layout | None:
     offsets = _numbers(tags.get(_TILE_OFFSETS if tiled else _STRIP_OFFSETS))
     if not len(offsets) == len(sizes) == across * down * planes:
         return None
-    is_deflate = compression in _DEFLATE and tags.get(_FILL_ORDER, 1) == 1
-    divisible = not tiled and row_bytes > 0 and (compression == _RAW or is_deflate)
+    divisible = not tiled and row_bytes > 0 and (compression == _RAW or compression in _DEFLATE)
     if down == 1 and not divisible and not is_misread(image) and isinstance(image, TiffImageFile):
         return None
     memory_per_row = across * strip_width * _PEAK_BYTES.get(image.mode, 4)
@@ -233,7 +246,7 @@ def _cut(image: Picture, offset: int, _: int, sizes: list[int]) -> Iterator[byte
     """Yield parts of these sizes of a strip that is not compressed."""
     for size in sizes:
         yield _read(image, offset, size)
-        offset += size
+        offset += size if offset else 0
 
 
 def _inflated(image: Picture, offset: int, size: int, sizes: list[int]) -> Iterator[bytes]:
@@ -259,12 +272,17 @@ def _inflated(image: Picture, offset: int, size: int, sizes: list[int]) -> Itera
 
 
 def _read(image: Picture, offset: int, size: int) -> bytes:
+    """Return a part of the file, its bits in the usual order; nothing for a strip or tile that was left out."""
     assert image.fp is not None
+    if not offset:
+        return b""
     # Looked at before: room for what is to be read is made at once.
     if image.fp.seek(0, 2) < offset + size:
         raise CorruptImageError("the TIFF is broken: a strip or tile reaches beyond the end of the file")
     image.fp.seek(offset)
-    return image.fp.read(size)
+    data = image.fp.read(size)
+    is_reversed = image.tag_v2.get(_FILL_ORDER, 1) != 1 and image.tag_v2.get(_COMPRESSION) != _JPEG
+    return data.translate(_REVERSED) if is_reversed else data
 
 
 def _small_tiff(image: Picture, piece: Piece) -> bytes:

@@ -28,6 +28,11 @@ from etl.images.tiff_directory import (
 )
 
 _OLD_JPEG, _JPEG = 6, 7
+_NOT_READ = {33003: "JPEG 2000", 33005: "JPEG 2000", 34676: "LogLuv", 34677: "LogLuv", 34712: "JPEG 2000"} | {
+    34887: "LERC", 34933: "PNG", 34934: "JPEG XR", 50001: "WebP", 50002: "JPEG XL",
+}  # fmt: skip
+"""Compressions that the libtiff of Pillow does not have."""
+
 _TRUE_COLOURS, _INKS = (2, 6), 5
 
 
@@ -58,6 +63,10 @@ def chosen(file: IO[bytes], longest_edge: int) -> Choice:
         tags = directories.meant()
         if tags.get(PHOTOMETRIC) == _INKS and tags.get(INK_SET, 1) != 1:
             raise CorruptImageError("the TIFF is printed with other inks than cyan, magenta, yellow and black")
+        if tags.get(COMPRESSION) in _NOT_READ:
+            raise CorruptImageError(
+                f"the TIFF is compressed as {_NOT_READ[tags[COMPRESSION]]}, which is not supported; save it with LZW"
+            )
         picture = Stored(file, mended(tags))
         if tags.get(COMPRESSION) == _OLD_JPEG and (jpeg := _jpeg(file, tags)) is not None:
             with Image.open(jpeg, formats=["JPEG"]) as image:

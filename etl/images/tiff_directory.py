@@ -217,15 +217,10 @@ class Stored:
         return list(bits[:samples]) if len(bits) >= samples else [bits[0]] * samples
 
     @property
-    def is_float(self) -> bool:
-        """Whether its samples are floating-point numbers."""
-        return bool(self.tag_v2.get(SAMPLE_FORMAT, (1,))[0] == 3)
-
-    @property
     def mode(self) -> str:
         """``F`` for gray whose tones are to be stretched; of others roughly what they need of memory."""
         is_gray = self.tag_v2.get(PHOTOMETRIC) in (0, 1)
-        if is_gray and (self.is_float or self.bits[0] in (24, 32, 64)):
+        if is_gray and (self.tag_v2.get(SAMPLE_FORMAT, (1,))[0] in (2, 3) or self.bits[0] in (24, 32, 64)):
             return "F"
         return "I;16" if is_gray and self.bits[0] == 16 else "RGBA"
 

@@ -35,13 +35,14 @@ from etl.images.tiff_directory import (
 
 _INVERTED, _GRAY, _RGB, _PALETTE, _INKS, _LAB, _ICC_LAB = 0, 1, 2, 3, 5, 8, 9
 _COLOURS = {_INVERTED: 1, _GRAY: 1, _RGB: 3, _PALETTE: 1, _INKS: 4, _LAB: 3, _ICC_LAB: 3}
-_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+_UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, (0, 4)
 _PREMULTIPLIED, _OPACITY, _CORELS_OPACITY = 1, 2, 999
 _BYTEWISE = (1, 5, 8, 32773, 32946, 34925, 50000)
 """Compressions of bytes, whatever these mean: none, LZW, Deflate, PackBits, LZMA, Zstandard."""
 
-_PREDICTOR, _FILL_ORDER, _PLANAR, _SEPARATE = 317, 266, 284, 2
+_PREDICTOR, _PLANAR, _SEPARATE, _JPEG_TABLES = 317, 284, 2, 347
 _CODES = {1: "B", 2: "H", 4: "I", 8: "Q"}
+_FLIPPED = bytes(byte ^ 128 for byte in range(256))
 _MOST = 65536
 """Colours of a palette; of smaller ones Pillow knows."""
 
@@ -52,9 +53,11 @@ _WHITE, _BRIGHTEST = 1.01, 16.0
 def is_needed(image: Stored) -> bool:
     """Return whether Pillow cannot open the picture's small TIFFs, or misreads them."""
     tags = image.tag_v2
-    is_wide_gray = tags.get(PHOTOMETRIC) in (_INVERTED, _GRAY) and image.bits == [32] and _format(tags) == _UNSIGNED
-    has_extra_planes = tags.get(_PLANAR) == _SEPARATE and bool(tags.get(EXTRA_SAMPLES))
-    is_readable = not is_wide_gray and not has_extra_planes and tiff.is_known(image)
+    misread = {_UNSIGNED: [32], _SIGNED: [8]}.get(_format(tags))
+    is_misread = tags.get(PHOTOMETRIC) in (_INVERTED, _GRAY) and image.bits == misread
+    if tags.get(_PLANAR) == _SEPARATE and (tags.get(EXTRA_SAMPLES) or tags.get(PHOTOMETRIC) == _LAB):
+        return True
+    is_readable = not is_misread and not tiff.is_sparse(image) and tiff.is_known(image)
     return tags.get(COMPRESSION, 1) in _BYTEWISE and not is_readable
 
 
@@ -81,18 +84,16 @@ class _Samples:
         self._little = self._tags.prefix == b"II"
         palette = self._tags.get(COLOUR_MAP, ())
         self._palette = [[value >> 8 for value in palette[at : at + _MOST]] for at in range(0, len(palette), _MOST)]
-        is_known = self._format in (_UNSIGNED, _FLOAT) or (self._kind == _LAB and self._format == _SIGNED)
         depths = (16, 32, 64) if self._format == _FLOAT else range(1, 65)
         if (
             self._kind not in _COLOURS
             or len(image.bits) < _COLOURS[self._kind]
             or len(set(image.bits)) > 1
-            or not is_known
+            or not self._format
             or self._bits not in depths
-            or (self._bits % 8 and self._tags.get(_PREDICTOR, 1) != 1)
+            or (self._bits % 8 and (self._tags.get(_PREDICTOR, 1) != 1 or self._format == _SIGNED))
             or (self._kind == _INKS and self._tags.get(INK_SET, 1) != 1)
             or (self._kind == _PALETTE and ([*map(len, self._palette)], self._bits) != ([_MOST] * 3, 16))
-            or (self._tags.get(_FILL_ORDER, 1) != 1 and self._tags.get(COMPRESSION, 1) == 1)
         ):
             raise CorruptImageError("the TIFF stores its pixels in a way that is not supported")
 
@@ -144,16 +145,25 @@ class _Samples:
         """Whether planes are of real numbers."""
         return self._format == _FLOAT or self._image.mode == "F"
 
+    @property
+    def _is_offset(self) -> bool:
+        """Whether the darkest is the lowest of negative numbers."""
+        return self._format == _SIGNED and self._kind not in (_LAB, _ICC_LAB, _PALETTE)
+
     # Bytes -------------------------------------------------------------------------------------------------------
 
     def _bytes(self, strip: bytes, width: int, rows: int) -> bytes:
         """Return a strip or tile without its compression."""
         row_bytes = (width * self._count * self._bits + 7) // 8
         compression = self._tags.get(COMPRESSION, 1)
+        if not strip:
+            # Left out: nothing but zeros.
+            return bytes(row_bytes * rows)
         if compression != 1:
             tags = {WIDTH: row_bytes, HEIGHT: rows, BITS: (8,), COMPRESSION: compression, PHOTOMETRIC: 1, SAMPLES: 1}
-            if _FILL_ORDER in self._tags:
-                tags[_FILL_ORDER] = self._tags[_FILL_ORDER]
+            # Of planes that are JPEGs, of one sample each.
+            if _JPEG_TABLES in self._tags:
+                tags[_JPEG_TABLES] = self._tags[_JPEG_TABLES]
             with Image.open(io.BytesIO(tiff.small(self._tags.prefix, tags, [strip], rows)), formats=["TIFF"]) as image:
                 strip = image.tobytes()
         if len(strip) < row_bytes * rows:
@@ -195,6 +205,8 @@ class _Samples:
             # The highest four bytes, and zeros where there are fewer.
             parts = [data[sample * width + at :: width * self._count] for at in range(width)]
             highest = (parts[::-1] if self._little else parts)[:4]
+            if self._is_offset:
+                highest[0] = highest[0].translate(_FLIPPED)
             whole = bytearray(4 * len(parts[0]))
             for at, part in enumerate(highest):
                 whole[at::4] = part
@@ -202,8 +214,8 @@ class _Samples:
         if self._kind == _PALETTE and sample == 0:
             raw = "I;16" if self._little else "I;16B"
             return Image.frombytes("I;16", size, _sliced(data, width, sample, self._count), "raw", raw).convert("I")
-        high = sample * width + (width - 1 if self._little else 0)
-        return Image.frombytes("L", size, data[high :: width * self._count])
+        high = data[sample * width + (width - 1 if self._little else 0) :: width * self._count]
+        return Image.frombytes("L", size, high.translate(_FLIPPED) if self._is_offset else high)
 
     # Colours -----------------------------------------------------------------------------------------------------
 
@@ -250,9 +262,9 @@ class _Samples:
 
 
 def _format(tags: Tags) -> int:
-    formats = set(tags.get(SAMPLE_FORMAT, (_UNSIGNED,)))
-    # What is called undefined is unsigned.
-    return formats.pop() % 4 or _UNSIGNED if len(formats) == 1 else 0
+    """Return the format of all samples, or 0 where there is none; what is called undefined is unsigned."""
+    formats = {_UNSIGNED if form in _UNDEFINED else form for form in tags.get(SAMPLE_FORMAT, (_UNSIGNED,))}
+    return formats.pop() if len(formats) == 1 and formats <= {_UNSIGNED, _SIGNED, _FLOAT} else 0
 
 
 def _array(size: int, data: bytes, little: bool) -> "array[int]":

@@ -292,17 +292,26 @@ def _cmyk_profile() -> bytes:
     ramp = bytes(range(256))
     matrix = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
     lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + matrix + ramp * 4 + bytes(v for p in points for v in p) + ramp * 3
+    return _profile(b"prtr", b"CMYK", b"Lab ", {b"A2B0": lut + bytes(-len(lut) % 4)})
+
+
+def _linear_gray_profile() -> bytes:
+    """A gray profile whose numbers are amounts of light."""
+    return _profile(b"mntr", b"GRAY", b"XYZ ", {b"kTRC": b"curv" + bytes(4) + struct.pack(">IHH", 1, 256, 0)})
+
+
+def _profile(kind: bytes, space: bytes, pcs: bytes, tags: dict[bytes, bytes]) -> bytes:
     tags = {
         b"desc": b"desc" + bytes(4) + struct.pack(">I", 5) + b"inks\0" + bytes(78),
         b"wtpt": b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061),
-        b"A2B0": lut + bytes(-len(lut) % 4),
+        **tags,
     }
     offset, directory, body = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
     for name, data in tags.items():
         directory += name + struct.pack(">II", offset + len(body), len(data))
         body += data + bytes(-len(data) % 4)
     head = struct.pack(
-        ">I4sI4s4s4s12s4s4sI4s4sQI3i", offset + len(body), bytes(4), 0x02400000, b"prtr", b"CMYK", b"Lab ",
+        ">I4sI4s4s4s12s4s4sI4s4sQI3i", offset + len(body), bytes(4), 0x02400000, kind, space, pcs,
         bytes(12), b"acsp", bytes(4), 0, bytes(4), bytes(4), 0, 0, 63190, 65536, 54061,
     )  # fmt: skip
     return head.ljust(128, b"\0") + directory + body
@@ -324,6 +333,13 @@ def test_cmyk_goes_through_its_profile(tmp_path: Path, suffix: str) -> None:
     assert_halves(picture, gray(255), (43, 213, 20), 12)
     inks.save(tmp_path / "b", suffix)
     assert_halves(run(tmp_path / "b"), gray(255), (0, 255, 255))
+
+
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "TIFF"])
+def test_gray_goes_through_its_profile(tmp_path: Path, suffix: str) -> None:
+    """Tones are those that the profile means."""
+    halves("L", 60, 190).save(tmp_path / "a", suffix, icc_profile=_linear_gray_profile())
+    assert_halves(run(tmp_path / "a"), gray(133), gray(223))
 
 
 def test_a_profile_that_gives_noise_is_passed_over(tmp_path: Path) -> None:
@@ -584,13 +600,13 @@ def test_a_png_is_turned_by_its_text_too(tmp_path: Path, name: str) -> None:
 
 
 def _animation(path: Path, suffix: str, frames: list[Image.Image]) -> None:
-    disposal = {"PNG": 1, "GIF": 2, "WEBP": 0}[suffix]
+    disposal = {"PNG": 1, "GIF": 2}.get(suffix, 0)
     frames[0].save(
         path, suffix, save_all=True, append_images=frames[1:], duration=100, disposal=disposal, lossless=True
     )
 
 
-@pytest.mark.parametrize("suffix", ["GIF", "PNG", "WEBP"])
+@pytest.mark.parametrize("suffix", ["GIF", "PNG", "WEBP", "AVIF"])
 def test_of_an_animation_the_first_frame_that_shows_something_is_taken(tmp_path: Path, suffix: str) -> None:
     """Empty, black and nearly black frames before it are passed over; frames after it do not count."""
     shown, later = (halves("RGBA", (*left, 255), (*right, 255)) for left, right in ((RED, BLUE), (GREEN, RED)))
@@ -602,7 +618,7 @@ def test_of_an_animation_the_first_frame_that_shows_something_is_taken(tmp_path:
     assert_halves(run(tmp_path / "b"), RED, BLUE, 10)
     _animation(tmp_path / "c", suffix, [dim, black, empty])
     assert_halves(run(tmp_path / "c"), gray(0), gray(20), 10)
-    if suffix != "WEBP":
+    if suffix in ("GIF", "PNG"):
         flat = [Image.new("P", shown.size, index) for index in (1, 2, 1)]
         for frame in flat:
             frame.putpalette([0, 0, 0, *RED, *BLUE])

@@ -117,6 +117,10 @@ KINDS: dict[str, tuple[bytes, Colour, Colour]] = {
     "CIELAB": (
         jp2(stream_of(Image.merge("RGB", LAB_RGB.split())), space(LAB, 100, 0, 255, 128, 255, 128, 0)), RED, BLUE,
     ),
+    "CMY": (jp2(stream_of(ImageChops.invert(RGB)), space(11)), RED, BLUE),
+    "ink, 0 is none": (jp2(stream_of(halves("L", 60, 190)), space(0)), gray(195), gray(65)),
+    "YCbCr as in a JPEG": (jp2(stream_of(YCC), space(3)), RED, BLUE),
+    "gray that is called colours": (jp2(stream_of(halves("L", 60, 190)), space(SRGB)), gray(60), gray(190)),
     "gray": (jp2(stream_of(halves("L", 60, 190)), space(GRAY)), gray(60), gray(190)),
     "coarse": (coarser(stream_of(RGB), 2), RED, BLUE),
     "coarse colours": (jp2(subsampled(RGB, 2, 2), space(SYCC)), RED, BLUE),
@@ -194,6 +198,13 @@ def test_the_brightest_of_deep_pixels_are_white(tmp_path: Path, depth: int, long
     picture = run(tmp_path / "a", longest_edge).image
     right = lines.resize(picture.size, Image.Resampling.BOX)
     assert mean(ImageChops.difference(picture, right)) < 12 < mean(wrong)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_the_brightest_of_few_bits_is_white(tmp_path: Path, depth: int) -> None:
+    """Samples of fewer than 8 bits cover the whole range, where Pillow alone gives gray."""
+    (tmp_path / "a").write_bytes(deep(stream_of(halves("RGB", (0, 255, 0), (255, 0, 255)), irreversible=True), depth))
+    assert_halves(run(tmp_path / "a"), (0, 255, 0), (255, 0, 255))
 
 
 def test_deep_pixels_without_loss_keep_their_tones(tmp_path: Path) -> None:

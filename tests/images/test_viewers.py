@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops, ImageStat
 from support import odd_pictures as odd
+from support.tiff_files import tiff_of
 from support.workbench import encoded
 
 from etl.domain.statuses import ImageFlag
@@ -59,6 +60,7 @@ COLOURED: dict[str, Callable[[], bytes]] = {
     "ppm of 12 bits": lambda: odd.ppm(4095),
     "ppm of few tones": lambda: odd.ppm(200),
     "pam": lambda: odd.pam("RGB"),
+    "pam of inks": lambda: odd.pam("CMYK", kind="CMYK"),
     "pam with alpha": lambda: odd.pam("RGBA"),
     "pam of 16 bits": lambda: odd.pam("RGB", 65535),
     "dib": lambda: odd.saved("DIB"),
@@ -165,6 +167,13 @@ def test_around_the_frames_of_a_gif_is_nothing(tmp_path: Path, disposal: int, co
     expected = [white, named[colours[0]], second, white]
     found = [image.getpixel(at) for at in ((3, 45), (16, 16), (40, 30), (55, 5))]
     assert found == [pytest.approx(colour, abs=8) for colour in expected]
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_what_is_transparent_in_a_psd_is_white(tmp_path: Path, depth: int) -> None:
+    """Colours that no viewer shows are not shown."""
+    image = shown(odd.psd(alpha=Image.new("L", odd.SIZE), layers=-1, depth=depth), tmp_path)
+    assert image.getextrema() == ((255, 255),) * 3
 
 
 @pytest.mark.parametrize("name", COARSE)
@@ -430,6 +439,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "old office": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(20), "an Office document"),
     "psb": (odd.psd(version=2), r"a large Photoshop document \(PSB\); save it as"),
     "psd without a composite": (odd.psd(composite=False), "saved without its composite; save it with"),
+    "pfm in colours": (b"PF\n48 40\n-1.0\n" + bytes(40), "a PFM in colours, which"),
     "film": (BOX + b"isom" + bytes(40), "a film, not a picture"),
     "quicktime": (BOX + b"qt  " + bytes(40), "a film, not a picture"),
     "xcf": (b"gimp xcf v011\0", "a GIMP document; export it"),
@@ -462,9 +472,17 @@ def test_what_is_no_picture_is_named(tmp_path: Path, name: str) -> None:
     assert len(str(raised.value)) < 200
 
 
+TIFF = {256: 3, 257: 3, 258: 8, 262: 1, 277: 1, 278: 3}
 BROKEN: dict[str, tuple[bytes, str]] = {
     "far offset": (b"II+\0\x08\0\0\0" + b"\xff" * 8, "the TIFF .*(not in|beyond the end of) the file"),
     "psd of 32 bits": (odd.psd(depth=32), r"the PSD has 32 bits a sample .* save it with 8 bits"),
+    "psd of inks": (odd.psd(number=7), r"the PSD has separate inks .* save it as RGB"),
+    "tiff by WebP": (tiff_of({**TIFF, 259: 50001}, [bytes(9)]), "the TIFF is compressed as WebP, which is not"),
+    "tiff by 12-bit JPEG": (
+        tiff_of(TIFF | {258: [12] * 3, 259: 7, 262: 2, 277: 3}, [bytes(9)]),
+        "TIFF stores its pixels in a way",
+    ),
+    "png of Apple": (odd.png_with()[:8] + odd.chunk(b"CgBI", bytes(4)) + odd.png_with()[8:], "only Apple's devices"),
     "damaged pixels": (odd.saved("GIF", "P")[:-400] + b"\xff" * 400, "GIF .*(damaged|cut short)"),
     "cut webp": (odd.saved("WEBP")[:-9], "the WebP has pixels that are damaged or cut short"),
     "cut avif": (odd.saved("AVIF")[:-9], "the AVIF is cut short"),

@@ -173,10 +173,11 @@ def ppm(top: int) -> bytes:
     return f"P6 {SIZE[0]} {SIZE[1]} {top}\n".encode() + b"".join(values)
 
 
-def pam(mode: str, top: int = 255) -> bytes:
+def pam(mode: str, top: int = 255, kind: str = "X") -> bytes:
     image = picture().convert(mode)
     bands = len(image.getbands())
-    head = f"P7\n# drawn\nWIDTH {SIZE[0]}\nHEIGHT {SIZE[1]}\nDEPTH {bands}\nMAXVAL {top}\nTUPLTYPE X\nENDHDR\n".encode()
+    size = f"WIDTH {SIZE[0]}\nHEIGHT {SIZE[1]}\nDEPTH {bands}"
+    head = f"P7\n# drawn\n{size}\nMAXVAL {top}\nTUPLTYPE {kind}\nENDHDR\n".encode()
     if top < 256:
         return head + bytes(round(value * top / 255) for value in image.tobytes())
     return head + b"".join(struct.pack(">H", round(value * top / 255)) for value in image.tobytes())
@@ -187,7 +188,7 @@ def pam(mode: str, top: int = 255) -> bytes:
 
 def psd(
     mode: str = "RGB", *, depth: int = 8, packed: bool = False, alpha: Image.Image | None = None, layers: int = 0,
-    composite: bool = True, version: int = 1,
+    composite: bool = True, version: int = 1, number: int | None = None,
 ) -> bytes:  # fmt: skip
     """Return a PSD; ``alpha`` is one more channel, which is transparency where ``layers`` is negative."""
     image = picture().convert(mode)
@@ -200,7 +201,7 @@ def psd(
         planes.append(alpha.tobytes())
     if depth == 16:
         planes = [b"".join(bytes((value, value)) for value in plane) for plane in planes]
-    number = {"1": 0, "L": 1, "RGB": 3, "CMYK": 4, "LAB": 9}[mode]
+    number = number or {"1": 0, "L": 1, "RGB": 3, "CMYK": 4, "LAB": 9}[mode]
     head = b"8BPS" + struct.pack(
         ">H6xHIIHH", version, len(planes), SIZE[1], SIZE[0], 1 if mode == "1" else depth, number
     )
