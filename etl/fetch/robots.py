@@ -1,122 +1,14 @@
-"""What a site's robots.txt allows, as RFC 9309 has it."""
+"""The robots.txt of hosts, obeyed by who fetches pictures."""
 
-import asyncio
-import re
-import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from protego import Protego
-
-from etl.errors import FetchError, RobotsError, TooManyRedirectsError, TransientFetchError
+from etl.net.robots import MAX_BYTES, Robots
 from etl.net.urls import host_of
 
 if TYPE_CHECKING:
     from etl.fetch.hosts.limiter import HostLimiter
     from etl.net.client import Downloader
-
-AGENT = "caption-etl"
-"""Our product token: what a robots.txt calls us, and how our User-Agent header begins."""
-
-MAX_BYTES = 500 * 1024
-"""So much of a robots.txt is read; the RFC's least."""
-
-KEPT_S = 86_400.0
-"""The RFC's most."""
-
-FAILURE_KEPT_S = 60.0
-
-MAX_ORIGINS = 1000
-
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-
-_AGENT_LINE = re.compile(r"\s*user[-\s]*agent(?=[\s:])[\s:]*(\*(?=\s|#|$)|[\w-]*)", re.IGNORECASE)
-
-
-LONGEST_CRAWL_DELAY_S = 60.0
-"""A robots.txt may ask for so many seconds between two requests; more would mean that nobody is to come."""
-
-
-@dataclass
-class _Origin:
-    """What is known of one origin; the lock lets one caller ask for its file while the others wait."""
-
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    known_until: float = float("-inf")
-    rules: Protego | None = None
-    error: FetchError | None = None
-
-
-class Robots:
-    """Answers for URLs by the robots.txt of their origins (scheme, host and port); for one event loop.
-
-    Each file is asked for once a day at most, once a minute where it could not be had, and by one caller at a time.
-
-    Args:
-        fetch: returns the body behind a URL, redirects followed, or raises a `FetchError`.
-        origins: how many are remembered, the least recently used forgotten first.
-        clock: seconds that only grow; `time.monotonic` outside tests.
-    """
-
-    def __init__(
-        self,
-        fetch: Callable[[str], Awaitable[bytes]],
-        *,
-        origins: int = MAX_ORIGINS,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._fetch = fetch
-        self._most = origins
-        self._clock = clock
-        self._origins: OrderedDict[str, _Origin] = OrderedDict()
-
-    async def check(self, url: str) -> None:
-        """Return when ``url`` may be fetched; always so for local paths.
-
-        An answer of 4xx to the request for the robots.txt allows everything, and so do redirects without end.
-
-        Raises `RobotsError` when it is forbidden, `InvalidUrlError`, or, while the robots.txt cannot be had, the
-        `FetchError` that it failed with: everything is forbidden then, but only for now where it is retryable.
-        """
-        name = origin_of(url)
-        if name is None:
-            return
-        origin = self._entry(name)
-        async with origin.lock:
-            if origin.known_until <= self._clock():
-                await self._learn(name, origin)
-        if origin.error is not None:
-            raise _for_now(name, origin.error)
-        if origin.rules is not None and not origin.rules.can_fetch(url.strip(), AGENT):
-            raise RobotsError(f"forbidden by {name}/robots.txt")
-
-    def crawl_delay(self, url: str) -> float | None:
-        """Return the seconds that the URL's origin wants between two requests, as far as `check` has learned it."""
-        origin = self._origins.get(origin_of(url) or "")
-        return origin.rules.crawl_delay(AGENT) if origin and origin.rules else None
-
-    def _entry(self, name: str) -> _Origin:
-        origin = self._origins.setdefault(name, _Origin())
-        self._origins.move_to_end(name)
-        while len(self._origins) > self._most:
-            self._origins.popitem(last=False)
-        return origin
-
-    async def _learn(self, name: str, origin: _Origin) -> None:
-        try:
-            body = await self._fetch(f"{name}/robots.txt")
-        except FetchError as error:
-            if not _means_no_rules(error):
-                origin.rules, origin.error = None, error
-                origin.known_until = self._clock() + FAILURE_KEPT_S
-                return
-            body = b""
-        # In a thread, because a long file takes longer than the network loop may stand still.
-        origin.rules, origin.error = await asyncio.to_thread(parse, body), None
-        origin.known_until = self._clock() + KEPT_S
 
 
 def obeying(downloader: "Downloader", limiter: "HostLimiter") -> Callable[[str], Awaitable[None]]:
@@ -125,53 +17,6 @@ def obeying(downloader: "Downloader", limiter: "HostLimiter") -> Callable[[str],
 
     async def check(url: str) -> None:
         await robots.check(url)
-        limiter.set_interval(host_of(url), min(robots.crawl_delay(url) or 0.0, LONGEST_CRAWL_DELAY_S))
+        limiter.set_interval(host_of(url), robots.crawl_delay(url))
 
     return check
-
-
-def origin_of(url: str) -> str | None:
-    """Return ``scheme://host[:port]``, ``None`` for a local path.  Raises `InvalidUrlError`."""
-    host = host_of(url)
-    if not host:
-        return None
-    parts = urlsplit(url.strip())
-    shown = f"[{host}]" if ":" in host else host
-    port = "" if parts.port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{parts.port}"
-    return f"{parts.scheme}://{shown}{port}"
-
-
-def parse(body: bytes) -> Protego:
-    """Read a robots.txt; whatever is no rule in it is skipped."""
-    text = body[:MAX_BYTES].decode("utf-8-sig", errors="replace")
-    lines = text.splitlines()
-    if len(body) >= MAX_BYTES and not text.endswith(("\r", "\n")):
-        # Cut in the middle, "Disallow: /private" might become "Disallow: /".
-        lines.pop()
-    return Protego.parse("\n".join(_without_others(line) for line in lines))
-
-
-def _without_others(line: str) -> str:
-    """Give all other robots one name: protego stores each rule once per name, so 500 KiB could become gigabytes."""
-    match = _AGENT_LINE.match(line)
-    if match is None:
-        return line
-    name = match[1].lower()
-    return f"User-agent: {name if name in ('*', AGENT) else 'other'}"
-
-
-def _means_no_rules(error: FetchError) -> bool:
-    if isinstance(error, TransientFetchError):
-        return False  # 429 and 408 among them: the host is overloaded, not without rules
-    answered_4xx = error.http_status is not None and 400 <= error.http_status < 500
-    return answered_4xx or isinstance(error, TooManyRedirectsError)
-
-
-def _for_now(name: str, error: FetchError) -> FetchError:
-    cls = type(error)
-    # A new one each time: a raised exception keeps its traceback.
-    located = cls(
-        f"nothing is fetched while {name}/robots.txt cannot be had: {error}", retry_after_s=error.retry_after_s
-    )
-    located.http_status = error.http_status
-    return located

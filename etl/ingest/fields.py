@@ -36,14 +36,14 @@ _HOLDERS = ("fields", "properties", "attributes", "data", "node", "_source", "re
 
 _NO_LETTERS = re.compile(r"[\s_.\-#\ufeff\u200b-\u200d\u2060]+")
 _INVISIBLE = re.compile(r"[\ufeff\u200b-\u200f\u202a-\u202e\u2060-\u2064]")
-_MANY = re.compile(r"[\s,;|]+(?=(?:https?|s3|gs|hf)://)", re.IGNORECASE)
+_MANY = re.compile(r"(?<![\s,;|])[\s,;|]++(?=(?:https?|s3|gs|hf)://)", re.IGNORECASE)
 _EXTRACTED = re.compile(r"(?:https?|s3|gs|hf)://[^\s\"'<>()\[\]{}|\\]+|(?<=[\"'])//[^\s\"'<>]+", re.IGNORECASE)
 _WRAPPED = re.compile(r"""\s*(?:=\s*(?:IMAGE|HYPERLINK)\s*\(|\[|!\[|<(?:img|a)\s|[^/]*\(https?://)""", re.IGNORECASE)
 """A formula of a spreadsheet, a list in a cell, Markdown, HTML, and ``name.jpg (https://...)`` of Airtable."""
 
 _ADDRESS = re.compile(r"(?:https?|ftp|file|s3|gs|hf)://\S|//[\w.-]+\.\w|www\.[\w-]+\.\w|data:image/", re.IGNORECASE)
 _BACKSLASHES = re.compile(r"(?!\./)(?:[^/\\:]+\\)+[^/\\]+")
-_BETWEEN_NAMES = re.compile(r"\s*[,;|\n]\s*")
+_BETWEEN_NAMES = re.compile(r"[,;|\n]")
 _QUOTES = ("<>", '""', "''", "()", "[]")
 _NOTHING = frozenset({"n/a", "na", "#n/a", "#ref!", "#value!", "#name?", "null", "none", "nil", "nan", "undefined"})
 """How programs write that there is nothing."""
@@ -195,7 +195,7 @@ def split(text: str) -> list[str]:
     if len(parts) > 1:
         # Before addresses may be what numbers them.
         return [part for part in parts if is_picture(part)] or parts
-    names = _BETWEEN_NAMES.split(text) if len(text) < _LONG else []
+    names = list(map(str.strip, _BETWEEN_NAMES.split(text))) if len(text) < _LONG else []
     return names if len(names) > 1 and all(map(ends_as_picture, names)) else parts
 
 

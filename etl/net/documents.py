@@ -10,6 +10,7 @@ from etl.settings import Settings
 
 if TYPE_CHECKING:
     from etl.net.client import Downloader
+    from etl.net.robots import Robots
 
 LONGEST_WAIT_S = 60.0
 """That a server's Retry-After is waited for."""
@@ -21,8 +22,8 @@ LOOK_S = 0.2
 class Documents:
     """Reads documents through the one downloader; a context manager, which opens nothing before the first is read.
 
-    Requests go out one after the other, ``host_rate`` a second at most.  An error that may pass is waited for, unless
-    that takes long or a stop is wanted.
+    Requests go out one after the other, ``host_rate`` a second at most, and as robots.txt allows where that is obeyed.
+    An error that may pass is waited for, unless that takes long or a stop is wanted.
     """
 
     def __init__(self, settings: Settings, should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -30,6 +31,7 @@ class Documents:
         self._should_stop = should_stop
         self._runner: asyncio.Runner | None = None
         self._downloader: Downloader | None = None
+        self._robots: Robots | None = None
         self._not_before = 0.0
 
     def __enter__(self) -> Self:
@@ -48,9 +50,15 @@ class Documents:
         """Return what `Downloader.page` does.  Raises a `FetchError`, for more than ``max_bytes`` too."""
         # The HTTP client takes a tenth of a second to import.
         from etl.net.client import Downloader
+        from etl.net.object_stores import is_store
 
         self._runner = self._runner or asyncio.Runner()
-        self._downloader = self._downloader or Downloader(self._settings)
+        self._downloader = downloader = self._downloader or Downloader(self._settings)
+        if self._settings.respect_robots and self._robots is None:
+            from etl.net.robots import MAX_BYTES, Robots
+
+            self._robots = Robots(lambda one: downloader.read(one, max_bytes=MAX_BYTES))
+            downloader.may_follow = self._robots.check
         pause = 1 / self._settings.host_rate if self._settings.host_rate else 0.0
         attempt = 0
         while True:
@@ -59,7 +67,10 @@ class Documents:
                 time.sleep(min(left, LOOK_S))
             self._not_before = time.monotonic() + pause
             try:
-                data, link = self._runner.run(self._downloader.page(url, after, max_bytes=max_bytes + 1))
+                if self._robots is not None and not is_store(url):
+                    self._runner.run(self._robots.check(url))
+                    self._not_before = max(self._not_before, time.monotonic() + self._robots.crawl_delay(url))
+                data, link = self._runner.run(downloader.page(url, after, max_bytes=max_bytes + 1))
                 if len(data) > max_bytes:
                     raise BodyTooLargeError(f"larger than {max_bytes} bytes: {url[:200]}")
                 return data, link

@@ -17,9 +17,9 @@ from support.fuzzing import SOAK_FACTOR, Input, Tally, harmed, inputs, own_memor
 from support.raw_server import KEEP, RESET, STALL, RawServer, Steps
 
 from etl.errors import FetchError, InvalidUrlError, RobotsError
-from etl.fetch.robots import Robots
 from etl.net import resume
 from etl.net.client import Download, Downloader, Validators
+from etl.net.robots import Robots
 from etl.settings import Settings
 
 ANSWERS, STALLS, ROBOTS = 225, 10, 40

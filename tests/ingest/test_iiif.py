@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -273,6 +274,11 @@ def test_collections_are_followed(tmp_path: Path) -> None:
         assert "HTTP 404" in str(records[2].error)
         assert "not JSON" in str(records[3].error)
         assert sorted(archive.asked) == ["/deep", "/gone", "/html", "/m1", "/m2", "/top.json"]
+        archive.documents["/robots.txt"] = b"User-agent: *\nDisallow: /m1"
+        records = found(f"{archive.base}/top.json", replace(settings, respect_robots=True))
+        assert [record.url for record in records] == [None, f"{archive.base}/2.jpg", None, None]
+        assert "forbidden by" in str(records[0].error)
+        assert archive.asked.count("/robots.txt") == 1
         with pytest.raises(ManifestError, match="--allow-host"):
             found(f"{archive.base}/top.json", settings_for(tmp_path / "state"))
         with pytest.raises(ManifestError, match="HTTP 404"):

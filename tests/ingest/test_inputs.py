@@ -358,6 +358,9 @@ INPUTS = {
     "Numbers": Given("t.numbers", zipped({"Index/Document.iwa": b"", "preview.jpg": b""}), "a spreadsheet of Numbers"),
     "Shift-JIS that is not named": Given("e.csv", f"番号,url\n写真表示,{A}\n".encode("cp932"), "--encoding cp932"),
     "a picture": Given("1.gif", b"GIF89a" + bytes(90), [("1.gif", "./1.gif")]),
+    "a gap of half a million spaces": Given(
+        "g.jsonl", dumped({"id": 1, "url": f"a{' ' * 500_000}.jpg"}), [("1", None)]
+    ),
     # JSON.
     "pandas, columns": Given("p.json", dumped({"id": {"0": 1, "1": 2}, "url": {"0": A, "1": B}}), AB),
     "pandas, split": Given("p.json", dumped({"columns": ["id", "url"], "index": [0, 1], "data": [[1, A], [2, B]]}), AB),

@@ -15,7 +15,6 @@ from typing import Any
 from etl import files
 from etl.domain.items import DecodedImage
 from etl.errors import EtlError, InternalError
-from etl.fetch.robots import MAX_BYTES, Robots
 from etl.fetch.workers.base import decoder_pool
 from etl.fetch.workers.wire import Fields, error_fields, plain
 from etl.images.cache import ImageCache
@@ -24,6 +23,7 @@ from etl.net import resume
 from etl.net.attempt import Validators
 from etl.net.client import Downloader
 from etl.net.part import Download
+from etl.net.robots import MAX_BYTES, Robots
 from etl.ray_cluster.directory import own_directory
 from etl.settings import Settings
 from etl.version import __version__

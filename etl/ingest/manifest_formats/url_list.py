@@ -14,6 +14,8 @@ _BEFORE = re.compile(r"[0-9a-f]{32,128} [ *]|(?:[-*+•]|\d+[.)])\s+(?=\S*://)")
 """What md5sum and its kin write before a name, and lists before an address."""
 
 _WORDS = re.compile(rf"(\S+(?:{'|'.join(map(re.escape, suffixes()))}))(?:[ \t]+|[,;|](?=.*\s))(.+)", re.IGNORECASE)
+_LONG = 2048
+"""Characters from which on a line is no address with words behind it."""
 
 
 def recognises(file: ManifestFile) -> bool:
@@ -45,7 +47,7 @@ def _record(line: str) -> dict[str, str]:
         return {}
     if found := _BEFORE.match(line):
         line = line[found.end() :]
-    words = _WORDS.fullmatch(line)
+    words = _WORDS.fullmatch(line) if len(line) < _LONG else None
     if words and not is_picture(words[2]) and "://" not in words[2]:
         return {"url": words[1], "text": words[2]}
     return {"url": line.rstrip(",;") if "://" in line else line}

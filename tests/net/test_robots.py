@@ -22,9 +22,9 @@ from etl.errors import (
     TooManyRequestsError,
     TransientFetchError,
 )
-from etl.fetch.robots import AGENT, FAILURE_KEPT_S, KEPT_S, MAX_BYTES, Robots, origin_of, parse
 from etl.net.errors import fetch_error
 from etl.net.responses import status_error
+from etl.net.robots import AGENT, FAILURE_KEPT_S, KEPT_S, MAX_BYTES, Robots, origin_of, parse
 
 
 async def _get(url: str) -> bytes:
@@ -80,7 +80,7 @@ def test_the_group_that_names_us_decides(server: FaultServer) -> None:
 
     async def scenario() -> None:
         robots = Robots(_get)
-        assert robots.crawl_delay(server.url("/a.jpg")) is None
+        assert robots.crawl_delay(server.url("/a.jpg")) == 0
         answers = {
             path: await _allowed(robots, server.url(path))
             for path in ("/a.jpg", "/private/b.jpg", "/private/open/c.jpg", "/d.tif", "/d.tif?page=1", "/pri vate", "/")
@@ -149,7 +149,7 @@ def test_no_rules_allow_everything(server: FaultServer, behaviour: Behaviour) ->
     async def scenario() -> None:
         robots = Robots(_get)
         assert await _allowed(robots, server.url("/a.jpg"))
-        assert robots.crawl_delay(server.url("/a.jpg")) is None
+        assert robots.crawl_delay(server.url("/a.jpg")) == 0
 
     _run(scenario)
 
