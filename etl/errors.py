@@ -208,10 +208,12 @@ class FetchError(ItemError):
 
     Attributes:
         http_status: the last HTTP status seen before the error, if there was one.
+        begun: bytes that an earlier attempt had left, where they were looked for.
     """
 
     slug = "fetch"
     http_status: int | None = None
+    begun: int | None = None
 
 
 class TransientFetchError(FetchError):

@@ -28,6 +28,7 @@ class SourceItem:
         image: row in ``images`` of the version that the cache holds, when it does.
         etag, last_modified: what the server said of that version.
         mirror: where that version came from, when that was not ``url``.
+        iiif: the manifest line of its first record, where that tells of IIIF.
     """
 
     id: int
@@ -38,6 +39,7 @@ class SourceItem:
     etag: str | None = None
     last_modified: str | None = None
     mirror: str | None = None
+    iiif: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

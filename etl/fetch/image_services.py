@@ -66,8 +66,8 @@ class ImageServices:
         self._sites: dict[str, _Site] = {}
         self._begun: dict[str, str] = {}
 
-    async def open(self, address: Address, validators: Validators | None, line: Callable[[], bytes | None]) -> Opened:
-        """Open an address; ``line`` returns that of its record, whose manifest may tell of a service.
+    async def open(self, address: Address, validators: Validators | None, line: bytes | None) -> Opened:
+        """Open an address; ``line`` is that of its record, if its manifest tells of a service.
 
         Raises as an `etl.fetch.schemes.Opener` does.
         """
@@ -121,10 +121,10 @@ class ImageServices:
             for size in (*self._sizes(service), request.size, *(f"{w},{h}" for w, h in sorted(service.sizes)[-1:])):
                 yield request.url(size)
 
-    async def _sized(self, address: Address, line: Callable[[], bytes | None]) -> AsyncGenerator[str, None]:
+    async def _sized(self, address: Address, line: bytes | None) -> AsyncGenerator[str, None]:
         """Yield the URLs to ask for, best first; the last one as it is written."""
         request = Request.of(address.url) if self._edge else None
-        told = _told(line(), address.url) if self._edge and not address.is_mirror else None
+        told = _told(line, address.url) if self._edge and not address.is_mirror else None
         if request is None and told is not None:
             request = told.whole()
         part = _part(request.region) if request else None
@@ -218,7 +218,7 @@ def _part(region: str) -> tuple[int, int] | None:
 
 def _told(line: bytes | None, url: str) -> Service | None:
     """Return the service that the manifest names for a picture."""
-    if line is None or b'"iiif"' not in line:
+    if line is None:
         return None
     try:
         record: Any = json.loads(line)

@@ -103,7 +103,6 @@ async def open_http(access: Access, address: Address, validators: Validators | N
         url = newest(url, access.queue.lines_of(url))
     await ask_leave(access, address)
     while True:
-        begun = access.downloads.rest_of(part)
         async with access.limiter.slot(address.host, address.url, patient=False) as request:
             try:
                 download = await access.downloads.download(url, part, validators=validators)
@@ -116,8 +115,9 @@ async def open_http(access: Access, address: Address, validators: Validators | N
                 raise
             except TransientFetchError as error:
                 rest = access.downloads.rest_of(part)
-                before = begun.received if begun else 0
-                if rest is None or rest.received < before + PROGRESS or access.is_stopping():
+                if rest is None or error.begun is None or access.is_stopping():
+                    raise
+                if rest.received < error.begun + PROGRESS:
                     raise
                 log.info("resuming at byte %d of %d: %s", rest.received, rest.total, error)
         await asyncio.sleep(RESUME_PAUSE_S)

@@ -91,7 +91,7 @@ class SourceFetcher:
         raise HostNotReadyError(min(waits))
 
     async def _from(self, address: Address, item: SourceItem, started: int) -> FetchedImage | KnownImage:
-        opened = await self.services.open(address, _validators(item, address), lambda: self.queue.line(item.id))
+        opened = await self.services.open(address, _validators(item, address), item.iiif)
         # Another download can start while this one is decoded.
         self.on_downloaded()
         download, path = opened.download, opened.path
@@ -110,7 +110,8 @@ class SourceFetcher:
                 await asyncio.to_thread(self.cache.keep_original, opened.content, download.sha256)
             return FetchedImage(sha256=download.sha256, size=download.size, decoded=decoded, original_kept=keep, **told)
         finally:
-            if opened.is_part:
+            # What is in memory has left nothing.
+            if opened.is_part and download.data is None:
                 self.access.downloads.forget(path)
 
     def _known_image(self, sha256: str, *, with_original: bool) -> int | None:

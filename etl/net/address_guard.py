@@ -7,17 +7,14 @@ TLS is not affected, because the HTTP library takes the server name from the URL
 
 import asyncio
 import ipaddress
-import ssl
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import httpcore2
 
 from etl.errors import BlockedAddressError, ConnectError
 from etl.net.names import Address, Names
-
-SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
+from etl.net.stream import SocketOption, TcpBackend
 
 MAX_ADDRESSES = 4
 """Addresses of one host that are tried in turn before the connection counts as failed."""
@@ -78,10 +75,6 @@ def _embedded_ipv4(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address
     return [each for each in found if each is not None]
 
 
-READ_BYTES = 256 * 1024
-"""What asyncio takes from a socket at most at once (``_SelectorSocketTransport.max_size``)."""
-
-
 class AllowList:
     """The hosts that may be private: ``name``, ``ip``, ``name:port``, ``ip:port`` or ``[ipv6]:port``, exact.
 
@@ -126,7 +119,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
     def __init__(self, allow_host: Iterable[str] = (), names: Names | None = None) -> None:
         self._allowed = AllowList(allow_host)
         self._names = names or Names()
-        self._inner = httpcore2.AnyIOBackend()
+        self._inner = TcpBackend()
 
     async def connect_tcp(
         self,
@@ -146,8 +139,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
             # A share of the time that is left, so that a first address that never answers leaves some to the next.
             share = None if deadline is None else max(0.0, deadline - time.monotonic()) / (len(addresses) - index)
             try:
-                stream = await self._inner.connect_tcp(str(address), port, share, local_address, socket_options)
-                return _LargeReads(stream)
+                return await self._inner.connect_tcp(str(address), port, share, local_address, socket_options)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failure = error
         raise failure
@@ -170,30 +162,3 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
             if not is_public(address) and not self._allowed.covers(host, port, address):
                 named = f"{host} is {address}, which" if _normal_host(host) != str(address) else f"{address}"
                 raise BlockedAddressError(f"{named} is not a public address (--allow-host {host} would allow it)")
-
-
-class _LargeReads(httpcore2.AsyncNetworkStream):
-    """A stream that reads as much at once as the event loop has taken from the socket.
-
-    httpcore2 asks for 64 kB at a time; each time costs its parser and the event loop as much as the bytes themselves.
-    """
-
-    def __init__(self, inner: httpcore2.AsyncNetworkStream) -> None:
-        self._inner = inner
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return await self._inner.read(max(max_bytes, READ_BYTES), timeout)
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        await self._inner.write(buffer, timeout)
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore2.AsyncNetworkStream:
-        return _LargeReads(await self._inner.start_tls(ssl_context, server_hostname, timeout))
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)

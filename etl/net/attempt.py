@@ -33,12 +33,14 @@ class Attempt:
         url, current: as it was asked for, and after redirects.
         status: the last HTTP status seen.
         held: bytes below which a body stays in memory.
+        begun: bytes that an earlier one has left.
         writer: takes the body, once there is one.
     """
 
     url: str
     current: str
     held: int = 0
+    begun: int | None = None
     status: int | None = None
     writer: PartWriter | None = None
 
@@ -69,7 +71,7 @@ class Attempt:
         if self.current != self.url:
             shown += f" (redirected to {one_line(redact_url(self.current))})"
         located = type(error)(f"{error}: {shown}", retry_after_s=error.retry_after_s)
-        located.http_status = self.status
+        located.http_status, located.begun = self.status, self.begun
         return located
 
 

@@ -1,8 +1,7 @@
-"""Downloads over HTTP, and the place where every exception of httpx2 gets its class (`transport` shares httpx2).
+"""Downloads over HTTP, and the place where every exception of httpcore2 gets its class.
 
-httpx2 has two faults that shape this module.  A request through a proxy that is cancelled at the wrong instant leaks
-its place in the pool, so each request has a pool of its own (`etl.net.client_pool`).  And its time-outs count per read,
-so a server that drips bytes would never be ended; a watchdog over the whole exchange does that.
+httpcore2's time-outs count per read, so a server that drips bytes would never be ended; a watchdog over the whole
+exchange does that.
 """
 
 import asyncio
@@ -28,17 +27,16 @@ from etl.errors import (
 from etl.images.formats import accept_header
 from etl.net import resume
 from etl.net.attempt import Attempt, Validators, deadline_of
-from etl.net.client_pool import CONNECTIONS, ClientPool, ClientPools
+from etl.net.connections import Answer, Connections
 from etl.net.errors import fetch_error
 from etl.net.first_words import at_most, beginning_of, words_of
 from etl.net.names import Names
 from etl.net.object_stores import MOVED, Asked, ObjectStores, context_of, is_store
 from etl.net.part import HELD, Download, PartWriter
-from etl.net.request import as_written, check_scheme, request_of, user_agent, without_userinfo
+from etl.net.redirects import redirected
+from etl.net.request import Target, user_agent
 from etl.net.responses import download_of, is_compressed, status_error
 from etl.net.signatures import without_signature
-from etl.net.transport import GuardedTransport, Routes, is_reusable, proxy_transports, send
-from etl.net.urls import host_of
 from etl.settings import Settings
 
 __all__ = ["MAX_REDIRECTS", "Download", "Downloader", "Validators", "fetch_error"]
@@ -48,16 +46,10 @@ MAX_REDIRECTS = 5
 _SUCCESS = (200, 203)
 """Statuses that carry the whole file; 206 would be a part that nobody asked for, 202 and 204 carry none."""
 
-KEEPALIVE_S = 120.0
-"""Seconds that an idle connection is kept: longer than the usual delay between requests, or each one reconnects."""
+_REDIRECTS = (301, 302, 303, 307, 308)
 
-SIDE_CLIENTS = 4
-"""Requests at once for small texts beside the downloads."""
-
-POOL_TIMEOUT_S = 60.0
-"""Never reached, since a client carries one request at a time; bounds the damage if it should be."""
-
-_LIMITS = httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_S)
+SIDE_REQUESTS = 4
+"""At once, for small texts beside the downloads."""
 
 # httpx2 logs every URL, with its secrets, at INFO; httpcore2 the raw requests at DEBUG.
 for _name in ("httpx2", "httpcore2"):
@@ -81,29 +73,27 @@ class Downloader:
         self.may_follow: Callable[[str], Awaitable[None]] | None = None
         self._settings = settings
         self._context = httpx2.create_ssl_context()
-        self._user_agent = user_agent(settings.contact)
-        self.proxied = bool(proxy_transports(self._context, _LIMITS))
-        self._clients = ClientPools(self._client, settings.concurrency, is_reusable)
+        # Compressed, neither the length nor a range nor the hash would be the file's.
+        self._headers = {"User-Agent": user_agent(settings.contact), "Accept-Encoding": "identity"}
+        timeouts = {"connect": settings.connect_timeout, "read": settings.read_timeout}
+        self._extensions = {"timeout": timeouts}
+        self._connections: dict[str, Connections] = {}
+        self.proxied = self._connections_of("").proxied
         self._stores = ObjectStores()
-        # Of their own: what `may_follow` reads must not wait for a client that waits for it.
-        self._side_clients = ClientPool(self._client, SIDE_CLIENTS, is_reusable)
+        self._side_requests = asyncio.Semaphore(SIDE_REQUESTS)
 
-    def _client(self, endpoint: str = "") -> httpx2.AsyncClient:
-        settings, context = self._settings, context_of(endpoint, self._context)
-        return httpx2.AsyncClient(
-            transport=Routes(
-                GuardedTransport(context, _LIMITS, (*settings.allow_host, *filter(None, [endpoint])), self.names),
-                proxy_transports(context, _LIMITS),
-            ),
-            trust_env=False,
-            follow_redirects=False,
-            timeout=httpx2.Timeout(settings.read_timeout, connect=settings.connect_timeout, pool=POOL_TIMEOUT_S),
-            headers={
-                "User-Agent": self._user_agent,
-                # Compressed, neither the length nor a range nor the hash would be the file's.
-                "Accept-Encoding": "identity",
-            },
-        )
+    def _connections_of(self, endpoint: str) -> Connections:
+        """Return those of the web, or of a store of the user's own at ``host:port``, which they alone may reach.
+
+        They share none, so that nothing of the web gets to such a store through a connection that is open.
+        """
+        if endpoint not in self._connections:
+            allowed, context = (
+                (*self._settings.allow_host, *filter(None, [endpoint])),
+                context_of(endpoint, self._context),
+            )
+            self._connections[endpoint] = Connections(context, self._settings.concurrency, allowed, self.names)
+        return self._connections[endpoint]
 
     async def __aenter__(self) -> Self:
         return self
@@ -111,8 +101,8 @@ class Downloader:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._clients.aclose()
-        await self._side_clients.aclose()
+        for connections in self._connections.values():
+            await connections.aclose()
 
     async def read(self, url: str, *, max_bytes: int) -> bytes:
         """Return the beginning of a small text, at most ``max_bytes`` of it; redirects are always followed.
@@ -129,14 +119,13 @@ class Downloader:
         attempt = Attempt.of(url)
         with attempt.errors():
             asked = await self._asked(url, after)
-            pool = self._clients.of(asked.endpoint) if asked.store else self._side_clients
-            async with pool.client_for(host_of(asked.url)) as client, self._watchdog(attempt) as watchdog:
-                response = await self._open(client, attempt, asked, {}, watchdog)
+            async with self._side_requests, self._watchdog(attempt) as watchdog:
+                answer = await self._open(attempt, asked, {"Accept": "*/*"}, watchdog)
                 try:
-                    await _check_status(response, watchdog, asked)
-                    return await at_most(response, max_bytes), response.headers.get("link", "")
+                    await _check_status(answer, watchdog, asked)
+                    return await at_most(answer, max_bytes), answer.headers.get("link", "")
                 finally:
-                    await response.aclose()
+                    await answer.aclose()
 
     async def download(
         self,
@@ -162,10 +151,9 @@ class Downloader:
         attempt = Attempt.of(url, held=HELD if in_memory else 0)
         with attempt.errors():
             try:
-                asked = await self._asked(url)
-                async with self._clients.of(asked.endpoint).client_for(host_of(asked.url)) as client:
-                    download = await self._fetch(client, attempt, asked, part, validators, accept or accept_header())
-                resume.forget(part, note_only=True)
+                download = await self._fetch(attempt, part, validators, accept or accept_header())
+                if download.data is None:
+                    resume.forget(part, note_only=True)
                 return download
             except EtlError as error:
                 if not (isinstance(error, FetchError) and error.retryable):
@@ -175,29 +163,22 @@ class Downloader:
     async def _asked(self, url: str, after: str = "") -> Asked:
         return await asyncio.to_thread(self._stores.asked, url, after) if is_store(url) else Asked(url)
 
-    async def _fetch(
-        self,
-        client: httpx2.AsyncClient,
-        attempt: Attempt,
-        asked: Asked,
-        part: Path,
-        validators: Validators | None,
-        accept: str,
-    ) -> Download:
+    async def _fetch(self, attempt: Attempt, part: Path, validators: Validators | None, accept: str) -> Download:
+        rest = resume.rest_of(part)
+        attempt.begun = rest.received if rest else 0
+        asked = await self._asked(attempt.url)
         async with self._watchdog(attempt) as watchdog:
-            rest = resume.rest_of(part)
             asking = rest.headers if rest else validators.headers if validators else {}
-            asking = {"Accept": accept, **asking}
-            response = await self._open(client, attempt, asked, asking, watchdog, self.may_follow)
+            answer = await self._open(attempt, asked, {"Accept": accept, **asking}, watchdog, self.may_follow)
             try:
-                if response.status_code == 304 and rest is None and validators is not None:
-                    return _result(attempt, response, None)
-                if rest is not None and response.status_code in (206, 416):
-                    return await self._receive(attempt, response, part, watchdog, rest)
-                await _check_status(response, watchdog, asked)
-                return await self._receive(attempt, response, part, watchdog)
+                if answer.status == 304 and rest is None and validators is not None:
+                    return _result(attempt, answer, None)
+                if rest is not None and answer.status in (206, 416):
+                    return await self._receive(attempt, answer, part, watchdog, rest)
+                await _check_status(answer, watchdog, asked)
+                return await self._receive(attempt, answer, part, watchdog)
             finally:
-                await response.aclose()
+                await answer.aclose()
 
     @property
     def _answer_s(self) -> float:
@@ -217,70 +198,78 @@ class Downloader:
 
     async def _open(
         self,
-        client: httpx2.AsyncClient,
         attempt: Attempt,
         asked: Asked,
         headers: dict[str, str],
         watchdog: asyncio.Timeout,
         may_follow: Callable[[str], Awaitable[None]] | None = None,
-    ) -> httpx2.Response:
+    ) -> Answer:
         """Return the first answer that is no redirect, its body unread.  Each hop has `_answer_s` seconds."""
         loop = asyncio.get_running_loop()
-        # Cookies live for one download and its redirects: no server may follow us, or set one that hinders others.
-        client.cookies.clear()
-        request = request_of(client, asked, headers)
+        target = Target.of(asked.url, whole=bool(asked.store))
+        sent = {**self._headers, **headers, **asked.headers, **target.authorization}
+        cookies: httpx2.Cookies | None = None
         for _ in range(MAX_REDIRECTS + 1):
-            check_scheme(request.url)
             watchdog.reschedule(loop.time() + self._answer_s)
-            response = await send(client, request)
-            attempt.status = response.status_code
-            if (
-                asked.store
-                and response.status_code in MOVED
-                and self._stores.has_moved(asked, attempt.url, response.headers, await beginning_of(response))
-            ):
-                await response.aclose()
-                request = request_of(client, await self._asked(attempt.url, asked.after), headers)
+            answer = await self._connections_of(asked.endpoint).send(target, sent, self._extensions)
+            attempt.status = answer.status
+            if await self._has_moved(asked, attempt.url, answer):
+                await answer.aclose()
+                asked = await self._asked(attempt.url, asked.after)
+                target = Target.of(asked.url, whole=True)
+                sent = {**self._headers, **headers, **asked.headers}
                 continue
-            if response.next_request is None:
-                if response.has_redirect_location:
-                    await response.aclose()
-                    raise ProtocolError("redirects to what is no URL")
-                return response
-            # Closed, not read: httpx2's own redirects would read the whole body into memory first.
-            await response.aclose()
-            request = as_written(response.next_request, response.headers["location"])
-            attempt.current = str(request.url)
+            location = answer.headers.get("location") if answer.status in _REDIRECTS else None
+            if location is None:
+                return answer
+            # Not read: a redirect may have a body without end.
+            await answer.aclose()
+            attempt.current = location
+            # They live for one download and its redirects: no server may follow us, or set one that hinders others.
+            cookies = cookies or httpx2.Cookies()
+            target, sent = redirected(answer, location, sent, cookies)
+            attempt.current = target.text
             if may_follow is not None:
                 watchdog.reschedule(None)
                 await may_follow(attempt.current)
         raise TooManyRedirectsError(f"more than {MAX_REDIRECTS} redirects")
 
+    async def _has_moved(self, asked: Asked, url: str, answer: Answer) -> bool:
+        if not asked.store or answer.status not in MOVED:
+            return False
+        try:
+            return self._stores.has_moved(asked, url, answer.headers, await beginning_of(answer))
+        except BaseException:
+            await answer.aclose()
+            raise
+
     async def _receive(
         self,
         attempt: Attempt,
-        response: httpx2.Response,
+        answer: Answer,
         part: Path,
         watchdog: asyncio.Timeout,
         rest: resume.Rest | None = None,
     ) -> Download:
         settings = self._settings
+        length, coding = answer.headers.get("content-length", ""), answer.headers.get("content-encoding")
+        announced = int(length) if length.isdecimal() else None
         noted = rest is not None
-        if rest is None:
+        # What stays in memory touches no file, where there is none that counts.
+        if rest is None and (attempt.begun or coding or announced is None or announced >= attempt.held):
             resume.forget(part)
-            noted = resume.take_note(part, response.headers)
-        elif response.status_code == 416 or not rest.fits(response.headers):
+            noted = resume.take_note(part, answer.headers)
+        elif rest is not None and (answer.status == 416 or not rest.fits(answer.headers)):
             resume.forget(part)
             raise ProtocolError(f"asked for the rest from byte {rest.received}, the server sent something else")
-        length = response.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > settings.max_bytes:
-            raise BodyTooLargeError(f"{length} bytes announced, the limit is {settings.max_bytes}")
+        if announced is not None and announced > settings.max_bytes:
+            raise BodyTooLargeError(f"{announced} bytes announced, the limit is {settings.max_bytes}")
         begun = asyncio.get_running_loop().time()
         deadline = functools.partial(deadline_of, begun, settings.read_timeout, settings.min_rate)
         writer = PartWriter(
             part,
             max_bytes=settings.max_bytes,
-            compressed=is_compressed(response.headers.get("content-encoding")),
+            compressed=is_compressed(coding),
             resumed_at=rest.received if rest else 0,
             # What can be resumed goes into a file from its first byte.
             held=0 if noted else attempt.held,
@@ -289,7 +278,7 @@ class Downloader:
         if rest is not None:
             await asyncio.to_thread(writer.hash_earlier)
         with writer:
-            async with aclosing(response.aiter_raw()) as chunks:
+            async with aclosing(answer.chunks()) as chunks:
                 earlier = writer.received
                 watchdog.reschedule(deadline(0))
                 async for chunk in chunks:
@@ -298,19 +287,19 @@ class Downloader:
             writer.finish()
         if rest is not None and writer.size != rest.total:
             raise TruncatedBodyError(f"{writer.size} bytes of {rest.total} after resuming at {rest.received}")
-        return _result(attempt, response, writer)
+        return _result(attempt, answer, writer)
 
 
-async def _check_status(response: httpx2.Response, watchdog: asyncio.Timeout, asked: Asked) -> None:
+async def _check_status(answer: Answer, watchdog: asyncio.Timeout, asked: Asked) -> None:
     """Raise the error that an answer without the whole file stands for, with the words that come with it."""
-    if response.status_code not in _SUCCESS:
+    if answer.status not in _SUCCESS:
         watchdog.reschedule(None)
-        body, headers = await beginning_of(response), response.headers
-        words = asked.words(body, headers.get("date")) if asked.store else words_of(response, body)
-        raise status_error(response.status_code, headers.get("retry-after"), headers.get("date"), words)
+        body, headers = await beginning_of(answer), answer.headers
+        words = asked.words(body, headers.get("date")) if asked.store else words_of(answer, body)
+        raise status_error(answer.status, headers.get("retry-after"), headers.get("date"), words)
 
 
-def _result(attempt: Attempt, response: httpx2.Response, writer: PartWriter | None) -> Download:
+def _result(attempt: Attempt, answer: Answer, writer: PartWriter | None) -> Download:
     # Where a store's file was found holds for an hour, and with a key.
-    url = attempt.url if is_store(attempt.url) else without_userinfo(response.url)
-    return download_of(response.status_code, response.headers, without_signature(url), writer)
+    url = attempt.url if is_store(attempt.url) else answer.target.text
+    return download_of(answer.status, answer.headers, without_signature(url), writer)

@@ -50,11 +50,15 @@ def fetch_error(error: Exception) -> FetchError:
     """Return the `FetchError` that stands for an exception of httpx2, httpcore2, ssl or the system."""
     tls = next((each for each in _causes(error) if isinstance(each, ssl.SSLError)), None)
     # A connection that just ends during the handshake says nothing about the certificate, and may work next time.
-    if tls and isinstance(error, httpx2.ConnectError) and not isinstance(tls, ssl.SSLEOFError | ssl.SSLSyscallError):
+    if (
+        tls
+        and isinstance(error, httpx2.ConnectError | httpcore2.ConnectError)
+        and not isinstance(tls, ssl.SSLEOFError | ssl.SSLSyscallError)
+    ):
         reason = getattr(tls, "verify_message", "") or tls.reason or str(tls)
         return TlsError(f"TLS failed: {one_line(reason)}")
     text = str(error)
-    if isinstance(error, httpx2.RemoteProtocolError):
+    if isinstance(error, httpx2.RemoteProtocolError | httpcore2.RemoteProtocolError):
         if "peer closed connection" in text:
             return TruncatedBodyError(_ended_early(text))
         if "disconnected" in text:

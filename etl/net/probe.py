@@ -14,11 +14,11 @@ import httpx2
 from etl.errors import FetchError, FetchTimeoutError
 from etl.net.address_guard import GuardedBackend
 from etl.net.attempt import Attempt
+from etl.net.connections import Connections, proxy_addresses
 from etl.net.errors import fetch_error
 from etl.net.names import Names
 from etl.net.object_stores import Asked, ObjectStores, context_of, is_store
-from etl.net.request import request_of, user_agent
-from etl.net.transport import GuardedTransport, Routes, proxy_addresses, proxy_transports
+from etl.net.request import Target, user_agent
 from etl.net.urls import host_of
 from etl.settings import Settings
 
@@ -30,8 +30,6 @@ LOOK_S = 3.0
 
 AT_ONCE = 8
 """Hosts asked at once."""
-
-_LIMITS = httpx2.Limits(max_connections=1, max_keepalive_connections=0)
 
 _STEPS = {
     "connection.connect_tcp": "connect",
@@ -129,27 +127,26 @@ async def _probe(settings: Settings, url: str, context: ssl.SSLContext, stores: 
         elif step in _STEPS and what == "complete":
             reached.steps[_STEPS[step]] = time.monotonic() - begun[step]
 
-    proxies = proxy_transports(context, _LIMITS)
-    headers = {"User-Agent": user_agent(settings.contact), "Range": "bytes=0-0"}
+    connections: Connections | None = None
+    headers = {"User-Agent": user_agent(settings.contact), "Accept": "*/*", "Range": "bytes=0-0"}
     try:
         with Attempt.of(url).errors():
             asked = await _asked(stores, url)
-            context = context_of(asked.endpoint, context)
-            transport = Routes(GuardedTransport(context, _LIMITS, _allowed(settings, asked), names), proxies)
-            async with (
-                asyncio.timeout(PROBE_S),
-                httpx2.AsyncClient(transport=transport, trust_env=False, timeout=PROBE_S) as client,
-            ):
-                if not proxies:
+            target = Target.of(asked.url, whole=bool(asked.store))
+            connections = Connections(context_of(asked.endpoint, context), 1, _allowed(settings, asked), names)
+            async with asyncio.timeout(PROBE_S):
+                if not connections.proxied:
                     # Known for the connection then, which so has its own time alone.
                     began = time.monotonic()
                     await names.addresses(host_of(asked.url))
                     reached.steps["DNS"] = time.monotonic() - began
-                request = request_of(client, asked, headers)
-                request.extensions["trace"] = trace
-                response = await client.send(request, stream=True)
-                reached.status = response.status_code
-                await response.aclose()
+                sent = {**headers, **asked.headers, **target.authorization}
+                answer = await connections.send(target, sent, {"trace": trace})
+                reached.status = answer.status
+                await answer.aclose()
     except FetchError as error:
         reached.error = str(error)
+    finally:
+        if connections is not None:
+            await connections.aclose()
     return reached

@@ -73,7 +73,7 @@ def take_note(part: Path, headers: Mapping[str, str]) -> bool:
         if validator and whole and length.isdecimal() and int(length) >= SMALLEST:
             failpoint("part.before_note")
             note = {"validator": validator, "total": int(length), "boot": _boot()}
-            files.write(_note(part), json.dumps(note).encode())
+            files.write(Path(_note(part)), json.dumps(note).encode())
             failpoint("part.noted")
             return True
     return False
@@ -82,10 +82,10 @@ def take_note(part: Path, headers: Mapping[str, str]) -> bool:
 def rest_of(part: Path) -> Rest | None:
     """Return what is still to come of the file that ``part`` begins; ``None`` where it must begin anew."""
     # Nearly always, and a tenth of what it costs to open one without following links.
-    if not os.path.lexists(_note(part)):
+    if not os.path.lexists(note_path := _note(part)):
         return None
     try:
-        with files.reading(_note(part)) as file:
+        with files.reading(Path(note_path)) as file:
             note = json.loads(file.read(MOST_NOTE))
         received = files.plain_size(part) or 0
         validator, total = note["validator"], note["total"]
@@ -106,15 +106,15 @@ def is_resumable(path: Path) -> bool:
 def forget(part: Path, *, note_only: bool = False) -> None:
     """Remove a part and its note, or the note of a finished part alone."""
     failpoint("part.before_forget")
-    if os.path.lexists(_note(part)):
-        files.remove(_note(part))
+    if os.path.lexists(note := _note(part)):
+        files.remove(Path(note))
     # Never a device or a directory that somebody named as the part.
     if not note_only and os.path.lexists(part) and (entry := files.look_at(part)) and entry.is_file:
         files.remove(part)
 
 
-def _note(part: Path) -> Path:
-    return part.with_name(part.name + NOTE_SUFFIX)
+def _note(part: Path) -> str:
+    return f"{part}{NOTE_SUFFIX}"
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:

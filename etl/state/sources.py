@@ -1,6 +1,7 @@
 """The fetch queue: claiming sources, committing what was fetched."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from etl.clock import now_ms
 from etl.domain.items import FetchedImage, ItemFailure, KnownImage, SourceItem
@@ -68,11 +69,14 @@ class SourceQueue(WorkQueue):
             "UPDATE sources SET status = 'running', lease_run = ? WHERE id IN ("
             "SELECT id FROM sources WHERE status IN ('ready', 'retry') AND host = ? AND not_before <= ? "
             "ORDER BY not_before, id LIMIT ?) "
-            "RETURNING id, url, host, attempts, image, etag, last_modified, mirror",
+            "RETURNING id, url, host, attempts, image, etag, last_modified, mirror, "
+            "(SELECT iif(instr(l.line, CAST('\"iiif\"' AS BLOB)), l.line, NULL) FROM records r "
+            "JOIN record_lines l ON l.record = r.id WHERE r.source = sources.id AND r.state = 'active' "
+            "ORDER BY r.id LIMIT 1)",
             (self._run, host, now_ms(), limit),
         ).fetchall()
         # Nearly all are new; only of those that were fetched before must it be known what the cache still holds.
-        return [_item(db, *row) for row in sorted(rows)]
+        return [_item(row, db) for row in sorted(rows)]
 
     def postpone(self, items: Iterable[tuple[int, int]]) -> None:
         """Put claimed sources back, each until an instant, Unix milliseconds, without charging an attempt."""
@@ -212,13 +216,11 @@ class SourceQueue(WorkQueue):
         return super()._fail_one(db, failure)
 
 
-def _item(
-    db: Database, number: int, url: str, host: str, attempts: int, image: int | None, *validators: str | None
-) -> SourceItem:
+def _item(row: Sequence[Any], db: Database) -> SourceItem:
     """Return a claimed source, with what is known of the version that the cache holds, if it holds one."""
-    if not _is_present(db, image):
-        return SourceItem(id=number, url=url, host=host, attempts=attempts)
-    etag, last_modified, mirror = validators
+    number, url, host, attempts, image, etag, last_modified, mirror, iiif = row
+    if image is None or not _is_present(db, image):
+        image = etag = last_modified = mirror = None
     return SourceItem(
         id=number,
         url=url,
@@ -228,6 +230,7 @@ def _item(
         etag=etag,
         last_modified=last_modified,
         mirror=mirror,
+        iiif=iiif,
     )
 
 

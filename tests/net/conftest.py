@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,3 +34,48 @@ def fetch(settings: Settings, tmp_path: Path) -> Callable[..., Download]:
         return asyncio.run(go())
 
     return run
+
+
+class Certificates:
+    """Self-signed certificates, made on demand: ``{name}.pem`` with the key, ``{name}.pem.crt`` without."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def make(self, name: str, address: str = "127.0.0.1", until: str = "20990101000000Z") -> str:
+        """Return the path of a certificate for an address that ends at an instant (``YYYYMMDDHHMMSSZ``)."""
+        folder = self._directory / name
+        folder.mkdir()
+        pem, request = folder / f"{name}.pem", folder / "request"
+        config = folder / "config"
+        config.write_text(
+            "[ca]\ndefault_ca=own\n[own]\ndatabase=index\nrand_serial=yes\ndefault_md=sha256\npolicy=any\n"
+            f"new_certs_dir=.\nunique_subject=no\nx509_extensions=names\n[any]\ncommonName=supplied\n"
+            f"[names]\nsubjectAltName=IP:{address}\n"
+        )
+        (folder / "index").touch()
+        self._openssl(
+            folder, "req", "-new", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={address}", "-keyout", pem,
+            "-out", request,
+        )  # fmt: skip
+        self._openssl(
+            folder, "ca", "-batch", "-notext", "-config", config, "-selfsign", "-keyfile", pem, "-in", request,
+            "-out", f"{pem}.crt", "-startdate", "20200101000000Z", "-enddate", until,
+        )  # fmt: skip
+        pem.write_text(pem.read_text() + Path(f"{pem}.crt").read_text())
+        return str(pem)
+
+    @staticmethod
+    def _openssl(folder: Path, *arguments: object) -> None:
+        subprocess.run(["openssl", *map(str, arguments)], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def certificate(certificates: Certificates) -> str:
+    """A self-signed certificate for 127.0.0.1."""
+    return certificates.make("good")

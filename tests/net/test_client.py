@@ -8,7 +8,6 @@ import random
 import resource
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import httpcore2
 import httpx2
 import pytest
+from net.conftest import Certificates
 from support import fault_server as faults
 from support.fault_cases import CASES, PICTURE, Case, furnish
 from support.fault_server import Behaviour, Exchange, FaultServer
@@ -290,51 +290,6 @@ def test_an_unwritable_part_is_the_state_s_fault(server: FaultServer, fetch: Fet
         fetch(server.add("/a.jpg", BODY), part=tmp_path / "missing" / "a.part")
 
 
-class Certificates:
-    """Self-signed certificates, made on demand: ``{name}.pem`` with the key, ``{name}.pem.crt`` without."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def make(self, name: str, address: str = "127.0.0.1", until: str = "20990101000000Z") -> str:
-        """Return the path of a certificate for an address that ends at an instant (``YYYYMMDDHHMMSSZ``)."""
-        folder = self._directory / name
-        folder.mkdir()
-        pem, request = folder / f"{name}.pem", folder / "request"
-        config = folder / "config"
-        config.write_text(
-            "[ca]\ndefault_ca=own\n[own]\ndatabase=index\nrand_serial=yes\ndefault_md=sha256\npolicy=any\n"
-            f"new_certs_dir=.\nunique_subject=no\nx509_extensions=names\n[any]\ncommonName=supplied\n"
-            f"[names]\nsubjectAltName=IP:{address}\n"
-        )
-        (folder / "index").touch()
-        self._openssl(
-            folder, "req", "-new", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={address}", "-keyout", pem,
-            "-out", request,
-        )  # fmt: skip
-        self._openssl(
-            folder, "ca", "-batch", "-notext", "-config", config, "-selfsign", "-keyfile", pem, "-in", request,
-            "-out", f"{pem}.crt", "-startdate", "20200101000000Z", "-enddate", until,
-        )  # fmt: skip
-        pem.write_text(pem.read_text() + Path(f"{pem}.crt").read_text())
-        return str(pem)
-
-    @staticmethod
-    def _openssl(folder: Path, *arguments: object) -> None:
-        subprocess.run(["openssl", *map(str, arguments)], cwd=folder, check=True, capture_output=True)
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture(scope="module")
-def certificate(certificates: Certificates) -> str:
-    """A self-signed certificate for 127.0.0.1."""
-    return certificates.make("good")
-
-
 def test_an_untrusted_certificate_is_final(certificate: str, fetch: Fetch) -> None:
     """A self-signed certificate is a TLS error that says so and is not retried; no request is sent."""
     with FaultServer(tls=certificate) as server, pytest.raises(errors.TlsError, match="self-signed") as caught:
@@ -449,7 +404,7 @@ def test_a_refusal_has_the_host_s_own_words(
     cases["unfinished"] = (403, b"Wait here", 99, 'HTTP 403, says "Wait here"')
 
     async def go() -> dict[str, str]:
-        found = {}
+        found, opened = {}, {}
         async with Downloader(settings) as downloader:
             for name, (code, body, length, _) in cases.items():
                 url = server.fail("/a.jpg", answer(code, body, length)) + "?sig=c2VjcmV0"
@@ -457,9 +412,8 @@ def test_a_refusal_has_the_host_s_own_words(
                     await downloader.download(url, tmp_path / "a.part")
                 except FetchError as error:
                     found[name] = str(error).removesuffix(f": {server.url('/a.jpg')}?sig=...")
-                if name == "no text":
-                    [(_, client)] = downloader._clients.of("")._idle
-                    assert len(client._transport._direct._pool.connections) == 1  # type: ignore[attr-defined]
+                opened[name] = server.connections
+            assert opened["long"] == opened["no text"]
             server.heal()
             await downloader.download(server.add("/good.jpg", BODY), tmp_path / "a.part")
         return found
@@ -468,17 +422,16 @@ def test_a_refusal_has_the_host_s_own_words(
 
 
 def test_connections_are_reused(server: FaultServer, settings: Settings, tmp_path: Path) -> None:
-    """Two downloads in a row, one of them a redirect's target, open no more connections than needed."""
+    """Downloads in a row go over one connection."""
     server.add("/a.jpg", BODY)
 
-    async def go() -> int:
+    async def go() -> None:
         async with Downloader(settings) as downloader:
             for _ in range(3):
                 await downloader.download(server.url("/a.jpg"), tmp_path / "a.part")
-            [(_, client)] = downloader._clients.of("")._idle
-            return len(client._transport._direct._pool.connections)  # type: ignore[attr-defined]
 
-    assert asyncio.run(go()) == 1
+    asyncio.run(go())
+    assert server.connections == 1
 
 
 def test_a_request_that_an_idle_connection_lost_is_sent_again(

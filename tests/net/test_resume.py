@@ -205,11 +205,11 @@ def test_notes_that_cannot_be_used_are_none(tmp_path: Path, odd: dict[str, objec
     part = tmp_path / "a.part"
     part.write_bytes(b"x" * 70_000)
     note = {"validator": ETAG, "total": 80_000, "boot": resume._boot()}
-    resume._note(part).write_text(json.dumps(note))
+    Path(resume._note(part)).write_text(json.dumps(note))
     assert resume.rest_of(part) == resume.Rest(ETAG, 80_000, 70_000)
-    resume._note(part).write_text(json.dumps(note | odd))
+    Path(resume._note(part)).write_text(json.dumps(note | odd))
     assert resume.rest_of(part) is None
-    resume._note(part).write_text("[" * 100_000)
+    Path(resume._note(part)).write_text("[" * 100_000)
     assert resume.rest_of(part) is None
 
 
@@ -219,6 +219,6 @@ def test_validators_that_cannot_be_sent_are_left_out(tmp_path: Path, name: str) 
     part = tmp_path / "a.part"
     for value in ('"\u00e9"', '"' + "x" * 2000 + '"'):
         resume.take_note(part, {name: value, "content-length": "100000"})
-        assert not resume._note(part).exists()
+        assert not Path(resume._note(part)).exists()
         assert Validators(value, None).headers == Validators(None, value).headers == {}
     assert Validators(ETAG, None).headers == {"If-None-Match": ETAG}

@@ -23,7 +23,7 @@ def error_fields(error: EtlError) -> Fields:
         return {"class": "", "message": str(error)}
     return {
         "class": type(error).__name__, "message": str(error), "retry_after_s": error.retry_after_s,
-        "http_status": error.http_status if isinstance(error, FetchError) else None,
+        **({"http_status": error.http_status, "begun": error.begun} if isinstance(error, FetchError) else {}),
     }  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def error_of(fields: Mapping[str, Any]) -> EtlError:
     cls = next((cls for cls in item_error_classes() if cls.__name__ == fields["class"]), InternalError)
     error = cls(fields["message"], retry_after_s=fields["retry_after_s"])
     if isinstance(error, FetchError):
-        error.http_status = fields["http_status"]
+        error.http_status, error.begun = fields["http_status"], fields["begun"]
     return error
 
 
