@@ -84,8 +84,8 @@ class Manifest:
             # The HTTP client takes a tenth of a second to import.
             from etl.ingest.remote import brought
 
-            with brought(self._url, self.name, settings, should_stop) as file:
-                self._file = ManifestFile(file, read_url=documents.read)
+            with brought(self._url, settings, should_stop) as file:
+                self._file = ManifestFile(file, called=self.name, read_url=documents.read)
                 self._file.base = self.path
                 yield file is not None
 

@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from etl.errors import FetchError, ManifestError
+from etl.images.cache import ImageCache
+from etl.net import resume
 from etl.net.client import Downloader
+from etl.net.signatures import without_signature
 from etl.redaction import redact_url
 from etl.settings import Settings
 from etl.state.work_queue import RetryPolicy
@@ -25,21 +27,28 @@ LOOK_S = 0.2
 
 
 @contextmanager
-def brought(url: str, name: str, settings: Settings, should_stop: Callable[[], bool]) -> Iterator[Path | None]:
-    """Yield the file of that name with what lies at the URL, which is gone afterwards; ``None`` where it was to stop.
+def brought(url: str, settings: Settings, should_stop: Callable[[], bool]) -> Iterator[Path | None]:
+    """Yield a file with what lies at the URL, which is gone afterwards; ``None`` where it was to stop.
 
-    A download that breaks goes on where it stopped; ``max_attempts`` and its waits are those of pictures.
+    It lies among the unfinished files of the state's image cache: a download that breaks, or whose process was killed,
+    goes on where it stopped, and what is left behind is swept like these.  ``max_attempts`` and its waits are those of
+    pictures.
 
     Raises `ManifestError` when it cannot be brought, `DiskFullError` and `StateError` when it cannot be written.
     """
     log.info("fetching the manifest %s", redact_url(url))
-    with tempfile.TemporaryDirectory(prefix="etl-manifest-") as folder:
-        part = Path(folder) / name
-        try:
-            whole = asyncio.run(_bring(url, part, replace(settings, max_bytes=MAX_BYTES), should_stop))
-        except FetchError as error:
-            raise ManifestError(f"the manifest cannot be fetched: {clean(str(error), 500)}") from error
-        yield part if whole else None
+    part = ImageCache.of_state(settings.state).part_of(without_signature(url))
+    try:
+        whole = asyncio.run(_bring(url, part, replace(settings, max_bytes=MAX_BYTES), should_stop))
+    except FetchError as error:
+        raise ManifestError(f"the manifest cannot be fetched: {clean(str(error), 500)}") from error
+    if not whole:
+        yield None
+        return
+    try:
+        yield part
+    finally:
+        resume.forget(part)
 
 
 async def _bring(url: str, part: Path, settings: Settings, should_stop: Callable[[], bool]) -> bool:

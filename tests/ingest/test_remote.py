@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import zipfile
+from dataclasses import replace
 
 import pytest
 from support.fault_server import Exchange, FaultServer, ranged, status
@@ -50,6 +51,25 @@ def test_a_manifest_elsewhere_is_read_like_one_that_is_here(server: FaultServer,
     assert bench.rows("SELECT generation FROM manifests") == [(1,)]
     with Reader(bench.state) as reader:
         assert roots(reader) == []
+
+
+def test_a_list_whose_download_was_cut_goes_on_in_the_next_run(server: FaultServer, bench: Workbench) -> None:
+    """What came is among the unfinished files of the state, under the newest signature too; nothing stays behind."""
+    url = server.add("/rows.jsonl", ROWS.encode())
+    server.fail("/rows.jsonl", broken, times=1)
+    bench.settings = replace(bench.settings, max_attempts=1)
+    with pytest.raises(ManifestError, match="ended early"):
+        bench.ingest_path(f"{url}?token=1")
+    assert sum(file.stat().st_size for file in bench.files("parts")) > len(ROWS) // 2
+    server.fail("/rows.jsonl", ranged)
+    bench.ingest_path(f"{url}?token=2")
+    assert "Range" in server.log[-1].headers
+    assert bench.rows("SELECT count(*) FROM records") == [(300,)]
+    assert bench.files("parts") == []
+    server.add("/cut.csv.gz", gzip.compress(b"id,url\n" * 9)[:-3])
+    with pytest.raises(ManifestError, match=r"^cut\.csv\.gz is cut short or damaged"):
+        bench.ingest_path(server.url("/cut.csv.gz"))
+    assert bench.files("parts") == []
 
 
 def test_what_cannot_be_brought_is_one_line(server: FaultServer, bench: Workbench) -> None:

@@ -62,9 +62,9 @@ def lines(file: ManifestFile, read: Reader) -> Iterator[bytes]:
                     yield from read(_Listed(file, archive, member))
                     return
     except BadArchiveError as error:
-        raise ManifestError(f"cannot read the archive {file.path}: {error}") from error
+        raise ManifestError(f"cannot read the archive {file.shown}: {error}") from error
     except OSError as error:
-        raise ManifestError(f"cannot read {file.path}: {error.strerror or error}") from error
+        raise ManifestError(f"cannot read {file.shown}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)

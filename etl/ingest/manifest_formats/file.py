@@ -33,6 +33,7 @@ class ManifestFile:
         skipped: how many files of a directory were passed over when it was read last, by kind.
         encoding: of its text, as the user names it; ``None`` where it is to be found out.
         sidecars: suffixes, without dots, of files beside a directory's pictures that are fields of their records.
+        called: its name, where that is not the path's.
         folder: URL of a folder of an object store that is listed; then there is no path.
         read_page: returns a page of a folder behind a mark, of at most so many bytes, and the header ``Link``.
         read_url: returns what lies behind a URL, of at most so many bytes, or raises a `FetchError`; ``None`` where
@@ -45,6 +46,7 @@ class ManifestFile:
     skipped: Counter[str] = field(default_factory=Counter, init=False)
     encoding: str | None = None
     read_url: Callable[[str, int], bytes] | None = None
+    called: str = ""
     folder: str = ""
     read_page: Callable[[str, str, int], tuple[bytes, str]] | None = None
     base: Path | str = field(init=False)
@@ -59,12 +61,17 @@ class ManifestFile:
     @property
     def name(self) -> str:
         """A short name for messages and for the keys of records that have none."""
-        return "stdin" if self.path is None else self.path.name
+        return self.called or ("stdin" if self.path is None else self.path.name)
+
+    @property
+    def shown(self) -> str:
+        """Where it is, for messages."""
+        return self.called or ("-" if self.path is None else str(self.path.resolve()))
 
     @property
     def suffix(self) -> str:
         """The suffix that tells the format, in lower case and without that of a compression; empty for none."""
-        suffixes = [suffix.lower() for suffix in self.path.suffixes] if self.path else []
+        suffixes = [suffix.lower() for suffix in Path(self.name).suffixes] if self.path else []
         return next((suffix for suffix in reversed(suffixes) if suffix not in SUFFIXES), "")
 
     def is_directory(self) -> bool:
@@ -100,14 +107,13 @@ class ManifestFile:
 
         Raises `ManifestError` for what goes wrong with the file here or in the block.
         """
-        where = "-" if self.path is None else self.path.resolve()
         try:
             with self._raw() as raw:
                 yield unpacked(raw)
         except (OSError, *DAMAGED) as error:
             if isinstance(error, OSError) and error.errno:
-                raise ManifestError(f"cannot read {where}: {error.strerror}") from error
-            raise ManifestError(f"{where} is cut short or damaged: {error}") from error
+                raise ManifestError(f"cannot read {self.shown}: {error.strerror}") from error
+            raise ManifestError(f"{self.shown} is cut short or damaged: {error}") from error
 
     @contextmanager
     def text(self) -> Iterator[io.TextIOWrapper]:

@@ -33,9 +33,9 @@ def lines(file: ManifestFile) -> Iterator[bytes]:
                     line = json.dumps(_plain(row), ensure_ascii=False)
                     yield line.encode("utf-8", "surrogatepass") + b"\n"
     except arrow.ArrowException as error:
-        raise ManifestError(f"{file.path} is cut short, damaged or no Parquet file: {error}") from error
+        raise ManifestError(f"{file.shown} is cut short, damaged or no Parquet file: {error}") from error
     except OSError as error:
-        raise ManifestError(f"cannot read {file.path}: {error.strerror or error}") from error
+        raise ManifestError(f"cannot read {file.shown}: {error.strerror or error}") from error
 
 
 def _plain(value: Any) -> Any:
