@@ -9,7 +9,9 @@ same run two limits are measured: downloading to disk without decoding, and deco
 """
 
 import argparse
+import itertools
 import json
+import math
 import os
 import shutil
 import statistics
@@ -23,10 +25,11 @@ from typing import Any
 
 from benchmarks.fetch.files import KINDS, make_files
 from benchmarks.fetch.report import print_table
-from benchmarks.fetch.server import Server, nginx, own_server
+from benchmarks.fetch.server import ADDRESSES, Server, make_certificate, nginx, own_server
 from benchmarks.fetch.sides import (
     CONNECTIONS,
     CORES,
+    MOST_PER_HOST,
     PEER_THREADS,
     Result,
     decode_limit,
@@ -47,16 +50,20 @@ class Workload:
         kind: of the files.
         latency_s: seconds that the server waits before each answer.
         fault_percent: share of the files whose first request is answered with 503.
+        connections: ours; the peer's are always the same.
     """
 
     name: str
     kind: str
     latency_s: float = 0.0
     fault_percent: float = 0.0
+    connections: int = CONNECTIONS
 
-    def bound(self, connections: int) -> float | None:
-        """Return the files/s that so many connections allow, if latency limits them."""
-        return connections / self.latency_s / (1 + self.fault_percent / 100) if self.latency_s else None
+    def bound(self, files: int, connections: int) -> float | None:
+        """Return the files/s that so many connections allow, if latency limits them; the last may have few to fetch."""
+        if not self.latency_s:
+            return None
+        return files / (math.ceil(files / connections) * self.latency_s) / (1 + self.fault_percent / 100)
 
 
 WORKLOADS = {
@@ -66,6 +73,7 @@ WORKLOADS = {
         Workload("tiff", "tiff"),
         Workload("small", "small"),
         Workload("latency", "small", latency_s=0.2),
+        Workload("latency-128", "small", latency_s=1.0, connections=128),
         Workload("faults", "small", latency_s=0.2, fault_percent=2),
     )
 }
@@ -138,6 +146,10 @@ class Benchmark:
         self._programs: dict[str, Program] = {"ours": self._ours}
         if arguments.peer_python:
             self._programs["peer"] = self._peer
+        self._certificate = make_certificate(work) if arguments.tls else None
+        if self._certificate:
+            # Both sides, and the limits, inherit it.
+            os.environ["SSL_CERT_FILE"] = str(self._certificate)
 
     def run(self) -> dict[str, Any]:
         for number in range(self._arguments.runs):
@@ -150,14 +162,14 @@ class Benchmark:
                 self._measure_limits(WORKLOADS[name])
         return {
             "runs": self._arguments.runs, "cores": CORES,
-            "server": "nginx" if self._arguments.nginx else "own asyncio server",
+            "server": f"nginx{' with TLS' * self._arguments.tls}" if self._arguments.nginx else "own asyncio server",
             "connections": {"ours": CONNECTIONS, "peer": PEER_THREADS * CORES},
             "workloads": {name: self._summary(WORKLOADS[name]) for name in self._names},
         }  # fmt: skip
 
     def _one_file(self, program: Program) -> Result:
         with self._server(WORKLOADS["small"]) as server:
-            return program(self._urls(server, self._paths("small")[:1]), WORKLOADS["small"])
+            return program(self._urls(server, self._paths("small")[:1], WORKLOADS["small"]), WORKLOADS["small"])
 
     def _measure(self, workload: Workload, side: str, program: Program, one: Result) -> None:
         paths = self._paths(workload.kind)
@@ -165,7 +177,7 @@ class Benchmark:
             path.read_bytes()  # From the page cache, then, for everybody.
         figures = self._figures[workload.name].setdefault(side, Figures(len(paths)))
         with self._server(workload) as server:
-            whole = program(self._urls(server, paths), workload)
+            whole = program(self._urls(server, paths, workload), workload)
             figures.add(whole, one, server.cpu_s())
         print(f"{workload.name}, {side}: {len(paths) / whole.usage.seconds:.1f} files/s", file=sys.stderr, flush=True)
 
@@ -174,7 +186,7 @@ class Benchmark:
             return
         paths = self._paths(workload.kind)
         with self._server(workload) as server:
-            self._note(workload, "download", download_limit(self._urls(server, paths), self._work / "limit"))
+            self._note(workload, "download", download_limit(self._urls(server, paths, workload), self._work / "limit"))
         self._note(workload, "decode_per_core", decode_limit(paths[:DECODED_FOR_LIMIT]))
 
     def _paths(self, name: str) -> list[Path]:
@@ -188,13 +200,15 @@ class Benchmark:
     def _server(self, workload: Workload) -> AbstractContextManager[Server]:
         if workload.latency_s or not self._arguments.nginx:
             return own_server(self._files, latency_s=workload.latency_s, fault_percent=workload.fault_percent)
-        return nginx(self._arguments.nginx, self._files, self._work / "nginx")
+        return nginx(self._arguments.nginx, self._files, self._work / "nginx", self._certificate)
 
-    def _urls(self, server: Server, paths: list[Path]) -> list[str]:
-        return [f"{server.url}/{path.relative_to(self._files)}" for path in paths]
+    def _urls(self, server: Server, paths: list[Path], workload: Workload) -> list[str]:
+        hosts = ADDRESSES[: -(-workload.connections // MOST_PER_HOST)]
+        turn = itertools.cycle(server.url.replace(ADDRESSES[0], host) for host in hosts)
+        return [f"{url}/{path.relative_to(self._files)}" for url, path in zip(turn, paths, strict=False)]
 
-    def _ours(self, urls: list[str], workload: Workload) -> Result:  # noqa: ARG002 -- both sides are called alike
-        return run_ours(urls, self._work / "ours")
+    def _ours(self, urls: list[str], workload: Workload) -> Result:
+        return run_ours(urls, self._work / "ours", workload.connections)
 
     def _peer(self, urls: list[str], workload: Workload) -> Result:
         # Without retries, its default, it would leave out what failed once.
@@ -208,7 +222,8 @@ class Benchmark:
         summary["description"] = KINDS[workload.kind].description
         summary["limits"] = {name: _spread(values) for name, values in self._limits[workload.name].items()}
         if workload.latency_s:
-            summary["bound"] = {"ours": workload.bound(CONNECTIONS), "peer": workload.bound(PEER_THREADS * CORES)}
+            connections = {"ours": workload.connections, "peer": PEER_THREADS * CORES}
+            summary["bound"] = {side: workload.bound(summary["files"], n) for side, n in connections.items()}
         if "peer" in sides:
             summary["ours_to_peer"] = {
                 name: _ratio(summary["ours"][name], summary["peer"][name])
@@ -243,6 +258,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=1, help="how often everything is measured (default: 1)")
     parser.add_argument("--work", type=Path, help="directory for the files, kept for the next time (default: none)")
     parser.add_argument("--nginx", default=shutil.which("nginx"), help="its program (default: the one in PATH)")
+    parser.add_argument("--tls", action="store_true", help="nginx with a certificate of its own, over https")
     parser.add_argument("--small", action="store_true", help="few files: a smoke test")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args()

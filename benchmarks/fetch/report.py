@@ -7,8 +7,8 @@ def print_table(result: dict[str, Any]) -> None:
     """Print the figures as Markdown, median [min-max]."""
     print(
         f"{result['runs']} runs on {result['cores']} cores, median [min-max]; {result['server']}; connections: ours "
-        f"{result['connections']['ours']}, img2dataset {result['connections']['peer']}; memory is the largest sum of "
-        "PSS of all processes; others: cores that the rest of the machine took\n"
+        f"{result['connections']['ours']} (128 where named so), img2dataset {result['connections']['peer']}; memory is "
+        "the largest sum of PSS of all processes; others: cores that the rest of the machine took\n"
     )
     print("| | files/s | after start-up | start-up s | CPU ms/file | server's CPU | others | peak MB | failed |")
     print("|---|---|---|---|---|---|---|---|---|")

@@ -20,6 +20,9 @@ from pathlib import Path
 
 from benchmarks.process_tree import session_cpu_s
 
+ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4")
+"""Of the server below; each is a host to those who ask, whose limit for one host is 32 requests at once."""
+
 _NGINX = """
 daemon off;
 user {user};
@@ -35,7 +38,7 @@ http {{
   types {{ image/jpeg jpg; image/tiff tif; }}
   client_body_temp_path {work}/body; proxy_temp_path {work}/proxy; fastcgi_temp_path {work}/fastcgi;
   uwsgi_temp_path {work}/uwsgi; scgi_temp_path {work}/scgi;
-  server {{ listen 127.0.0.1:{port}; root {root}; }}
+  server {{ listen 127.0.0.1:{port}{tls}; root {root}; }}
 }}
 """
 
@@ -53,19 +56,29 @@ class Server:
         return session_cpu_s(self.session)
 
 
+def make_certificate(directory: Path) -> Path:
+    """Write a certificate for 127.0.0.1 that vouches for itself, with its key in the same file; return its path."""
+    path = directory / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "-", "-out", "-"]
+    path.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
+    return path
+
+
 @contextlib.contextmanager
-def nginx(program: str, root: Path, work: Path) -> Iterator[Server]:
-    """Serve ``root`` with one nginx worker, whose files go into ``work``."""
+def nginx(program: str, root: Path, work: Path, certificate: Path | None = None) -> Iterator[Server]:
+    """Serve ``root`` with one nginx worker, whose files go into ``work``; with a certificate, over TLS."""
     work.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     config = work / "nginx.conf"
-    config.write_text(_NGINX.format(user=getpass.getuser(), work=work, port=port, root=root))
+    tls = f" ssl; ssl_certificate {certificate}; ssl_certificate_key {certificate}" if certificate else ""
+    config.write_text(_NGINX.format(user=getpass.getuser(), work=work, port=port, root=root, tls=tls))
     command = [program, "-p", str(work), "-e", str(work / "error.log"), "-c", str(config)]
     process = subprocess.Popen(command, start_new_session=True)
     with _ended_after(process):
         _wait_for(port, process)
-        yield Server("nginx", f"http://127.0.0.1:{port}", process.pid)
+        yield Server("nginx", f"http{'s' * bool(certificate)}://127.0.0.1:{port}", process.pid)
 
 
 @contextlib.contextmanager
@@ -141,8 +154,11 @@ class _Static:
 
 
 async def _serve(static: _Static) -> None:
-    server = await asyncio.start_server(static.serve, "127.0.0.1", 0, backlog=256)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    server = await asyncio.start_server(static.serve, ADDRESSES[0], 0, backlog=256)
+    port = server.sockets[0].getsockname()[1]
+    for address in ADDRESSES[1:]:
+        await asyncio.start_server(static.serve, address, port, backlog=256)
+    print(port, flush=True)
     await server.serve_forever()
 
 

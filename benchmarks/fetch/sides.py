@@ -13,12 +13,16 @@ from typing import Any
 
 from PIL import Image
 
+from benchmarks.fetch.server import ADDRESSES
 from benchmarks.process_tree import Usage, run_measured
 
 CORES = 2
 LONGEST_EDGE = 1024
 QUALITY = 90
 CONNECTIONS = 16
+MOST_PER_HOST = 32
+"""Requests at once to one host that our setting allows."""
+
 PEER_THREADS = 16
 """Of each of the peer's processes, so that it has twice as many connections as we have."""
 
@@ -35,15 +39,15 @@ class Result:
     copies: int
 
 
-def run_ours(urls: list[str], work: Path) -> Result:
+def run_ours(urls: list[str], work: Path, connections: int = CONNECTIONS) -> Result:
     """Ingest the URLs, then measure ``etl fetch``: hashes, fsyncs and database commits as always."""
     with _emptied(work):
         manifest = work / "manifest.jsonl"
         manifest.write_text("".join(json.dumps({"id": str(n), "url": url}) + "\n" for n, url in enumerate(urls)))
         environment = _environment() | {
-            "ETL_STATE": str(work / "state"), "ETL_ALLOW_HOST": "127.0.0.1", "ETL_CONCURRENCY": str(CONNECTIONS),
-            "ETL_PER_HOST": str(CONNECTIONS), "ETL_DECODERS": str(CORES), "ETL_LONGEST_EDGE": str(LONGEST_EDGE),
-            "ETL_BACKOFF": str(BACKOFF_S),
+            "ETL_STATE": str(work / "state"), "ETL_ALLOW_HOST": ",".join(ADDRESSES),
+            "ETL_CONCURRENCY": str(connections), "ETL_PER_HOST": str(min(connections, MOST_PER_HOST)),
+            "ETL_DECODERS": str(CORES), "ETL_LONGEST_EDGE": str(LONGEST_EDGE), "ETL_BACKOFF": str(BACKOFF_S),
         }  # fmt: skip
         etl = [sys.executable, "-m", "etl.cli.app"]
         subprocess.run([*etl, "ingest", "-q", str(manifest)], env=environment, check=True)
