@@ -172,8 +172,18 @@ def open_reader(state: Path) -> sqlite3.Connection:
     path = state / DATABASE_NAME
     if not os.path.lexists(path):
         raise _missing(state)
-    # Even a reader makes the log's index.  Where no file can be made, nobody can write either.
-    finished = not os.access(state, os.W_OK) and not (state / f"{DATABASE_NAME}-wal").exists()
+    wal = state / f"{DATABASE_NAME}-wal"
+    try:
+        # Even a reader makes the log's index.  Where no file can be made, nobody can write either.
+        return _open_reader(path, finished=not os.access(state, os.W_OK) and not wal.exists())
+    except DiskFullError:
+        # What is full can still be looked at.  The attempt has left an empty log.
+        if wal.exists() and wal.stat().st_size:
+            raise
+        return _open_reader(path, finished=True)
+
+
+def _open_reader(path: Path, *, finished: bool) -> sqlite3.Connection:
     uri = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if finished else ''}"
     with translate_errors(path):
         check_file(path)

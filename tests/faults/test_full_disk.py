@@ -167,6 +167,18 @@ def test_export(program: Program, disk: SmallDisk, tmp_path: Path) -> None:
     check_state(program.state, program=program)
 
 
+def test_what_is_full_can_be_looked_at(plain_zygote: Zygote, disk: SmallDisk, tmp_path: Path) -> None:
+    """With no room for the log that SQLite wants for reading, too, a state that nobody works on is shown as ever."""
+    program = Program(disk.root, zygote=plain_zygote)
+    assert program.run("ingest", write_manifest(tmp_path / "m.jsonl", manifest(3))).code == 0
+    shown = program.run("status").stdout
+    disk.fill(leave_kib=0)
+    for _ in range(2):
+        ended = program.run("status")
+        assert (ended.code, ended.stdout) == (0, shown), ended.stderr
+    assert_full(program.run("fetch"), "the disk of")
+
+
 def test_export_to_a_full_stdout(program: Program, tmp_path: Path) -> None:
     """A full disk behind stdout is exit code 5 too, without a traceback."""
     if not Path("/dev/full").exists():
