@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import IFDRational, TiffImageFile
 
-from etl.errors import CorruptImageError
+from etl.errors import CorruptImageError, TruncatedImageError
 from etl.images.tiff_directory import Stored
 
 Picture = TiffImageFile | Stored
@@ -278,7 +278,7 @@ def _read(image: Picture, offset: int, size: int) -> bytes:
         return b""
     # Looked at before: room for what is to be read is made at once.
     if image.fp.seek(0, 2) < offset + size:
-        raise CorruptImageError("the TIFF is broken: a strip or tile reaches beyond the end of the file")
+        raise TruncatedImageError("the TIFF is cut short: a strip or tile reaches beyond the end of the file")
     image.fp.seek(offset)
     data = image.fp.read(size)
     is_reversed = image.tag_v2.get(_FILL_ORDER, 1) != 1 and image.tag_v2.get(_COMPRESSION) != _JPEG

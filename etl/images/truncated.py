@@ -15,6 +15,7 @@ from typing import IO, Any, cast
 from PIL import Image, ImageChops, ImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from etl.images.leniency import LOSSLESS, MANY_SCANS
 
@@ -33,7 +34,13 @@ _OTHER = _NOISE + b"".join(bytes((0xFF, 0xD0 + number % 8)) + _NOISE for number 
 """What could be more of a JPEG's data, also behind any restart: no other marker is in it."""
 
 CUT_SHORT, DAMAGED, UNFINISHED = "cut short", "damaged", "closed before its end"
-_BROKEN = {"truncated": CUT_SHORT, "broken data stream": DAMAGED, "unrecognized data stream": DAMAGED}
+_LIBTIFFS = "decoder error"
+_BROKEN = {
+    "truncated": CUT_SHORT,
+    "broken data stream": DAMAGED,
+    "unrecognized data stream": DAMAGED,
+    _LIBTIFFS: DAMAGED,
+}
 
 _LAST, _GRAY = 8, (127, 128)
 """Pixels to look at, and their colour: of coefficients that are zero, which CMYK inverts."""
@@ -87,7 +94,11 @@ def load(path: Path, opener: Opener, how: str) -> tuple[ImageFile.ImageFile, flo
             picture, difference = load_twice(opener, *(io.BytesIO(data + more * _BLOCK) for more in (b"\0", b"\x55")))
         else:
             picture, difference = load_twice(opener, path, path)
-        return picture, part_alike(difference)
+        part = part_alike(difference)
+        if part == 0 and issubclass(kind, TiffImageFile):
+            # Rather of a kind that libtiff does not know.
+            raise OSError(_LIBTIFFS)
+        return picture, part
 
 
 def load_twice(
@@ -155,7 +166,12 @@ def _load_over(image: ImageFile.ImageFile, fill: int) -> None:
         image.im.paste(colour, (0, 0, *image.im.size))
 
     image.__dict__["load_prepare"] = prepare_and_fill
-    image.load()
+    try:
+        image.load()
+    except OSError as error:
+        # After the first strip that libtiff cannot read the picture is as loaded as it will be.
+        if _LIBTIFFS not in str(error) or image.tile:
+            raise
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops, ImageStat
 from support import odd_pictures as odd
-from support.tiff_files import tiff_of
+from support import tiff_files as tiffs
 from support.workbench import encoded
 
 from etl.domain.statuses import ImageFlag
@@ -305,6 +305,20 @@ def test_a_picture_of_another_format_beyond_the_memory_limit_fails_alone(tmp_pat
 
 # Truncated files ------------------------------------------------------------------------------------------------
 
+
+def packed_tiff(noise: Image.Image) -> bytes:
+    """Return it as a TIFF whose directory comes first, its strips of 16 rows by Deflate."""
+    tags: dict[int, int | list[int]] = {
+        tiffs.WIDTH: 64,
+        tiffs.HEIGHT: 256,
+        tiffs.BITS: [8, 8, 8],
+        tiffs.COMPRESSION: 8,
+        tiffs.PHOTOMETRIC: 2,
+    }
+    strips = [zlib.compress(noise.crop((0, top, 64, top + 16)).tobytes()) for top in range(0, 256, 16)]
+    return tiffs.tiff_of({**tags, tiffs.SAMPLES: 3, tiffs.ROWS_PER_STRIP: 16}, strips, strips_last=True)
+
+
 CUT: dict[str, Callable[[Image.Image], bytes]] = {
     "jpeg": lambda noise: encoded(noise, quality=95, subsampling=0),
     "jpeg with restarts": lambda noise: encoded(noise, restart_marker_blocks=3),
@@ -319,6 +333,7 @@ CUT: dict[str, Callable[[Image.Image], bytes]] = {
     "bmp": lambda noise: encoded(noise, "BMP"),
     "bmp with a palette": lambda noise: encoded(noise.quantize(16), "BMP"),
     "tiff": lambda noise: encoded(noise, "TIFF"),
+    "tiff of packed strips": packed_tiff,
     "ppm": lambda noise: encoded(noise, "PPM"),
     "ppm of 16 bits": lambda noise: b"P6 64 256 65535\n" + bytes(b for v in noise.tobytes() for b in (v, 0)),
     "ppm of few tones": lambda noise: b"P6 64 256 254\n" + noise.point(lambda value: min(value, 254)).tobytes(),
@@ -333,7 +348,7 @@ def test_a_truncated_picture_is_refused_or_flagged(tmp_path: Path, name: str) ->
     data = CUT[name](noise)
     for part in (8, 5, 2):
         (tmp_path / "a").write_bytes(data[: len(data) * part // 10])
-        with pytest.raises(TruncatedImageError, match=r"is cut short: \d?\d% of its pixels are there"):
+        with pytest.raises(TruncatedImageError, match=r"is (cut short|damaged): \d?\d% of its pixels are there"):
             decode(tmp_path / "a", longest_edge=64, max_pixels=10**6)
         picture = decode(tmp_path / "a", longest_edge=64, max_pixels=10**6, accept_truncated=0.0)
         assert picture.flags == {ImageFlag.TRUNCATED}
@@ -477,9 +492,9 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "far offset": (b"II+\0\x08\0\0\0" + b"\xff" * 8, "the TIFF .*(not in|beyond the end of) the file"),
     "psd of 32 bits": (odd.psd(depth=32), r"the PSD has 32 bits a sample .* save it with 8 bits"),
     "psd of inks": (odd.psd(number=7), r"the PSD has separate inks .* save it as RGB"),
-    "tiff by WebP": (tiff_of({**TIFF, 259: 50001}, [bytes(9)]), "the TIFF is compressed as WebP, which is not"),
+    "tiff by WebP": (tiffs.tiff_of({**TIFF, 259: 50001}, [bytes(9)]), "the TIFF is compressed as WebP, which is not"),
     "tiff by 12-bit JPEG": (
-        tiff_of(TIFF | {258: [12] * 3, 259: 7, 262: 2, 277: 3}, [bytes(9)]),
+        tiffs.tiff_of(TIFF | {258: [12] * 3, 259: 7, 262: 2, 277: 3}, [bytes(9)]),
         "TIFF stores its pixels in a way",
     ),
     "png of Apple": (odd.png_with()[:8] + odd.chunk(b"CgBI", bytes(4)) + odd.png_with()[8:], "only Apple's devices"),
