@@ -28,8 +28,9 @@ from etl.images.tiff_directory import (
 )
 
 _OLD_JPEG, _JPEG = 6, 7
-_NOT_READ = {33003: "JPEG 2000", 33005: "JPEG 2000", 34676: "LogLuv", 34677: "LogLuv", 34712: "JPEG 2000"} | {
-    34887: "LERC", 34933: "PNG", 34934: "JPEG XR", 50001: "WebP", 50002: "JPEG XL",
+_NOT_READ = {
+    33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34933: "PNG", 34934: "JPEG XR",
+    50001: "WebP", 50002: "JPEG XL",
 }  # fmt: skip
 """Compressions that the libtiff of Pillow does not have."""
 

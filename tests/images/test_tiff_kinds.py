@@ -84,7 +84,6 @@ KINDS: dict[str, tuple[str, int, str | int, int, Callable[[int, int], float], tu
     "RGB 4, opacity": ("RGB", 2, 4, 1, lambda _, v: v >> 4, (2,)),
     "RGB 12": ("RGB", 2, 12, 1, lambda _, v: v << 4, ()),
     "RGB 24": ("RGB", 2, 24, 1, lambda _, v: v << 16, ()),
-    "RGB signed 16": ("RGB", 2, "h", 2, lambda _, v: (v - 128) << 8, ()),
     "RGB, seven more": ("RGB", 2, "B", 1, lambda _, v: v, (0,) * 7),
     "gray 16, opacity": ("L", 1, "H", 1, lambda _, v: v << 8, (2,)),
     "gray, more": ("L", 1, "B", 1, lambda _, v: v, (0, 0)),
@@ -468,6 +467,7 @@ INKS: Tags = STORED | {BITS: [8] * 5, PHOTOMETRIC: 5, SAMPLES: 5, EXTRA_SAMPLES:
 REFUSED = {
     "colours to 255": tiff_of(FLOATS, [struct.pack("<12f", *[200.0] * 12)]),
     "colours that are none": tiff_of(FLOATS, [struct.pack("<12f", *[NAN] * 12)]),
+    "colours with signs": tiff_of(FLOATS | {BITS: [8] * 3, SAMPLE_FORMAT: [2] * 3}, [bytes(12)]),
     "other inks": tiff_of(INKS | {INK_SET: 2}, [bytes(20)]),
     "a strip too short": tiff_of(INKS | {COMPRESSION: 8}, [zlib.compress(bytes(19))]),
     "no sizes": tiff_of(FLOATS | {COMPRESSION: 5, HEIGHT: 9}, [bytes(10)]),
