@@ -379,6 +379,18 @@ def backwards() -> bytes:
     return tiff_of({**tags, COLOUR_MAP: [4369 * level for level in range(16)] * 3}, [strip])
 
 
+def header_apart() -> bytes:
+    """A JPEG of the old style whose header alone is a file, and whose pixels are the strip."""
+    drawn().save(buffer := io.BytesIO(), "JPEG", quality=95, subsampling=0)
+    jpeg = buffer.getvalue()
+    scan = jpeg.index(b"\xff\xda") + 2
+    scan += int.from_bytes(jpeg[scan : scan + 2])
+    more: Tags = {COMPRESSION: 6, PHOTOMETRIC: 6, 530: [1, 1], ROWS_PER_STRIP: H, JPEG_SIZE: scan}
+    tags = {**plain(drawn())[0], **more}
+    at = len(tiff_of(tags | {JPEG_AT: 0}, [jpeg[scan:]]))
+    return tiff_of(tags | {JPEG_AT: at}, [jpeg[scan:]], tail=jpeg[:scan])
+
+
 def gapped() -> Image.Image:
     picture = drawn()
     picture.paste("black", (0, 8, W, 16))
@@ -389,6 +401,7 @@ READABLE: dict[str, tuple[Callable[[], bytes], Callable[[], Image.Image]]] = {
     "a strip left out": (lambda: sparse(1), gapped),
     "a strip left out, Deflate": (lambda: sparse(8), gapped),
     "opacity in planes of JPEG": (planes_of_jpeg, lambda: shown("L", is_clear=True)),
+    "a JPEG's header apart from its pixels": (header_apart, drawn),
     "a palette backwards": (backwards, lambda: shown("L")),
 }
 
