@@ -47,11 +47,14 @@ class MaskedBmpImageFile(BmpImageFile):
         self.tile = [ImageFile._Tile("raw", (0, 0, *self.size), pixels, args)]
 
     def load_end(self) -> None:
-        """Take the colours out of the numbers that were loaded."""
+        """Take the colours out of the numbers that were loaded; opacity that is nowhere is none."""
         if self._masks:
             numbers = self.copy()
             picture = Image.merge("RGB", [_band(numbers, mask) for mask in self._masks])
             self._masks, self._mode, self.im = (), "RGB", picture.im
+        elif self.mode == "RGBA" and self.getchannel("A").getextrema() == (0, 0):
+            # As programs write it that know none.
+            self._mode, self.im = "RGB", self.convert("RGB").im
 
 
 def _band(numbers: Image.Image, mask: int) -> Image.Image:

@@ -7,17 +7,17 @@ have decoded the whole.
 
 import io
 import itertools
-import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
-from PIL.TiffImagePlugin import IFDRational, TiffImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from etl.errors import CorruptImageError, TruncatedImageError
 from etl.images.tiff_directory import Stored
+from etl.images.tiff_writing import tiff_of
 
 Picture = TiffImageFile | Stored
 """A picture that Pillow has opened, or that it cannot open as it lies in its file."""
@@ -52,9 +52,6 @@ _YCBCR, _SEPARATE = 6, 2
 TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
 for _order, _kind, _mode in itertools.product((b"II", b"MM"), (32844, 32845), ("L", "RGB")):
     TiffImagePlugin.OPEN_INFO[_order, _kind, (1,), 1, (8,) * len(_mode), ()] = (_mode, _mode)
-
-_SHORT, _LONG, _RATIONAL, _UNDEFINED, _FLOAT = 3, 4, 5, 7, 11
-"""Types of tag values."""
 
 _READ_BYTES = 1024**2
 
@@ -293,46 +290,4 @@ def _small_tiff(image: Picture, piece: Piece) -> bytes:
     if is_misread(image):
         # Compressed pixels go through libtiff, which knows better.
         values[_COMPRESSION], strips = _DEFLATE[0], [zlib.compress(strip, 0) for strip in strips]
-    return small(tags.prefix, values, strips, piece.rows)
-
-
-def small(prefix: bytes, values: dict[int, Any], strips: list[bytes], rows: int) -> bytes:
-    """Return a TIFF with these tags, and strips or tiles of so many rows: header, pixels, directory.
-
-    ``prefix`` is its byte order, ``II`` or ``MM``.
-    """
-    order = "<" if prefix == b"II" else ">"
-    sizes = [len(strip) for strip in strips]
-    offsets = [8 + sum_before for sum_before in itertools.accumulate(sizes, initial=0)]
-    end = offsets.pop()
-    if _TILE_WIDTH in values:
-        values = values | {_TILE_OFFSETS: offsets, _TILE_SIZES: sizes}
-    else:
-        values = values | {_STRIP_OFFSETS: offsets, _STRIP_SIZES: sizes, _ROWS_PER_STRIP: rows}
-    directory_at = end + end % 2
-    outside_at = directory_at + 2 + 12 * len(values) + 4
-    entries, outside = b"", b""
-    for tag, value in sorted(values.items()):
-        kind, count, data = _packed(order, value)
-        if len(data) > 4:
-            outside += data + bytes(len(data) % 2)
-            data = struct.pack(order + "L", outside_at + len(outside) - len(data) - len(data) % 2)
-        entries += struct.pack(order + "HHL", tag, kind, count) + data.ljust(4, b"\0")
-    head = prefix + struct.pack(order + "HL", 42, directory_at)
-    directory = struct.pack(order + "H", len(values)) + entries + bytes(4) + outside
-    return b"".join([head, *strips, bytes(end % 2), directory])
-
-
-def _packed(order: str, value: Any) -> tuple[int, int, bytes]:
-    """Return the type, count and bytes of a tag's value as Pillow gives it."""
-    if isinstance(value, bytes):
-        return _UNDEFINED, len(value), value
-    numbers = value if isinstance(value, tuple | list) else (value,)
-    count = len(numbers)
-    if any(isinstance(number, IFDRational) for number in numbers):
-        parts = [part for number in numbers for part in (int(number.numerator), int(number.denominator))]
-        return _RATIONAL, count, struct.pack(f"{order}{2 * count}L", *parts)
-    if any(isinstance(number, float) for number in numbers):
-        return _FLOAT, count, struct.pack(f"{order}{count}f", *numbers)
-    kind, code = (_LONG, "L") if max(numbers, default=0) > 0xFFFF else (_SHORT, "H")
-    return kind, count, struct.pack(f"{order}{count}{code}", *numbers)
+    return tiff_of(tags.prefix, values, strips, piece.rows)

@@ -28,8 +28,9 @@ from etl.images.tiff_directory import (
 )
 
 _OLD_JPEG, _JPEG = 6, 7
-_NOT_READ = {33003: "JPEG 2000", 33005: "JPEG 2000", 34676: "LogLuv", 34677: "LogLuv", 34712: "JPEG 2000"} | {
-    34887: "LERC", 34933: "PNG", 34934: "JPEG XR", 50001: "WebP", 50002: "JPEG XL",
+_NOT_READ = {
+    33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34933: "PNG", 34934: "JPEG XR",
+    50001: "WebP", 50002: "JPEG XL",
 }  # fmt: skip
 """Compressions that the libtiff of Pillow does not have."""
 
@@ -70,7 +71,8 @@ def chosen(file: IO[bytes], longest_edge: int) -> Choice:
         picture = Stored(file, mended(tags))
         if tags.get(COMPRESSION) == _OLD_JPEG and (jpeg := _jpeg(file, tags)) is not None:
             with Image.open(jpeg, formats=["JPEG"]) as image:
-                if image.size == picture.size:
+                # Else it is a JPEG's header alone, for strips that lie elsewhere, which libtiff puts together.
+                if image.size == picture.size and _is_within(tags, jpeg):
                     return Choice(jpeg, _orientation(tags), directories.pages)
         is_plain = directories.are_plain and tags is directories.all[0] and picture.tag_v2 == tags
         if is_plain and not tiff_samples.is_needed(picture) and _is_opened(file):
@@ -119,7 +121,14 @@ def _preview(file: IO[bytes], directories: Directories, longest_edge: int) -> Ch
     return Choice(best[1], _orientation(directories.all[0]))
 
 
-def _jpeg(file: IO[bytes], tags: Tags) -> IO[bytes] | None:
+def _is_within(tags: Tags, jpeg: ContainerIO.ContainerIO[bytes]) -> bool:
+    """Return whether the first strip lies in the JPEG file, if there are strips."""
+    strips = tags.get(STRIP_OFFSETS, jpeg.offset)
+    first: int = strips[0] if isinstance(strips, tuple) else strips
+    return jpeg.offset <= first < jpeg.offset + jpeg.length
+
+
+def _jpeg(file: IO[bytes], tags: Tags) -> ContainerIO.ContainerIO[bytes] | None:
     """Return the whole JPEG file that the directory points at, if it does."""
     places = [(tags.get(JPEG_AT), tags.get(JPEG_SIZE))]
     if tags.get(COMPRESSION) in (_OLD_JPEG, _JPEG):

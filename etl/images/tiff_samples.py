@@ -4,11 +4,7 @@ Integers of any depth, floating-point numbers of two to eight bytes, palettes of
 opacity, CIELAB.
 """
 
-import functools
 import io
-import itertools
-import math
-import struct
 from array import array
 from collections.abc import Iterator
 
@@ -32,8 +28,11 @@ from etl.images.tiff_directory import (
     Stored,
     Tags,
 )
+from etl.images.tiff_numbers import CODES, numbers_of, real, sliced, summed, unpacked
+from etl.images.tiff_writing import tiff_of
 
 _INVERTED, _GRAY, _RGB, _PALETTE, _INKS, _LAB, _ICC_LAB = 0, 1, 2, 3, 5, 8, 9
+_GRAYS = (_INVERTED, _GRAY)
 _COLOURS = {_INVERTED: 1, _GRAY: 1, _RGB: 3, _PALETTE: 1, _INKS: 4, _LAB: 3, _ICC_LAB: 3}
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, (0, 4)
 _PREMULTIPLIED, _OPACITY, _CORELS_OPACITY = 1, 2, 999
@@ -41,10 +40,13 @@ _BYTEWISE = (1, 5, 8, 32773, 32946, 34925, 50000)
 """Compressions of bytes, whatever these mean: none, LZW, Deflate, PackBits, LZMA, Zstandard."""
 
 _PREDICTOR, _PLANAR, _SEPARATE, _JPEG_TABLES = 317, 284, 2, 347
-_CODES = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _FLIPPED = bytes(byte ^ 128 for byte in range(256))
 _MOST = 65536
 """Colours of a palette; of smaller ones Pillow knows."""
+
+_WIDE_PALETTE = (_MOST, _MOST, _MOST, 16, _UNSIGNED)
+"""Their number in red, green and blue, bits and format of what points at them."""
+
 
 _WHITE, _BRIGHTEST = 1.01, 16.0
 """Of floating-point colours, where 1 is white; what is brighter than the second is on a scale that nobody tells."""
@@ -54,7 +56,7 @@ def is_needed(image: Stored) -> bool:
     """Return whether Pillow cannot open the picture's small TIFFs, or misreads them."""
     tags = image.tag_v2
     misread = {_UNSIGNED: [32], _SIGNED: [8]}.get(_format(tags))
-    is_misread = tags.get(PHOTOMETRIC) in (_INVERTED, _GRAY) and image.bits == misread
+    is_misread = tags.get(PHOTOMETRIC) in _GRAYS and image.bits == misread
     if tags.get(_PLANAR) == _SEPARATE and (tags.get(EXTRA_SAMPLES) or tags.get(PHOTOMETRIC) == _LAB):
         return True
     is_readable = not is_misread and not tiff.is_sparse(image) and tiff.is_known(image)
@@ -90,10 +92,11 @@ class _Samples:
             or len(image.bits) < _COLOURS[self._kind]
             or len(set(image.bits)) > 1
             or not self._format
+            or (self._format == _SIGNED and self._kind not in (*_GRAYS, _LAB))
             or self._bits not in depths
             or (self._bits % 8 and (self._tags.get(_PREDICTOR, 1) != 1 or self._format == _SIGNED))
             or (self._kind == _INKS and self._tags.get(INK_SET, 1) != 1)
-            or (self._kind == _PALETTE and ([*map(len, self._palette)], self._bits) != ([_MOST] * 3, 16))
+            or (self._kind == _PALETTE and (*map(len, self._palette), self._bits, self._format) != _WIDE_PALETTE)
         ):
             raise CorruptImageError("the TIFF stores its pixels in a way that is not supported")
 
@@ -148,7 +151,7 @@ class _Samples:
     @property
     def _is_offset(self) -> bool:
         """Whether the darkest is the lowest of negative numbers."""
-        return self._format == _SIGNED and self._kind not in (_LAB, _ICC_LAB, _PALETTE)
+        return self._format == _SIGNED and self._kind != _LAB
 
     # Bytes -------------------------------------------------------------------------------------------------------
 
@@ -164,7 +167,7 @@ class _Samples:
             # Of planes that are JPEGs, of one sample each.
             if _JPEG_TABLES in self._tags:
                 tags[_JPEG_TABLES] = self._tags[_JPEG_TABLES]
-            with Image.open(io.BytesIO(tiff.small(self._tags.prefix, tags, [strip], rows)), formats=["TIFF"]) as image:
+            with Image.open(io.BytesIO(tiff_of(self._tags.prefix, tags, [strip], rows)), formats=["TIFF"]) as image:
                 strip = image.tobytes()
         if len(strip) < row_bytes * rows:
             raise CorruptImageError("the TIFF is broken: a strip ends before its last row")
@@ -181,26 +184,26 @@ class _Samples:
             row = width * count * size
             whole = bytearray(len(data))
             for at in range(0, len(data), row):
-                line = _summed(array("B", data[at : at + row]), count)
+                line = summed(array("B", data[at : at + row]), count)
                 for byte in range(size):
                     place = size - 1 - byte if self._little else byte
                     whole[at + place : at + row : size] = line[byte * width * count : (byte + 1) * width * count]
             return bytes(whole)
-        if predictor != 2 or size not in _CODES:
+        if predictor != 2 or size not in CODES:
             raise CorruptImageError("the TIFF stores its pixels in a way that is not supported")
-        numbers = _array(size, data, self._little)
+        numbers = numbers_of(size, data, self._little)
         for at in range(0, len(numbers), width * count):
-            numbers[at : at + width * count] = _summed(numbers[at : at + width * count], count)
-        return _array(size, numbers.tobytes(), self._little).tobytes()
+            numbers[at : at + width * count] = summed(numbers[at : at + width * count], count)
+        return numbers_of(size, numbers.tobytes(), self._little).tobytes()
 
     def _plane(self, data: bytes, sample: int, size: tuple[int, int]) -> Image.Image:
         """Return one sample of each pixel, in 8 bits or as a real number."""
         if self._bits % 8:
-            values = _unpacked(data, self._bits, size[0] * self._count, size[1])
+            values = unpacked(data, self._bits, size[0] * self._count, size[1])
             return Image.frombytes("L", size, values[sample :: self._count])
         width = self._bits // 8
         if self._format == _FLOAT:
-            return _real(_sliced(data, width, sample, self._count), width, self._little, size)
+            return real(sliced(data, width, sample, self._count), width, self._little, size)
         if self._is_real:
             # The highest four bytes, and zeros where there are fewer.
             parts = [data[sample * width + at :: width * self._count] for at in range(width)]
@@ -213,7 +216,7 @@ class _Samples:
             return Image.frombytes("F", size, bytes(whole), "raw", "F;32B")
         if self._kind == _PALETTE and sample == 0:
             raw = "I;16" if self._little else "I;16B"
-            return Image.frombytes("I;16", size, _sliced(data, width, sample, self._count), "raw", raw).convert("I")
+            return Image.frombytes("I;16", size, sliced(data, width, sample, self._count), "raw", raw).convert("I")
         high = data[sample * width + (width - 1 if self._little else 0) :: width * self._count]
         return Image.frombytes("L", size, high.translate(_FLIPPED) if self._is_offset else high)
 
@@ -221,7 +224,7 @@ class _Samples:
 
     def _coloured(self, planes: list[Image.Image]) -> Image.Image:
         colours = _COLOURS[self._kind]
-        if self._kind in (_INVERTED, _GRAY) and self._is_real:
+        if self._kind in _GRAYS and self._is_real:
             if len(planes) > 1:
                 raise CorruptImageError("the TIFF stores its pixels in a way that is not supported")
             return planes[0]
@@ -265,56 +268,3 @@ def _format(tags: Tags) -> int:
     """Return the format of all samples, or 0 where there is none; what is called undefined is unsigned."""
     formats = {_UNSIGNED if form in _UNDEFINED else form for form in tags.get(SAMPLE_FORMAT, (_UNSIGNED,))}
     return formats.pop() if len(formats) == 1 and formats <= {_UNSIGNED, _SIGNED, _FLOAT} else 0
-
-
-def _array(size: int, data: bytes, little: bool) -> "array[int]":
-    numbers = array(_CODES[size], data)
-    if size > 1 and little != (struct.pack("=H", 1)[0] == 1):
-        numbers.byteswap()
-    return numbers
-
-
-def _summed(row: "array[int]", count: int) -> "array[int]":
-    """Return the running sums of each of ``count`` interleaved samples, in as many bits as they have."""
-    mask = (1 << (8 * row.itemsize)) - 1
-    for sample in range(count):
-        sums = itertools.accumulate(row[sample::count], lambda one, other: (one + other) & mask)
-        row[sample::count] = array(row.typecode, sums)
-    return row
-
-
-def _sliced(data: bytes, width: int, sample: int, count: int) -> bytes:
-    return array(_CODES[width], data)[sample::count].tobytes()
-
-
-def _real(data: bytes, width: int, little: bool, size: tuple[int, int]) -> Image.Image:
-    if width == 2:
-        halves = _array(2, data, little)
-        table = _halves()
-        return Image.frombytes("F", size, array("f", [table[half] for half in halves]).tobytes(), "raw", "F;32NF")
-    return Image.frombytes("F", size, data, "raw", f"F;{8 * width}{'F' if little else 'BF'}")
-
-
-@functools.cache
-def _halves() -> "array[float]":
-    """Return the value of each number of two bytes (IEEE 754)."""
-    return array("f", struct.unpack("<65536e", array("H", range(65536)).tobytes()))
-
-
-def _unpacked(data: bytes, bits: int, per_row: int, rows: int) -> bytes:
-    """Return samples that share bytes in 8 bits each; rows begin at bytes."""
-    mask = (1 << bits) - 1
-    scale = 255 / mask
-    table = [round(value * scale) for value in range(mask + 1)] if bits <= 16 else []
-    row_bytes = (per_row * bits + 7) // 8
-    values = bytearray()
-    for row in range(rows):
-        line = data[row * row_bytes : (row + 1) * row_bytes].ljust(math.ceil(row_bytes / bits) * bits, b"\0")
-        unpacked = bytearray()
-        for at in range(0, len(line), bits):
-            eight = int.from_bytes(line[at : at + bits])
-            for shift in range(7 * bits, -1, -bits):
-                value = eight >> shift & mask
-                unpacked.append(table[value] if table else value >> (bits - 8))
-        values += unpacked[:per_row]
-    return bytes(values)

@@ -84,7 +84,6 @@ KINDS: dict[str, tuple[str, int, str | int, int, Callable[[int, int], float], tu
     "RGB 4, opacity": ("RGB", 2, 4, 1, lambda _, v: v >> 4, (2,)),
     "RGB 12": ("RGB", 2, 12, 1, lambda _, v: v << 4, ()),
     "RGB 24": ("RGB", 2, 24, 1, lambda _, v: v << 16, ()),
-    "RGB signed 16": ("RGB", 2, "h", 2, lambda _, v: (v - 128) << 8, ()),
     "RGB, seven more": ("RGB", 2, "B", 1, lambda _, v: v, (0,) * 7),
     "gray 16, opacity": ("L", 1, "H", 1, lambda _, v: v << 8, (2,)),
     "gray, more": ("L", 1, "B", 1, lambda _, v: v, (0, 0)),
@@ -380,6 +379,18 @@ def backwards() -> bytes:
     return tiff_of({**tags, COLOUR_MAP: [4369 * level for level in range(16)] * 3}, [strip])
 
 
+def header_apart() -> bytes:
+    """A JPEG of the old style whose header alone is a file, and whose pixels are the strip."""
+    drawn().save(buffer := io.BytesIO(), "JPEG", quality=95, subsampling=0)
+    jpeg = buffer.getvalue()
+    scan = jpeg.index(b"\xff\xda") + 2
+    scan += int.from_bytes(jpeg[scan : scan + 2])
+    more: Tags = {COMPRESSION: 6, PHOTOMETRIC: 6, 530: [1, 1], ROWS_PER_STRIP: H, JPEG_SIZE: scan}
+    tags = {**plain(drawn())[0], **more}
+    at = len(tiff_of(tags | {JPEG_AT: 0}, [jpeg[scan:]]))
+    return tiff_of(tags | {JPEG_AT: at}, [jpeg[scan:]], tail=jpeg[:scan])
+
+
 def gapped() -> Image.Image:
     picture = drawn()
     picture.paste("black", (0, 8, W, 16))
@@ -390,6 +401,7 @@ READABLE: dict[str, tuple[Callable[[], bytes], Callable[[], Image.Image]]] = {
     "a strip left out": (lambda: sparse(1), gapped),
     "a strip left out, Deflate": (lambda: sparse(8), gapped),
     "opacity in planes of JPEG": (planes_of_jpeg, lambda: shown("L", is_clear=True)),
+    "a JPEG's header apart from its pixels": (header_apart, drawn),
     "a palette backwards": (backwards, lambda: shown("L")),
 }
 
@@ -468,6 +480,7 @@ INKS: Tags = STORED | {BITS: [8] * 5, PHOTOMETRIC: 5, SAMPLES: 5, EXTRA_SAMPLES:
 REFUSED = {
     "colours to 255": tiff_of(FLOATS, [struct.pack("<12f", *[200.0] * 12)]),
     "colours that are none": tiff_of(FLOATS, [struct.pack("<12f", *[NAN] * 12)]),
+    "colours with signs": tiff_of(FLOATS | {BITS: [8] * 3, SAMPLE_FORMAT: [2] * 3}, [bytes(12)]),
     "other inks": tiff_of(INKS | {INK_SET: 2}, [bytes(20)]),
     "a strip too short": tiff_of(INKS | {COMPRESSION: 8}, [zlib.compress(bytes(19))]),
     "no sizes": tiff_of(FLOATS | {COMPRESSION: 5, HEIGHT: 9}, [bytes(10)]),

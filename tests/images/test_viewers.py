@@ -76,6 +76,7 @@ COLOURED: dict[str, Callable[[], bytes]] = {
     "bmp 10-10-10": lambda: odd.masked_bmp(32, (0x3FF00000, 0xFFC00, 0x3FF)),
     "bmp 10-10-10, blue first": lambda: odd.masked_bmp(32, (0x3FF, 0xFFC00, 0x3FF00000), header=124),
     "bmp 11-11-10": lambda: odd.masked_bmp(32, (0xFFE00000, 0x1FFC00, 0x3FF), top_down=True),
+    "bmp with opacity nowhere": lambda: odd.masked_bmp(32, (0xFF0000, 0xFF00, 0xFF, 0xFF000000), header=124),
     "bmp of Windows CE": lambda: odd.masked_bmp(32, (0xFF0000, 0xFF00, 0xFF), kind=6),
     "jpeg without its end": odd.jpeg_without_end,
     "jpeg without its end, progressive": lambda: odd.jpeg_without_end(progressive=True),

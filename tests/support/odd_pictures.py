@@ -115,17 +115,18 @@ def jp2_to_the_end() -> bytes:
 # BMP ------------------------------------------------------------------------------------------------------------
 
 
-def masked_bmp(
-    bits: int, masks: tuple[int, int, int], *, header: int = 40, top_down: bool = False, kind: int = 3
-) -> bytes:
-    """Return a BMP with these masks; those of kind 6, from Windows CE, have one more for alpha."""
+def masked_bmp(bits: int, masks: tuple[int, ...], *, header: int = 40, top_down: bool = False, kind: int = 3) -> bytes:
+    """Return a BMP with these masks, of which a fourth is for an opacity of zero.
+
+    Those of kind 6, from Windows CE, have one more for alpha.
+    """
     width, height = SIZE
     rows = list(range(height)) if top_down else list(reversed(range(height)))
     pixels = b""
     for y in rows:
         row = b"".join(_packed(picture().getpixel((x, y)), masks).to_bytes(bits // 8, "little") for x in range(width))
         pixels += row + bytes(-len(row) % 4)
-    tail = struct.pack("<3I", *masks) + (bytes(4) if kind == 6 else b"")
+    tail = struct.pack(f"<{len(masks)}I", *masks) + (bytes(4) if kind == 6 else b"")
     info = struct.pack(
         "<IiiHHIIiiII", header, width, -height if top_down else height, 1, bits, kind, len(pixels), 0, 0, 0, 0
     )
@@ -136,7 +137,7 @@ def masked_bmp(
 def _packed(pixel: object, masks: Iterable[int]) -> int:
     assert isinstance(pixel, tuple)
     number = 0
-    for value, mask in zip(pixel, masks, strict=True):
+    for value, mask in zip(pixel, masks, strict=False):
         low = mask & -mask
         number |= round(value / 255 * (mask // low)) * low
     return number
