@@ -1,6 +1,7 @@
 """Pictures and manifests at s3:, gs: and hf: addresses, by the one downloader."""
 
 import asyncio
+import functools
 import json
 import os
 import re
@@ -11,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import botocore.loaders
 import pytest
 from huggingface_hub import constants
 from support.fault_server import Exchange, FaultServer, ok, ranged, redirect
@@ -55,6 +56,9 @@ sso_region = us-east-1
 KEYS = ("a b.jpg", "x/./y/../z+%2F//é~.jpg", "q?a=1&b#c.jpg")
 
 
+_loader = functools.cache(botocore.loaders.create_loader)
+
+
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Take the machine's own keys, tokens and endpoints away, and let nobody ask a cloud for some."""
@@ -65,6 +69,8 @@ def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("HF_TOKEN", "hf_notSoSecret")
+    # What S3 can be asked is read and parsed once, not for each downloader.
+    monkeypatch.setattr("botocore.loaders.create_loader", _loader)
 
 
 @pytest.fixture
@@ -256,7 +262,9 @@ def test_folders_of_stores(
         settings = replace(strict.settings, allow_host=("127.0.0.1",) if folder[:2] == "gs" else ())
         for broken_off in (True, False):
             with Store.open(settings) as store, store.run((Stage.INGEST,)):
-                found = ingest(store, Manifest(folder), IngestOptions(), should_stop=partial(bool, broken_off))
+                found = ingest(
+                    store, Manifest(folder), IngestOptions(), should_stop=functools.partial(bool, broken_off)
+                )
         assert (found.records, found.resumed_at, found.removed) == (len(objects), 1, 0)
         rows = strict.rows(
             f"SELECT r.key, s.url FROM records r JOIN sources s ON s.id = r.source "
