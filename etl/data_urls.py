@@ -23,8 +23,11 @@ _BYTES = "data:;base64,"
 _LEAST = 64
 """Characters of a picture in base64; no picture is so small, but a path may be."""
 
-_BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|JVBERi|AAAADGpQ|Qk)[A-Za-z0-9+/\s]{32}")
-"""How JPEG, PNG, GIF, WebP, TIFF, PDF, JPEG 2000 and BMP begin in base64."""
+_BASE64 = re.compile(
+    r"(?:[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|SUkrA|TU0AK|JVBERi|AAAADGpQ|AAAADEpY|AAAA..Z0eXB|OEJQUw)"
+    r"[A-Za-z0-9+/_\s-]{32}|Qk[A-Za-z0-9+/\s]{32}"
+)
+"""How JPEG, PNG, GIF, WebP, TIFF, PDF, JPEG 2000, JPEG XL, AVIF and HEIF, PSD, and BMP begin in base64."""
 
 _NAME = b"etl-picture-sha256="
 _NAMED = re.compile(rb'"((?i:data:)[^"\\]{0,200},|)etl-picture-sha256=([0-9a-f]{64})"')

@@ -1,6 +1,7 @@
 """Documents over HTTP for who has no event loop: manifests that a collection names, one request at a time."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
@@ -11,6 +12,8 @@ from etl.settings import Settings
 if TYPE_CHECKING:
     from etl.net.client import Downloader
     from etl.net.robots import Robots
+
+log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 60.0
 """That a server's Retry-After is waited for."""
@@ -79,4 +82,5 @@ class Documents:
                 ends = attempt >= self._settings.max_attempts or wait > LONGEST_WAIT_S or self._should_stop()
                 if not error.retryable or ends:
                     raise
+                log.warning("asked for again in %.0f s: %s", max(wait, pause), error)
                 self._not_before = time.monotonic() + max(wait, pause)

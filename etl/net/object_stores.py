@@ -50,8 +50,8 @@ _REGION = re.compile(r"<Region>([a-z0-9-]{1,40})</Region>|[./]s3[.-]([a-z]{2}(?:
 SKEW_S = 300
 """Seconds by which a clock must be wrong for that to be told."""
 
-# Below this level it writes what it signs.
-logging.getLogger("botocore").setLevel(logging.WARNING)
+# Below warnings it writes what it signs, and warnings have tracebacks of what is raised as well.
+logging.getLogger("botocore").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,8 @@ class _S3:
         try:
             yield
         except self._error as error:
-            raise TransientFetchError(f"cannot sign for s3: {error}") from error
+            cure = "; `aws sso login` renews it" * ("SSO" in str(error))
+            raise TransientFetchError(f"cannot sign for s3: {error}{cure}") from error
 
 
 def _of_google(_: ObjectStores, url: str, after: str) -> Asked:

@@ -39,6 +39,7 @@ from etl.state.store import Store
 
 A, B, C = (f"http://a.example/{name}.jpg" for name in "abc")
 DATA = "data:image/gif;base64,R0lGODlhAQABAAAAACw="
+AVIF = base64.b64encode(b"\0\0\0\x1cftypavif" + bytes(range(90))).decode()
 GIF = base64.b64encode(b"GIF89a" + bytes(range(90))).decode()
 
 
@@ -252,8 +253,12 @@ INPUTS = {
     ),
     "data: URIs": Given(
         "d.jsonl",
-        f'{{"id":1,"image":"{DATA}"}}\n{{"id":2,"image":"{GIF}"}}',
-        [("1", data_url(base64.b64decode(DATA[22:]))), ("2", data_url(base64.b64decode(GIF)))],
+        f'{{"id":1,"image":"{DATA}"}}\n{{"id":2,"image":"{GIF}"}}\n{{"id":3,"image":"{AVIF}"}}',
+        [
+            ("1", data_url(base64.b64decode(DATA[22:]))),
+            ("2", data_url(base64.b64decode(GIF))),
+            ("3", data_url(base64.b64decode(AVIF))),
+        ],
     ),
     "other columns": Given("x.csv", f"cote,vignette\n1,{A}\n", "--image-field vignette"),
     "a workbook": Given("x.xlsx", zipped({"xl/workbook.xml": b""}), "save it as CSV"),

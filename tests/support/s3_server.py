@@ -31,8 +31,8 @@ class S3Server(FaultServer):
 
     Attributes:
         public: buckets of which anybody may read.
-        regions: of buckets that are not in ``us-east-1``; asked for by another one, it says where they are: with
-            `in_body` as MinIO does, else as Amazon does.
+        regions: of buckets that are not in ``us-east-1``; asked for by another one, it says where they are.
+        told: in what: a ``header``, the ``body`` as MinIO does, or the ``location`` that it leads to.
         paid: buckets whose readers must say that they pay.
         page: keys on a page of a list.
     """
@@ -49,7 +49,7 @@ class S3Server(FaultServer):
         self.public = public
         self.regions = regions or {}
         self.paid = paid
-        self.in_body = False
+        self.told = "header"
         self.page = 2
 
     @property
@@ -66,7 +66,10 @@ class S3Server(FaultServer):
             if bucket not in self.public:
                 return self._refuse(handler, 403, "AccessDenied", "Access Denied")
         elif asked["X-Amz-Credential"].split("/")[2] != region:
-            if self.in_body:
+            if self.told == "location":
+                there = f"https://{bucket}.s3.{region}.amazonaws.com{handler.path}"
+                return self._refuse(handler, 307, "TemporaryRedirect", "Elsewhere", {"Location": there})
+            if self.told == "body":
                 wrong = f"The region is wrong; expecting '{region}'.</Message><Region>{region}</Region><Message>"
                 return self._refuse(handler, 400, "AuthorizationQueryParametersError", wrong)
             return self._refuse(handler, 301, "PermanentRedirect", "Elsewhere", {"x-amz-bucket-region": region})
