@@ -23,7 +23,7 @@ MORE_IMAGE_FIELDS = (
     "image_file_name", "image_name", "image_path", "image_file", "file_path", "source_file", "pictures", "picture",
     "pic", "photos", "photo", "attachments", "attachment", "files", "files & media", "file", "media", "jpg", "png",
     "source_ref", "image_gcs_uri", "s3_uri", "s3_url", "gcs_uri", "bild", "bild_url", "foto", "imagen", "immagine",
-    "画像", "画像url",
+    "画像", "画像url", "display_url", "image_bytes", "image_base64", "image_data",
     "original", "edmPreview", "thumbnail_display_urls", "thumbnail_url", "thumbnail", "object",
 )  # fmt: skip
 """By name without capitals, spaces, underscores, hyphens and dots, in this order."""
@@ -36,7 +36,7 @@ _HOLDERS = ("fields", "properties", "attributes", "data", "node", "_source", "re
 
 _NO_LETTERS = re.compile(r"[\s_.\-#\ufeff\u200b-\u200d\u2060]+")
 _INVISIBLE = re.compile(r"[\ufeff\u200b-\u200f\u202a-\u202e\u2060-\u2064]")
-_MANY = re.compile(r"(?<![\s,;|])[\s,;|]++(?=(?:https?|s3|gs|hf)://)", re.IGNORECASE)
+_MANY = re.compile(r"(?<![\s,;|^])[\s,;|^]++(?=(?:https?|s3|gs|hf)://)", re.IGNORECASE)
 _EXTRACTED = re.compile(r"(?:https?|s3|gs|hf)://[^\s\"'<>()\[\]{}|\\]+|(?<=[\"'])//[^\s\"'<>]+", re.IGNORECASE)
 _WRAPPED = re.compile(r"""\s*(?:=\s*(?:IMAGE|HYPERLINK)\s*\(|\[|!\[|<(?:img|a)\s|[^/]*\(https?://)""", re.IGNORECASE)
 """A formula of a spreadsheet, a list in a cell, Markdown, HTML, and ``name.jpg (https://...)`` of Airtable."""
@@ -187,7 +187,8 @@ def split(text: str) -> list[str]:
     if text.startswith(("http://", "https://")) and text.count("://") == 1:
         return [text.strip()]
     if "://" in text and _WRAPPED.match(text) and (found := _EXTRACTED.findall(text)):
-        return list(dict.fromkeys(found))
+        pictures = list(filter(ends_as_picture, found)) if text.lstrip().startswith("<") else []
+        return list(dict.fromkeys(pictures or found))
     text = text.strip()
     if len(text) < _SHORT and (text.casefold() in _NOTHING or not text.strip("-:")):
         return []
@@ -195,7 +196,7 @@ def split(text: str) -> list[str]:
     if len(parts) > 1:
         # Before addresses may be what numbers them.
         return [part for part in parts if is_picture(part)] or parts
-    names = list(map(str.strip, _BETWEEN_NAMES.split(text))) if len(text) < _LONG else []
+    names = list(map(str.strip, _BETWEEN_NAMES.split(text.strip("[]")))) if len(text) < _LONG else []
     return names if len(names) > 1 and all(map(ends_as_picture, names)) else parts
 
 
@@ -204,7 +205,7 @@ def mended(address: str) -> str:
     if not address.isascii():
         address = _INVISIBLE.sub("", address)
     address = address.strip()
-    if address[:1] + address[-1:] in _QUOTES:
+    while address[:1] + address[-1:] in _QUOTES:
         address = address[1:-1].strip()
     if address.startswith("//") and not address.startswith("///") and is_address(address):
         return f"https:{address}"

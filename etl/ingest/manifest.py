@@ -3,11 +3,13 @@
 Offsets and hashes are taken over this stream, so checkpoints mean the same for every format and compression.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 
+from etl.archives import is_archive
 from etl.compression import SUFFIXES as COMPRESSIONS
 from etl.errors import InvalidUrlError, ManifestError
 from etl.images.formats import suffixes
@@ -21,6 +23,8 @@ from etl.settings import Settings
 from etl.text import clean, nearest
 
 STDIN = "-"
+ARCHIVES = "archives"
+"""The directory of a state with the archives of pictures that lie elsewhere."""
 
 
 class Manifest:
@@ -84,10 +88,23 @@ class Manifest:
             # The HTTP client takes a tenth of a second to import.
             from etl.ingest.remote import brought
 
-            with brought(self._url, settings, should_stop) as file:
+            kept = settings.state / ARCHIVES / f"{hashlib.sha256(self.path.encode()).hexdigest()[:16]}-{self.name}"
+            was_kept = kept.exists()
+            with nullcontext(kept) if was_kept else brought(self._url, settings, should_stop) as file:
+                if file is not None and not was_kept and is_archive(ManifestFile(file).head):
+                    kept.parent.mkdir(exist_ok=True)
+                    file = file.replace(kept)
                 self._file = ManifestFile(file, called=self.name, read_url=documents.read)
                 self._file.base = self.path
-                yield file is not None
+                try:
+                    yield file is not None
+                except ManifestError:
+                    self._file.base = self.path
+                    raise
+                finally:
+                    if file == kept and not was_kept and isinstance(self._file.base, str):
+                        # A list, which has been read, or a damaged archive.
+                        kept.unlink()
 
     def lines(self, encoding: str | None = None, sidecars: Sequence[str] = ()) -> Iterator[bytes]:
         """Return every line with its line end, blank ones included; ``encoding`` is that of a text, if it is known.

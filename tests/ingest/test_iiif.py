@@ -198,6 +198,10 @@ FORMS = {
         {"@context": V2, "@type": "sc:Collection", "members": [manifest2(canvas2("1", IMAGE2))] * 2}, ONE
     ),
     "no canvases": Given(manifest(), [(None, None)]),
+    "a page of annotations that is only named": Given(
+        manifest({"id": f"{H}/c/1", "type": "Canvas", "items": [{"id": f"{H}/page", "type": "AnnotationPage"}]}),
+        [(None, None)],
+    ),
     "collections within each other": Given(
         {
             "@context": V3,
@@ -229,6 +233,7 @@ def test_forms(tmp_path: Path, form: str) -> None:
     records = found(str(path))
     assert [(record.key if record.url else None, record.url) for record in records] == expected
     assert all(record.error and len(record.error) < 200 for record in records if record.url is None)
+    assert f"stands elsewhere, at {H}/page" in str(records[0].error) or "only named" not in form
     said = json.loads(records[0].line)
     assert {name: said.get(name) for name in fields} == fields
 
@@ -274,6 +279,12 @@ def test_collections_are_followed(tmp_path: Path) -> None:
         assert "HTTP 404" in str(records[2].error)
         assert "not JSON" in str(records[3].error)
         assert sorted(archive.asked) == ["/deep", "/gone", "/html", "/m1", "/m2", "/top.json"]
+        listed = tmp_path / "manifests.txt"
+        archive.documents["/1/manifest"] = archive.documents["/m1"]
+        listed.write_text(f"# mine\n{archive.base}/1/manifest\n\n{archive.base}/m1\n{archive.base}/gone")
+        records = found(str(listed), settings)
+        assert [record.url for record in records] == [f"{H}/1.jpg", f"{H}/1.jpg", None]
+        archive.asked.clear()
         archive.documents["/robots.txt"] = b"User-agent: *\nDisallow: /m1"
         records = found(f"{archive.base}/top.json", replace(settings, respect_robots=True))
         assert [record.url for record in records] == [None, f"{archive.base}/2.jpg", None, None]

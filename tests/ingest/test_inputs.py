@@ -340,7 +340,23 @@ INPUTS = {
         dumped([{"id": 7, "url": "http://o/api/files/7", "file_urls": {"original": A, "thumbnail": B}}]),
         [("7", A)],
     ),
+    "semicolons, URLs with commas": Given(
+        "e.csv", "id;url\n1;http://a.example/x,y.jpg\n", [("1", "http://a.example/x,y.jpg")]
+    ),
+    "URLs with a delimiter behind": Given("t.csv", f"url,\n{A},\n{B},\n", LINES),
+    "a header that comes again": Given("t.csv", f"id,url\n1,{A}\nid,url\n2,{B}\n", [("1", A), (..., None), ("2", B)]),
+    "names in a list of Python's": Given(
+        "t.csv", "id,images\n1,\"['a.jpg', 'b.jpg']\"\n", [("1", "./a.jpg"), ("1#2", "./b.jpg")]
+    ),
+    "a picture that leads to a page": Given(
+        "t.csv", f'id,img\n1,"<a href=""http://p/""><img src=""{A}""></a>"\n', AB[:1]
+    ),
+    "Omeka Classic CSV": Given("o.csv", f"id,file\n1,{A}^^{B}\n", [("1", A), ("1#2", B)]),
     # Texts.
+    "names with commas": Given(
+        "m.txt", "Doe, Jane; 1932.jpg\nRoe, John.jpg\n", [(..., "./Doe, Jane; 1932.jpg"), (..., "./Roe, John.jpg")]
+    ),
+    "comments alone": Given("m.txt", "# nothing yet\n", "is no list that is known"),
     "a list in Markdown": Given("m.md", f"# Mine\n\n- ![x]({A})\n- <{B}>\n", LINES),
     "a numbered list": Given("m.txt", f"1. {A}\n2) {B}\n", LINES),
     "URLs in quotes": Given("m.txt", f"\"{A}\",\n'{B}'\n", LINES),
@@ -373,6 +389,10 @@ INPUTS = {
     "rows below their names": Given("d.json", dumped([["id", "url"], [1, A], [2, B]]), AB),
     "rows without names": Given("d.json", dumped([[1, A], [2, B]]), "pandas: orient='records'"),
     "columns": Given("d.json", dumped({"id": [1, 2], "url": [A, B]}), AB),
+    "rows on lines": Given("d.jsonl", f'["id", "url"]\n[1, "{A}"]\n[2, "{B}"]\n', AB),
+    "lists for training and tests": Given(
+        "d.json", dumped({"info": [{"x": 1}], "train": [{"id": 1, "image": A}], "test": [{"id": 2, "image": B}]}), AB
+    ),
     "URLs by key": Given("m.json", dumped({"1": A, "2": B}, 1), AB),
     "lists of URLs by key": Given("m.json", dumped({"x": [A, B], "y": [C]}), [("x", A), ("x#2", B), ("y", C)]),
     "captions by picture": Given("m.json", dumped({"a.png": "a dog", C: ["x", "y"]}), [(..., "./a.png"), (..., C)]),
@@ -566,6 +586,14 @@ def test_archives_that_swell_are_refused(
     path.write_bytes(content)
     with pytest.raises(ManifestError, match=words):
         list(Manifest(str(path)).lines())
+
+
+def test_a_directory_of_lists(store: Store, tmp_path: Path) -> None:
+    """It has no pictures, and what it has is named."""
+    (tmp_path / "part-1.parquet").touch()
+    with pytest.raises(ManifestError, match="skipped 1 file") as caught:
+        _found(store, tmp_path, {})
+    assert caught.value.cure == "give the lists in it themselves: part-1.parquet"
 
 
 def test_an_archive_from_a_pipe_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

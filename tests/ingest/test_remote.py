@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from support.fault_server import Exchange, FaultServer, ranged, status
-from support.workbench import Workbench
+from support.workbench import Workbench, scenes
 
 from etl.domain.statuses import Stage
 from etl.errors import InvalidUrlError, ManifestError
@@ -72,6 +72,28 @@ def test_a_list_whose_download_was_cut_goes_on_in_the_next_run(server: FaultServ
     assert bench.files("parts") == []
 
 
+def test_an_archive_of_pictures_is_brought_once(server: FaultServer, bench: Workbench) -> None:
+    """It stays with the state, where its pictures are read; one that holds a list alone does not."""
+    (_, picture), *_ = scenes(1)
+    for name, files in (("p.zip", {"a/1.jpg": picture, "note.md": b""}), ("l.zip", {"l.txt": b"x/1.jpg"})):
+        held = io.BytesIO()
+        with zipfile.ZipFile(held, "w") as archive:
+            for inner, content in files.items():
+                archive.writestr(inner, content)
+        for _ in range(2):
+            bench.ingest_path(server.add(f"/{name}", held.getvalue(), "application/zip") + "?token=1")
+    assert [request.path for request in server.log] == ["/p.zip", "/l.zip", "/l.zip"]
+    assert [file.name[17:] for file in (bench.state / "archives").iterdir()] == ["p.zip"]
+    found = bench.rows("SELECT r.key, s.url FROM records r JOIN sources s ON s.id = r.source ORDER BY r.id")
+    assert found[0] == ("a/1.jpg", f"{next((bench.state / 'archives').iterdir())}/a/1.jpg")
+    assert found[1][1] == server.url("/x/1.jpg")
+    bench.fetch()
+    assert bench.rows("SELECT status FROM sources ORDER BY id")[0] == ("done",)
+    with pytest.raises(ManifestError, match="cut short, damaged"):
+        bench.ingest_path(server.add("/cut.zip", held.getvalue()[:-9]))
+    assert len(list((bench.state / "archives").iterdir())) == 1
+
+
 def test_what_cannot_be_brought_is_one_line(server: FaultServer, bench: Workbench) -> None:
     """The address without its secrets, and why; nothing is stored, and a stop ends it without a word."""
     server.fail("/gone.csv", status(404))
@@ -82,11 +104,6 @@ def test_what_cannot_be_brought_is_one_line(server: FaultServer, bench: Workbenc
     server.fail("/busy.csv", status(503, retry_after="9000"))
     with pytest.raises(ManifestError, match="asks to wait 9000 s"):
         bench.ingest_path(server.url("/busy.csv"))
-    held = io.BytesIO()
-    with zipfile.ZipFile(held, "w") as archive:
-        archive.writestr("1.jpg", b"")
-    with pytest.raises(ManifestError, match=r"^p\.zip is an archive of pictures; download it"):
-        bench.ingest_path(server.add("/p.zip", held.getvalue(), "application/zip"))
     server.fail("/slow.csv", status(503, retry_after="800"))
     with Store.open(bench.settings) as store, store.run((Stage.INGEST,)):
         summary = ingest(store, Manifest(server.url("/slow.csv")), IngestOptions(), should_stop=lambda: True)

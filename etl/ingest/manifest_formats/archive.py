@@ -51,8 +51,6 @@ def lines(file: ManifestFile, read: Reader) -> Iterator[bytes]:
             inside = _Inside.of(archive, file)
             wanted = inside.the_list(archive, file, read)
             if inside.groups:
-                if isinstance(file.base, str):
-                    raise ManifestError(f"{file.name} is an archive of pictures; download it, and give the file")
                 file.base = file.path.resolve() / PurePosixPath(wanted or "").parent
             if wanted is None:
                 yield from _pictures(archive, file, inside)

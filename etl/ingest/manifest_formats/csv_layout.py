@@ -56,8 +56,8 @@ def layout_of(file: ManifestFile) -> Layout | None:
         found = _tried(text, _NO_DELIMITER, is_cut=is_cut, is_named=True)
     if found is None:
         return Layout({}, 0, ()) if is_named else None
-    (is_sure, *_), layout = found
-    if not (is_named or is_separator or is_sure or layout.dialect["delimiter"] == _NO_DELIMITER):
+    (sure, *_), layout = found
+    if not (is_named or is_separator or sure or layout.dialect["delimiter"] == _NO_DELIMITER):
         return None
     return Layout(layout.dialect, layout.skipped + is_separator, layout.names)
 
@@ -68,7 +68,7 @@ def _is_column(text: str) -> bool:
     return is_known(first.strip().strip('"')) and bool(rest.strip())
 
 
-_Tried = tuple[tuple[bool, float, int], Layout]
+_Tried = tuple[tuple[int, float, int], Layout]
 
 
 def _tried(text: str, delimiter: str, *, is_cut: bool, is_named: bool) -> _Tried | None:
@@ -98,24 +98,20 @@ def _tried(text: str, delimiter: str, *, is_cut: bool, is_named: bool) -> _Tried
             return None
         names = ["url" if number == at_picture else f"column{number + 1}" for number in range(usual)]
         above = rows[at - 1][0] if at else 0
-        return (True, fitting, len(names)), Layout(dialect, above, tuple(names))
+        return (1, fitting, len(names)), Layout(dialect, above, tuple(names))
+    whole = len(header)
     while len(header) > 1 and not header[-1].strip() and all(_width(cells) < len(header) for cells in values):
         header.pop()
     seen = Counter[str]()
     for number, name in enumerate(header):
         seen[name] += 1
         header[number] = name if seen[name] == 1 else f"{name}#{seen[name]}"
-    if len(header) < 2 and not single:
+    if whole < 2 and not single:
         return None
     # A tab stands in no address, and none in a column that holds nothing else by chance.
-    is_sure = any(map(is_known, header)) or (
-        bool(values) and fitting == 1 and (delimiter == "\t" or any(map(_are_pictures, zip(*values, strict=False))))
-    )
-    return (is_sure, fitting, len(header)), Layout(dialect, line, tuple(header))
-
-
-def _are_pictures(cells: Sequence[str]) -> bool:
-    return all(map(is_picture, cells))
+    columns = zip(*values, strict=False) if fitting == 1 else ()
+    sure = 2 * any(map(is_known, header)) or any(delimiter == "\t" or all(map(is_address, cells)) for cells in columns)
+    return (int(sure), fitting, len(header)), Layout(dialect, line, tuple(header))
 
 
 def _rows(text: str, dialect: Mapping[str, Any], *, is_cut: bool) -> list[tuple[int, list[str]]]:

@@ -54,7 +54,9 @@ def _rows(source: "_Lines", layout: Layout) -> Iterator[bytes]:
             yield source.bad_row("not valid CSV: a stray quote")
             continue
         record = {**dict.fromkeys(layout.names), **dict(zip(layout.names, cells, strict=False))}
-        if len(cells) > width:
+        if cells == list(layout.names):
+            yield BadRow.of(record, "the header once more")
+        elif len(cells) > width:
             yield BadRow.of(record, f"{len(cells)} values, more than the {width} columns of the header")
         else:
             yield json_line(record)

@@ -1,11 +1,8 @@
 """Which encoding a text has: by its mark, by its zeros, or by what would not be UTF-8."""
 
 import codecs
-import logging
 
 from etl.errors import ManifestError
-
-log = logging.getLogger(__name__)
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -30,7 +27,7 @@ _STRAY = 0.02
 def encoding_of(data: bytes, name: str) -> str:
     """Return the encoding of a text by a piece of it, for which its beginning should be taken where that tells.
 
-    Windows-1252 is told to the user, for nothing in a file proves it; raises `ManifestError` where it has none of it.
+    Nothing in a file proves Windows-1252.  Raises `ManifestError` where many bytes are not of that either.
     """
     for mark, encoding in _MARKS:
         if data.startswith(mark):
@@ -46,7 +43,6 @@ def encoding_of(data: bytes, name: str) -> str:
             f"{name} is neither UTF-8 nor Windows-1252; name its encoding, such as --encoding cp932 (Japanese), "
             "gb18030 (Chinese), big5, euc-kr, cp1251 or cp850"
         )
-    log.warning("%s is not UTF-8; it is read as Windows-1252 (--encoding names another)", name)
     return "cp1252"
 
 

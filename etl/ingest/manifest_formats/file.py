@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,8 @@ HEAD = 256 * 1024
 """Bytes by which a format is recognised."""
 
 _BUFFER = 1 << 20
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -53,6 +56,7 @@ class ManifestFile:
     sidecars: Sequence[str] = field(default=(), init=False)
     _pipe: "io.BufferedReader[Any] | None" = field(default=None, init=False)
     _begun: bytes = field(default=b"", init=False)
+    _is_told: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         path = self.path.resolve() if self.path else Path.cwd()
@@ -121,6 +125,9 @@ class ManifestFile:
 
         Bytes that are not of its encoding come as surrogates, so that they harm their own record alone.
         """
+        if self.text_encoding == "cp1252" and not (self.encoding or self._is_told):
+            self._is_told = True
+            log.warning("%s is not UTF-8; it is read as Windows-1252 (--encoding names another)", self.name)
         errors = "replace" if self.text_encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
         with self.open() as stream:
             text = io.TextIOWrapper(stream, self.text_encoding, errors, newline="")

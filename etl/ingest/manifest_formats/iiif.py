@@ -1,4 +1,4 @@
-"""IIIF Presentation manifests and collections, 2 and 3: each canvas becomes a record."""
+"""IIIF Presentation manifests and collections, 2 and 3, or a list of their URLs: each canvas becomes a record."""
 
 import json
 import re
@@ -22,6 +22,7 @@ _MARK = re.compile(
     r'"@context"\s*:\s*(?:\[[^\]]*?)?"https?://(?:iiif\.io/api/presentation|(?:www\.)?shared-canvas\.org/)'
     r'|"@?type"\s*:\s*"(?:Manifest"|sc:(?:Manifest|Collection)")'
 )
+_NAMES = re.compile(r"\s*(?:#[^\n]*\n\s*)*https?://\S+/manifest(?:\.json)?\s*(?:\n|$)")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _GAP = re.compile(r"[\s,\ufeff]*")
 _DECODER = json.JSONDecoder()
@@ -29,8 +30,10 @@ _CHILDREN = ("items", "collections", "manifests", "members")
 
 
 def recognises(file: ManifestFile) -> bool:
-    """Return whether a manifest begins with an object that calls itself one of IIIF."""
+    """Return whether a manifest begins with an object that calls itself one of IIIF, or with the URL of one."""
     text = file.head_text.lstrip()
+    if _NAMES.match(text):
+        return True
     found = _MARK.search(text) if text.startswith("{") else None
     if found is None:
         return False
@@ -43,7 +46,9 @@ def lines(file: ManifestFile) -> Iterator[bytes]:
     with file.text() as text:
         content = text.read(MAX_BYTES + 1)
     walk = _Walk(file.read_url)
-    for document in _documents(content, file.name):
+    names = [line.strip() for line in content.splitlines()] if _NAMES.match(content) else []
+    named = (name for name in names if name and not name.startswith("#"))
+    for document in named if names else _documents(content, file.name):
         yield from walk.lines(document)
 
 

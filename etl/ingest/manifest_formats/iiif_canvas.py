@@ -196,4 +196,9 @@ def _why_none(canvas: Any) -> str:
         return "no canvas"
     bodies = (body for one in _annotations(canvas) for body in listed(one.get("body") or one.get("resource")))
     kinds = sorted({kind for body in bodies if (kind := kind_of(body))})
+    elsewhere = [page for page in listed(canvas.get("items")) if isinstance(page, Mapping) and "items" not in page]
+    if elsewhere and not kinds:
+        return (
+            f"the canvas has no picture here: what is painted on it stands elsewhere, at {identity(elsewhere[0])[:200]}"
+        )
     return f"the canvas has no picture{f', only {chr(32).join(kinds)[:80]}' if kinds else ''}"

@@ -61,7 +61,7 @@ def lines(file: ManifestFile) -> Iterator[bytes]:
     with file.text() as text:
         scanner = Scanner(text, file.name)
         try:
-            for record in _records(scanner):
+            for record in _records(scanner) if not _is_by_lines(file.head_text) else _rows(scanner, _values(scanner)):
                 yield json_line({"url": record} if isinstance(record, str) else record)
         except RecursionError as error:
             raise scanner.error("nested too deeply") from error
@@ -98,6 +98,20 @@ def _is_wrapped(text: str) -> bool:
     return True
 
 
+def _is_by_lines(text: str) -> bool:
+    """Return whether a text begins with a line that is an array of the names of columns."""
+    try:
+        names = json.loads(text.lstrip().partition("\n")[0])
+        return isinstance(names, list) and _are_names(names)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _values(scanner: Scanner) -> Iterator[Any]:
+    while scanner.peek():
+        yield scanner.value()
+
+
 def _records(scanner: Scanner) -> Iterator[Any]:
     is_first = True
     while char := scanner.peek():
@@ -126,7 +140,10 @@ def _unwrapped(scanner: Scanner) -> Generator[Any, None, dict[str, Any] | None]:
     found = [] if any(map(is_picture, pictures_of(record))) else sorted(_lists(record), key=_worth)
     if not found:
         return record
-    yield from _rows(scanner, found[-1], _columns(record))
+    # Train and test, cats and dogs: lists of other records of the same kind.
+    for one in found:
+        if one is found[-1] or _are_alike(one, found[-1]):
+            yield from _rows(scanner, one, _columns(record))
     return None
 
 
@@ -225,6 +242,11 @@ def _lists(value: Any, depth: int = 0) -> Iterator[list[Any]]:
                 yield inner
             else:
                 yield from _lists(inner, depth + 1)
+
+
+def _are_alike(records: list[Any], others: list[Any]) -> bool:
+    fields, known = (set(some[0]) if some and isinstance(some[0], dict) else set() for some in (records, others))
+    return bool(fields & known) and 2 * len(fields & known) >= len(fields | known)
 
 
 def _worth(records: list[Any]) -> tuple[bool, int]:

@@ -59,8 +59,8 @@ def lines(file: ManifestFile) -> Iterator[bytes]:
 
 def is_text_of_another_kind(file: ManifestFile) -> bool:
     """Return whether a file that no format recognises has no object of JSON on any line, and is not empty."""
-    lines = [line for line in map(str.lstrip, file.head_text.splitlines()) if line and not line.startswith("#")]
-    return bool(lines) and not any(line.startswith("{") for line in lines)
+    lines = file.head_text.strip().splitlines()
+    return bool(lines) and not any(line.lstrip().startswith("{") for line in lines)
 
 
 def refused(file: ManifestFile) -> Iterator[bytes]:
