@@ -80,6 +80,7 @@ class FetchView:
         per_s, bytes_per_s: pictures and bytes over the last 60 seconds.
         bytes: of all originals so far.
         hosts: those in trouble first, then the busiest.
+        more_hosts: how many others have something to come, and how much that is.
         plot: pictures in each span of the last minutes, oldest first.
         flags: suspicious pictures by what is suspicious, most frequent first.
     """
@@ -88,6 +89,7 @@ class FetchView:
     bytes_per_s: float = 0.0
     bytes: int = 0
     hosts: tuple[HostProgress, ...] = ()
+    more_hosts: tuple[int, int] = (0, 0)
     plot: tuple[int, ...] = ()
     flags: tuple[tuple[str, int], ...] = ()
 

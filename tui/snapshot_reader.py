@@ -4,13 +4,13 @@ Counts come from ``counters``.  What must be counted over many rows is read agai
 has changed, and throttled (`tui.throttle`).
 """
 
-from etl.domain.statuses import LIVE, HostState, QueueStatus, RecordState, Stage
-from etl.domain.views import HostInfo, HostProgress, Progress
+from etl.domain.statuses import LIVE, QueueStatus, RecordState, Stage
+from etl.domain.views import Progress
 from etl.state import log
 from etl.state.log import LogLine
 from etl.state.read.cost import Cost, cost
 from etl.state.read.failures import failure_classes, retry_classes
-from etl.state.read.hosts import all_hosts, host_rates, pending_by_host
+from etl.state.read.hosts import host_progress, pending_by_host, with_work
 from etl.state.read.progress import (
     done_per_span,
     engines,
@@ -70,11 +70,13 @@ class SnapshotReader:
     def _fetch(self, reader: Reader, progress: Progress) -> FetchView:
         counts = tuple(progress.sources.items())
         pending = self._pending.get(counts, lambda: pending_by_host(reader))
+        hosts = host_progress(reader, progress, pending)
         return FetchView(
             progress.fetched_per_s,
             progress.bytes_per_s,
             progress.bytes_fetched,
-            _hosts(reader, progress, pending),
+            tuple(hosts[:SHOWN_HOSTS]),
+            with_work(hosts[SHOWN_HOSTS:]),
             self._plots["sources"].read(reader, progress.at),
             self._flags.get(counts, lambda: tuple(image_flag_counts(reader).items())),
         )
@@ -130,18 +132,3 @@ def _classes(reader: Reader) -> tuple[ClassView, ...]:
     views = [ClassView(stage, slug, n, failed=True) for stage, slug, n in failure_classes(reader)]
     views += [ClassView(stage, slug, n, failed=False) for stage, slug, n in retry_classes(reader)]
     return tuple(sorted(views, key=lambda view: (-view.items, view.stage, view.error_class, view.failed)))
-
-
-def _hosts(reader: Reader, progress: Progress, pending: dict[str, int]) -> tuple[HostProgress, ...]:
-    """Return the hosts, those in trouble first, then the busiest; local files have none."""
-    rates = host_rates(reader, progress)
-    known = {info.host: info for info in all_hosts(reader)}
-    found = [
-        HostProgress(known.get(name, HostInfo(host=name)), pending.get(name, 0), *rates.get(name, (0.0, 0.0)))
-        for name in dict.fromkeys((*rates, *pending, *known))
-        if name
-    ]
-    found.sort(
-        key=lambda host: (host.info.state is HostState.HEALTHY, -host.items_per_s, -host.pending, host.info.host)
-    )
-    return tuple(found[:SHOWN_HOSTS])

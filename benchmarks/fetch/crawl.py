@@ -1,11 +1,12 @@
 """Small pictures of thousands of hosts, with ``--profile crawl``: requests a second, memory, and every host's limit.
 
-    python -m benchmarks.fetch.crawl [--hosts 2000] [--pictures 100000] [--kill]
+    python -m benchmarks.fetch.crawl [--hosts 2000] [--pictures 100000] [--kill] [--robots]
 
 Each host is a name with a loopback address of its own, which a stand-in for the resolver knows, so no network is
 needed; one server answers for all, after a moment, and counts the requests that it has of each.  With ``--kill``
-the fetch is killed in the middle and started again.  Ends with exit code 1 where a host had more requests at once than
-it was to have, a picture is missing, or more were asked for twice than were in flight.
+the fetch is killed in the middle and started again; with ``--robots`` each host's robots.txt is obeyed.  Ends with exit
+code 1 where a host had more requests at once than it was to have, a picture is missing, more were asked for twice than
+were in flight, or a robots.txt more than once by a process.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from etl.state.read.reader import Reader
 
 ANSWER_S = 0.02
 SUFFIX = ".crawl.example"
+RULES = b"User-agent: *\n" + b"".join(b"Disallow: /private/%d/\n" % number for number in range(20))
 LOOK_S = 0.5
 
 
@@ -51,7 +53,7 @@ def resolve_here() -> None:
 
 
 async def serve() -> None:
-    """Answer until standard input ends; then print the most requests at once of any host, of all, and the requests."""
+    """Answer until standard input ends; then print the most requests at once of any host, of all, and their numbers."""
     scenes = drawn()
     # Every picture has bytes of its own behind its end, which is cheaper than pixels of its own.
     bodies = [picture(scenes, b"%d" % number) for number in range(50)]
@@ -64,10 +66,11 @@ async def serve() -> None:
                 path, host = head.split(b" ", 2)[1], head.lower().partition(b"host: ")[2].partition(b":")[0]
                 now[host] += 1
                 most["host"], most["all"] = max(most["host"], now[host]), max(most["all"], now.total())
-                most["requests"] += 1
+                is_rules = path == b"/robots.txt"
+                most["robots" if is_rules else "requests"] += 1
                 await asyncio.sleep(ANSWER_S)
                 now[host] -= 1
-                body = bodies[hash(path) % len(bodies)] + path
+                body = RULES if is_rules else bodies[hash(path) % len(bodies)] + path
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(body))
                 writer.write(body)
                 await writer.drain()
@@ -120,7 +123,7 @@ def memory(process: int) -> int:
         return 0
 
 
-def measure(work: Path, hosts: int, pictures: int, *, kill: bool) -> bool:
+def measure(work: Path, hosts: int, pictures: int, *, kill: bool, robots: bool = False) -> bool:
     """Print what a crawl took; return whether all was as it should be."""
     with served() as server:
         assert server.stdin is not None and server.stdout is not None
@@ -129,7 +132,7 @@ def measure(work: Path, hosts: int, pictures: int, *, kill: bool) -> bool:
         (work / "m.jsonl").write_text("".join(json.dumps({"id": url, "url": url}) + "\n" for url in urls))
         environment = os.environ | {"ETL_STATE": str(work / "state")}
         subprocess.run([sys.executable, "-m", "etl.cli.app", "ingest", "-q", str(work / "m.jsonl")], env=environment)
-        (work / "state" / "hosts").write_text(str(hosts))
+        (work / "state" / "hosts").write_text(json.dumps([hosts, robots]))
         parts = [run(work, pictures // 2)] if kill else []
         known = counted(work)
         parts.append(run(work))
@@ -143,9 +146,11 @@ def measure(work: Path, hosts: int, pictures: int, *, kill: bool) -> bool:
         f"{there} of {pictures} pictures of {hosts} hosts in {seconds:.1f} s: {pictures / seconds:.0f} a second, peak "
         f"{peak:.0f} MB; at most {most['host']} requests at once of a host, {most['all']} of all; {again} asked again"
         + (f" after a kill at {known}" if kill else "")
+        + (f"; {most['robots']} robots.txt" if robots else "")
     )
     crawl = PROFILES["crawl"]
-    return there == pictures and most["host"] <= crawl["per_host"] and again <= 2 * crawl["concurrency"] * kill
+    kept = most["host"] <= crawl["per_host"] and most.get("robots", 0) <= hosts * (1 + kill)
+    return there == pictures and kept and again <= 2 * crawl["concurrency"] * kill
 
 
 def fetch(state: Path) -> None:
@@ -153,8 +158,9 @@ def fetch(state: Path) -> None:
     from etl.cli.app import main as etl
 
     resolve_here()
-    hosts = range(int((state / "hosts").read_text()))
-    os.environ["ETL_ALLOW_HOST"] = ",".join(map(address, hosts))
+    hosts, robots = json.loads((state / "hosts").read_text())
+    os.environ["ETL_ALLOW_HOST"] = ",".join(map(address, range(hosts)))
+    os.environ["ETL_RESPECT_ROBOTS"] = str(robots).lower()
     sys.argv = ["etl", "fetch", "-q", "--profile", "crawl"]
     etl()
 
@@ -164,6 +170,7 @@ def main() -> None:
     parser.add_argument("--hosts", type=int, default=2000)
     parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--kill", action="store_true")
+    parser.add_argument("--robots", action="store_true")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--fetch", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -173,7 +180,8 @@ def main() -> None:
         fetch(Path(os.environ["ETL_STATE"]))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            sys.exit(not measure(Path(folder), arguments.hosts, arguments.pictures, kill=arguments.kill))
+            numbers = Path(folder), arguments.hosts, arguments.pictures
+            sys.exit(not measure(*numbers, kill=arguments.kill, robots=arguments.robots))
 
 
 if __name__ == "__main__":

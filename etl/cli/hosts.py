@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 SHOWN_ERRORS = 4
 """Error classes on one line: the most frequent ones."""
 
+SHOWN_HOSTS = 20
+"""Hosts of an estimate: those with the most pictures."""
+
 
 def host_json(host: HostProgress) -> dict[str, Any]:
     """Return one host of ``etl status --json``."""
@@ -76,8 +79,10 @@ def estimate_lines(estimate: "FetchEstimate", *, refresh: bool) -> Iterator[str]
         return
     again = "to fetch or to ask for again" if refresh else "to fetch"
     yield f"{count(estimate.sources, 'picture')} {again}, {_bytes(estimate.bytes, estimate.unknown, estimate.sources)}"
-    for host in estimate.hosts:
+    for host in estimate.hosts[:SHOWN_HOSTS]:
         yield f"host      {_host_line(host)}"
+    if others := estimate.hosts[SHOWN_HOSTS:]:
+        yield f"hosts     {len(others):,} more: {count(sum(host.sources for host in others), 'picture')}"
     if all(not host.host for host in estimate.hosts):
         yield "time      not estimated for local files, which take what decoding them takes"
     elif estimate.seconds is not None:
@@ -87,6 +92,7 @@ def estimate_lines(estimate: "FetchEstimate", *, refresh: bool) -> Iterator[str]
         known = max((host.seconds for host in estimate.hosts if host.seconds), default=None)
         begun = "" if known is None else f"about {duration(known)} for the others; "
         names = ", ".join(clean(host.host) for host in rest[:SHOWN_ERRORS])
+        names += f" and {len(rest) - SHOWN_ERRORS:,} more" if len(rest) > SHOWN_ERRORS else ""
         yield f"time      {begun}not known for {names}: fetch for a minute, stop, and ask again"
     fits = "" if estimate.disk_bytes <= estimate.disk_free else ": NOT ENOUGH"
     yield f"disk      {size(estimate.disk_bytes)} needed at most, {size(estimate.disk_free)} free{fits}"

@@ -95,8 +95,9 @@ def rows(now: Progress, pace: float, most: int = 20) -> Iterator[Row]:
     if now.fetch_errors:
         yield Row("errors", None, [errors_text(now)])
         room = max(1, room - 1)
-    for number, host in enumerate(hosts[:room]):
-        more = f"({len(hosts) - room:,} more)  " if number == room - 1 and len(hosts) > room else ""
+    hidden = max(0, len(hosts) - room) + now.more_hosts[0]
+    for number, host in enumerate(hosts[:room], 1):
+        more = f"({hidden:,} more)  " if hidden and number == min(room, len(hosts)) else ""
         yield Row("host", None, [more + host_line(host)])
 
 

@@ -111,6 +111,7 @@ def progress_json(progress: Progress) -> dict[str, Any]:
             "bytes_per_s": round(progress.bytes_per_s),
         },
         "hosts": [host_json(host) for host in progress.hosts],
+        "more_hosts": dict(zip(("hosts", "pending"), progress.more_hosts, strict=True)),
         "flags": progress.flags,
         "image_flags": progress.image_flags,
         "fetch_errors": progress.fetch_errors,
@@ -164,6 +165,8 @@ def status_lines(progress: Progress) -> Iterator[str]:
         )
     hosts = progress.hosts if live else map(_at_rest, progress.hosts)
     yield from (f"host      {host_line(host)}" for host in hosts if is_news(host))
+    if progress.more_hosts[0]:
+        yield "hosts     {:,} more, {:,} to come".format(*progress.more_hosts)
     if progress.fetch_errors:
         yield f"errors    {errors_text(progress)}"
     yield f"run       {_run_text(run) if run else 'none yet'}"

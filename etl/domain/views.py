@@ -276,6 +276,7 @@ class Progress:
         run: the latest run, when there was one.
         at: the instant, Unix milliseconds.
         hosts: the busiest hosts and those in trouble, where they were asked for (`etl.state.read.progress`).
+        more_hosts: how many others have something to come, and how much that is; as ``hosts``.
         fetch_errors: sources that failed or wait for another attempt, by error class; as ``hosts``.
         fetch_seconds: until the slowest host is done; ``None`` while its rate is not known; as ``hosts``.
         flags: finished captions of the current recipe by quality flag; as ``hosts``.
@@ -297,6 +298,7 @@ class Progress:
     run: RunInfo | None = None
     at: int = 0
     hosts: tuple[HostProgress, ...] = ()
+    more_hosts: tuple[int, int] = (0, 0)
     fetch_errors: dict[str, int] = field(default_factory=dict)
     fetch_seconds: float | None = None
     flags: dict[str, int] = field(default_factory=dict)

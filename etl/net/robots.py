@@ -24,7 +24,11 @@ KEPT_S = 86_400.0
 
 FAILURE_KEPT_S = 60.0
 
-MAX_ORIGINS = 1000
+REMEMBERED_BYTES = 8 * 1024**2
+"""Bytes of files that are remembered together; their rules take up to twenty times as much memory."""
+
+LEAST_BYTES = 1024
+"""What the shortest file counts: with it, thousands of hosts are remembered."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -43,6 +47,7 @@ class _Origin:
     known_until: float = float("-inf")
     rules: Protego | None = None
     error: FetchError | None = None
+    size: int = LEAST_BYTES
 
 
 class Robots:
@@ -52,7 +57,7 @@ class Robots:
 
     Args:
         fetch: returns the body behind a URL, redirects followed, or raises a `FetchError`.
-        origins: how many are remembered, the least recently used forgotten first.
+        remembered: bytes of files that are remembered, those of the least recently used origin forgotten first.
         clock: seconds that only grow; `time.monotonic` outside tests.
     """
 
@@ -60,11 +65,11 @@ class Robots:
         self,
         fetch: Callable[[str], Awaitable[bytes]],
         *,
-        origins: int = MAX_ORIGINS,
+        remembered: int = REMEMBERED_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fetch = fetch
-        self._most = origins
+        self._most = remembered
         self._clock = clock
         self._origins: OrderedDict[str, _Origin] = OrderedDict()
 
@@ -98,11 +103,13 @@ class Robots:
         return min(asked or 0.0, LONGEST_CRAWL_DELAY_S)
 
     def _entry(self, name: str) -> _Origin:
-        origin = self._origins.setdefault(name, _Origin())
+        if name not in self._origins:
+            self._origins[name] = _Origin()
+            held = sum(origin.size for origin in self._origins.values())
+            while held > self._most:
+                held -= self._origins.popitem(last=False)[1].size
         self._origins.move_to_end(name)
-        while len(self._origins) > self._most:
-            self._origins.popitem(last=False)
-        return origin
+        return self._origins[name]
 
     async def _learn(self, name: str, origin: _Origin) -> None:
         try:
@@ -116,6 +123,7 @@ class Robots:
         # In a thread, because a long file takes longer than the network loop may stand still.
         origin.rules, origin.error = await asyncio.to_thread(parse, body), None
         origin.known_until = self._clock() + KEPT_S
+        origin.size = max(LEAST_BYTES, len(body))
 
 
 def origin_of(url: str) -> str | None:

@@ -68,7 +68,7 @@ def test_names_of_hosts_cannot_act_on_the_terminal() -> None:
 
 
 def test_an_estimate_says_what_it_does_not_know() -> None:
-    """Hosts without a rate are named, the others' time is told; too small a disk is said loudly."""
+    """Hosts without a rate are named, the others' time is told; a small disk is said loudly; thousands are counted."""
     hosts = (
         HostEstimate(host="one.test", sources=10, retries=2, bytes=5 * 2**20, unknown=0, seconds=90.0),
         HostEstimate(host="two.test", sources=3, retries=0, bytes=0, unknown=3, seconds=None),
@@ -79,6 +79,9 @@ def test_an_estimate_says_what_it_does_not_know() -> None:
     assert lines[2] == "host      two.test: 3 pictures, sizes not known"
     assert "about 1m 30s for the others; not known for two.test" in lines[3]
     assert lines[4].endswith("1.0 MiB free: NOT ENOUGH")
+    lines = list(estimate_lines(FetchEstimate(hosts[1:] * 1000, None, 2**20, 2**20), refresh=False))
+    assert lines[20:22] == [lines[1], "hosts     980 more: 2,940 pictures"]
+    assert "not known for two.test, two.test, two.test, two.test and 996 more: fetch" in lines[22]
 
 
 def test_log_lines_go_above_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ WHOLE = Progress(
     sources={"done": 900, "dead": 32, "retry": 55, "ready": 8_872}, captions={"done": 700, "ready": 200},
     fetched_per_s=4.2, captioned_per_s=3.1, bytes_per_s=12.5 * 2**20, fetch_seconds=2040.0, at=NOON,
     run=a_run(("ingest", "fetch", "caption")), spent=1.2, device="NVIDIA H200", fetch_errors={"http_404": 12},
-    hosts=hosts("slow.test", HOSTILE, *(f"host-{n}.test" for n in range(9))),
+    hosts=hosts("slow.test", HOSTILE, *(f"host-{n}.test" for n in range(9))), more_hosts=(3_990, 8_000),
 )  # fmt: skip
 FETCH_ONLY = Progress(
     records={"active": 20}, outcomes={"pending": 20}, sources={"done": 5, "ready": 15}, captions={}, at=NOON,
@@ -95,6 +95,7 @@ def test_bar_total_and_finish_are_always_there(width: int) -> None:
     assert lines[3].startswith("caption  ━") and "1,200/14,659  3.1/s" in lines[3]
     assert lines[4] == "errors   12 http_404"
     assert all(line.startswith("host     ") for line in lines[5:]) and len(lines) <= 9
+    assert lines[-1].startswith("host     (3,998 more)  ")
     assert lines[5].endswith("...")
 
 

@@ -24,7 +24,7 @@ from etl.errors import (
 )
 from etl.net.errors import fetch_error
 from etl.net.responses import status_error
-from etl.net.robots import AGENT, FAILURE_KEPT_S, KEPT_S, MAX_BYTES, Robots, origin_of, parse
+from etl.net.robots import AGENT, FAILURE_KEPT_S, KEPT_S, LEAST_BYTES, MAX_BYTES, Robots, origin_of, parse
 
 
 async def _get(url: str) -> bytes:
@@ -239,20 +239,22 @@ def test_rules_are_kept_for_a_day(server: FaultServer) -> None:
 
 
 def test_the_least_recently_used_origin_is_forgotten() -> None:
-    """No more origins are remembered than asked for."""
+    """No more bytes are remembered than asked for, and a file that is missing counts for some."""
     asked: list[str] = []
 
     async def get(url: str) -> bytes:
         asked.append(url)
+        if "long" in url:
+            return b"#" * 2 * LEAST_BYTES
         raise TooManyRedirectsError("loop")
 
     async def scenario() -> None:
-        robots = Robots(get, origins=2)
-        for host in ("a", "b", "a", "c", "a", "b"):
+        robots = Robots(get, remembered=2 * LEAST_BYTES)
+        for host in ("a", "b", "a", "c", "a", "b", "long", "long", "b", "c", "long"):
             await robots.check(f"http://{host}/x.jpg")
 
     _run(scenario)
-    assert asked == [f"http://{host}/robots.txt" for host in ("a", "b", "c", "b")]
+    assert asked == [f"http://{host}/robots.txt" for host in ("a", "b", "c", "b", "long", "c", "long")]
 
 
 def test_origin_is_scheme_host_and_port() -> None:

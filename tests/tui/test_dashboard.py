@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sqlite3
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -14,9 +15,12 @@ from support.states import slowed
 from textual.geometry import Region
 from textual.pilot import Pilot
 
+from etl.cli.render import status_lines
 from etl.clock import now_ms
 from etl.domain.statuses import HostState, RunState
 from etl.domain.views import EngineSample, GpuSample, HostInfo
+from etl.state.read.progress import ProgressReader
+from etl.state.read.reader import Reader
 from etl.state.record_captions import skip_captions
 from tui.keys import ACTIONS, EVERYWHERE, written
 from tui.screens.dialogs import ConfirmScreen
@@ -65,19 +69,27 @@ def test_the_overview_is_whole(make_state: Any, size: tuple[int, int]) -> None:
 
 
 def test_a_host_that_does_not_answer_is_told_in_words(make_state: Any) -> None:
-    """The words are whole, in the place of a rate, and say when it is asked again; the columns stay."""
-    state = make_state(20)
+    """The words are whole, in the place of a rate, and say when it is asked again; the columns stay.
+
+    Of thirty others, those for which there is no room are counted, with what is to come of them.
+    """
+    urls = [f"http://archive.example/{n}.jpg" for n in range(20)] + [f"http://b{n // 2}.example/{n}" for n in range(60)]
+    state = make_state([{"id": url, "url": url} for url in urls])
     state.fetch(done=8)
     until_ms = now_ms() + 600_000
     dead = HostInfo(
         host="archive.example", state=HostState.NOT_ANSWERING, reason="dns", until=until_ms, allowed=4, done=8, failed=5
     )
     state.store.hosts(state.run).record([dead])
+    with Reader(state.path) as reader:
+        assert "hosts     23 more, 46 to come" in list(status_lines(ProgressReader(reader).progress()))
 
     async def steps(pilot: Pilot[None]) -> None:
         shown = await until(pilot, "archive.example")
         [row] = [line for line in shown.splitlines() if "archive.example" in line]
         assert "✗ not answering" in row and "12 left" in row and "asked again in" in row
+        hosts = sum(bool(re.search(r"b\d+\.example .* 2 left", line)) for line in shown.splitlines())
+        assert f"{30 - hosts} more hosts with {60 - 2 * hosts} left" in shown
 
     drive(state.path, steps, SMALL)
 

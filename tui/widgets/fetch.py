@@ -25,8 +25,9 @@ class FetchPanel(Panel):
         self.set_interval(1.0, self.redraw)
 
     def wanted(self) -> tuple[int, int]:
-        flags = bool(self.snapshot.fetch.flags)
-        return 2 + flags, 1 + max(1, len(self.snapshot.fetch.hosts)) + flags
+        view = self.snapshot.fetch
+        flags = bool(view.flags)
+        return 2 + flags, 1 + max(1, len(view.hosts) + bool(view.more_hosts[0])) + flags
 
     def lines(self, width: int) -> list[Content]:
         view = self.snapshot.fetch
@@ -42,10 +43,13 @@ class FetchPanel(Panel):
         if not view.hosts:
             return [head, Content.styled("  no hosts: nothing was downloaded yet", QUIET), *flags]
         room -= len(flags)
-        shown = view.hosts if len(view.hosts) <= room else view.hosts[: room - 1]
+        more, left = view.more_hosts
+        shown = view.hosts if len(view.hosts) + bool(more) <= room else view.hosts[: room - 1]
         rows = [self._row(host, width) for host in shown]
-        if len(shown) < len(view.hosts):
-            rows.append(self._rest(view.hosts[len(shown) :]))
+        if hidden := view.hosts[len(shown) :]:
+            more, left = more + len(hidden), left + sum(host.pending for host in hidden)
+        if more:
+            rows.append(Content.styled(f"  {count(more, 'more host')} with {short(left)} left", QUIET))
         return [head, *rows, *flags]
 
     def _flagged(self, flags: tuple[tuple[str, int], ...]) -> Content:
@@ -85,8 +89,3 @@ class FetchPanel(Panel):
         if not words and info.failed:
             words = f"{short(info.failed)} failed"
         return Content.styled(words, ALERT if info.state is not HostState.HEALTHY else QUIET)
-
-    @staticmethod
-    def _rest(hosts: tuple[HostProgress, ...]) -> Content:
-        left = sum(host.pending for host in hosts)
-        return Content.styled(f"  {count(len(hosts), 'more host')} with {short(left)} left", QUIET)

@@ -1,8 +1,10 @@
 """How fetch fares host by host."""
 
+from collections.abc import Iterable, Mapping
+
 from etl.clock import now_ms
 from etl.domain.statuses import HostState
-from etl.domain.views import HostInfo, Progress
+from etl.domain.views import HostInfo, HostProgress, Progress
 from etl.state.database import HOSTS_VERSION, known
 from etl.state.read.reader import RATE_WINDOW_MS, Reader
 
@@ -47,6 +49,27 @@ def host_rates(reader: Reader, progress: Progress) -> dict[str, tuple[float, flo
     since = progress.run.started_at if progress.run else 0
     span_s = max(1.0, min(RATE_WINDOW_MS, progress.at - since) / 1000)
     return {host: (n / span_s, size / span_s) for host, n, size in rows}
+
+
+def host_progress(reader: Reader, progress: Progress, pending: Mapping[str, int]) -> list[HostProgress]:
+    """Return how all hosts fare, those in trouble first, then the busiest; ``pending`` is `pending_by_host`."""
+    rates = host_rates(reader, progress)
+    known = {info.host: info for info in all_hosts(reader)}
+    found = [
+        HostProgress(known.get(name, HostInfo(host=name)), pending.get(name, 0), *rates.get(name, (0.0, 0.0)))
+        for name in dict.fromkeys((*rates, *pending, *known))
+        if name
+    ]
+    found.sort(
+        key=lambda host: (host.info.state is HostState.HEALTHY, -host.items_per_s, -host.pending, host.info.host)
+    )
+    return found
+
+
+def with_work(hosts: Iterable[HostProgress]) -> tuple[int, int]:
+    """Return how many of the hosts have something to come, and how much that is."""
+    pending = [host.pending for host in hosts if host.pending]
+    return len(pending), sum(pending)
 
 
 def pending_by_host(reader: Reader) -> dict[str, int]:

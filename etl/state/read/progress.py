@@ -6,12 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 
 from etl.clock import now_ms
-from etl.domain.statuses import HostState, Stage
-from etl.domain.views import EngineSample, GpuSample, HostInfo, HostProgress, Progress
+from etl.domain.statuses import Stage
+from etl.domain.views import EngineSample, GpuSample, HostProgress, Progress
 from etl.state.database import ENGINE_VERSION, FLAGS_VERSION
 from etl.state.read.cost import cost
 from etl.state.read.failures import CURRENT, failure_classes, retry_classes
-from etl.state.read.hosts import all_hosts, host_rates, pending_by_host
+from etl.state.read.hosts import host_progress, pending_by_host, with_work
 from etl.state.read.reader import RATE_WINDOW_MS, Reader
 from etl.state.read.runs import latest_runs
 
@@ -90,14 +90,7 @@ class ProgressReader:
             self._flags = flag_counts(self._reader)
             self._image_flags = image_flag_counts(self._reader)
             self._counted_at = time.monotonic()
-        rates = host_rates(self._reader, progress)
-        known = {info.host: info for info in all_hosts(self._reader)}
-        shown = [
-            HostProgress(known.get(name, HostInfo(host=name)), self._pending.get(name, 0), *rates.get(name, (0.0, 0.0)))
-            for name in dict.fromkeys((*rates, *self._pending, *known))
-            if name
-        ]
-        shown.sort(key=lambda host: (host.info.state is HostState.HEALTHY, -host.items_per_s, -host.pending))
+        hosts = host_progress(self._reader, progress, self._pending)
         spent = cost(self._reader)
         errors = {
             slug: n
@@ -106,9 +99,10 @@ class ProgressReader:
         }
         return dataclasses.replace(
             progress,
-            hosts=tuple(shown[:SHOWN_HOSTS]),
+            hosts=tuple(hosts[:SHOWN_HOSTS]),
+            more_hosts=with_work(hosts[SHOWN_HOSTS:]),
             fetch_errors=errors,
-            fetch_seconds=_seconds(shown),
+            fetch_seconds=_seconds(hosts),
             flags=self._flags,
             image_flags=self._image_flags,
             spent=spent.run if spent else None,
