@@ -13,7 +13,8 @@ import huggingface_hub
 import huggingface_hub.errors as hub_errors
 
 from etl.caption.model.download import counting
-from etl.caption.model.files import check_files, tensors
+from etl.caption.model.files import check_files, named_weights, tensors
+from etl.caption.model.forms import other_form
 from etl.domain.views import Download
 from etl.errors import ModelError
 from etl.settings import DEMO_MODEL, Settings
@@ -52,10 +53,17 @@ class Checkpoint:
         if self.commit is not None:
             _snapshot(self.name, self.commit, [_WEIGHTS], on_progress)
         check_files(self.name, self.folder)
+        if gone := [file for file in named_weights(self.name, self.folder) if not (self.folder / file).is_file()]:
+            raise ModelError(
+                f"the weights of {self.name} are incomplete: {len(gone)} of their files are missing, such as "
+                f"{clean(gone[0], 100)}; fetch them again"
+            )
         if weights := list(self.folder.glob(_WEIGHTS)):
             for path in weights:
                 deque(tensors(path), maxlen=0)
             return
+        if other := other_form(self.name, self.folder):
+            raise ModelError(other)
         if any(any(self.folder.glob(pattern)) for pattern in _PICKLES):
             raise ModelError(f"{self.name} has only pickled weights, which could run code; convert them to safetensors")
         raise ModelError(f"{self.name} has no safetensors weights; use a model or revision that has them")

@@ -23,8 +23,10 @@ KIB, MIB = 2**10, 2**20
 MAX_TEMPLATE = 256 * KIB
 """Of a chat template; those of today have up to 30 KiB."""
 
-_VOCABULARIES = frozenset({"tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "vocab.json",
+VOCABULARIES = frozenset({"tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "vocab.json",
                            "vocab.txt", "merges.txt"})  # fmt: skip
+"""Files that a tokenizer is made of; one or two of them are there."""
+
 _MAX_VOCABULARY = 64 * MIB
 """Gemma's has 33 MB."""
 
@@ -41,7 +43,13 @@ _MAX_OTHER = 1024 * MIB
 MAX_HEADER = 16 * MIB
 """Of a file of weights; a model of 7 billion parameters has 100 KB."""
 
+_POINTER = b"version https://git-lfs"
+"""What a file begins with in whose place Git LFS has put a note of where it is."""
+
 _MAX_DIMENSIONS, _MAX_SIZE = 16, 2**48
+
+INDEX = "model.safetensors.index.json"
+"""Says which tensor is in which file, where weights are in several."""
 
 
 def check_files(name: str, folder: Path) -> None:
@@ -70,6 +78,10 @@ def _check(entry: "os.DirEntry[str]") -> None:
     limit = _limit(entry.name)
     if limit is not None and status.st_size > limit:
         raise OSError(0, f"it has {status.st_size:,} bytes, more than {limit:,}; is it damaged?", entry.path)
+    if 0 < status.st_size < KIB and (limit is not None or entry.name.endswith(".safetensors")):
+        with Path(entry.path).open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise OSError(0, "Git LFS has not brought it yet; type git lfs pull in its directory", entry.path)
     if limit is not None and not status.st_size and entry.is_symlink():
         # Files of the kernel have no size, and some never end.
         raise OSError(0, "it is a link to an empty file", entry.path)
@@ -81,7 +93,7 @@ def _limit(name: str) -> int | None:
         return MAX_TEMPLATE
     if name in _CONFIGURATIONS:
         return _MAX_CONFIGURATION
-    if name in _VOCABULARIES or name.endswith((".index.json", ".model")):
+    if name in VOCABULARIES or name.endswith((".index.json", ".model")):
         return _MAX_VOCABULARY
     return _MAX_OTHER if name.endswith((".json", ".txt")) else None
 
@@ -105,6 +117,19 @@ def tensors(path: Path) -> Iterator[tuple[str, int]]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         why = str(error) if type(error) is ValueError else "its header cannot be read"
         raise ModelError(f"the weights {clean(path.name, 100)} are corrupt: {why}; fetch them again") from error
+
+
+def named_weights(name: str, folder: Path) -> list[str]:
+    """Return the names of the files of weights that a model's index names, as they stand there; none without an index.
+
+    Raises `ModelError` for one that is damaged.
+    """
+    try:
+        return sorted(map(str, set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"the {INDEX} of {clean(name, 200)} is damaged; fetch it again") from error
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:

@@ -1,6 +1,5 @@
 """How large a model's weights are, and how much of them is still to come, before anything of them is fetched."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,12 @@ import huggingface_hub
 from huggingface_hub import constants
 
 from etl.caption.model.checkpoint import Checkpoint, one_line
+from etl.caption.model.files import named_weights
 from etl.caption.model.weights import ITEM_BYTES, weight_bytes
 from etl.errors import DiskFullError, ModelError
 from etl.units import size
 
 _FILES = "*.safetensors"
-_INDEX = "model.safetensors.index.json"
 
 ANSWER_S = 20.0
 """Longest wait for the hub's list of files."""
@@ -84,11 +83,5 @@ def is_here(checkpoint: Checkpoint) -> bool:
     folder = checkpoint.folder
     if checkpoint.commit is None:
         return True
-    try:
-        wanted = set(json.loads((folder / _INDEX).read_bytes())["weight_map"].values())
-    except FileNotFoundError:
-        return any(folder.glob(_FILES))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        # Whoever loads it says what is wrong with it.
-        return True
-    return all((folder / Path(str(file)).name).exists() for file in wanted)
+    wanted = named_weights(checkpoint.name, folder)
+    return all((folder / Path(file).name).exists() for file in wanted) if wanted else any(folder.glob(_FILES))

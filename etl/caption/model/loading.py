@@ -18,6 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from etl.caption.model.chat import Chat
 from etl.caption.model.checkpoint import find_checkpoint, one_line
 from etl.caption.model.device import choose_device, choose_dtype
+from etl.caption.model.files import INDEX
+from etl.caption.model.forms import other_form
 from etl.caption.model.native import PROMPTS, native_text
 from etl.caption.model.processors import load_processor
 from etl.caption.model.repository_code import instead_of, needs_own_code
@@ -225,7 +227,8 @@ def read_config(name: str, folder: Path) -> Any:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind = raw.get("model_type")
     except FileNotFoundError as error:
-        raise ModelError(f"{name} has no config.json, so it is not a transformers model") from error
+        other = other_form(name, folder)
+        raise ModelError(other or f"{name} has no config.json, so it is not a transformers model") from error
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"the config.json of {name} cannot be read: {one_line(error)}") from error
     known = kind in transformers.CONFIG_MAPPING
@@ -269,9 +272,11 @@ def _model(name: str, folder: Path, device: torch.device, dtype: torch.dtype, pl
     except SafetensorError as error:
         raise ModelError(f"the weights of {name} are corrupt: {one_line(error)}; fetch them again") from error
     except _LOADING_FAULTS as error:
-        raise ModelError(f"{name} cannot be loaded: {one_line(error)}") from error
+        said = one_line(error)
+        raise ModelError(_other_weights(name, folder, said) or f"{name} cannot be loaded: {said}") from error
     if missing := sorted(found["missing_keys"]):
-        raise ModelError(f"the weights of {name} are incomplete: {len(missing)} are missing, such as {missing[0]}")
+        said = f"{len(missing)} are missing, such as {missing[0]}"
+        raise ModelError(_other_weights(name, folder, said) or f"the weights of {name} are incomplete: {said}")
     try:
         return model.eval() if placement else model.eval().to(device)
     except torch.OutOfMemoryError as error:
@@ -279,6 +284,19 @@ def _model(name: str, folder: Path, device: torch.device, dtype: torch.dtype, pl
             f"{name} as {str(dtype).removeprefix('torch.')} does not fit into the memory of {device}; "
             "use --dtype float16, a smaller model or a larger GPU"
         ) from error
+
+
+def _other_weights(name: str, folder: Path, said: str) -> str:
+    """Return what weights that cannot be loaded are instead, and what to do; empty where nothing tells."""
+    if not any((folder / file).is_file() for file in ("model.safetensors", INDEX)):
+        other = other_form(name, folder)
+        return other or f"{name} has neither model.safetensors nor the {INDEX} for weights in several files; fetch it"
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if raw.get("quantization_config") or raw.get("quantization"):
+        return f"{name} is quantised; use --backend vllm, or what it was made from (what was said: {said})"
+    if "ignore_mismatched_sizes" in said:
+        return f"the weights of {name} have other shapes than its config.json says; fetch both again"
+    return ""
 
 
 def _token_ids(value: int | list[int] | None) -> tuple[int, ...]:

@@ -16,11 +16,12 @@ import transformers
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 
 from etl.caption.model.checkpoint import one_line
-from etl.caption.model.files import MAX_TEMPLATE
+from etl.caption.model.files import MAX_TEMPLATE, VOCABULARIES
 from etl.caption.model.native import PROMPTS
 from etl.caption.model.repository_code import instead_of
 from etl.errors import ModelError
 from etl.extras import installer
+from etl.text import clean
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,11 @@ def load_processor(name: str, folder: Path, config: Any, *, pad_to_square: bool)
     """
     if pad_to_square and config.model_type != "llava":
         raise ModelError(f"{name} is no LLaVA-1.5 model; only its pictures can be padded: leave --pad-to-square out")
+    if absent := _absent(folder):
+        raise ModelError(
+            f"{name} has no {absent}: it was saved without its processor; copy the small files of the model that it "
+            "was made from beside it"
+        )
     try:
         processor = _llava(folder, config) if config.model_type == "llava" else _whole_or_pictures(folder, config)
         if getattr(processor.image_processor, "backend", None) != "pil":
@@ -65,7 +71,7 @@ def load_processor(name: str, folder: Path, config: Any, *, pad_to_square: bool)
             )
     # What transformers raises for files that it cannot make sense of has no common class.
     except Exception as error:
-        raise ModelError(_why(name, config.model_type, error)) from error
+        raise ModelError(_why(name, folder, config.model_type, error)) from error
     if config.model_type not in PROMPTS:
         # Some repositories have it in the tokenizer's configuration alone.
         processor.chat_template = processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
@@ -159,7 +165,19 @@ def _llava(folder: Path, config: Any) -> Any:
     return processor
 
 
-def _why(name: str, kind: str, error: Exception) -> str:
+def _absent(folder: Path) -> str:
+    """Return which file of those that every processor needs is not there; empty if none."""
+    if not any((folder / file).is_file() for file in VOCABULARIES):
+        return "tokenizer.json"
+    # It may hold all parts of a processor.
+    whole = folder / "processor_config.json"
+    described = (folder / "preprocessor_config.json").is_file() or (
+        whole.is_file() and b"image_processor" in whole.read_bytes()
+    )
+    return "" if described else "preprocessor_config.json"
+
+
+def _why(name: str, folder: Path, kind: str, error: Exception) -> str:
     """Return why a processor cannot be loaded: what is to be installed or used instead, where that is all."""
     said = str(error).lower()
     if "trust_remote_code" in said:
@@ -169,7 +187,9 @@ def _why(name: str, kind: str, error: Exception) -> str:
         return f"the torchvision that is installed does not fit torch {torch.__version__}; type: {command}"
     missing = [package for package in _EXTRA if package in said and not _is_there(package)]
     if not missing:
-        return f"the processor of {name} cannot be loaded: {one_line(error)}"
+        damaged = next((path.name for path in sorted(folder.glob("*.json")) if not _is_json(path)), None)
+        whose = f"the {clean(damaged, 100)} of {name} is damaged; fetch it again" if damaged else ""
+        return whose or f"the processor of {name} cannot be loaded: {one_line(error)}"
     packages = " and ".join(missing)
     return f"{name} needs {packages} for its pictures; type: {install_beside_torch(missing, torch.__version__)}"
 
@@ -184,6 +204,14 @@ def install_beside_torch(packages: list[str], version: str) -> str:
     if not re.fullmatch(r"cpu|cu\d+|rocm[\d.]+|xpu", build):
         return command
     return f"{command} --extra-index-url https://download.pytorch.org/whl/{build}"
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _is_there(package: str) -> bool:

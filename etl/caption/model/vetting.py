@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from etl.caption.model.checkpoint import Checkpoint, one_line
+from etl.caption.model.files import named_weights
 from etl.errors import ModelError
 from etl.text import clean
 
@@ -24,7 +25,6 @@ MAX_LAYERS = 1024
 MAX_SIZE = 2**24
 """Of any other dimension; the largest are vocabularies of 300,000 and contexts of 10 million tokens."""
 
-_INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"[\w.-]+\.safetensors")
 _DIMENSION = re.compile(r"(size|dim|layers|heads|embeddings|channels|length|depth|rank|experts)$")
 _KERNELS = re.compile(r"_?(attn|experts)_implementation(_internal)?|use_kernels|kernel_config")
@@ -38,7 +38,7 @@ def vet(checkpoint: Checkpoint) -> None:
     A file that is not there or is no JSON is left to whoever loads it.
     """
     name, folder = clean(checkpoint.name, 200), checkpoint.folder
-    for shard in _weights(_json(folder / _INDEX)):
+    for shard in named_weights(name, folder):
         if not _SHARD.fullmatch(shard):
             raise ModelError(
                 f"the index of {name} names {clean(shard, 100)!r} as weights; only safetensors files of its own "
@@ -77,11 +77,6 @@ def _check(where: str, path: tuple[str, ...], value: Any, limit: int, *, least: 
     if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value <= limit:
         said = f"{clean('.'.join(path), 100)} = {clean(str(value), 40)}"
         raise ModelError(f"{where} says {said}, which is not between {least} and {limit:,}; is it damaged?")
-
-
-def _weights(index: Any) -> set[str]:
-    shards = index.get("weight_map") if isinstance(index, dict) else None
-    return {str(shard) for shard in shards.values()} if isinstance(shards, dict) else set()
 
 
 def _values(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
