@@ -13,7 +13,8 @@ from etl.cli.help import Program
 from etl.cli.options import MAX_LINE, ConfigOption, JsonOption, QuietOption, StateOption, VerboseOption
 from etl.cli.terminal import outlive_the_terminal
 from etl.cli.usage import USAGE_ERROR, usage_line
-from etl.errors import EtlError, UsageError
+from etl.errors import DiskFullError, EtlError, UsageError
+from etl.files import is_disk_full
 from etl.open_files import out_of_files, raise_limit
 from etl.run_control import RunControl
 from etl.text import clean, clean_lines
@@ -77,6 +78,10 @@ def main() -> None:
         code = UsageError.exit_code
     except (EtlError, OSError) as error:
         known = out_of_files(error) or error
+        if isinstance(known, OSError) and is_disk_full(known):
+            # Where we write files ourselves, it has its own words.  What is left to be flushed goes nowhere.
+            known = DiskFullError("no space left for standard output; free some space and run again")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not isinstance(known, EtlError):
             raise
         typer.echo(f"error: {clean(str(known))}", err=True)
