@@ -448,7 +448,7 @@ def test_an_empty_pdf_page_is_white_and_an_empty_document_corrupt(tmp_path: Path
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.95, 0.998])
 def test_cut_files_are_corrupt(tmp_path: Path, suffix: str, mode: str, options: dict[str, Any], share: float) -> None:
     """A file that ends before its last pixel never passes as a picture, in any format."""
-    noise = Image.effect_noise((300, 200), 80).convert("L" if mode == "I;16" else "RGB").convert(mode)
+    noise = Image.effect_noise((240, 160), 80).convert("L" if mode == "I;16" else "RGB").convert(mode)
     data = encoded(noise, suffix, **options)
     (tmp_path / "a").write_bytes(data[: max(24, int(len(data) * share))])
     with pytest.raises(CorruptImageError):

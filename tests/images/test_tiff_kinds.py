@@ -203,7 +203,7 @@ def test_palettes_of_65536_colours_are_looked_up(tmp_path: Path) -> None:
     colours = [number >> 8 for number in range(65536)], [number & 255 for number in range(65536)], [90] * 65535 + [255]
     tags: Tags = {WIDTH: W, HEIGHT: H, PHOTOMETRIC: 3, COLOUR_MAP: [257 * value for band in colours for value in band]}
     clear = [value for number, byte in zip(numbers, OPACITY.tobytes(), strict=True) for value in (number, 257 * byte)]
-    for order, samples, values in (("<", 1, numbers), (">", 1, numbers), ("<", 2, clear)):
+    for order, samples, values in ((">", 1, numbers), ("<", 2, clear)):
         extra: Tags = {EXTRA_SAMPLES: [2]} if samples > 1 else {}
         made = tiff_of(
             {**tags, **extra, BITS: [16] * samples, SAMPLES: samples}, [packed(values, "H", order)], order=order
