@@ -405,6 +405,10 @@ READABLE: dict[str, tuple[Callable[[], bytes], Callable[[], Image.Image]]] = {
     "a strip left out, Deflate": (lambda: sparse(8), gapped),
     "opacity in planes of JPEG": (planes_of_jpeg, lambda: shown("L", is_clear=True)),
     "a JPEG's header apart from its pixels": (header_apart, drawn),
+    "a fourth of which nothing is said": (
+        lambda: stored("RGB float, opacity").replace(struct.pack("<HHL", 338, 3, 1), struct.pack("<HHL", 337, 3, 1)),
+        lambda: shown("RGB", is_clear=True),
+    ),
     "a palette backwards": (backwards, lambda: shown("L")),
 }
 
