@@ -18,7 +18,10 @@ _PHOTOGRAPH = "; only pictures as cameras and scanners make them are accepted"
 
 _OTHERS = (
     (rb"8BPS\0\x02", "a large Photoshop document (PSB); save it as PSD or TIFF"),
-    (rb"\0\0[\x01\x02]\0[^\0]|BA.\0{3}|(CI|IC|CP|PT).{12}[\x0c\x28\x40]\0{3}", f"an icon or a cursor{_PHOTOGRAPH}"),
+    (
+        rb"icns|\0\0[\x01\x02]\0[^\0]|BA.\0{3}|(CI|IC|CP|PT).{12}[\x0c\x28\x40]\0{3}",
+        f"an icon or a cursor{_PHOTOGRAPH}",
+    ),
     (rb"AT&TFORM", "a DjVu document of pages, not a picture; convert its pages to PDF or TIFF"),
     (rb"\xc5\xd0\xd3\xc6|%!PS", "PostScript, not a picture; convert it to PDF"),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office document of pages (or FlashPix), not a picture"),
@@ -27,6 +30,11 @@ _OTHERS = (
     (rb"\x1f\x8b", "gzip data, not a picture"),
     (rb"Rar!|7z\xbc\xaf|\xfd7zXZ|\x28\xb5\x2f\xfd|.{257}ustar", "an archive, not a picture"),
     (rb"FOVb|\0MRM|IIR[OS]|MMOR|II\x1a\0{3}HEAP", "a camera's raw data of a kind that is not read; save it as JPEG"),
+    (rb"\x01\0{3}.{36} EMF|\xd7\xcd\xc6\x9a", "a drawing of Windows (EMF or WMF); save it as PNG"),
+    (
+        rb"\x0a[\0-\x05][\0\x01][\x01\x02\x04\x08]|\x01\xda[\0\x01][\x01\x02]\0|[\x8a\x8b][MJ]NG\r\n|BPG\xfb|FLIF",
+        "a picture of a kind that is not accepted (PCX, SGI, MNG, BPG or FLIF); save it as PNG",
+    ),
     (rb"gimp xcf", "a GIMP document; export it as PNG or TIFF"),
     (rb"\x76\x2f\x31\x01", "OpenEXR, which is not accepted"),
     (rb"#\?(RADIANCE|RGBE)", "Radiance HDR, which is not accepted"),
@@ -47,7 +55,7 @@ _OTHERS = (
 )  # fmt: skip
 _HTML = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body|script|title)\b", re.IGNORECASE | re.DOTALL)
 _SVG = re.compile(rb"<svg\b", re.IGNORECASE)
-_UTF16 = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def describe(data: bytes) -> str:
@@ -57,7 +65,8 @@ def describe(data: bytes) -> str:
     for marker, name in _OTHERS:
         if re.match(marker, data, re.DOTALL):
             return f"the file is {name}"
-    text = data.removeprefix(b"\xef\xbb\xbf").lstrip()
+    text = data.decode("utf-16", "replace").encode() if data.startswith(_UTF16) else data
+    text = text.removeprefix(b"\xef\xbb\xbf").lstrip()
     if _HTML.match(text):
         return f"the file is an HTML page, not a picture{_own_words(_words_of_page(text))}"
     if _SVG.search(text[:HEAD_BYTES]):
@@ -68,7 +77,7 @@ def describe(data: bytes) -> str:
         return f"the file is JSON, not a picture{_own_words(_printable(text))}"
     if text[:5].lower() == b"<?xml":
         return f"the file is XML, not a picture{_own_words(_words_of_page(text))}"
-    if _is_text(data):
+    if _is_text(text):
         return f"the file is text, not a picture{_own_words(_printable(text))}"
     if not data.strip(b"\0"):
         return "the file holds nothing but zeros"

@@ -84,6 +84,9 @@ class _Samples:
         self._count = len(image.bits) // layout.planes
         self._brightest = 0.0
         self._little = self._tags.prefix == b"II"
+        # Where nothing is said of a fourth sample, viewers take it for opacity.
+        is_four = (self._kind, len(image.bits)) == (_RGB, 4)
+        self._extra: tuple[int, ...] = self._tags.get(EXTRA_SAMPLES) or (_OPACITY if is_four else 0,)
         palette = self._tags.get(COLOUR_MAP, ())
         self._palette = [[value >> 8 for value in palette[at : at + _MOST]] for at in range(0, len(palette), _MOST)]
         depths = (16, 32, 64) if self._format == _FLOAT else range(1, 65)
@@ -140,8 +143,7 @@ class _Samples:
     @property
     def _wanted(self) -> int:
         """Planes that are of use: the colours and the first extra sample if that is opacity."""
-        extra = self._tags.get(EXTRA_SAMPLES) or (0,)
-        return _COLOURS[self._kind] + (extra[0] in (_PREMULTIPLIED, _OPACITY, _CORELS_OPACITY))
+        return _COLOURS[self._kind] + (self._extra[0] in (_PREMULTIPLIED, _OPACITY, _CORELS_OPACITY))
 
     @property
     def _is_real(self) -> bool:
@@ -242,7 +244,7 @@ class _Samples:
         mode = {1: "L", 3: "LAB" if self._kind in (_LAB, _ICC_LAB) else "RGB", 4: "CMYK"}[colours]
         if len(planes) == colours:
             return Image.merge(mode, planes) if colours > 1 else planes[0]
-        is_premultiplied = self._tags[EXTRA_SAMPLES][0] == _PREMULTIPLIED
+        is_premultiplied = self._extra[0] == _PREMULTIPLIED
         if mode in ("L", "RGB"):
             return Image.merge(mode + ("a" if is_premultiplied else "A"), planes)
         picture = Image.merge(mode, planes[:-1])

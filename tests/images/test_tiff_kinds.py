@@ -1,5 +1,6 @@
 """TIFFs that Pillow cannot open, or of which it opens another picture than is meant."""
 
+import functools
 import io
 import itertools
 import math
@@ -46,6 +47,7 @@ Row = Sequence[float]
 Tags = dict[int, int | Sequence[int]]
 
 
+@functools.cache
 def drawn(mode: str = "RGB") -> Image.Image:
     """Gradients and an edge, and in its fourth band opacity that is there or not."""
     across = Image.linear_gradient("L").rotate(90).resize((W, H))
@@ -105,6 +107,7 @@ KINDS: dict[str, tuple[str, int, str | int, int, Callable[[int, int], float], tu
 }
 
 
+@functools.cache
 def lines(kind: str) -> list[list[list[float]]]:
     """Values by band, then row."""
     mode, _, code, _, value, extra = KINDS[kind]
@@ -392,7 +395,7 @@ def header_apart() -> bytes:
 
 
 def gapped() -> Image.Image:
-    picture = drawn()
+    picture = drawn().copy()
     picture.paste("black", (0, 8, W, 16))
     return picture
 
@@ -402,6 +405,10 @@ READABLE: dict[str, tuple[Callable[[], bytes], Callable[[], Image.Image]]] = {
     "a strip left out, Deflate": (lambda: sparse(8), gapped),
     "opacity in planes of JPEG": (planes_of_jpeg, lambda: shown("L", is_clear=True)),
     "a JPEG's header apart from its pixels": (header_apart, drawn),
+    "a fourth of which nothing is said": (
+        lambda: stored("RGB float, opacity").replace(struct.pack("<HHL", 338, 3, 1), struct.pack("<HHL", 337, 3, 1)),
+        lambda: shown("RGB", is_clear=True),
+    ),
     "a palette backwards": (backwards, lambda: shown("L")),
 }
 

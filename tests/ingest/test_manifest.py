@@ -174,6 +174,16 @@ def test_directory_gives_its_pictures_in_order(tmp_path: Path) -> None:
     assert manifest.base == tmp_path.resolve()
 
 
+def test_a_file_whose_name_cannot_be_stored_is_told(tmp_path: Path) -> None:
+    """A name in another encoding than UTF-8 makes a bad row, which says what to do; its neighbours are read."""
+    for name in (b"a.jpg", b"caf\xe9.jpg"):
+        (tmp_path / os.fsdecode(name)).write_bytes(b"")
+    good, bad = _lines(tmp_path)
+    assert json.loads(good)["id"] == "a.jpg"
+    assert isinstance(bad, BadRow)
+    assert bad.reason == r"a name that is not UTF-8: caf\xe9.jpg; rename the file"
+
+
 def test_odd_file_names_stay_paths(tmp_path: Path) -> None:
     """A colon does not make a file name a URL, and white space at its beginning stays."""
     for name in ("Plan: Montreal.jpg", " spaced.jpg", "http:x.jpg"):

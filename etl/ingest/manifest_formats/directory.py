@@ -24,8 +24,8 @@ SIDECARS = ("txt", "caption", "json")
 MAX_SIDECAR = 1 << 20
 """Bytes of one."""
 
-_SUFFIX = 12
-"""Characters of a suffix that are told."""
+_SUFFIX, _NAME = 12, 100
+"""Characters of a suffix and of a name that are told."""
 
 
 def lines(file: ManifestFile) -> Iterator[bytes]:
@@ -60,8 +60,11 @@ def picture(file: ManifestFile) -> Iterator[bytes]:
 def line_of(inner: str, sidecars: Mapping[str, Any]) -> bytes:
     """Return the line of a picture, by its path within what holds it, with its sidecars as fields.
 
-    One of them that is a `ManifestError` makes it a bad row.
+    One of them that is a `ManifestError` makes it a bad row, and so does a name that is not UTF-8.
     """
+    name = inner.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if name != inner:
+        return BadRow.of(dict(_record_of(inner)), f"a name that is not UTF-8: {clean(name, _NAME)}; rename the file")
     for value in sidecars.values():
         if isinstance(value, ManifestError):
             return BadRow.of(dict(_record_of(inner)), str(value))
