@@ -11,6 +11,7 @@ from etl.errors import FetchError, ManifestError
 from etl.images.cache import ImageCache
 from etl.net import resume
 from etl.net.client import Downloader
+from etl.net.object_stores import is_store
 from etl.net.signatures import without_signature
 from etl.redaction import redact_url
 from etl.settings import Settings
@@ -41,7 +42,10 @@ def brought(url: str, settings: Settings, should_stop: Callable[[], bool]) -> It
     try:
         whole = asyncio.run(_bring(url, part, replace(settings, max_bytes=MAX_BYTES), should_stop))
     except FetchError as error:
-        raise ManifestError(f"the manifest cannot be fetched: {clean(str(error), 500)}") from error
+        failed = ManifestError(f"the manifest cannot be fetched: {clean(str(error), 500)}")
+        if is_store(url) and error.http_status == 404:
+            failed.with_cure("if it is a folder, write / at its end")
+        raise failed from error
     if not whole:
         yield None
         return

@@ -45,6 +45,8 @@ def url_of(folder: str, name: str) -> str:
 
 def _of_bucket(body: bytes) -> Page:
     """Return a page of ListObjectsV2, which Google's store speaks, too."""
+    if b"<!" in body:
+        raise ValueError("a document type, which can make much of little, or lead elsewhere")
     top = ElementTree.fromstring(body)
     decode = unquote_plus if top.findtext("{*}EncodingType") == "url" else str
     found = [(one.findtext("{*}Key"), one.findtext("{*}Size")) for one in top.findall("{*}Contents")]

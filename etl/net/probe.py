@@ -75,11 +75,15 @@ def unreachable(settings: Settings, urls: Mapping[str, str]) -> dict[str, FetchE
 async def _unreachable(settings: Settings, urls: Mapping[str, str]) -> dict[str, FetchError]:
     names, stores = Names(LOOK_S), ObjectStores()
 
-    async def look(text: str) -> FetchError | None:
+    async def asked_for(url: str) -> Asked | None:
         try:
-            asked = await _asked(stores, text)
+            return await _asked(stores, url)
         except FetchError:
             # Fetching says so of each picture.
+            return None
+
+    async def look(asked: Asked | None) -> FetchError | None:
+        if asked is None:
             return None
         try:
             async with asyncio.timeout(LOOK_S):
@@ -94,7 +98,9 @@ async def _unreachable(settings: Settings, urls: Mapping[str, str]) -> dict[str,
             return error if isinstance(error, FetchError) else fetch_error(error)
         return None
 
-    found = await asyncio.gather(*map(look, urls.values()))
+    # First, for it may load a package, beside which nothing else moves.
+    wanted = await asyncio.gather(*map(asked_for, urls.values()))
+    found = await asyncio.gather(*map(look, wanted))
     return {host: error for host, error in zip(urls, found, strict=True) if error is not None}
 
 

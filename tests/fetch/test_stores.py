@@ -28,7 +28,9 @@ from etl.errors import (
     ConfigError,
     ForbiddenError,
     InvalidUrlError,
+    ManifestError,
     PackageMissingError,
+    ProtocolError,
     TlsError,
     TransientFetchError,
 )
@@ -37,6 +39,7 @@ from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest
 from etl.net import object_stores
 from etl.net.client import Download, Downloader
+from etl.net.folders import page_of
 from etl.net.object_stores import Asked
 from etl.net.urls import host_of, hub_file
 from etl.settings import Settings
@@ -272,6 +275,33 @@ def test_folders_of_stores(
         )
         assert rows == [(name, f"{begin}{name}") for name in objects]
     assert [request.headers["Authorization"] for request in server.log[:2]] == ["Bearer hf_notSoSecret"] * 2
+
+
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        (
+            "s3://b/",
+            '<!DOCTYPE x [<!ENTITY a "a">]><ListBucketResult><Contents><Key>&a;</Key></Contents></ListBucketResult>',
+        ),
+        ("gs://b/", "<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>"),
+        ("s3://b/", "<html>"),
+        ("hf://datasets/o/n/", '{"error": "x"}'),
+        ("hf://datasets/o/n/", '[{"type": "file"}]'),
+    ],
+)
+def test_a_list_of_a_store_that_makes_no_sense(url: str, body: str) -> None:
+    """It is refused as a whole: nothing is expanded, and no first page is taken for all."""
+    with pytest.raises(ProtocolError, match=f"^the store's list of {url} makes no sense$"):
+        page_of(url, body.encode(), "")
+
+
+def test_a_folder_without_its_slash(s3: S3Server, strict: Workbench) -> None:
+    """What is no list is asked for as one; the error says how a folder is named."""
+    s3.add("/private/box/a.jpg", BODIES[0])
+    with pytest.raises(ManifestError, match="HTTP 404") as caught:
+        strict.ingest_path("s3://private/box")
+    assert caught.value.cure == "if it is a folder, write / at its end"
 
 
 @pytest.mark.parametrize(
