@@ -129,7 +129,8 @@ def pictures_of(record: Mapping[str, Any]) -> list[str]:
     unsure: list[str] = []
     fields_of = _fields_of if len(record) < _MANY_FIELDS else _fields_of.__wrapped__
     for known, names in fields_of(tuple(record)):
-        found = [address for name in names for address in addresses(record[name])]
+        several = len(names) > 1
+        found = [one for name in names for one in addresses(record[name])] if several else addresses(record[names[0]])
         if found and known == "url" and not ends_as_picture(found[0]):
             unsure = found
         elif found and (not unsure or _says_more(known, found[0])):
