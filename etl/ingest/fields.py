@@ -24,7 +24,7 @@ MORE_IMAGE_FIELDS = (
     "pic", "photos", "photo", "attachments", "attachment", "files", "files & media", "file", "media", "jpg", "png",
     "source_ref", "image_gcs_uri", "s3_uri", "s3_url", "gcs_uri", "bild", "bild_url", "foto", "imagen", "immagine",
     "画像", "画像url", "display_url", "image_bytes", "image_base64", "image_data",
-    "original", "edmPreview", "thumbnail_display_urls", "thumbnail_url", "thumbnail", "object",
+    "original", "edmPreview", "thumbnail_display_urls", "thumbnail_url", "thumbnail", "object", "identifier",
 )  # fmt: skip
 """By name without capitals, spaces, underscores, hyphens and dots, in this order."""
 
@@ -47,6 +47,9 @@ _BETWEEN_NAMES = re.compile(r"[,;|\n]")
 _QUOTES = ("<>", '""', "''", "()", "[]")
 _NOTHING = frozenset({"n/a", "na", "#n/a", "#ref!", "#value!", "#name?", "null", "none", "nil", "nan", "undefined"})
 """How programs write that there is nothing."""
+
+_CAPTION_OF = re.compile(r"(\.\w{3,4})#\d$")
+"""What Flickr8k has behind a picture's name, for each of its captions."""
 
 _NUMBERED = re.compile(r"(.*\D)0?([1-9]\d?)")
 _OF_PICTURES = re.compile(r"image|img|photo|pic|media|jpg|png|coco")
@@ -92,7 +95,7 @@ def ends_as_picture(text: str) -> bool:
         return True
     if "://" in text:
         text = text.partition("?")[0].partition("#")[0]
-    return text[-_SHORT:].strip().strip("\"'<>").lower().endswith(suffixes())
+    return _CAPTION_OF.sub(r"\1", text[-_SHORT:]).strip().strip("\"'<>").lower().endswith(suffixes())
 
 
 def by_name(record: Mapping[str, Any], names: Sequence[str]) -> Iterator[Any]:
@@ -129,7 +132,11 @@ def pictures_of(record: Mapping[str, Any]) -> list[str]:
     unsure: list[str] = []
     fields_of = _fields_of if len(record) < _MANY_FIELDS else _fields_of.__wrapped__
     for known, names in fields_of(tuple(record)):
-        found = [address for name in names for address in addresses(record[name])]
+        several = len(names) > 1
+        found = [one for name in names for one in addresses(record[name])] if several else addresses(record[names[0]])
+        if known == "identifier" and not (found and is_address(found[0]) and ends_as_picture(found[0])):
+            # Darwin Core's is the picture's address, all others' are numbers and pages.
+            continue
         if found and known == "url" and not ends_as_picture(found[0]):
             unsure = found
         elif found and (not unsure or _says_more(known, found[0])):
@@ -205,6 +212,8 @@ def mended(address: str) -> str:
     if not address.isascii():
         address = _INVISIBLE.sub("", address)
     address = address.strip()
+    if "://" not in address and ends_as_picture(address):
+        address = _CAPTION_OF.sub(r"\1", address)
     while address[:1] + address[-1:] in _QUOTES:
         address = address[1:-1].strip()
     if address.startswith("//") and not address.startswith("///") and is_address(address):

@@ -314,7 +314,9 @@ INPUTS = {
     "columns with numbers": Given(
         "e.csv", f"id,Image 1,Image 2,thumb_100,image_9\n1,{A},{B},x,{C}\n2,,{C},x,\n", [("1", A), ("1#2", B), ("2", C)]
     ),
-    "tabs under names that nobody knows": Given("m.txt", f"gbifID\tidentifier\n1\t{A}\n", "--image-field identifier"),
+    "tabs under names that nobody knows": Given("m.txt", f"gbifID\treferences\n1\t{A}\n", "--image-field references"),
+    "GBIF": Given("m.txt", f"gbifID\ttype\tidentifier\treferences\n1\tx\t{A}\thttp://p\n", LINES[:1]),
+    "Flickr8k": Given("t.txt", "1.jpg#0\tA child .\n1.jpg#1\tA girl .\n", [(..., "./1.jpg"), (..., "./1.jpg")]),
     "a column of URLs under such a name": Given("m.txt", f"Nr;Aufnahme\n1;{A}\n", "--image-field Aufnahme"),
     "a number before each URL": Given("m.txt", f"1,{A}\n2,{B}\n", LINES),
     "semicolons of URLs": Given("m.txt", f"{A}?a=1&amp;b=2\n{B};x=1\n", [(..., f"{A}?a=1&b=2"), (..., f"{B};x=1")]),
@@ -373,6 +375,9 @@ INPUTS = {
         "f.json", f'jsonFlickrApi({{"photos": {{"photo": [{{"url_o": "{A}"}}]}}}})', "take off what stands before"
     ),
     "Python": Given("p.jsonl", f"{{'id': 1, 'url': '{A}'}}\n", "Python: json.dumps"),
+    "Python in its first line alone": Given(
+        "p.jsonl", "{'id': 1}\n" + dumped({"id": 1, "url": A}), [(..., None), ("1", A)]
+    ),
     "TOML": Given("p.toml", f'[[image]]\nurl = "{A}"\n', "is TOML or INI"),
     "7-Zip": Given("p.7z", b"7z\xbc\xaf\x27\x1c" + bytes(99), "packed by 7-Zip; unpack it"),
     "TFRecord": Given("t.tfrecord", bytes(range(256)) * 9, "is a binary file"),
@@ -408,7 +413,7 @@ INPUTS = {
     "Scrapy": Given("s.jl", dumped({"id": 1, "image_urls": [A, B], "images": [{"url": A, "path": "x"}]}), AB[:1]),
     "nothing found": Given("r.json", dumped({"count": 0, "results": []}), "holds no records"),
     "a picture deep within": Given(
-        "r.json", dumped([{"id": 1, "media": [{"identifier": A}]}]), "--image-field media.identifier"
+        "r.json", dumped([{"id": 1, "versions": [{"uri_of": A}]}]), "--image-field versions.uri_of"
     ),
     "GeoJSON, text after text": Given("g.geojsons", f'\x1e{{"id":1,"url":"{A}"}}\n\x1e{{"id":2,"url":"{B}"}}\n', AB),
 }

@@ -37,7 +37,7 @@ _TEXTS = (
     (r"<(?:\?xml|!doctype|!--|[a-z][\w:.-]*(?:[\s>]|/>))", "XML or HTML", _GREP),
     (r"/\*|\)\]\}'|//[^\n]*\n\s*[\[{]|[\w.$ ]+=\s*[\[{]|[\w.$]+\(\s*[\[{]", "JavaScript",
      "take off what stands before the first [ or { and behind the last"),
-    (r"\[?\s*\{\s*(?:'|[a-z_$][\w$]*\s*:)|\[\s*'", "written as Python and JavaScript do, not as JSON",
+    (r"(?!(?s:.*)\n\s*\{\")\[?\s*\{\s*(?:'|[a-z_$][\w$]*\s*:)|\[\s*'", "written as Python and JavaScript do, not JSON",
      "names and texts need double quotes (Python: json.dumps)"),
     (r"\[+[a-z][^\]\n\"]*\]+\s*\n[^\n]*=", "TOML or INI", _AS_RECORDS),
 )  # fmt: skip
