@@ -70,12 +70,12 @@ class Certificates:
         subprocess.run(["openssl", *map(str, arguments)], cwd=folder, check=True, capture_output=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def certificate(certificates: Certificates) -> str:
     """A self-signed certificate for 127.0.0.1."""
     return certificates.make("good")
