@@ -55,7 +55,8 @@ class Certificates:
         )
         (folder / "index").touch()
         self._openssl(
-            folder, "req", "-new", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={address}", "-keyout", pem,
+            folder, "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+            "-subj", f"/CN={address}", "-keyout", pem,
             "-out", request,
         )  # fmt: skip
         self._openssl(
