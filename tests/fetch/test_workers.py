@@ -123,7 +123,7 @@ def test_the_rows_are_those_of_one_machine(
         "http://127.0.0.1:1/refused.jpg",
         str(tmp_path / "nowhere.jpg"),
     ]
-    limits: dict[str, Any] = {"max_pixels": 50_000_000, "max_bytes": 10**8, "read_timeout": 0.5, "max_attempts": 2}
+    limits: dict[str, Any] = {"max_pixels": 50_000_000, "max_bytes": 10**8, "read_timeout": 1.0, "max_attempts": 2}
     found, requests = [], []
     for bench in benches:
         bench.ingest(*urls)

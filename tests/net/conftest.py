@@ -55,7 +55,8 @@ class Certificates:
         )
         (folder / "index").touch()
         self._openssl(
-            folder, "req", "-new", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={address}", "-keyout", pem,
+            folder, "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+            "-subj", f"/CN={address}", "-keyout", pem,
             "-out", request,
         )  # fmt: skip
         self._openssl(
@@ -70,12 +71,12 @@ class Certificates:
         subprocess.run(["openssl", *map(str, arguments)], cwd=folder, check=True, capture_output=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def certificate(certificates: Certificates) -> str:
     """A self-signed certificate for 127.0.0.1."""
     return certificates.make("good")

@@ -120,7 +120,7 @@ def test_each_end_of_a_tls_connection_has_its_meaning(
 
 def test_what_is_not_read_is_not_taken() -> None:
     """Bytes for which nobody asks stay with their sender beyond a bound, and come once they are asked for."""
-    data = random.Random(2).randbytes(4 * 1024**2)
+    data = random.Random(2).randbytes(2 * 1024**2)
 
     async def go() -> bytes:
         ours, theirs = socket.socketpair()
