@@ -48,8 +48,8 @@ _SUCCESS = (200, 203)
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 
-SIDE_REQUESTS = 4
-"""At once, for small texts beside the downloads."""
+SIDE_SHARE = 4
+"""One request at once for small texts beside so many downloads: of thousands of hosts, each has its robots.txt."""
 
 # httpx2 logs every URL, with its secrets, at INFO; httpcore2 the raw requests at DEBUG.
 for _name in ("httpx2", "httpcore2"):
@@ -80,7 +80,7 @@ class Downloader:
         self._connections: dict[str, Connections] = {}
         self.proxied = self._connections_of("").proxied
         self._stores = ObjectStores()
-        self._side_requests = asyncio.Semaphore(SIDE_REQUESTS)
+        self._side_requests = asyncio.Semaphore(max(1, settings.concurrency // SIDE_SHARE))
 
     def _connections_of(self, endpoint: str) -> Connections:
         """Return those of the web, or of a store of the user's own at ``host:port``, which they alone may reach.
