@@ -24,7 +24,7 @@ from etl.caption.generate.captioner import GenerateCaptioner
 from etl.caption.model.loading import LoadedModel
 from etl.caption.openai.address import Address, addresses
 from etl.caption.openai.captioner import EndpointCaptioner, check
-from etl.caption.openai.concurrency import FIRST
+from etl.caption.openai.concurrency import FIRST, ConcurrencyLimit
 from etl.caption.recipe import Recipe
 from etl.domain.items import CaptionItem, CaptionResult, ItemFailure
 from etl.domain.statuses import FinishReason
@@ -726,12 +726,20 @@ def test_a_slow_endpoint_gets_less(pictures: Pictures) -> None:
         assert 0 < slow.captioned < fast.captioned / 2
 
 
-def test_requests_grow_to_what_an_endpoint_bears(pictures: Pictures) -> None:
-    """An endpoint that does many at once is sent many, never more than the limit."""
-    items = pictures.items(160)
-    with ChatServer(delay_s=0.03) as server, opened(pictures, server, endpoint_concurrency=12) as captioner:
+def test_requests_grow_to_what_an_endpoint_bears(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint that does many at once, in as long as one, is sent many, never more than the limit."""
+    items, counts, clock = pictures.items(120), [1], [0.0]
+    success = ConcurrencyLimit.success
+
+    def timed(limit: ConcurrencyLimit, number: int, under_way: int, _: float) -> None:
+        counts.append(under_way)
+        clock[0] += 1 / under_way
+        success(limit, number, under_way, clock[0])
+
+    monkeypatch.setattr(ConcurrencyLimit, "success", timed)
+    with ChatServer(delay_s=0.01) as server, opened(pictures, server, endpoint_concurrency=12) as captioner:
         assert_right(caption_all(captioner, items), items)
-    assert 8 <= server.most <= 12
+    assert 8 <= max(counts) <= 12 and server.most <= 12
 
 
 def test_what_it_read_is_no_number_of_the_server(server: ChatServer, pictures: Pictures) -> None:
