@@ -238,6 +238,9 @@ def translate_errors(path: Path) -> Iterator[None]:
         if "malformed" in str(error) or "not a database" in str(error):
             raise StateError(f"{path} is damaged ({error}); restore a copy of the state directory") from error
         raise
+    except UnicodeDecodeError as error:
+        # SQLite's message quotes what it could not read.
+        raise StateError(f"{path} is damaged; restore a copy of the state directory") from error
     except PermissionError as error:
         raise StateError(f"the state directory {path.parent} is not writable: {error.strerror}") from error
     except OSError as error:

@@ -561,7 +561,7 @@ def test_what_is_not_ours_is_neither_asked_nor_believed(server: ChatServer, pict
         server.fail(taken_over, asked)
         if not asked:
             ours.clear()
-        with contextlib.closing(captioner), pytest.raises(ModelError, match="is not the server that was started there"):
+        with contextlib.closing(captioner), pytest.raises(ModelError, match="listens there no more"):
             outcomes.extend(captioner.caption(pictures.items(3)))
         assert (outcomes, len(server.asked)) == ([], asked)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from support.zygote import Zygote
 from etl.caption.backends import open_captioner
 from etl.caption.model.checkpoint import DEMO_CHECKPOINT
 from etl.caption.need import wait_for_picture
+from etl.caption.openai.address import Address
 from etl.caption.vllm import captioner as vllm
 from etl.caption.vllm.captioner import VllmCaptioner
 from etl.caption.vllm.command import command, deciding, environment, find_program
@@ -163,28 +165,36 @@ ENGINE_SAID = """(EngineCore pid=7) ERROR 11-29 [core.py:1] Traceback (most rece
 """
 
 
-@pytest.mark.parametrize(
-    ("said", "words", "cure"),
-    [
-        (ENGINE_SAID, "vLLM cannot be started: ValueError: No available memory", "lower --gpu-memory-fraction"),
-        ("vllm serve: error: unrecognized arguments: --x", "error: unrecognized arguments: --x", "check --vllm-arg"),
-        (
-            "(A pid=6) WARNING 11-29 [a.py:1] as `OSError: [Errno 24]`\nbye",
-            "exit code 1, after bye",
-            "all that it said is in",
-        ),
-    ],
-)
-def test_one_that_cannot_start_says_why(tmp_path: Path, orders: Orders, said: str, words: str, cure: str) -> None:
-    """The last error that it printed, which is that of its engine, comes on one line with what may cure it."""
-    orders(says=said, fails=True)
+WARNED = "(APIServer pid=6) WARNING 11-29 [a.py:1] errors like `OSError: [Errno 24] Too many open files`.\nbye"
+SAID = [
+    (ENGINE_SAID.splitlines()[-1], "RuntimeError: Engine core initialization failed.", ""),
+    ("vllm serve: error: unrecognized arguments: --x", "error: unrecognized arguments: --x", "check --vllm-arg"),
+    ("bye", "exit code 0, after bye", ""),
+    (WARNED, "exit code 0, after bye", ""),
+]
+
+
+def test_one_that_cannot_start_says_why(tmp_path: Path, orders: Orders) -> None:
+    """The last error that it printed, which is that of its engine, comes on one line with what may cure it.
+
+    A warning is no error, and what follows from an error counts where nothing else was said.
+    """
+    orders(says=ENGINE_SAID, fails=True)
     settings = Settings(backend="vllm", model="demo", vllm=str(tmp_path / "env"), state=tmp_path / "state")
     with pytest.raises(ModelError) as caught:
         open_captioner(settings, ImageCache.of_state(settings.state), 256)
-    message = str(caught.value)
-    assert words in message and cure in caught.value.cure and "\n" not in message and "\x1b" not in message
+    assert str(caught.value).startswith("vLLM cannot be started: ValueError: No available memory")
+    assert "lower --gpu-memory-fraction" in caught.value.cure and not {"\n", "\x1b"} & set(str(caught.value))
     assert len(lives(tmp_path / "lives")) == 1
     assert_gone(lives(tmp_path / "lives"))
+    for said, words, cure in SAID:
+        server = Server([], lambda _: {}, tmp_path / "vllm.log", tmp_path)
+        server.address = Address("", "key")
+        server._read(io.BytesIO(said.encode()))
+        error = server.failure("it ended")
+        assert str(error).startswith(f"it ended: {words}") and error.cure.startswith(cure)
+        assert error.cure.endswith(f"all that it said is in {tmp_path / 'vllm.log'}")
+        server.end()
 
 
 def test_one_that_dies_again_and_again_ends_the_run(tmp_path: Path, orders: Orders, monkeypatch: Any) -> None:

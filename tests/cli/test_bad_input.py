@@ -286,6 +286,12 @@ def test_a_damaged_database(etl: Etl, made: MadeState) -> None:
     for command in ("status", "fetch", "ingest manifest.jsonl"):
         assert_one_line(etl(*command.split()), 1, "state.db is damaged", "restore a copy")
     assert path.read_bytes() == b"this is no database " * 1000
+    path.unlink()
+    assert etl("ingest", "manifest.jsonl").code == 0
+    # SQLite's own message quotes it.
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE", b"CREATE \xea\xea\xea\xea\xea", 1))
+    for command in ("status", "ingest manifest.jsonl"):
+        assert_one_line(etl(*command.split()), 1, "state.db is damaged", "restore a copy")
 
 
 def test_a_second_run(etl: Etl, made: MadeState, before: list[tuple[Any, ...]]) -> None:

@@ -258,7 +258,7 @@ class Endpoint:
 
     def _require_ours(self) -> None:
         if not self.address.is_ours():
-            raise EndpointTroubleError(f"what listens at {self} is not the server that was started there", gone=True)
+            raise EndpointTroubleError(f"the server that was started at {self} listens there no more", gone=True)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

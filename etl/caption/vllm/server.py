@@ -54,8 +54,9 @@ _MAX_READ = 64 * 1024
 """Longest line that is read, in bytes; a longer one becomes two."""
 
 _ERROR = re.compile(r"(\b\w*(?:Error|Exception)|\berror): \S.*")
-_CONSEQUENCE = re.compile(r"root cause|EngineDeadError|^(\(.{1,60}\) )?(DEBUG|INFO|WARNING) ")
-"""What the server says of an engine that has said itself what was wrong, and what is no error."""
+_NO_ERROR = re.compile(r"^(\(.{1,60}\) )?(DEBUG|INFO|WARNING) ")
+_CONSEQUENCE = re.compile(r"root cause|EngineDeadError")
+"""What the server says of an engine, which may have said itself what was wrong."""
 
 _CURES = (
     (re.compile(r"memory|KV cache|max_model_len|max seq len", re.IGNORECASE),
@@ -200,7 +201,8 @@ class Server:
                 if not text:
                     continue
                 self._last = text[-300:]
-                if (found := _ERROR.search(text)) and not _CONSEQUENCE.search(text):
+                found = None if _NO_ERROR.search(text) else _ERROR.search(text)
+                if found and not (self._error and _CONSEQUENCE.search(text)):
                     self._error = found.group()[:300]
                 self._log.emit(logging.makeLogRecord({"msg": text.replace("%", "%%")}))
 
