@@ -37,6 +37,9 @@ RAW_PHOTOMETRICS = (32803, 34892)
 _REDUCED, _MASK = 1, 4
 """Bits of NewSubfileType."""
 
+_COEFFICIENTS = 529
+"""Of red, green and blue in the luma of YCbCr."""
+
 _LOGARITHMS = (34676, 34677)
 """Compressions of logarithms of light (Ward, "LogLuv encoding", 1998)."""
 
@@ -238,6 +241,9 @@ def mended(tags: Tags) -> Tags:
     if tags.get(COMPRESSION) in _LOGARITHMS:
         # libtiff makes bytes for a screen of them where these are asked for.
         mended |= {BITS: (8,) * tags.get(SAMPLES, 1), SAMPLE_FORMAT: (1,) * tags.get(SAMPLES, 1)}
+    if not all(0 < part < 1 for part in tags.get(_COEFFICIENTS, ())):
+        # Without them the usual ones count.
+        del mended[_COEFFICIENTS]
     if PHOTOMETRIC not in tags and tags.get(SAMPLES) in (3, 4):
         mended[PHOTOMETRIC] = 2 if tags[SAMPLES] == 3 or INK_SET not in tags else 5
     return mended

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from images.test_decode import BLUE, GREEN, RED, Colour, assert_halves, gray, halves, run, swapped_profile
 from PIL import Image, ImageChops, ImageCms, ImageStat
+from support import odd_pictures as odd
 
 from etl.domain.statuses import ImageFlag
 from etl.errors import CorruptImageError, ImageError, TruncatedImageError
@@ -64,20 +65,6 @@ def coarser(stream: bytes, step: int, missing: int = 0) -> bytes:
     return bytes(data)
 
 
-def subsampled(image: Image.Image, across: int, down: int) -> bytes:
-    """The colours of a picture in fewer samples than its pixels: its planes' packets, one each, behind each other."""
-    planes = list(image.convert("YCbCr").split())
-    small = (-(-image.width // across), -(-image.height // down))
-    planes[1:] = [plane.resize(small, Image.Resampling.BOX) for plane in planes[1:]]
-    streams = [stream_of(plane, num_resolutions=1).partition(b"\xff\x93") for plane in planes]
-    head, data = bytearray(streams[0][0]), b"".join(rest.removesuffix(b"\xff\xd9") for _, _, rest in streams)
-    struct.pack_into(">H", head, 4, 47)
-    struct.pack_into(">HBBB", head, 40, 3, 7, 1, 1)
-    head[45:45] = bytes((7, across, down)) * 2
-    struct.pack_into(">L", head, len(head) - 6, 14 + len(data))
-    return bytes(head) + b"\xff\x93" + data + b"\xff\xd9"
-
-
 RGB = halves("RGB", RED, BLUE)
 ODD = halves("RGB", RED, BLUE, (67, 31))
 BGR = Image.merge("RGB", RGB.split()[::-1])
@@ -123,10 +110,10 @@ KINDS: dict[str, tuple[bytes, Colour, Colour]] = {
     "gray that is called colours": (jp2(stream_of(halves("L", 60, 190)), space(SRGB)), gray(60), gray(190)),
     "gray": (jp2(stream_of(halves("L", 60, 190)), space(GRAY)), gray(60), gray(190)),
     "coarse": (coarser(stream_of(RGB), 2), RED, BLUE),
-    "coarse colours": (jp2(subsampled(RGB, 2, 2), space(SYCC)), RED, BLUE),
-    "coarse colours of an odd width": (jp2(subsampled(ODD, 2, 1), space(SYCC)), RED, BLUE),
-    "coarse colours of odd sides": (jp2(subsampled(ODD, 2, 2), space(SYCC)), RED, BLUE),
-    "coarse colours of a bare codestream": (subsampled(ODD, 2, 2), RED, BLUE),
+    "coarse colours": (jp2(odd.jp2_coarse(RGB, 2, 2), space(SYCC)), RED, BLUE),
+    "coarse colours of an odd width": (jp2(odd.jp2_coarse(ODD, 2, 1), space(SYCC)), RED, BLUE),
+    "coarse colours of odd sides": (jp2(odd.jp2_coarse(ODD, 2, 2), space(SYCC)), RED, BLUE),
+    "coarse colours of a bare codestream": (odd.jp2_coarse(ODD, 2, 2), RED, BLUE),
 }  # fmt: skip
 
 
@@ -142,8 +129,8 @@ def test_samples_become_the_colours_that_the_boxes_mean(tmp_path: Path, kind: st
 REFUSED = {
     "coarse components that do not fit": coarser(stream_of(RGB), 2, missing=1),
     "another size in the header": jp2(stream_of(RGB), space(SRGB), size=(32, 32)),
-    "coarse colours that are not whole": subsampled(ODD, 2, 2)[:-20],
-    "coarse colours of RGB": jp2(subsampled(ODD, 2, 2), space(SRGB)),
+    "coarse colours that are not whole": odd.jp2_coarse(ODD, 2, 2)[:-20],
+    "coarse colours of RGB": jp2(odd.jp2_coarse(ODD, 2, 2), space(SRGB)),
     "e-sYCC": jp2(stream_of(RGB), space(24)),
     "channels that there are not": jp2(stream_of(RGB), space(SRGB), channels((0, 0, 1), (7, 0, 2), (2, 0, 3))),
     "columns that there are not": jp2(stream_of(INDEX), space(SRGB), palette([RED, GREEN], (0, 1, 9))),

@@ -328,7 +328,10 @@ def test_compressed_gray_of_either_byte_order_keeps_its_tones(
 def test_subsampled_colours_are_read_as_they_are_packed(
     tmp_path: Path, across: int, down: int, deflate: bool, rows: int
 ) -> None:
-    """YCbCr whose pixels share their colour is RGB of the right colours, also where other bytes follow the strips."""
+    """YCbCr whose pixels share their colour is RGB of the right colours, also where other bytes follow the strips.
+
+    Coefficients that are none do not matter.
+    """
     width, height = 204, 160
     picture = drawn("RGB", (width, height))
     luma, *chroma = picture.convert("YCbCr").split()
@@ -345,6 +348,7 @@ def test_subsampled_colours_are_read_as_they_are_packed(
         WIDTH: width, HEIGHT: height, BITS: [8] * 3, COMPRESSION: 8 if deflate else 1, PHOTOMETRIC: 6, SAMPLES: 3,
         ROWS_PER_STRIP: rows, SUBSAMPLING: [across, down],
     }  # fmt: skip
+    tags |= {529: [0, 0, 0]} if across == 1 else {}
     strips = [zlib.compress(strip) for strip in strips] if deflate else strips
     (tmp_path / "a.tif").write_bytes(tiff_of(tags, strips, tail=bytes(200_000)))
     assert mean_difference(run(tmp_path / "a.tif", 1000), picture) < 3

@@ -115,6 +115,10 @@ def pictures() -> dict[str, bytes]:
     }  # fmt: skip
     made |= odd_tiffs()
     made |= {"jpeg without loss": odd_pictures.jpeg_without_loss(), "ppm 12": odd_pictures.ppm(4095)}
+    made |= {
+        "jpeg planes": b"".join(odd_pictures.jpeg_by_planes()),
+        "jp2 coarse": odd_pictures.jp2_coarse(drawn(), 2, 2),
+    }
     made["gif of parts"] = odd_pictures.gif([((9, 9), (9, 9), 0), ((3, 3), (9, 9), 1)], size=SIZE, disposal=2)
     made |= {name.lower(): make(encoded(drawn().resize((1000, 20)), "JPEG")) for name, make in raw_files.MADE.items()}
     if importlib.util.find_spec("pillow_heif"):

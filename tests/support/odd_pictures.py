@@ -105,6 +105,20 @@ def jpeg_by_planes() -> list[bytes]:
     return [head + parts[0], *parts[1:]]
 
 
+def jp2_coarse(image: Image.Image, across: int, down: int) -> bytes:
+    """Return a codestream whose colours have fewer samples than its pixels: a packet of each plane behind another."""
+    planes = list(image.convert("YCbCr").split())
+    small = (-(-image.width // across), -(-image.height // down))
+    planes[1:] = [plane.resize(small, Image.Resampling.BOX) for plane in planes[1:]]
+    streams = [encoded(plane, "JPEG2000", no_jp2=True, num_resolutions=1).partition(b"\xff\x93") for plane in planes]
+    head, data = bytearray(streams[0][0]), b"".join(rest.removesuffix(b"\xff\xd9") for _, _, rest in streams)
+    struct.pack_into(">H", head, 4, 47)
+    struct.pack_into(">HBBB", head, 40, 3, 7, 1, 1)
+    head[45:45] = bytes((7, across, down)) * 2
+    struct.pack_into(">L", head, len(head) - 6, 14 + len(data))
+    return bytes(head) + b"\xff\x93" + data + b"\xff\xd9"
+
+
 def jp2_to_the_end() -> bytes:
     """Return a JPEG 2000 whose only part of a tile has no length, and so goes to the end of the stream."""
     data = saved("JPEG2000")
