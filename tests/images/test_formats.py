@@ -66,7 +66,7 @@ def test_what_is_not_in_the_table_is_no_picture(tmp_path: Path) -> None:
     """Without its line the same files are none, whatever Pillow could do with them."""
     listed, title, *refused = _ran(tmp_path, "")
     assert (listed, title) == ("", "Rue Notre-Dame.rgb")
-    assert all(line.startswith("the format is unknown") for line in refused)
+    assert all(line.startswith("the file is a picture of a kind that is not accepted") for line in refused)
     assert len(refused) == 2
 
 
