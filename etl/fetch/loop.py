@@ -17,6 +17,7 @@ from etl.domain.items import FetchedImage, ItemFailure, KnownImage, SourceItem
 from etl.domain.statuses import HostState
 from etl.domain.views import StageSummary
 from etl.errors import DecoderCrashedError, EtlError, FetchError, HostDownError, InternalError, ItemError
+from etl.fetch.claims import Claims
 from etl.fetch.disk_budget import DiskBudget
 from etl.fetch.hosts.limiter import HostLimiter, HostNotReadyError
 from etl.fetch.local_files import Roots
@@ -91,10 +92,10 @@ class FetchLoop:
             longest_pause_s=LONGEST_ASKED_WAIT_S,
             longest_wait_s=settings.backoff_cap,
         )
+        self._claims = Claims(queue, self._limiter, settings.per_host if mirrors else 0)
         self._in_flight: dict[asyncio.Task[None], SourceItem] = {}
         self._changed = asyncio.Event()
         self._ended = _Ended()
-        self._last_host = ""
         self._report_at = self._commit_at = 0.0
         self._done = self._retried = self._dead = 0
 
@@ -187,49 +188,17 @@ class FetchLoop:
         self._changed.clear()
 
     async def _claim(self, fetcher: "SourceFetcher") -> None:
-        """Claim what can start now, host after host, beginning behind the last one served, and then some more.
-
-        What is claimed ahead waits at the limiter, and takes a slot in the moment in which one becomes free.  All is
-        one transaction: with thousands of hosts, the disk would be waited for as often.
-        """
-        # A host whose name is not resolved yet would wait for it in a slot that others could use.
-        known = fetcher.access.downloads.is_known
-        hosts = self._queue.ready_hosts(after=self._last_host, only=known)
-        if not hosts and self._last_host:
-            hosts = self._queue.ready_hosts(only=known)
-            self._last_host = ""
-        wanted: dict[str, int] = {}
-        left = min(self._limiter.free(""), self._free_in_all)
-        for host in hosts:
-            wanted[host] = max(0, min(self._free(host), left))
-            left -= wanted[host]
-            self._last_host = host
-        left = self._limiter.total - self._limiter.waiting if self._free_in_all > sum(wanted.values()) else 0
-        for host in hosts:
-            ahead = max(0, min(self._limiter.ahead(host), left))
-            wanted[host] += ahead
-            left -= ahead
-        if wanted := {host: most for host, most in wanted.items() if most}:
-            await self._start(fetcher, wanted)
-
-    @property
-    def _free_in_all(self) -> int:
-        limit = self._limiter.total + DECODE_AHEAD * self._backend.processes
-        return limit - (len(self._in_flight) - self._limiter.waiting)
-
-    async def _start(self, fetcher: "SourceFetcher", wanted: dict[str, int]) -> None:
-        """Claim and start up to so many sources of each host."""
+        """Claim what can start now, and some more; in one transaction, since each waits for the disk."""
+        under_way = len(self._in_flight) - self._limiter.waiting
+        free = self._limiter.total + DECODE_AHEAD * self._backend.processes - under_way
+        if not (wanted := self._claims.wanted(free, fetcher.access.downloads.is_known)):
+            return
         for item in self._queue.claim_of(wanted):
             task = asyncio.create_task(self._fetch(fetcher, item))
             task.add_done_callback(lambda _: self._changed.set())
             self._in_flight[task] = item
         # The new tasks take their slots before hosts are looked at again.
         await asyncio.sleep(0)
-
-    def _free(self, host: str) -> int:
-        if self._mirrors and self._limiter.blocked_until_ms(host) is not None:
-            return min(self._limiter.free(""), self._settings.per_host)
-        return self._limiter.free(host)
 
     async def _rest(self) -> bool:
         """With nothing in flight: wait a little for what is due later; return whether nothing is left at all."""
