@@ -223,7 +223,9 @@ class Stored:
     def mode(self) -> str:
         """``F`` for gray whose tones are to be stretched; of others roughly what they need of memory."""
         is_gray = self.tag_v2.get(PHOTOMETRIC) in (0, 1)
-        if is_gray and (self.tag_v2.get(SAMPLE_FORMAT, (1,))[0] in (2, 3) or self.bits[0] in (24, 32, 64)):
+        has_sign = self.tag_v2.get(SAMPLE_FORMAT, (1,))[0] in (2, 3)
+        # What calls itself bytes with a sign are plain bytes, of programs whose only bytes have one.
+        if is_gray and (self.bits[0] in (24, 32, 64) or (has_sign and self.bits[0] != 8)):
             return "F"
         return "I;16" if is_gray and self.bits[0] == 16 else "RGBA"
 

@@ -55,11 +55,10 @@ _WHITE, _BRIGHTEST = 1.01, 16.0
 def is_needed(image: Stored) -> bool:
     """Return whether Pillow cannot open the picture's small TIFFs, or misreads them."""
     tags = image.tag_v2
-    misread = {_UNSIGNED: [32], _SIGNED: [8]}.get(_format(tags))
-    is_misread = tags.get(PHOTOMETRIC) in _GRAYS and image.bits == misread
+    is_wide_gray = tags.get(PHOTOMETRIC) in _GRAYS and image.bits == [32] and _format(tags) == _UNSIGNED
     if tags.get(_PLANAR) == _SEPARATE and (tags.get(EXTRA_SAMPLES) or tags.get(PHOTOMETRIC) == _LAB):
         return True
-    is_readable = not is_misread and not tiff.is_sparse(image) and tiff.is_known(image)
+    is_readable = not is_wide_gray and not tiff.is_sparse(image) and tiff.is_known(image)
     return tags.get(COMPRESSION, 1) in _BYTEWISE and not is_readable
 
 
@@ -95,7 +94,7 @@ class _Samples:
             or len(image.bits) < _COLOURS[self._kind]
             or len(set(image.bits)) > 1
             or not self._format
-            or (self._format == _SIGNED and self._kind not in (*_GRAYS, _LAB))
+            or (self._format == _SIGNED and self._kind != _LAB and (self._kind not in _GRAYS or self._bits == 8))
             or self._bits not in depths
             or (self._bits % 8 and (self._tags.get(_PREDICTOR, 1) != 1 or self._format == _SIGNED))
             or (self._kind == _INKS and self._tags.get(INK_SET, 1) != 1)

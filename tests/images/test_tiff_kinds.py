@@ -93,7 +93,7 @@ KINDS: dict[str, tuple[str, int, str | int, int, Callable[[int, int], float], tu
     "gray double": ("L", 1, "d", 3, lambda _, v: v * 3, ()),
     "gray 32": ("L", 1, "I", 1, lambda _, v: v << 24, ()),
     "gray 32, small numbers": ("L", 1, "I", 1, lambda _, v: v, ()),
-    "gray signed": ("L", 1, "b", 2, lambda _, v: v - 128, ()),
+    "gray signed, 0 is white": ("L", 0, "h", 2, lambda _, v: (127 - v) << 8, ()),
     "gray signed 32": ("L", 1, "i", 2, lambda _, v: (v - 128) << 24, ()),
     "gray 10": ("L", 1, 10, 1, lambda _, v: v << 2, ()),
     "CMYK, opacity": ("CMYK", 5, "B", 1, lambda _, v: v, (2,)),
@@ -408,6 +408,10 @@ READABLE: dict[str, tuple[Callable[[], bytes], Callable[[], Image.Image]]] = {
     "a fourth of which nothing is said": (
         lambda: stored("RGB float, opacity").replace(struct.pack("<HHL", 338, 3, 1), struct.pack("<HHL", 337, 3, 1)),
         lambda: shown("RGB", is_clear=True),
+    ),
+    "bytes that are said to have a sign": (
+        lambda: tiff_of({**plain(drawn("L"))[0], SAMPLE_FORMAT: 2}, plain(drawn("L"))[1], order=">"),
+        lambda: shown("L"),
     ),
     "a palette backwards": (backwards, lambda: shown("L")),
 }
