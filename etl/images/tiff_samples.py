@@ -94,7 +94,7 @@ class _Samples:
             or len(image.bits) < _COLOURS[self._kind]
             or len(set(image.bits)) > 1
             or not self._format
-            or (self._format == _SIGNED and self._kind != _LAB and (self._kind not in _GRAYS or self._bits == 8))
+            or (self._format == _SIGNED and self._kind not in (*_GRAYS, _LAB))
             or self._bits not in depths
             or (self._bits % 8 and (self._tags.get(_PREDICTOR, 1) != 1 or self._format == _SIGNED))
             or (self._kind == _INKS and self._tags.get(INK_SET, 1) != 1)
@@ -266,6 +266,11 @@ class _Samples:
 
 
 def _format(tags: Tags) -> int:
-    """Return the format of all samples, or 0 where there is none; what is called undefined is unsigned."""
+    """Return the format of all samples, or 0 where there is none; what is called undefined is unsigned.
+
+    So are bytes that are said to have a sign: they come of programs whose only bytes have one.
+    """
     formats = {_UNSIGNED if form in _UNDEFINED else form for form in tags.get(SAMPLE_FORMAT, (_UNSIGNED,))}
+    if formats == {_SIGNED} and set(tags.get(BITS, ())) == {8} and tags.get(PHOTOMETRIC) != _LAB:
+        return _UNSIGNED
     return formats.pop() if len(formats) == 1 and formats <= {_UNSIGNED, _SIGNED, _FLOAT} else 0

@@ -132,6 +132,8 @@ class Connections:
                 if not connection.has_expired():
                     return connection
                 await self._close(connection)
+                # From the start: while this one was closed others were taken and came back.
+                return await self._kept(target)
         return None
 
     async def take_back(self, target: Target, connection: _Connection) -> None:

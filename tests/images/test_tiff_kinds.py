@@ -491,7 +491,7 @@ INKS: Tags = STORED | {BITS: [8] * 5, PHOTOMETRIC: 5, SAMPLES: 5, EXTRA_SAMPLES:
 REFUSED = {
     "colours to 255": tiff_of(FLOATS, [struct.pack("<12f", *[200.0] * 12)]),
     "colours that are none": tiff_of(FLOATS, [struct.pack("<12f", *[NAN] * 12)]),
-    "colours with signs": tiff_of(FLOATS | {BITS: [8] * 3, SAMPLE_FORMAT: [2] * 3}, [bytes(12)]),
+    "colours with signs": tiff_of(FLOATS | {BITS: [16] * 3, SAMPLE_FORMAT: [2] * 3}, [bytes(24)]),
     "other inks": tiff_of(INKS | {INK_SET: 2}, [bytes(20)]),
     "a strip too short": tiff_of(INKS | {COMPRESSION: 8}, [zlib.compress(bytes(19))]),
     "no sizes": tiff_of(FLOATS | {COMPRESSION: 5, HEIGHT: 9}, [bytes(10)]),
