@@ -109,6 +109,8 @@ def test_what_ends_the_run_gives_everything_back(
 ) -> None:
     """No caption is charged, held or lost by the end of the run, and the next run does what is left."""
     monkeypatch.setattr("etl.caption.openai.endpoint_state.FIRST_WAIT_S", 0.1)
+    # On a slow machine a picture may meet three failures before the patience is over, and is charged then.
+    monkeypatch.setattr("etl.caption.openai.pool.TRIES", 1000)
     bench = prepared(tmp_path, 8)
     with ChatServer() as server:
         server.fail(behaviour, None, lambda _: len(server.asked) > 3)
