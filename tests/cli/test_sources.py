@@ -168,8 +168,8 @@ def test_no_other_attempt_is_offered_for_lines_of_a_manifest(etl: Etl) -> None:
     """Where nothing but lines failed, the end of a run says that these are to be mended; and its beginning, that a
     prompt of one's own is in vain with the demo's model.
     """
-    Path("here.jsonl").write_text("hello\n")
+    Path("here.jsonl").write_text('{"id": 1, "url": "ftp://a.example/x.jpg"}\n')
     answer = etl("run", "here.jsonl", "--model", "demo", "-o", "out.jsonl", "--prompt", "What is seen?")
     assert answer.err.startswith("the demo's model knows its own prompt alone")
     assert answer.code == 3 and "retry-failed" not in answer.err
-    assert "1 line at ingest (1 invalid_json): `etl failures` lists them, mend the manifest" in answer.err
+    assert "1 line at ingest (1 invalid_url): `etl failures` lists them, mend the manifest" in answer.err

@@ -31,11 +31,11 @@ PICTURES = {
     "page.pdf": "PDF",
     "changed.png": "PNG",
     "gone.bmp": "BMP",
-    "none": "JPEG",
+    "bare": "JPEG",
 }
 KEPT = "http://h.example/kept%20there.png?size=1"
 NAMES = ["Night Watch.v2.png", "night watch.V2-*.jpeg", "scan.TIF", "_con.webp", "what_ 1_2.gif", "é" * 110 + ".jpg",
-         "page.jpg", "changed.jpg", "gone.jpg", "none.jpg", "kept there.png"]  # fmt: skip
+         "page.jpg", "changed.jpg", "gone.jpg", "bare.jpg", "kept there.png"]  # fmt: skip
 """With originals, where these are there and of a kind that is opened anywhere."""
 
 

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import random
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable
@@ -39,6 +40,9 @@ ROWS = (
     "SELECT position, state, coalesce(r.error_class, ''), coalesce(r.error, ''), l.line FROM records r "
     "JOIN record_lines l ON l.record = r.id"
 )
+PICTURE = re.compile(rb"(?<=;base64,)[^\"]*")
+"""What stands in the state under a name, and in an export as it came."""
+
 ADDED = {"vlm_caption": "Un cône \u2028 \U0001f600", "vlm_error": None}
 
 READ_FIELDS = (
@@ -265,6 +269,8 @@ def judge_line(line: bytes, row: tuple[str, str, str, bytes], exported: Any) -> 
     if stored == line.rstrip()[:-1] + b"\n" and line.rstrip().endswith(b"},"):
         # A comma behind an object is taken off.
         line = line.rstrip()[:-1]
+    # So is what stands before one in a sequence of JSON texts (RFC 7464).
+    line = line.removeprefix(b"\x1e")
     value = judged(line)
     assert stored == line + b"\n"
     assert (value is None) == (error_class == "invalid_json"), (error_class, error)
@@ -380,8 +386,8 @@ def take_file(manifest: Path, state: Path, tally: Tally) -> str:
     rows = sorted(query(state, ROWS))
     for _, became, error_class, said, _ in rows:
         assert bool(said) == (became == "invalid") and error_class in SLUGS | {""}
-    untouched = [line.rstrip(b"\n") for _, became, _, _, line in rows if became != "invalid"]
-    exported = [line.rstrip(b"\n") for line in out.read_bytes().split(b"\n") if line]
+    untouched = [PICTURE.sub(b"", line.rstrip(b"\n")) for _, became, _, _, line in rows if became != "invalid"]
+    exported = [PICTURE.sub(b"", line) for line in out.read_bytes().split(b"\n") if line]
     assert untouched == [line for line in exported if b'"vlm_error":"' not in line]
     return outcome
 

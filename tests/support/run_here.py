@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from etl.cli.app import main
+from etl.run_control import RunControl
 
 
 def run_here(*arguments: object) -> tuple[int, str, str]:
@@ -19,6 +20,8 @@ def run_here(*arguments: object) -> tuple[int, str, str]:
         contextlib.redirect_stderr(err),
     ):
         patch.setattr(sys, "argv", ["etl", *map(str, arguments)])
+        # A command that leaves a thread behind ends its process at once, and this one is the tests'.
+        patch.setattr(RunControl, "abandoned", lambda: False)
         try:
             main()
         except SystemExit as ended:

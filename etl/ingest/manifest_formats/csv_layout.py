@@ -73,10 +73,13 @@ _Tried = tuple[tuple[int, float, int], Layout]
 
 def _tried(text: str, delimiter: str, *, is_cut: bool, is_named: bool) -> _Tried | None:
     """Return how well a text fits this delimiter, and its layout with it; ``None`` where it has a single column."""
-    dialect = {"delimiter": delimiter, "skipinitialspace": f'{delimiter} "' in text}
+    dialect: dict[str, Any] = {"delimiter": delimiter}
     if re.match(rf"\s*'[^'\n]*'{re.escape(delimiter)}'", text):
         dialect["quotechar"] = "'"
     rows = _rows(text, dialect, is_cut=is_cut)
+    if any(cell.startswith(' "') for _, cells in rows for cell in cells):
+        dialect["skipinitialspace"] = True
+        rows = _rows(text, dialect, is_cut=is_cut)
     if not rows:
         return None
     usual = Counter(len(cells) for _, cells in rows).most_common(1)[0][0]
