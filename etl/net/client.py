@@ -78,22 +78,20 @@ class Downloader:
         timeouts = {"connect": settings.connect_timeout, "read": settings.read_timeout}
         self._extensions = {"timeout": timeouts}
         self._connections: dict[str, Connections] = {}
-        self.proxied = self._connections_of("").proxied
+        self.proxied = self._connections_of(Asked("")).proxied
         self._stores = ObjectStores()
         self._side_requests = asyncio.Semaphore(max(1, settings.concurrency // SIDE_SHARE))
 
-    def _connections_of(self, endpoint: str) -> Connections:
-        """Return those of the web, or of a store of the user's own at ``host:port``, which they alone may reach.
+    def _connections_of(self, asked: Asked) -> Connections:
+        """Return those of the web, or of a store of the user's own at its endpoint, which they alone may reach.
 
         They share none, so that nothing of the web gets to such a store through a connection that is open.
         """
-        if endpoint not in self._connections:
-            allowed, context = (
-                (*self._settings.allow_host, *filter(None, [endpoint])),
-                context_of(endpoint, self._context),
-            )
-            self._connections[endpoint] = Connections(context, self._settings.concurrency, allowed, self.names)
-        return self._connections[endpoint]
+        if asked.endpoint not in self._connections:
+            allowed = (*self._settings.allow_host, *filter(None, [asked.endpoint]))
+            context = context_of(asked, self._context)
+            self._connections[asked.endpoint] = Connections(context, self._settings.concurrency, allowed, self.names)
+        return self._connections[asked.endpoint]
 
     async def __aenter__(self) -> Self:
         return self
@@ -109,18 +107,21 @@ class Downloader:
 
         Raises a `FetchError` as `download` does.
         """
-        return (await self.page(url, "", max_bytes=max_bytes))[0]
+        async with self._side_requests:
+            return (await self.page(url, "", max_bytes=max_bytes))[0]
 
-    async def page(self, url: str, after: str, *, max_bytes: int) -> tuple[bytes, str]:
+    async def page(
+        self, url: str, after: str, *, max_bytes: int, may_follow: Callable[[str], Awaitable[None]] | None = None
+    ) -> tuple[bytes, str]:
         """Return a page of what a store's folder holds, as `read` does, and what the server says of the next one.
 
-        ``after`` is the mark at the end of the page before it.
+        ``after`` is the mark at the end of the page before it; ``may_follow`` is as that of downloads.
         """
         attempt = Attempt.of(url)
         with attempt.errors():
             asked = await self._asked(url, after)
-            async with self._side_requests, self._watchdog(attempt) as watchdog:
-                answer = await self._open(attempt, asked, {"Accept": "*/*"}, watchdog)
+            async with self._watchdog(attempt) as watchdog:
+                answer = await self._open(attempt, asked, {"Accept": "*/*"}, watchdog, may_follow)
                 try:
                     await _check_status(answer, watchdog, asked)
                     return await at_most(answer, max_bytes), answer.headers.get("link", "")
@@ -211,7 +212,7 @@ class Downloader:
         cookies: httpx2.Cookies | None = None
         for _ in range(MAX_REDIRECTS + 1):
             watchdog.reschedule(loop.time() + self._answer_s)
-            answer = await self._connections_of(asked.endpoint).send(target, sent, self._extensions)
+            answer = await self._connections_of(asked).send(target, sent, self._extensions)
             attempt.status = answer.status
             if await self._has_moved(asked, attempt.url, answer):
                 await answer.aclose()

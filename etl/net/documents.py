@@ -61,7 +61,7 @@ class Documents:
             from etl.net.robots import MAX_BYTES, Robots
 
             self._robots = Robots(lambda one: downloader.read(one, max_bytes=MAX_BYTES))
-            downloader.may_follow = self._robots.check
+        robots = None if is_store(url) else self._robots
         pause = 1 / self._settings.host_rate if self._settings.host_rate else 0.0
         attempt = 0
         while True:
@@ -70,10 +70,12 @@ class Documents:
                 time.sleep(min(left, LOOK_S))
             self._not_before = time.monotonic() + pause
             try:
-                if self._robots is not None and not is_store(url):
-                    self._runner.run(self._robots.check(url))
-                    self._not_before = max(self._not_before, time.monotonic() + self._robots.crawl_delay(url))
-                data, link = self._runner.run(downloader.page(url, after, max_bytes=max_bytes + 1))
+                if robots is not None:
+                    self._runner.run(robots.check(url))
+                    self._not_before = max(self._not_before, time.monotonic() + robots.crawl_delay(url))
+                check = robots.check if robots else None
+                asking = downloader.page(url, after, max_bytes=max_bytes + 1, may_follow=check)
+                data, link = self._runner.run(asking)
                 if len(data) > max_bytes:
                     raise BodyTooLargeError(f"larger than {max_bytes} bytes: {url[:200]}")
                 return data, link

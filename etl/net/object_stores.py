@@ -118,9 +118,9 @@ def is_store(url: str) -> bool:
     return scheme_of(url) in _RESOLVERS
 
 
-def context_of(endpoint: str, usual: ssl.SSLContext) -> ssl.SSLContext:
-    """Return what certificates are checked by: at a store's endpoint ``AWS_CA_BUNDLE``, where that is set."""
-    bundle = os.environ.get("AWS_CA_BUNDLE") if endpoint else ""
+def context_of(asked: Asked, usual: ssl.SSLContext) -> ssl.SSLContext:
+    """Return what certificates are checked by: those of S3 by ``AWS_CA_BUNDLE``, where that is set."""
+    bundle = os.environ.get("AWS_CA_BUNDLE") if asked.store == "s3" else ""
     try:
         return ssl.create_default_context(cafile=bundle) if bundle else usual
     except OSError as error:

@@ -139,7 +139,7 @@ async def _probe(settings: Settings, url: str, context: ssl.SSLContext, stores: 
         with Attempt.of(url).errors():
             asked = await _asked(stores, url)
             target = Target.of(asked.url, whole=bool(asked.store))
-            connections = Connections(context_of(asked.endpoint, context), 1, _allowed(settings, asked), names)
+            connections = Connections(context_of(asked, context), 1, _allowed(settings, asked), names)
             async with asyncio.timeout(PROBE_S):
                 if not connections.proxied:
                     # Known for the connection then, which so has its own time alone.

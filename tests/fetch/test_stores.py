@@ -321,6 +321,8 @@ def test_files_of_the_hub(
     monkeypatch.setattr(constants, "ENDPOINT", server.base)
     template = server.base + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    # Certificates of a store on the own network are none of the hub's.
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "none.pem"))
     root = "/datasets/own/set/resolve/refs/pr/1"
     server.add(f"{root}/metadata.jsonl", b'{"file_name": "train/\xc3\xa9 0.jpg", "text": "x"}\n')
     url = "hf://datasets/own/set@refs/pr/1/train/é 0.jpg"

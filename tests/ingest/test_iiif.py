@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from support.iiif_server import ImageArchive
+from support.iiif_server import ImageArchive, Served
 from support.states import settings_for
 
 from etl.domain.statuses import RecordState
@@ -290,6 +290,13 @@ def test_collections_are_followed(tmp_path: Path) -> None:
         assert [record.url for record in records] == [None, f"{archive.base}/2.jpg", None, None]
         assert "forbidden by" in str(records[0].error)
         assert archive.asked.count("/robots.txt") == 1
+        # It counts where a redirect leads, too; asking for it must not wait for who waits for it.
+        archive.documents["/robots.txt"] = b"User-agent: *\nDisallow: /*/info.json"
+        archive.documents["/top.json"]["items"] = [named("iiif/1")]
+        archive.pictures["/iiif/1"] = Served()
+        records = found(f"{archive.base}/top.json", replace(settings, respect_robots=True, concurrency=1))
+        assert "forbidden by" in str(records[0].error)
+        assert "/iiif/1/info.json" not in archive.asked
         with pytest.raises(ManifestError, match="--allow-host"):
             found(f"{archive.base}/top.json", settings_for(tmp_path / "state"))
         with pytest.raises(ManifestError, match="HTTP 404"):
