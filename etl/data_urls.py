@@ -29,6 +29,9 @@ _BASE64 = re.compile(
 )
 """How JPEG, PNG, GIF, WebP, TIFF, PDF, JPEG 2000, JPEG XL, AVIF and HEIF, PSD, and BMP begin in base64."""
 
+_FEW = 8
+"""Pictures of a record that are looked for one by one.  Of more, each text of the record is looked at."""
+
 _NAME = b"etl-picture-sha256="
 _NAMED = re.compile(rb'"((?i:data:)[^"\\]{0,200},|)etl-picture-sha256=([0-9a-f]{64})"')
 _HEAD = re.compile(r"(?i:data:)[ -~]{0,200}")
@@ -67,11 +70,13 @@ def taken_out(line: bytes, urls: Mapping[str, str]) -> bytes:
         text: b'"' + _head_of(text).encode() + _NAME + url.removeprefix(_PREFIX).encode() + b'"'
         for text, url in urls.items()
     }
-    for text, name in names.items():
-        line = line.replace(b'"' + text.encode(errors="replace") + b'"', name)
-    if all(name in line for name in names.values()):
-        return line
-    # One that is written with escapes, or with white space around it.
+    # Each goes through the whole line.
+    if len(names) <= _FEW:
+        for text, name in names.items():
+            line = line.replace(b'"' + text.encode(errors="replace") + b'"', name)
+        if all(name in line for name in names.values()):
+            return line
+    # Many, or one that is written with escapes, or with white space around it.
     return _JSON_STRING.sub(lambda found: names.get(json.loads(found[0]).strip(), found[0]), line)
 
 

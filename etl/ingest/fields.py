@@ -38,7 +38,7 @@ _NO_LETTERS = re.compile(r"[\s_.\-#\ufeff\u200b-\u200d\u2060]+")
 _INVISIBLE = re.compile(r"[\ufeff\u200b-\u200f\u202a-\u202e\u2060-\u2064]")
 _MANY = re.compile(r"(?<![\s,;|^])[\s,;|^]++(?=(?:https?|s3|gs|hf)://)", re.IGNORECASE)
 _EXTRACTED = re.compile(r"(?:https?|s3|gs|hf)://[^\s\"'<>()\[\]{}|\\]+|(?<=[\"'])//[^\s\"'<>]+", re.IGNORECASE)
-_WRAPPED = re.compile(r"""\s*(?:=\s*(?:IMAGE|HYPERLINK)\s*\(|\[|!\[|<(?:img|a)\s|[^/]*\(https?://)""", re.IGNORECASE)
+_WRAPPED = re.compile(r"""\s*+(?:=\s*(?:IMAGE|HYPERLINK)\s*\(|\[|!\[|<(?:img|a)\s|[^/]*\(https?://)""", re.IGNORECASE)
 """A formula of a spreadsheet, a list in a cell, Markdown, HTML, and ``name.jpg (https://...)`` of Airtable."""
 
 _ADDRESS = re.compile(r"(?:https?|ftp|file|s3|gs|hf)://\S|//[\w.-]+\.\w|www\.[\w-]+\.\w|data:image/", re.IGNORECASE)

@@ -30,7 +30,8 @@ MAX_DEPTH = 200
 """Arrays and objects inside each other.  How many more Python bears depends on its version and on who calls, and what
 was ingested must be exported on any machine."""
 
-_JSON_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""Also one that does not end, or each quote in it would be tried as the beginning of one."""
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 

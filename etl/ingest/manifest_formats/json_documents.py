@@ -149,17 +149,18 @@ def _unwrapped(scanner: Scanner) -> Generator[Any, None, dict[str, Any] | None]:
 
 def _members(scanner: Scanner) -> Generator[Any, None, dict[str, Any] | None]:
     """Yield what an object surely holds as records; return what it has beside them, ``None`` where that is nothing."""
-    begun, record, holds_records, is_keyed = scanner.offset, dict[str, Any](), False, False
+    begun, record = scanner.offset, dict[str, Any]()
+    holds_records = is_keyed = is_record = False
     for name in scanner.names():
         char, folded = scanner.peek(), normalised(name)
-        is_record = any(is_known(known) and isinstance(value, str | int | list) for known, value in record.items())
         if is_picture(name) and not is_record:
             holds_records = True
             value = scanner.value()
             yield {"file_name": name, **(value if isinstance(value, dict) else {"caption": value})}
         elif char == "[":
             elements, first, is_sure = scanner.elements(), list[Any](), False
-            may_be, names = folded in _RECORDS or (folded in _PICTURES and not is_record), _columns(record)
+            may_be = folded in _RECORDS or (folded in _PICTURES and not is_record)
+            names = _columns(record) if may_be else None
             for element in elements if may_be else ():
                 first.append(element)
                 if isinstance(element, list):
@@ -187,6 +188,7 @@ def _members(scanner: Scanner) -> Generator[Any, None, dict[str, Any] | None]:
             yield from _keyed(record)
         if holds_records:
             record.clear()
+        is_record = bool(record) and (is_record or (is_known(name) and isinstance(record[name], str | int | list)))
     if _are_records(record):
         yield from _keyed(record)
         return None
