@@ -211,6 +211,7 @@ def _collected(summary: "GcSummary") -> Iterator[str]:
         ("unneeded", "working copies that no record needs"),
         ("originals", "originals"),
         ("captioned", "working copies with their captions"),
+        ("archives", "archives of which no record is left"),
     ):
         removed = getattr(summary, name)
         if removed.files or name in ("orphans", "parts", "unneeded"):

@@ -88,7 +88,7 @@ class Manifest:
             # The HTTP client takes a tenth of a second to import.
             from etl.ingest.remote import brought
 
-            kept = settings.state / ARCHIVES / f"{hashlib.sha256(self.path.encode()).hexdigest()[:16]}-{self.name}"
+            kept = kept_archive(settings.state, self.path)
             was_kept = kept.exists()
             with nullcontext(kept) if was_kept else brought(self._url, settings, should_stop) as file:
                 if file is not None and not was_kept and is_archive(ManifestFile(file).head):
@@ -116,6 +116,11 @@ class Manifest:
         """
         self._file.encoding, self._file.sidecars = encoding, sidecars
         return manifest_formats.lines(self._file)
+
+
+def kept_archive(state: Path, url: str) -> Path:
+    """Return where a state keeps the archive of pictures that lies at a URL, once it was brought."""
+    return state / ARCHIVES / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{remote_name(url.rstrip('/'))}"
 
 
 def remote_name(url: str) -> str:

@@ -1,4 +1,4 @@
-"""Garbage collection: what the image cache holds and nothing needs.
+"""Garbage collection: what the image cache holds and nothing needs, and archives whose records are gone.
 
 Only for the holder of the state's lock: with no run at work every part was left behind, and every file without a row
 is an orphan.
@@ -7,9 +7,11 @@ is an orphan.
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from etl.fetch.cache_limit import PAGE, ROOM, evict, size_of, survey
 from etl.images.cache import CachedFile, ImageCache
+from etl.ingest.manifest import ARCHIVES, kept_archive
 from etl.net.resume import is_resumable
 from etl.state.images import Candidate, EvictionReason
 from etl.state.presence import require_cache
@@ -38,6 +40,7 @@ class GcSummary:
         unneeded: working copies that no active record needs.
         originals: kept originals.
         captioned: working copies whose captions under the current recipe are all done.
+        archives: those of pictures that lie elsewhere, of which no record is left.
         cache_bytes: bytes that the cache takes afterwards.
         limit: ``max_cache_size``; 0 means none.
     """
@@ -47,6 +50,7 @@ class GcSummary:
     unneeded: Removed
     originals: Removed
     captioned: Removed
+    archives: Removed
     cache_bytes: int
     limit: int
     dry_run: bool
@@ -62,6 +66,7 @@ def gc(store: Store, *, captioned: bool = False, originals: bool = False, dry_ru
     with Reader(store.directory) as reader:
         require_cache(reader)
         found = survey(cache, reader)
+        archives = _lost_archives(store.directory, reader)
     collection = _Collection(store, cache, found.size + sum(part.size for part in found.parts), dry_run=dry_run)
     # In this order: what is worth least goes first, and the limit asks only for what is still above it.
     return GcSummary(
@@ -70,6 +75,8 @@ def gc(store: Store, *, captioned: bool = False, originals: bool = False, dry_ru
         unneeded=collection.evict(EvictionReason.UNNEEDED, all_of_them=True),
         originals=collection.evict(EvictionReason.ORIGINAL, all_of_them=originals),
         captioned=collection.evict(EvictionReason.CAPTIONED, all_of_them=captioned),
+        # They count for no limit.
+        archives=_Collection(store, cache, 0, dry_run=dry_run).remove(archives),
         cache_bytes=collection.used,
         limit=store.settings.max_cache_size,
         dry_run=dry_run,
@@ -79,6 +86,16 @@ def gc(store: Store, *, captioned: bool = False, originals: bool = False, dry_ru
 def _dead_parts(parts: Iterable[CachedFile]) -> list[CachedFile]:
     oldest_ns = time.time_ns() - RESUMABLE_S * 10**9
     return [part for part in parts if part.written_ns < oldest_ns or not is_resumable(part.path)]
+
+
+def _lost_archives(state: Path, reader: Reader) -> list[CachedFile]:
+    rows = reader.rows(
+        "SELECT path FROM manifests m WHERE path LIKE '%://%' "
+        "AND EXISTS (SELECT 1 FROM records r WHERE r.manifest = m.id AND r.state <> 'removed')"
+    )
+    needed = {kept_archive(state, path) for (path,) in rows}
+    lost = (path for path in (state / ARCHIVES).glob("*") if path not in needed and path.is_file())
+    return [CachedFile(path, path.lstat().st_size, 0) for path in lost]
 
 
 class _Collection:

@@ -15,6 +15,7 @@ from etl.errors import InvalidUrlError, ManifestError
 from etl.ingest.manifest import Manifest, remote_name
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest
+from etl.maintenance.gc import Removed, gc
 from etl.net.urls import beside
 from etl.state.manifests import roots
 from etl.state.read.reader import Reader
@@ -73,7 +74,7 @@ def test_a_list_whose_download_was_cut_goes_on_in_the_next_run(server: FaultServ
 
 
 def test_an_archive_of_pictures_is_brought_once(server: FaultServer, bench: Workbench) -> None:
-    """It stays with the state, where its pictures are read; one that holds a list alone does not."""
+    """It stays with the state until no record of it is left; one that holds a list alone does not."""
     (_, picture), *_ = scenes(1)
     for name, files in (("p.zip", {"a/1.jpg": picture, "note.md": b""}), ("l.zip", {"l.txt": b"x/1.jpg"})):
         held = io.BytesIO()
@@ -92,6 +93,14 @@ def test_an_archive_of_pictures_is_brought_once(server: FaultServer, bench: Work
     with pytest.raises(ManifestError, match="cut short, damaged"):
         bench.ingest_path(server.add("/cut.zip", held.getvalue()[:-9]))
     assert len(list((bench.state / "archives").iterdir())) == 1
+    with Store.open(bench.settings) as store:
+        assert gc(store).archives == Removed()
+        (bench.state / "archives" / "0-lost.zip").write_bytes(b"x")
+        assert gc(store, dry_run=True).archives == gc(store).archives == Removed(1, 1)
+        server.add("/p.zip", b"")
+    bench.ingest({"id": "a/1.jpg", "url": server.url("/1.jpg")})
+    with Store.open(bench.settings) as store:
+        assert gc(store).archives.files == 1, "its record points elsewhere now"
 
 
 def test_what_cannot_be_brought_is_one_line(server: FaultServer, bench: Workbench) -> None:
