@@ -88,8 +88,7 @@ class Downloader:
         They share none, so that nothing of the web gets to such a store through a connection that is open.
         """
         if asked.endpoint not in self._connections:
-            allowed = (*self._settings.allow_host, *filter(None, [asked.endpoint]))
-            context = context_of(asked, self._context)
+            allowed, context = asked.allowed(self._settings.allow_host), context_of(asked, self._context)
             self._connections[asked.endpoint] = Connections(context, self._settings.concurrency, allowed, self.names)
         return self._connections[asked.endpoint]
 
@@ -119,7 +118,7 @@ class Downloader:
         """
         attempt = Attempt.of(url)
         with attempt.errors():
-            asked = await self._asked(url, after)
+            asked = await self._stores.asked(url, after)
             async with self._watchdog(attempt) as watchdog:
                 answer = await self._open(attempt, asked, {"Accept": "*/*"}, watchdog, may_follow)
                 try:
@@ -161,13 +160,10 @@ class Downloader:
                     resume.forget(part)
                 raise
 
-    async def _asked(self, url: str, after: str = "") -> Asked:
-        return await asyncio.to_thread(self._stores.asked, url, after) if is_store(url) else Asked(url)
-
     async def _fetch(self, attempt: Attempt, part: Path, validators: Validators | None, accept: str) -> Download:
         rest = resume.rest_of(part)
         attempt.begun = rest.received if rest else 0
-        asked = await self._asked(attempt.url)
+        asked = await self._stores.asked(attempt.url)
         async with self._watchdog(attempt) as watchdog:
             asking = rest.headers if rest else validators.headers if validators else {}
             answer = await self._open(attempt, asked, {"Accept": accept, **asking}, watchdog, self.may_follow)
@@ -216,7 +212,7 @@ class Downloader:
             attempt.status = answer.status
             if await self._has_moved(asked, attempt.url, answer):
                 await answer.aclose()
-                asked = await self._asked(attempt.url, asked.after)
+                asked = await self._stores.asked(attempt.url, asked.after)
                 target = Target.of(asked.url, whole=True)
                 sent = {**self._headers, **headers, **asked.headers}
                 continue

@@ -3,13 +3,14 @@
 It carries a signature or a token, made anew for each request, so it is neither shown nor kept.
 """
 
+import asyncio
 import logging
 import os
 import re
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -73,6 +74,10 @@ class Asked:
     note: str = ""
     after: str = ""
 
+    def allowed(self, hosts: Iterable[str]) -> tuple[str, ...]:
+        """Return what may be private of all that is dialled for it: these hosts, and the endpoint."""
+        return (*hosts, *filter(None, [self.endpoint]))
+
     def words(self, body: bytes, date: str | None = None) -> str:
         """Return what a refusal of the store says, in one line, and what to do; ``date`` is that of its answer.
 
@@ -91,13 +96,15 @@ class ObjectStores:
         self._s3: _S3 | None = None
         self._lock = threading.Lock()
 
-    def asked(self, url: str, after: str = "") -> Asked:
+    async def asked(self, url: str, after: str = "") -> Asked:
         """Return what is asked for now: of a folder, whose URL ends with ``/``, a page of what it holds.
 
-        May read files, and ask whoever gives out credentials: call it in a thread.  Raises a `FetchError`:
-        `PackageMissingError` where the store's own package is not installed.
+        Raises a `FetchError`: `PackageMissingError` where the store's own package is not installed.
         """
-        return _RESOLVERS[scheme_of(url)](self, url, after)
+        if not is_store(url):
+            return Asked(url)
+        # In a thread: it may read files, and ask whoever gives out credentials.
+        return await asyncio.to_thread(_RESOLVERS[scheme_of(url)], self, url, after)
 
     def has_moved(self, asked: Asked, url: str, headers: Mapping[str, str], body: bytes) -> bool:
         """Return whether an answer of one of `MOVED` says that the bucket is elsewhere, where the next request goes."""

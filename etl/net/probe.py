@@ -17,7 +17,7 @@ from etl.net.attempt import Attempt
 from etl.net.connections import Connections, proxy_addresses
 from etl.net.errors import fetch_error
 from etl.net.names import Names
-from etl.net.object_stores import Asked, ObjectStores, context_of, is_store
+from etl.net.object_stores import Asked, ObjectStores, context_of
 from etl.net.request import Target, user_agent
 from etl.net.urls import host_of
 from etl.settings import Settings
@@ -77,7 +77,7 @@ async def _unreachable(settings: Settings, urls: Mapping[str, str]) -> dict[str,
 
     async def asked_for(url: str) -> Asked | None:
         try:
-            return await _asked(stores, url)
+            return await stores.asked(url)
         except FetchError:
             # Fetching says so of each picture.
             return None
@@ -87,7 +87,7 @@ async def _unreachable(settings: Settings, urls: Mapping[str, str]) -> dict[str,
             return None
         try:
             async with asyncio.timeout(LOOK_S):
-                url, backend = httpx2.URL(asked.url), GuardedBackend(_allowed(settings, asked), names)
+                url, backend = httpx2.URL(asked.url), GuardedBackend(asked.allowed(settings.allow_host), names)
                 port = url.port or {"http": 80, "https": 443}[url.scheme]
                 await (await backend.connect_tcp(url.raw_host.decode("ascii"), port)).aclose()
         except TimeoutError:
@@ -102,14 +102,6 @@ async def _unreachable(settings: Settings, urls: Mapping[str, str]) -> dict[str,
     wanted = await asyncio.gather(*map(asked_for, urls.values()))
     found = await asyncio.gather(*map(look, wanted))
     return {host: error for host, error in zip(urls, found, strict=True) if error is not None}
-
-
-async def _asked(stores: ObjectStores, url: str) -> Asked:
-    return await asyncio.to_thread(stores.asked, url) if is_store(url) else Asked(url)
-
-
-def _allowed(settings: Settings, asked: Asked) -> tuple[str, ...]:
-    return (*settings.allow_host, *filter(None, [asked.endpoint]))
 
 
 async def _probe_all(settings: Settings, urls: Mapping[str, str]) -> dict[str, Reached]:
@@ -137,9 +129,9 @@ async def _probe(settings: Settings, url: str, context: ssl.SSLContext, stores: 
     headers = {"User-Agent": user_agent(settings.contact), "Accept": "*/*", "Range": "bytes=0-0"}
     try:
         with Attempt.of(url).errors():
-            asked = await _asked(stores, url)
+            asked = await stores.asked(url)
             target = Target.of(asked.url, whole=bool(asked.store))
-            connections = Connections(context_of(asked, context), 1, _allowed(settings, asked), names)
+            connections = Connections(context_of(asked, context), 1, asked.allowed(settings.allow_host), names)
             async with asyncio.timeout(PROBE_S):
                 if not connections.proxied:
                     # Known for the connection then, which so has its own time alone.

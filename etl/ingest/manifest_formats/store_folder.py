@@ -19,19 +19,19 @@ def lines(file: ManifestFile) -> Iterator[bytes]:
     """
     assert file.read_page is not None
     file.skipped.clear()
-    after, begun = "", False
-    while after or not begun:
-        begun = True
+    after = ""
+    while True:
         try:
             page = page_of(file.folder, *file.read_page(file.folder, after, MAX_PAGE))
         except FetchError as error:
             raise ManifestError(f"the folder cannot be listed: {clean(str(error), 500)}") from error
         if after and page.after == after:
             raise ManifestError(f"the store gives the same page of {clean(file.folder, 200)} again and again")
-        after = page.after
         for name, size in page.entries:
             kind = skipped_as(name)
             if kind is None:
                 yield json_line({"id": name, "url": url_of(file.folder, name), "size_bytes": size})
             elif not name.endswith("/"):
                 file.skipped[kind] += 1
+        if not (after := page.after):
+            return
