@@ -27,12 +27,13 @@ from etl.images import (
     truncated,
 )
 from etl.images import tiff_bands as bands
+from etl.images import tiff_tags as tag
 from etl.images.flags import image_flags
 from etl.images.formats import FORMATS, ImageFormat, format_of
 from etl.images.refusals import errors_mapped, missing
 from etl.images.resize import shrink
 from etl.images.sniff import HEAD_BYTES
-from etl.images.tiff_directory import PROFILE, Stored
+from etl.images.tiff_directory import Stored
 
 JPEG_QUALITY = 90
 """Of working copies: at 1024 px the vision tower's 336 px input hides what it loses, at a third of the size of 95."""
@@ -40,8 +41,6 @@ JPEG_QUALITY = 90
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 """Formats whose frames are one picture's; pages of a TIFF are not."""
 
-_ORIENTATION = 0x0112
-_PHOTOMETRIC = 262
 _MIN_IS_WHITE = 0
 
 
@@ -161,7 +160,7 @@ def _decode_choice(stored: Stored | IO[bytes], orientation: int, longest_edge: i
         if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError(f"{width}x{height}")
         small = bands.reduced(stored, max(1, max(stored.size) // longest_edge), orientation)
-        image = _finished(small, longest_edge, stored.tag_v2.get(PROFILE), is_inverted=_is_min_is_white(stored))
+        image = _finished(small, longest_edge, stored.tag_v2.get(tag.PROFILE), is_inverted=_is_min_is_white(stored))
     if orientation >= 5:
         width, height = height, width
     return Picture(image, mime, width, height)
@@ -278,7 +277,7 @@ def _decode_into_place(image: JpegImagePlugin.JpegImageFile) -> None:
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation that is still to be applied, 1 to 8; 1 when the EXIF data are broken."""
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        value = image.getexif().get(tag.ORIENTATION, 1)
     # The EXIF parser fails in as many ways as there are cameras; the picture itself is good.
     except Exception:
         return 1
@@ -289,7 +288,7 @@ def _is_min_is_white(image: Image.Image | Stored) -> bool:
     """Whether the file's lowest value means white; Pillow inverts such TIFFs up to 8 bits, but not wider ones."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile | Stored):
         return False
-    return bool(image.tag_v2.get(_PHOTOMETRIC) == _MIN_IS_WHITE)
+    return bool(image.tag_v2.get(tag.PHOTOMETRIC) == _MIN_IS_WHITE)
 
 
 def _fit(size: tuple[int, int], longest_edge: int, *, floor: bool = False) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from etl.errors import CorruptImageError, TruncatedImageError
+from etl.images import tiff_tags as tag
 from etl.images.tiff_directory import Stored
 from etl.images.tiff_writing import tiff_of
 
@@ -28,17 +29,11 @@ PIECE_BYTES = 4 * 1024**2
 _PEAK_BYTES = {"1": 2, "L": 1, "P": 5, "I;16": 6, "I;16B": 6, "F": 16}
 """Bytes per pixel while a picture is decoded, the copy in a mode that can be averaged included; else 4."""
 
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
-_STRIP_OFFSETS, _SAMPLES, _ROWS_PER_STRIP, _STRIP_SIZES, _PLANAR = 273, 277, 278, 279, 284
-_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES = 322, 323, 324, 325
 _KEPT = (
-    _WIDTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT,
+    tag.WIDTH, tag.BITS, tag.COMPRESSION, tag.PHOTOMETRIC, tag.SAMPLES, tag.PLANAR, tag.TILE_WIDTH, tag.TILE_HEIGHT,
     292, 293,  # options of Group 3 and 4
-    317,  # predictor
-    320,  # colour map
-    338, 339,  # extra samples, sample format
-    347,  # JPEG tables
-    529, 530, 531, 532,  # YCbCr coefficients, subsampling, positioning, reference black and white
+    tag.PREDICTOR, tag.COLOUR_MAP, tag.EXTRA_SAMPLES, tag.SAMPLE_FORMAT, tag.JPEG_TABLES,
+    tag.COEFFICIENTS, 530, 531, 532,  # YCbCr subsampling, positioning, reference black and white
 )  # fmt: skip
 """Tags (TIFF 6.0) that say how pixels are stored, and are the same for a part of them."""
 
@@ -105,14 +100,13 @@ def is_misread(image: Picture) -> bool:
     palettes not that the first pixel may be in the lowest bits of a byte.
     """
     tags = image.tag_v2
-    is_raw = tags.get(_COMPRESSION, _RAW) == _RAW
-    is_odd = tags.get(_PLANAR) == _SEPARATE or tags.get(_PHOTOMETRIC) == _YCBCR or tags.get(_FILL_ORDER, 1) != 1
-    return is_raw and is_odd
+    is_odd = tags.get(tag.PLANAR) == _SEPARATE or tags.get(tag.PHOTOMETRIC) == _YCBCR
+    return tags.get(tag.COMPRESSION, _RAW) == _RAW and (is_odd or tags.get(tag.FILL_ORDER, 1) != 1)
 
 
 def is_sparse(image: Picture) -> bool:
     """Return whether strips or tiles were left out, as makers of maps do."""
-    return 0 in _numbers(image.tag_v2.get(_TILE_OFFSETS, image.tag_v2.get(_STRIP_OFFSETS)))
+    return 0 in _numbers(image.tag_v2.get(tag.TILE_OFFSETS, image.tag_v2.get(tag.STRIP_OFFSETS)))
 
 
 def is_known(image: Stored) -> bool:
@@ -156,16 +150,16 @@ def pictures(image: Picture, layout: Layout) -> Iterator[Image.Image]:
 def layout_of(image: Picture) -> Layout | None:
     """Return how the pixels are stored; ``None`` when they cannot be had in pieces, or not by the book."""
     tags = image.tag_v2
-    width, height, compression = tags[_WIDTH], tags[_HEIGHT], tags.get(_COMPRESSION, _RAW)
-    tiled = _TILE_OFFSETS in tags
-    if compression == _OLD_JPEG or tiled == (_STRIP_OFFSETS in tags):
+    width, height, compression = tags[tag.WIDTH], tags[tag.HEIGHT], tags.get(tag.COMPRESSION, _RAW)
+    tiled = tag.TILE_OFFSETS in tags
+    if compression == _OLD_JPEG or tiled == (tag.STRIP_OFFSETS in tags):
         return None
-    samples = tags.get(_SAMPLES, 1)
-    planes = samples if tags.get(_PLANAR) == _SEPARATE else 1
+    samples = tags.get(tag.SAMPLES, 1)
+    planes = samples if tags.get(tag.PLANAR) == _SEPARATE else 1
     if tiled:
-        rows, strip_width = tags.get(_TILE_HEIGHT, 0), tags.get(_TILE_WIDTH, 0)
+        rows, strip_width = tags.get(tag.TILE_HEIGHT, 0), tags.get(tag.TILE_WIDTH, 0)
     else:
-        rows, strip_width = min(tags.get(_ROWS_PER_STRIP, height), height), width
+        rows, strip_width = min(tags.get(tag.ROWS_PER_STRIP, height), height), width
     if rows < 1 or strip_width < 1:
         return None
     across, down = -(-width // strip_width), -(-height // rows)
@@ -175,8 +169,8 @@ def layout_of(image: Picture) -> Layout | None:
         heights = [rows if tiled else min(rows, height - row * rows) for row in range(down)]
         sizes = [row_bytes * rows_there for rows_there in heights for _ in range(across)] * planes
     else:
-        sizes = _numbers(tags.get(_TILE_SIZES if tiled else _STRIP_SIZES))
-    offsets = _numbers(tags.get(_TILE_OFFSETS if tiled else _STRIP_OFFSETS))
+        sizes = _numbers(tags.get(tag.TILE_SIZES if tiled else tag.STRIP_SIZES))
+    offsets = _numbers(tags.get(tag.TILE_OFFSETS if tiled else tag.STRIP_OFFSETS))
     if not len(offsets) == len(sizes) == across * down * planes:
         return None
     divisible = not tiled and row_bytes > 0 and (compression == _RAW or compression in _DEFLATE)
@@ -202,9 +196,9 @@ def _numbers(value: Any) -> list[int]:
 
 def _row_bytes(image: Picture, width: int, samples: int) -> int:
     """Return the bytes of a row of pixels before compression; 0 where they share their colour and cannot be counted."""
-    if image.tag_v2.get(_PHOTOMETRIC) == _YCBCR:
+    if image.tag_v2.get(tag.PHOTOMETRIC) == _YCBCR:
         return 0
-    bits: tuple[int, ...] = image.tag_v2.get(_BITS, (1,))
+    bits: tuple[int, ...] = image.tag_v2.get(tag.BITS, (1,))
     return (width * sum(bits[:samples] if len(bits) >= samples else bits[:1] * samples) + 7) // 8
 
 
@@ -233,7 +227,7 @@ def _parts_of_strips(image: Picture, layout: Layout, most_rows: int) -> Iterator
         height = min(layout.rows, layout.height - number * layout.rows)
         heights = [min(most_rows, height - top) for top in range(0, height, most_rows)]
         sizes = [rows * layout.row_bytes for rows in heights]
-        cut = _cut if image.tag_v2.get(_COMPRESSION, _RAW) == _RAW else _inflated
+        cut = _cut if image.tag_v2.get(tag.COMPRESSION, _RAW) == _RAW else _inflated
         planes = [cut(image, *place, sizes) for place in layout.places[number::per_plane]]
         for rows, *strips in zip(heights, *planes, strict=True):
             yield Piece(rows, rows, strips)
@@ -278,7 +272,7 @@ def _read(image: Picture, offset: int, size: int) -> bytes:
         raise TruncatedImageError("the TIFF is cut short: a strip or tile reaches beyond the end of the file")
     image.fp.seek(offset)
     data = image.fp.read(size)
-    is_reversed = image.tag_v2.get(_FILL_ORDER, 1) != 1 and image.tag_v2.get(_COMPRESSION) != _JPEG
+    is_reversed = image.tag_v2.get(tag.FILL_ORDER, 1) != 1 and image.tag_v2.get(tag.COMPRESSION) != _JPEG
     return data.translate(_REVERSED) if is_reversed else data
 
 
@@ -286,8 +280,8 @@ def _small_tiff(image: Picture, piece: Piece) -> bytes:
     """Return the piece as a TIFF."""
     tags = image.tag_v2
     strips = piece.strips
-    values: dict[int, Any] = {tag: tags[tag] for tag in _KEPT if tag in tags} | {_HEIGHT: piece.height}
+    values: dict[int, Any] = {number: tags[number] for number in _KEPT if number in tags} | {tag.HEIGHT: piece.height}
     if is_misread(image):
         # Compressed pixels go through libtiff, which knows better.
-        values[_COMPRESSION], strips = _DEFLATE[0], [zlib.compress(strip, 0) for strip in strips]
+        values[tag.COMPRESSION], strips = _DEFLATE[0], [zlib.compress(strip, 0) for strip in strips]
     return tiff_of(tags.prefix, values, strips, piece.rows)

@@ -8,24 +8,8 @@ from PIL import ContainerIO, Image, UnidentifiedImageError
 
 from etl.errors import CorruptImageError
 from etl.images import tiff_samples
-from etl.images.tiff_directory import (
-    COMPRESSION,
-    HEIGHT,
-    INK_SET,
-    JPEG_AT,
-    JPEG_SIZE,
-    ORIENTATION,
-    PHOTOMETRIC,
-    RAW_PHOTOMETRICS,
-    STRIP_OFFSETS,
-    STRIP_SIZES,
-    WIDTH,
-    Directories,
-    Stored,
-    Tags,
-    mended,
-    read_directories,
-)
+from etl.images import tiff_tags as tag
+from etl.images.tiff_directory import RAW_PHOTOMETRICS, Directories, Stored, Tags, mended, read_directories
 
 _OLD_JPEG, _JPEG = 6, 7
 _NOT_READ = {
@@ -62,14 +46,12 @@ def chosen(file: IO[bytes], longest_edge: int) -> Choice:
         if directories.is_raw:
             return _preview(file, directories, longest_edge)
         tags = directories.meant()
-        if tags.get(PHOTOMETRIC) == _INKS and tags.get(INK_SET, 1) != 1:
+        if tags.get(tag.PHOTOMETRIC) == _INKS and tags.get(tag.INK_SET, 1) != 1:
             raise CorruptImageError("the TIFF is printed with other inks than cyan, magenta, yellow and black")
-        if tags.get(COMPRESSION) in _NOT_READ:
-            raise CorruptImageError(
-                f"the TIFF is compressed as {_NOT_READ[tags[COMPRESSION]]}, which is not supported; save it with LZW"
-            )
+        if (unread := _NOT_READ.get(tags.get(tag.COMPRESSION, 1))) is not None:
+            raise CorruptImageError(f"the TIFF is compressed as {unread}, which is not supported; save it with LZW")
         picture = Stored(file, mended(tags))
-        if tags.get(COMPRESSION) == _OLD_JPEG and (jpeg := _jpeg(file, tags)) is not None:
+        if tags.get(tag.COMPRESSION) == _OLD_JPEG and (jpeg := _jpeg(file, tags)) is not None:
             with Image.open(jpeg, formats=["JPEG"]) as image:
                 # Else it is a JPEG's header alone, for strips that lie elsewhere, which libtiff puts together.
                 if image.size == picture.size and _is_within(tags, jpeg):
@@ -94,7 +76,7 @@ def _is_opened(file: IO[bytes]) -> bool:
 
 
 def _orientation(tags: Tags) -> int:
-    value = tags.get(ORIENTATION, 1)
+    value = tags.get(tag.ORIENTATION, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
@@ -103,8 +85,8 @@ def _preview(file: IO[bytes], directories: Directories, longest_edge: int) -> Ch
     best: tuple[int, Stored | IO[bytes]] = (0, file)
     seen = 1
     for tags in directories.all:
-        sides = (tags.get(WIDTH, 0), tags.get(HEIGHT, 0))
-        jpeg = _jpeg(file, tags) if tags.get(PHOTOMETRIC) not in RAW_PHOTOMETRICS else None
+        sides = (tags.get(tag.WIDTH, 0), tags.get(tag.HEIGHT, 0))
+        jpeg = _jpeg(file, tags) if tags.get(tag.PHOTOMETRIC) not in RAW_PHOTOMETRICS else None
         if jpeg is not None:
             try:
                 with Image.open(jpeg, formats=["JPEG"]) as image:
@@ -112,7 +94,7 @@ def _preview(file: IO[bytes], directories: Directories, longest_edge: int) -> Ch
             # The raw data themselves may be a JPEG, of a kind without loss.
             except (OSError, SyntaxError, ValueError):
                 seen = max(seen, *sides)
-        elif tags.get(PHOTOMETRIC) in _TRUE_COLOURS:
+        elif tags.get(tag.PHOTOMETRIC) in _TRUE_COLOURS:
             best = max(best, (max(sides), Stored(file, mended(tags))), key=lambda one: one[0])
         else:
             seen = max(seen, *sides)
@@ -123,16 +105,16 @@ def _preview(file: IO[bytes], directories: Directories, longest_edge: int) -> Ch
 
 def _is_within(tags: Tags, jpeg: ContainerIO.ContainerIO[bytes]) -> bool:
     """Return whether the first strip lies in the JPEG file, if there are strips."""
-    strips = tags.get(STRIP_OFFSETS, jpeg.offset)
+    strips = tags.get(tag.STRIP_OFFSETS, jpeg.offset)
     first: int = strips[0] if isinstance(strips, tuple) else strips
     return jpeg.offset <= first < jpeg.offset + jpeg.length
 
 
 def _jpeg(file: IO[bytes], tags: Tags) -> ContainerIO.ContainerIO[bytes] | None:
     """Return the whole JPEG file that the directory points at, if it does."""
-    places = [(tags.get(JPEG_AT), tags.get(JPEG_SIZE))]
-    if tags.get(COMPRESSION) in (_OLD_JPEG, _JPEG):
-        places.append((tags.get(STRIP_OFFSETS), tags.get(STRIP_SIZES)))
+    places = [(tags.get(tag.JPEG_AT), tags.get(tag.JPEG_SIZE))]
+    if tags.get(tag.COMPRESSION) in (_OLD_JPEG, _JPEG):
+        places.append((tags.get(tag.STRIP_OFFSETS), tags.get(tag.STRIP_SIZES)))
     for at, size in places:
         if isinstance(at, int) and isinstance(size, int) and at > 0:
             file.seek(at)

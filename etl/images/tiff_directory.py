@@ -9,27 +9,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from etl.errors import CorruptImageError
-
-SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
-STRIP_OFFSETS, ORIENTATION, SAMPLES, STRIP_SIZES, COLOUR_MAP, TILE_WIDTH, TILE_OFFSETS = (
-    273,
-    274,
-    277,
-    279,
-    320,
-    322,
-    324,
-)
-TILE_SIZES, SUB_DIRECTORIES, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_AT, JPEG_SIZE = (
-    325,
-    330,
-    332,
-    338,
-    339,
-    513,
-    514,
-)
-PROFILE, DNG_VERSION, CR2_SLICES = 34675, 50706, 50752
+from etl.images import tiff_tags as tag
 
 RAW_PHOTOMETRICS = (32803, 34892)
 """What a sensor saw: a mosaic of colours, or linear samples."""
@@ -37,15 +17,12 @@ RAW_PHOTOMETRICS = (32803, 34892)
 _REDUCED, _MASK = 1, 4
 """Bits of NewSubfileType."""
 
-_COEFFICIENTS = 529
-"""Of red, green and blue in the luma of YCbCr."""
-
 _LOGARITHMS = (34676, 34677)
 """Compressions of logarithms of light (Ward, "LogLuv encoding", 1998)."""
 
 _KINDS = {1: "B", 3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 11: "f", 12: "d", 13: "L", 16: "Q", 17: "q", 18: "Q"}
 _RATIONAL, _SIGNED_RATIONAL, _BYTES = 5, 10, (2, 7)
-_LISTS = (BITS, COLOUR_MAP, SUB_DIRECTORIES, EXTRA_SAMPLES, SAMPLE_FORMAT)
+_LISTS = (tag.BITS, tag.COLOUR_MAP, tag.SUB_DIRECTORIES, tag.EXTRA_SAMPLES, tag.SAMPLE_FORMAT)
 """Tags whose value is a tuple even where it has one number, as Pillow has it; other single numbers stand alone."""
 
 MOST_SAMPLES = 64
@@ -77,8 +54,8 @@ class Directories:
     @property
     def is_raw(self) -> bool:
         """Whether the file is what a camera's sensor saw."""
-        return DNG_VERSION in self.all[0] or any(
-            tags.get(PHOTOMETRIC) in RAW_PHOTOMETRICS or CR2_SLICES in tags for tags in self.all
+        return tag.DNG_VERSION in self.all[0] or any(
+            tags.get(tag.PHOTOMETRIC) in RAW_PHOTOMETRICS or tag.CR2_SLICES in tags for tags in self.all
         )
 
     def meant(self) -> Tags:
@@ -103,15 +80,15 @@ def read_directories(file: IO[bytes]) -> Directories:
         raise CorruptImageError("the TIFF points to a place that is not in the file")
     found = [*reader.chain(first)]
     pages = sum(not _is_aside(tags) for tags in found)
-    below = [at for tags in found for at in tags.get(SUB_DIRECTORIES, ()) if isinstance(at, int)]
+    below = [at for tags in found for at in tags.get(tag.SUB_DIRECTORIES, ()) if isinstance(at, int)]
     for at in below[:_MOST_DIRECTORIES]:
         found += reader.chain(at)
     return Directories(found, order == "<" or not is_big, pages)
 
 
 def _is_aside(tags: Tags) -> bool:
-    kind = tags.get(SUBFILE, 0)
-    return bool(isinstance(kind, int) and kind & (_REDUCED | _MASK)) or tags.get(OLD_SUBFILE) == 2
+    kind = tags.get(tag.SUBFILE, 0)
+    return bool(isinstance(kind, int) and kind & (_REDUCED | _MASK)) or tags.get(tag.OLD_SUBFILE) == 2
 
 
 @dataclass(slots=True)
@@ -157,12 +134,12 @@ class _Reader:
         following = self.number(self.file.read(value_size))
         tags = Tags(b"II" if self.order == "<" else b"MM")
         for start in range(0, count * entry_size, entry_size):
-            tag, kind = struct.unpack_from(self.order + "HH", entries, start)
+            name, kind = struct.unpack_from(self.order + "HH", entries, start)
             numbers = self.number(entries[start + 4 : start + 4 + value_size])
             inline = entries[start + entry_size - value_size : start + entry_size]
             value = self._value(at, kind, numbers, inline)
             if value is not None:
-                tags[tag] = value if tag in _LISTS or not isinstance(value, tuple) or len(value) != 1 else value[0]
+                tags[name] = value if name in _LISTS or not isinstance(value, tuple) or len(value) != 1 else value[0]
         return tags, following
 
     def _value(self, directory: int, kind: int, count: int, inline: bytes) -> Any:
@@ -206,7 +183,7 @@ class Stored:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height as it is stored."""
-        width, height = self.tag_v2.get(WIDTH), self.tag_v2.get(HEIGHT)
+        width, height = self.tag_v2.get(tag.WIDTH), self.tag_v2.get(tag.HEIGHT)
         if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
             raise CorruptImageError("the TIFF is broken: it does not say how large it is")
         return width, height
@@ -214,7 +191,7 @@ class Stored:
     @property
     def bits(self) -> list[int]:
         """Of each sample of a pixel."""
-        bits, samples = self.tag_v2.get(BITS, (1,)), self.tag_v2.get(SAMPLES, 1)
+        bits, samples = self.tag_v2.get(tag.BITS, (1,)), self.tag_v2.get(tag.SAMPLES, 1)
         if not isinstance(samples, int) or not 0 < samples <= MOST_SAMPLES:
             raise CorruptImageError("the TIFF has a number of samples that is not supported")
         return list(bits[:samples]) if len(bits) >= samples else [bits[0]] * samples
@@ -222,8 +199,8 @@ class Stored:
     @property
     def mode(self) -> str:
         """``F`` for gray whose tones are to be stretched; of others roughly what they need of memory."""
-        is_gray = self.tag_v2.get(PHOTOMETRIC) in (0, 1)
-        has_sign = self.tag_v2.get(SAMPLE_FORMAT, (1,))[0] in (2, 3)
+        is_gray = self.tag_v2.get(tag.PHOTOMETRIC) in (0, 1)
+        has_sign = self.tag_v2.get(tag.SAMPLE_FORMAT, (1,))[0] in (2, 3)
         # What calls itself bytes with a sign are plain bytes, of programs whose only bytes have one.
         if is_gray and (self.bits[0] in (24, 32, 64) or (has_sign and self.bits[0] != 8)):
             return "F"
@@ -234,18 +211,18 @@ def mended(tags: Tags) -> Tags:
     """Return the directory as it was meant: tiles under the tags of tiles, a map of 16 bits, a kind of colour."""
     mended = Tags(tags.prefix)
     mended.update(tags)
-    if TILE_WIDTH in tags and TILE_OFFSETS not in tags and STRIP_OFFSETS in tags:
-        mended[TILE_OFFSETS] = mended.pop(STRIP_OFFSETS)
-        mended[TILE_SIZES] = mended.pop(STRIP_SIZES, ())
-    colours = tags.get(COLOUR_MAP)
+    if tag.TILE_WIDTH in tags and tag.TILE_OFFSETS not in tags and tag.STRIP_OFFSETS in tags:
+        mended[tag.TILE_OFFSETS] = mended.pop(tag.STRIP_OFFSETS)
+        mended[tag.TILE_SIZES] = mended.pop(tag.STRIP_SIZES, ())
+    colours = tags.get(tag.COLOUR_MAP)
     if colours and max(colours) < 256:
-        mended[COLOUR_MAP] = tuple(257 * value for value in colours)
-    if tags.get(COMPRESSION) in _LOGARITHMS:
+        mended[tag.COLOUR_MAP] = tuple(257 * value for value in colours)
+    if tags.get(tag.COMPRESSION) in _LOGARITHMS:
         # libtiff makes bytes for a screen of them where these are asked for.
-        mended |= {BITS: (8,) * tags.get(SAMPLES, 1), SAMPLE_FORMAT: (1,) * tags.get(SAMPLES, 1)}
-    if not all(0 < part < 1 for part in tags.get(_COEFFICIENTS, ())):
+        mended |= {tag.BITS: (8,) * tags.get(tag.SAMPLES, 1), tag.SAMPLE_FORMAT: (1,) * tags.get(tag.SAMPLES, 1)}
+    if not all(0 < part < 1 for part in tags.get(tag.COEFFICIENTS, ())):
         # Without them the usual ones count.
-        del mended[_COEFFICIENTS]
-    if PHOTOMETRIC not in tags and tags.get(SAMPLES) in (3, 4):
-        mended[PHOTOMETRIC] = 2 if tags[SAMPLES] == 3 or INK_SET not in tags else 5
+        del mended[tag.COEFFICIENTS]
+    if tag.PHOTOMETRIC not in tags and tags.get(tag.SAMPLES) in (3, 4):
+        mended[tag.PHOTOMETRIC] = 2 if tags[tag.SAMPLES] == 3 or tag.INK_SET not in tags else 5
     return mended

@@ -12,22 +12,8 @@ from PIL import Image, ImageMath
 
 from etl.errors import CorruptImageError
 from etl.images import tiff
-from etl.images.tiff_directory import (
-    BITS,
-    COLOUR_MAP,
-    COMPRESSION,
-    EXTRA_SAMPLES,
-    HEIGHT,
-    INK_SET,
-    PHOTOMETRIC,
-    PROFILE,
-    SAMPLE_FORMAT,
-    SAMPLES,
-    TILE_WIDTH,
-    WIDTH,
-    Stored,
-    Tags,
-)
+from etl.images import tiff_tags as tag
+from etl.images.tiff_directory import Stored, Tags
 from etl.images.tiff_numbers import CODES, numbers_of, real, sliced, summed, unpacked
 from etl.images.tiff_writing import tiff_of
 
@@ -39,7 +25,7 @@ _PREMULTIPLIED, _OPACITY, _CORELS_OPACITY = 1, 2, 999
 _BYTEWISE = (1, 5, 8, 32773, 32946, 34925, 50000)
 """Compressions of bytes, whatever these mean: none, LZW, Deflate, PackBits, LZMA, Zstandard."""
 
-_PREDICTOR, _PLANAR, _SEPARATE, _JPEG_TABLES = 317, 284, 2, 347
+_SEPARATE = 2
 _FLIPPED = bytes(byte ^ 128 for byte in range(256))
 _MOST = 65536
 """Colours of a palette; of smaller ones Pillow knows."""
@@ -55,11 +41,11 @@ _WHITE, _BRIGHTEST = 1.01, 16.0
 def is_needed(image: Stored) -> bool:
     """Return whether Pillow cannot open the picture's small TIFFs, or misreads them."""
     tags = image.tag_v2
-    is_wide_gray = tags.get(PHOTOMETRIC) in _GRAYS and image.bits == [32] and _format(tags) == _UNSIGNED
-    if tags.get(_PLANAR) == _SEPARATE and (tags.get(EXTRA_SAMPLES) or tags.get(PHOTOMETRIC) == _LAB):
+    is_wide_gray = tags.get(tag.PHOTOMETRIC) in _GRAYS and image.bits == [32] and _format(tags) == _UNSIGNED
+    if tags.get(tag.PLANAR) == _SEPARATE and (tags.get(tag.EXTRA_SAMPLES) or tags.get(tag.PHOTOMETRIC) == _LAB):
         return True
     is_readable = not is_wide_gray and not tiff.is_sparse(image) and tiff.is_known(image)
-    return tags.get(COMPRESSION, 1) in _BYTEWISE and not is_readable
+    return tags.get(tag.COMPRESSION, 1) in _BYTEWISE and not is_readable
 
 
 def pictures(image: Stored, layout: tiff.Layout) -> Iterator[Image.Image]:
@@ -78,15 +64,15 @@ class _Samples:
 
     def __init__(self, image: Stored, layout: tiff.Layout) -> None:
         self._image, self._layout, self._tags = image, layout, image.tag_v2
-        self._kind: int = self._tags.get(PHOTOMETRIC, -1)
+        self._kind: int = self._tags.get(tag.PHOTOMETRIC, -1)
         self._bits, self._format = image.bits[0], _format(self._tags)
         self._count = len(image.bits) // layout.planes
         self._brightest = 0.0
         self._little = self._tags.prefix == b"II"
         # Where nothing is said of a fourth sample, viewers take it for opacity.
         is_four = (self._kind, len(image.bits)) == (_RGB, 4)
-        self._extra: tuple[int, ...] = self._tags.get(EXTRA_SAMPLES) or (_OPACITY if is_four else 0,)
-        palette = self._tags.get(COLOUR_MAP, ())
+        self._extra: tuple[int, ...] = self._tags.get(tag.EXTRA_SAMPLES) or (_OPACITY if is_four else 0,)
+        palette = self._tags.get(tag.COLOUR_MAP, ())
         self._palette = [[value >> 8 for value in palette[at : at + _MOST]] for at in range(0, len(palette), _MOST)]
         depths = (16, 32, 64) if self._format == _FLOAT else range(1, 65)
         if (
@@ -96,8 +82,8 @@ class _Samples:
             or not self._format
             or (self._format == _SIGNED and self._kind not in (*_GRAYS, _LAB))
             or self._bits not in depths
-            or (self._bits % 8 and (self._tags.get(_PREDICTOR, 1) != 1 or self._format == _SIGNED))
-            or (self._kind == _INKS and self._tags.get(INK_SET, 1) != 1)
+            or (self._bits % 8 and (self._tags.get(tag.PREDICTOR, 1) != 1 or self._format == _SIGNED))
+            or (self._kind == _INKS and self._tags.get(tag.INK_SET, 1) != 1)
             or (self._kind == _PALETTE and (*map(len, self._palette), self._bits, self._format) != _WIDE_PALETTE)
         ):
             raise CorruptImageError("the TIFF stores its pixels in a way that is not supported")
@@ -122,7 +108,7 @@ class _Samples:
         return self._coloured(self._planes(piece))
 
     def _planes(self, piece: tiff.Piece) -> list[Image.Image]:
-        width = self._tags.get(TILE_WIDTH, self._layout.width)
+        width = self._tags.get(tag.TILE_WIDTH, self._layout.width)
         size = (self._layout.width, piece.height)
         planes = [Image.new("F" if self._is_real else "L", size) for _ in range(self._wanted)]
         if self._kind == _PALETTE:
@@ -131,7 +117,7 @@ class _Samples:
         for number, strip in enumerate(piece.strips):
             plane, place = divmod(number, per_plane)
             down, across = divmod(place, self._layout.across)
-            rows = piece.rows if TILE_WIDTH in self._tags else min(piece.rows, piece.height - down * piece.rows)
+            rows = piece.rows if tag.TILE_WIDTH in self._tags else min(piece.rows, piece.height - down * piece.rows)
             data = self._unpredicted(self._bytes(strip, width, rows), width)
             for sample in range(self._count):
                 at = plane if self._layout.planes > 1 else sample
@@ -159,15 +145,13 @@ class _Samples:
     def _bytes(self, strip: bytes, width: int, rows: int) -> bytes:
         """Return a strip or tile without its compression."""
         row_bytes = (width * self._count * self._bits + 7) // 8
-        compression = self._tags.get(COMPRESSION, 1)
         if not strip:
             # Left out: nothing but zeros.
             return bytes(row_bytes * rows)
-        if compression != 1:
-            tags = {WIDTH: row_bytes, HEIGHT: rows, BITS: (8,), COMPRESSION: compression, PHOTOMETRIC: 1, SAMPLES: 1}
-            # Of planes that are JPEGs, of one sample each.
-            if _JPEG_TABLES in self._tags:
-                tags[_JPEG_TABLES] = self._tags[_JPEG_TABLES]
+        if self._tags.get(tag.COMPRESSION, 1) != 1:
+            tags = {tag.WIDTH: row_bytes, tag.HEIGHT: rows, tag.BITS: (8,), tag.PHOTOMETRIC: 1, tag.SAMPLES: 1}
+            # Tables where planes are JPEGs, of one sample each.
+            tags |= {one: self._tags[one] for one in (tag.COMPRESSION, tag.JPEG_TABLES) if one in self._tags}
             with Image.open(io.BytesIO(tiff_of(self._tags.prefix, tags, [strip], rows)), formats=["TIFF"]) as image:
                 strip = image.tobytes()
         if len(strip) < row_bytes * rows:
@@ -176,7 +160,7 @@ class _Samples:
 
     def _unpredicted(self, data: bytes, width: int) -> bytes:
         """Undo the predictor: each sample is stored as its difference to that of the pixel before."""
-        predictor = self._tags.get(_PREDICTOR, 1)
+        predictor = self._tags.get(tag.PREDICTOR, 1)
         if predictor == 1:
             return data
         size, count = self._bits // 8, self._count
@@ -259,7 +243,7 @@ class _Samples:
         scale, zero = 255.0, 0.0
         if self._kind in (_LAB, _ICC_LAB) and number < 3:
             scale, zero = (2.55, 0.0) if number == 0 else (1.0, 128.0)
-        elif self._brightest > _WHITE and number < 3 and PROFILE not in self._tags:
+        elif self._brightest > _WHITE and number < 3 and tag.PROFILE not in self._tags:
             # Only light that was not made for a screen yet is brighter than its white.
             plane = ImageMath.lambda_eval(lambda args: args["max"](args["x"], 0.0) ** (1 / 2.2), x=plane)
         return plane.point(lambda value: value * scale + (zero + 0.5)).convert("L")
@@ -270,7 +254,7 @@ def _format(tags: Tags) -> int:
 
     So are bytes that are said to have a sign: they come of programs whose only bytes have one.
     """
-    formats = {_UNSIGNED if form in _UNDEFINED else form for form in tags.get(SAMPLE_FORMAT, (_UNSIGNED,))}
-    if formats == {_SIGNED} and set(tags.get(BITS, ())) == {8} and tags.get(PHOTOMETRIC) != _LAB:
+    formats = {_UNSIGNED if form in _UNDEFINED else form for form in tags.get(tag.SAMPLE_FORMAT, (_UNSIGNED,))}
+    if formats == {_SIGNED} and set(tags.get(tag.BITS, ())) == {8} and tags.get(tag.PHOTOMETRIC) != _LAB:
         return _UNSIGNED
     return formats.pop() if len(formats) == 1 and formats <= {_UNSIGNED, _SIGNED, _FLOAT} else 0

@@ -6,9 +6,8 @@ from typing import Any
 
 from PIL.TiffImagePlugin import IFDRational
 
-from etl.images.tiff_directory import STRIP_OFFSETS, STRIP_SIZES, TILE_OFFSETS, TILE_SIZES, TILE_WIDTH
+from etl.images import tiff_tags as tag
 
-_ROWS_PER_STRIP = 278
 _SHORT, _LONG, _RATIONAL, _UNDEFINED, _FLOAT = 3, 4, 5, 7, 11
 """Types of tag values."""
 
@@ -22,19 +21,19 @@ def tiff_of(prefix: bytes, values: dict[int, Any], strips: list[bytes], rows: in
     sizes = [len(strip) for strip in strips]
     offsets = [8 + sum_before for sum_before in itertools.accumulate(sizes, initial=0)]
     end = offsets.pop()
-    if TILE_WIDTH in values:
-        values = values | {TILE_OFFSETS: offsets, TILE_SIZES: sizes}
+    if tag.TILE_WIDTH in values:
+        values = values | {tag.TILE_OFFSETS: offsets, tag.TILE_SIZES: sizes}
     else:
-        values = values | {STRIP_OFFSETS: offsets, STRIP_SIZES: sizes, _ROWS_PER_STRIP: rows}
+        values = values | {tag.STRIP_OFFSETS: offsets, tag.STRIP_SIZES: sizes, tag.ROWS_PER_STRIP: rows}
     directory_at = end + end % 2
     outside_at = directory_at + 2 + 12 * len(values) + 4
     entries, outside = b"", b""
-    for tag, value in sorted(values.items()):
+    for number, value in sorted(values.items()):
         kind, count, data = _packed(order, value)
         if len(data) > 4:
             outside += data + bytes(len(data) % 2)
             data = struct.pack(order + "L", outside_at + len(outside) - len(data) - len(data) % 2)
-        entries += struct.pack(order + "HHL", tag, kind, count) + data.ljust(4, b"\0")
+        entries += struct.pack(order + "HHL", number, kind, count) + data.ljust(4, b"\0")
     head = prefix + struct.pack(order + "HL", 42, directory_at)
     directory = struct.pack(order + "H", len(values)) + entries + bytes(4) + outside
     return b"".join([head, *strips, bytes(end % 2), directory])
