@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from etl.data_urls import data_url, decoded, taken_out
+from etl.errors import ManifestError
 from etl.ingest.fields import split
 from etl.ingest.manifest_formats import json_documents
 from etl.ingest.manifest_formats.json_scanner import Scanner
@@ -40,6 +41,21 @@ LONG: dict[str, Callable[[], bool]] = {
     "members of an object": members_of_an_object,
     "pictures in a record": pictures_in_a_record,
 }
+
+
+def test_an_object_without_end_is_not_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused where it is longer than a record, unless its members are records; they may begin without any."""
+    monkeypatch.setattr(json_documents, "MAX_LINE", 20_000)
+    for value, found in (({"x": "y" * 90}, 0), ({"url": "http://a.example/1.jpg"}, 1000)):
+        members = {f"a{number}": value if number > 3 else {"x": "y"} for number in range(1000)}
+        scanner = Scanner(io.StringIO(json.dumps(members)), "")
+        records = json_documents._members(scanner)
+        if found:
+            assert len(list(records)) == found
+            continue
+        with pytest.raises(ManifestError, match="a record of more than 20000 characters"):
+            next(records)
+        assert 20_000 < scanner.offset < 30_000
 
 
 @pytest.mark.parametrize("name", LONG)

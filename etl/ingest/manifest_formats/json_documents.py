@@ -181,8 +181,11 @@ def _members(scanner: Scanner) -> Generator[Any, None, dict[str, Any] | None]:
             record[name] = inner
         else:
             record[name] = scanner.value()
-            if not is_keyed and len(record) == _KEYED:
+            is_long = len(record) > _LOOKED_AT and scanner.offset - begun > MAX_LINE
+            if not is_keyed and (is_long or len(record) == _KEYED):
                 is_keyed = _are_records(record)
+                if is_long and not is_keyed:
+                    raise _too_long(scanner)
         if is_keyed:
             holds_records = True
             yield from _keyed(record)
@@ -195,10 +198,14 @@ def _members(scanner: Scanner) -> Generator[Any, None, dict[str, Any] | None]:
     if holds_records:
         return None
     if scanner.offset - begun > MAX_LINE:
-        raise scanner.error(
-            f"a record of more than {MAX_LINE} characters; a long list should be JSON Lines, an object on each line"
-        )
+        raise _too_long(scanner)
     return record
+
+
+def _too_long(scanner: Scanner) -> ManifestError:
+    return scanner.error(
+        f"a record of more than {MAX_LINE} characters; a long list should be JSON Lines, an object on each line"
+    )
 
 
 def _rows(scanner: Scanner, elements: Iterable[Any], names: Any = None) -> Iterator[Any]:
