@@ -15,7 +15,7 @@ from etl.cli.options import Context, command, either, ends_when_interrupted, num
 from etl.errors import ConfigError, EtlError
 from etl.state.read.reader import Reader
 from etl.text import clean
-from etl.units import size
+from etl.units import count, size
 
 if TYPE_CHECKING:
     from etl.maintenance.gc import GcSummary
@@ -124,8 +124,8 @@ def report(
     else:
         render.note(
             context,
-            f"report    {summary.records:,} records with {summary.pictures:,} pictures, {size(summary.size)}: "
-            f"{clean(str(summary.path))}",
+            f"report    {count(summary.records, 'record')} with {count(summary.pictures, 'picture')}, "
+            f"{size(summary.size)}: {clean(str(summary.path))}",
         )
 
 

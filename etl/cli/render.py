@@ -260,25 +260,27 @@ def export_line(summary: ExportSummary) -> str:
     """Return one line on what an export wrote."""
     where = "stdout" if str(summary.path) == "-" else clean(str(summary.path))
     line = (
-        f"{where}: {summary.rows:,} rows, {size(summary.size)}: {summary.captioned:,} captioned, "
+        f"{where}: {count(summary.rows, 'row')}, {size(summary.size)}: {summary.captioned:,} captioned, "
         f"{summary.failed:,} failed, {summary.pending:,} pending"
         + "".join(f"; {getattr(summary, name):,} {word}" for name, word in _BESIDE.items() if getattr(summary, name))
     )
     if summary.shards:
-        line += f"; {summary.shards:,} shards, {summary.written:,} of them written"
+        line += f"; {count(summary.shards, 'shard')}, {summary.written:,} of them written"
     if summary.files:
         line += f"; a file for each row, {summary.written:,} of them written"
     if summary.foreign:
         line += f"; {count(summary.foreign, 'file')} of other programs were left as they are"
     if summary.without_original:
         line += (
-            f"; {summary.without_original:,} pictures are working copies, for their original is not here, or few "
+            f"; {count(summary.without_original, 'picture')} as working copies, for their original is not here, or few "
             "programs open it"
         )
     elif summary.reduced:
-        line += f"; {summary.reduced:,} pictures are working copies, smaller than what came; --originals writes that"
+        line += (
+            f"; {count(summary.reduced, 'picture')} as working copies, smaller than what came; --originals writes that"
+        )
     if summary.without_picture:
-        line += f"; {summary.without_picture:,} captioned records whose picture has left the cache were left out"
+        line += f"; {count(summary.without_picture, 'captioned record')} left out, whose picture has left the cache"
     if summary.left_out:
         line += f"; {count(summary.left_out, 'line')} without a JSON object left out"
     return line
@@ -295,6 +297,6 @@ def flag_lines(flags: Mapping[str, int]) -> Iterator[str]:
 
     for flag, n in flags.items():
         if flag in UNLIKELY:
-            yield f"{n:,} captions are flagged {flag}; making them again is unlikely to help: {UNLIKELY[flag]}"
+            yield f"{count(n, 'caption')} flagged {flag}; making them again is unlikely to help: {UNLIKELY[flag]}"
         else:
-            yield f"{n:,} captions are flagged {flag}; `etl retry-failed --flag {flag}` has them made again"
+            yield f"{count(n, 'caption')} flagged {flag}; `etl retry-failed --flag {flag}` has them made again"

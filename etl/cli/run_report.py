@@ -94,7 +94,7 @@ def report_lines(done: "Report", export_command: str | None, output: str | None 
         yield f"not reachable  {name} ({slug}, {count(n, 'picture')}){others}: check the name and the network{then}"
     yield f"took      {_took(done)}"
     if Stage.CAPTION in done.stages and (flags := list(flag_lines(done.progress.flags))):
-        yield flags[0] + (f"; {len(flags) - 1} more kinds of flags in `etl status`" if len(flags) > 1 else "")
+        yield flags[0] + (f"; {count(len(flags) - 1, 'more flag')} in `etl status`" if len(flags) > 1 else "")
     if done.exported:
         yield f"exported  {export_line(done.exported)}"
     yield from _next(done)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etl.domain.statuses import RecordState
-from etl.errors import ManifestError, MissingImageFieldError
+from etl.errors import InvalidJsonError, InvalidRecordError, ManifestError, MissingImageFieldError
 from etl.ingest.fields import IMAGE_FIELDS, ends_as_picture, is_picture, split
 from etl.ingest.options import IngestOptions
 from etl.ingest.record_parser import KEY_FIELD_MISSING
@@ -22,18 +22,20 @@ _SHOWN_FIELDS, _SHOWN_CHARS, _NAME_CHARS, _DEPTH = 12, 40, 200, 6
 def refuse_unknown_columns(name: str, batch: Sequence[NewRecord], options: IngestOptions) -> None:
     """Raise `ManifestError` when none of the first records of a manifest has the field of its picture or its key.
 
-    One that lacks it is an invalid record; when all do, the field has another name.
+    One that lacks it is an invalid record; when all do that are records at all, the field has another name.
     """
-    if not batch or any(record.state is not RecordState.INVALID for record in batch):
+    if any(record.state is not RecordState.INVALID for record in batch):
         return
-    errors = {(record.error_class, record.error) for record in batch}
+    batch = [record for record in batch if record.error_class != InvalidJsonError.slug]
+    errors = {(record.error_class, record.error or "") for record in batch}
+    errors = {one for one in errors if one[0] != InvalidRecordError.slug or one[1].startswith(KEY_FIELD_MISSING)}
     if len(errors) != 1:
         return
     slug, error = errors.pop()
     if slug == MissingImageFieldError.slug:
         flag, wanted = "--image-field", (options.image_field,) if options.image_field else IMAGE_FIELDS
         what = "a picture"
-    elif error is not None and error.startswith(KEY_FIELD_MISSING):
+    elif error.startswith(KEY_FIELD_MISSING):
         flag, wanted, what = "--id-field", (options.id_field or "",), "a key"
     else:
         return

@@ -23,7 +23,7 @@ MORE_IMAGE_FIELDS = (
     "image_file_name", "image_name", "image_path", "image_file", "file_path", "source_file", "pictures", "picture",
     "pic", "photos", "photo", "attachments", "attachment", "files", "files & media", "file", "media", "jpg", "png",
     "source_ref", "image_gcs_uri", "s3_uri", "s3_url", "gcs_uri", "bild", "bild_url", "foto", "imagen", "immagine",
-    "画像", "画像url", "display_url", "image_bytes", "image_base64", "image_data",
+    "fichier", "fichier_image", "画像", "画像url", "display_url", "image_bytes", "image_base64", "image_data",
     "original", "edmPreview", "thumbnail_display_urls", "thumbnail_url", "thumbnail", "object", "identifier",
 )  # fmt: skip
 """By name without capitals, spaces, underscores, hyphens and dots, in this order."""

@@ -106,15 +106,18 @@ class Manifest:
                         # A list, which has been read, or a damaged archive.
                         kept.unlink()
 
-    def lines(self, encoding: str | None = None, sidecars: Sequence[str] = ()) -> Iterator[bytes]:
+    def lines(
+        self, encoding: str | None = None, sidecars: Sequence[str] = (), image_field: str | None = None
+    ) -> Iterator[bytes]:
         """Return every line with its line end, blank ones included; ``encoding`` is that of a text, if it is known.
 
-        Of the ``sidecars`` beside a directory's pictures, by their suffixes, fields are made.
+        Of the ``sidecars`` beside a directory's pictures, by their suffixes, fields are made.  A list in an archive is
+        known by the ``image_field``, or by the usual names.
 
         One that lies elsewhere must be `at_hand`.  Raises `ManifestError`, while they are read, when the file cannot
         be read to its end.
         """
-        self._file.encoding, self._file.sidecars = encoding, sidecars
+        self._file.encoding, self._file.sidecars, self._file.image_field = encoding, sidecars, image_field
         return manifest_formats.lines(self._file)
 
 

@@ -92,6 +92,8 @@ class RecordParser:
             record = json.loads(line.decode().removeprefix("\ufeff"))
         except UnicodeDecodeError as error:
             raise InvalidJsonError(f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}") from error
+        except json.JSONDecodeError as error:
+            raise InvalidJsonError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
         except (ValueError, RecursionError) as error:
             raise InvalidJsonError(f"not JSON: {error}") from error
         if not isinstance(record, dict):

@@ -110,7 +110,7 @@ class _Ingest:
         self._options = options
         self._on_batch = on_batch
         self._should_stop = should_stop
-        self._reader = LineReader(manifest.lines(options.encoding, options.sidecars))
+        self._reader = LineReader(manifest.lines(options.encoding, options.sidecars, options.image_field))
         self._row: ManifestRow | None = None
         self._resumed_at = 0
         self._added = self._changed = 0
@@ -125,7 +125,8 @@ class _Ingest:
                 self._go_on(known)
                 self._resumed_at = known.checkpoint.rows
             else:
-                self._reader = LineReader(self._manifest.lines(self._options.encoding, self._options.sidecars))
+                given = self._options
+                self._reader = LineReader(self._manifest.lines(given.encoding, given.sidecars, given.image_field))
         return self._read()
 
     def _holds_only(self, known: ManifestRow) -> bool:

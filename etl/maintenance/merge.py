@@ -20,6 +20,7 @@ from etl.state.parts.merge import Merge, Merged
 from etl.state.presence import require_cache
 from etl.state.read.reader import Reader
 from etl.state.store import Store
+from etl.units import count
 
 PAGE = 5_000
 """Images whose files are brought at a time."""
@@ -51,16 +52,16 @@ class MergeSummary:
         rows = self.rows
         name = f"part {rows.number}" if rows.number else "state"
         if not rows.changed and not self.linked + self.copied:
-            yield f"{name}  {self.path}: nothing new, {rows.pending:,} records still to do in it"
+            yield f"{name}  {self.path}: nothing new, {count(rows.pending, 'record')} still to do in it"
         else:
-            head = f"{rows.records:,} records, " if rows.records else ""
+            head = f"{count(rows.records, 'record')}, " if rows.records else ""
             yield (
                 f"{name}  {self.path}: {head}{rows.fetched:,} fetched, {rows.captioned:,} captioned, "
-                f"{rows.fetch_failed + rows.caption_failed:,} failed; {rows.pending:,} records still to do in it"
+                f"{rows.fetch_failed + rows.caption_failed:,} failed; {count(rows.pending, 'record')} still to do in it"
             )
             yield (
-                f"          {rows.runs:,} runs, {rows.attempts:,} attempts, {self.linked + self.copied:,} files of "
-                f"pictures, {self.copied:,} of them copied"
+                f"          {count(rows.runs, 'run')}, {count(rows.attempts, 'attempt')}, "
+                f"{count(self.linked + self.copied, 'file')} of pictures, {self.copied:,} of them copied"
             )
         yield from (f"          {line}" for line in self._warnings())
 

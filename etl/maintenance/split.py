@@ -27,6 +27,7 @@ from etl.state.read.manifests import all_manifests
 from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
 from etl.state.store import Store
+from etl.units import count
 
 PAGE = 5_000
 """Images whose files are brought at a time."""
@@ -66,15 +67,15 @@ class SplitSummary:
     def lines(self) -> Iterator[str]:
         """Yield the parts for people."""
         for part in self.parts:
-            head = f"part {part.number:<4} {part.path}: {part.sources:,} sources"
+            head = f"part {part.number:<4} {part.path}: {count(part.sources, 'source')}"
             if not part.made:
                 yield f"{head}; made before"
                 continue
             files = part.linked + part.copied
-            line = f"{head}, {part.records:,} records, {part.pending:,} of them to do"
+            line = f"{head}, {count(part.records, 'record')}, {part.pending:,} of them to do"
             if files:
-                line += f"; {files:,} files of pictures, {part.copied:,} of them copied"
-            yield line + (f"; {part.lost:,} files are lost: run `etl verify` on it" if part.lost else "")
+                line += f"; {count(files, 'file')} of pictures, {part.copied:,} of them copied"
+            yield line + (f"; {count(part.lost, 'file')} lost: run `etl verify` on it" if part.lost else "")
 
 
 def split(

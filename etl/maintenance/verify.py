@@ -79,7 +79,7 @@ class VerifySummary:
             )
         if removed := self.damaged + self.damaged_originals:
             yield f"put right {count(removed, 'damaged file')} removed"
-        yield f"orphans   {self.orphans:,} files" + (" deleted" if self.deleted and self.orphans else "")
+        yield f"orphans   {count(self.orphans, 'file')}" + (" deleted" if self.deleted and self.orphans else "")
         if self.parts:
             yield f"parts     {self.parts:,} unfinished files, which the next `etl fetch` resumes or removes"
         if self.quick:

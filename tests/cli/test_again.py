@@ -90,9 +90,9 @@ def test_where_a_penalty_hardly_helps_it_is_said(etl: Etl, flag: str) -> None:
 
 def test_a_run_names_the_command_for_its_flags() -> None:
     """Flags that changed decoding helps against come with the command; of the others it is said why it hardly does."""
-    helped, unlikely = flag_lines({"repetition": 1200, "refusal": 3})
-    assert helped == "1,200 captions are flagged repetition; `etl retry-failed --flag repetition` has them made again"
-    assert unlikely == f"3 captions are flagged refusal; making them again is unlikely to help: {UNLIKELY['refusal']}"
+    helped, unlikely = flag_lines({"repetition": 1200, "refusal": 1})
+    assert helped == "1,200 captions flagged repetition; `etl retry-failed --flag repetition` has them made again"
+    assert unlikely == f"1 caption flagged refusal; making them again is unlikely to help: {UNLIKELY['refusal']}"
 
 
 @pytest.mark.usefixtures("forked_children")
@@ -100,7 +100,7 @@ def test_from_a_flag_to_another_caption(etl: Etl, finished: Any) -> None:
     """A caption run names what it flagged; asked to, the next makes them again, and the export tells how."""
     short = ("caption", "--model", "demo", "--device", "cpu", "--max-new-tokens", "3")
     first = etl(*short)
-    assert "5 captions are flagged truncated; making them again is unlikely to help: " in first.err
+    assert "5 captions flagged truncated; making them again is unlikely to help: " in first.err
     etl("export", "before.jsonl")
     assert etl("retry-failed", "--flag", "truncated", "--json").json()["caption"] == 5
     etl("export", "meanwhile.jsonl")

@@ -122,8 +122,8 @@ def test_what_it_says(made: MadeState) -> None:
     """Once, that working copies are smaller and what writes the others; with these, how many could not be had."""
     state = ["--state", str(made.settings.state), "--format", "imagefolder"]
     _, _, err = run_here("export", made.directory / "a", *state)
-    assert err.count("11 pictures are working copies, smaller than what came; --originals writes that") == 1
+    assert err.count("11 pictures as working copies, smaller than what came; --originals writes that") == 1
     _, _, err = run_here("export", made.directory / "b", *state, "--originals")
-    assert "3 pictures are working copies, for their original is not here" in err and "writes that" not in err
+    assert "3 pictures as working copies, for their original is not here" in err and "writes that" not in err
     _, _, err = run_here("run", "nothing.csv", "-o", made.directory / "c", *state, "--originals", "--model", "demo")
     assert err.count("add --keep-originals to have it as it came") == 1

@@ -136,6 +136,9 @@ INPUTS = {
     "Excel, no mark": Given("e.csv", TABLE.replace("^", ",").encode("utf-16-be"), AB),
     "Excel, sep=": Given("e.csv", "sep=|\r\n" + TABLE.replace("^", "|"), AB),
     "Excel, a title above": Given("e.csv", "Export du 1er mai;;\r\n;;\r\n" + TABLE.replace("^", ";"), AB),
+    "Excel, empty rows": Given(
+        "e.csv", f"Fichier image;Titre\r\n{A};x\r\n;\r\n{B};y\r\n ; \r\n;\r\n", [("e.csv:1", A), ("e.csv:3", B)]
+    ),
     "Excel, Japanese": Given(
         "e.csv", f"id,url\n写真,{A}\n".encode("shift_jis"), [("写真", A)], {"encoding": "shift_jis"}
     ),
@@ -261,6 +264,12 @@ INPUTS = {
         ],
     ),
     "other columns": Given("x.csv", f"cote,vignette\n1,{A}\n", "--image-field vignette"),
+    "other columns, and rows that are broken": Given(
+        "x.csv", f"cote,vignette\n1,{A}\n2,{B},x\n", "--image-field vignette"
+    ),
+    "other fields, and a line that is broken": Given(
+        "x.jsonl", f'{{"id": 1, "vignette": "{A}"}}\n{{"id": \n', "--image-field vignette"
+    ),
     "a workbook": Given("x.xlsx", zipped({"xl/workbook.xml": b""}), "save it as CSV"),
     "ZIP": Given("p.zip", zipped({"note.md": b"", **PICTURES, "__MACOSX/._1.jpg": b""}), inside("p.zip", *PICTURES)),
     "ZIP, names in UTF-8 that are not said to be": Given("p.zip", UNSAID, inside("p.zip", "s/é/x.jpg")),
@@ -283,6 +292,12 @@ INPUTS = {
         "p.zip",
         zipped({**PICTURES, "s/l.csv": b"id,file_name\na,1.jpg\n", "info.json": b'{"name": "x"}'}),
         [("a", "./p.zip/s/1.jpg")],
+    ),
+    "a list among its pictures, whose field is named": Given(
+        "p.zip",
+        zipped({**PICTURES, "s/l.csv": b"id,vignette\na,1.jpg\n"}),
+        [("a", "./p.zip/s/1.jpg")],
+        {"image_field": "vignette"},
     ),
     "a list alone": Given("l.zip", zipped({"in/l.csv": b"id,path\na,1.jpg\n", "readme.md": b""}), [("a", "./1.jpg")]),
     "URLs in tar": Given("l.tar.gz", gzip.compress(tarred({"u.txt": f"{A}\n{B}\n".encode()})), [("1", A), ("2", B)]),

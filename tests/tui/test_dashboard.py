@@ -115,7 +115,7 @@ def test_from_100_to_40_lines_nothing_is_lost(make_state: Any) -> None:
     [
         (RunState.DONE, ("✓ done", "ended")),
         (RunState.PARTIAL, ("▲ partial", "some items have failed")),
-        (RunState.FAILED, ("✗ failed", "out of cheese")),
+        (RunState.FAILED, ("✗ failed", "out of cheese", "… ended")),
         (None, ("✗ crashed", "the process is gone", "last heartbeat")),
     ],
 )
@@ -123,7 +123,7 @@ def test_the_run_line_says_how_a_run_ended(make_state: Any, end: RunState | None
     """Done, partial, failed with its message, and crashed are told apart in words."""
     state = make_state(3)
     if end is not None:
-        state.store.end_run(state.run, end, "out of cheese" if end is RunState.FAILED else None)
+        state.store.end_run(state.run, end, f"out of cheese{' and wine' * 9}" if end is RunState.FAILED else None)
     state.close()
 
     async def steps(pilot: Pilot[None]) -> None:

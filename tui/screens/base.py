@@ -89,7 +89,7 @@ class StateScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         app = self.dashboard
-        yield Title(app.state, app.readonly, self.tab, app.keys)
+        yield Title(app.state, app.readonly, self.tab, app.keys, app.glyphs)
         yield Static("Reading the state.", id="problem", markup=False)
         with Vertical(id="content"):
             yield from self.parts()

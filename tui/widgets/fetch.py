@@ -41,7 +41,7 @@ class FetchPanel(Panel):
         room = max(1, self.content_size.height - 1)
         flags = [cut(self._flagged(view.flags), width, self.glyphs)] if view.flags and room > 1 else []
         if not view.hosts:
-            return [head, Content.styled("  no hosts: nothing was downloaded yet", QUIET), *flags]
+            return [head, Content.styled("  no host has been asked", QUIET), *flags]
         room -= len(flags)
         more, left = view.more_hosts
         shown = view.hosts if len(view.hosts) + bool(more) <= room else view.hosts[: room - 1]

@@ -67,10 +67,10 @@ class Panel(Widget):
         return Content.assemble((title, STRONG), " ", (rule, "$line"), " " if words else "", words)
 
 
-def spread(left: Content, right: Content, width: int) -> Content:
+def spread(left: Content, right: Content, width: int, glyphs: Glyphs) -> Content:
     """Return the two on one line, at its two ends; the left one gives way."""
     room = max(0, width - right.cell_length - 1)
-    return Content.assemble(left.truncate(room, pad=True), " ", right)
+    return Content.assemble(cut(left, room, glyphs).truncate(room, pad=True), " ", right)
 
 
 def cut(content: Content, width: int, glyphs: Glyphs) -> Content:

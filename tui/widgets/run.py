@@ -21,7 +21,7 @@ SENTENCES = {
     RunState.CRASHED: "the process is gone; `etl run` resumes",
     RunState.DONE: "all its stages are done",
     RunState.PARTIAL: "finished, but some items have failed",
-    RunState.INTERRUPTED: "ended before everything was done; `etl run` resumes",
+    RunState.INTERRUPTED: "not everything was done; `etl run` resumes",
     RunState.FAILED: "ended with an error",
 }
 
@@ -48,7 +48,8 @@ class RunPanel(Panel):
         left = Content.assemble(
             (f"{self.glyphs.run[state]} {state}", f"bold {colour}"), "  " if sentence else "", (sentence, "$foreground")
         )
-        return [spread(left, self._beat(now), width), spread(self._identity(run, now), self._cost(), width)]
+        ends = ((left, self._beat(now)), (self._identity(run, now), self._cost()))
+        return [spread(*both, width, self.glyphs) for both in ends]
 
     def _beat(self, now: int) -> Content:
         run = self.snapshot.run

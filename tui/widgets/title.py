@@ -8,6 +8,7 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from etl.text import clean
+from tui.format import Glyphs
 from tui.keys import TABS, written
 from tui.theme import ALERT, GOOD, QUIET, STRONG
 from tui.widgets.panel import spread
@@ -18,12 +19,13 @@ class Title(Widget):
 
     blocked_s: reactive[int] = reactive(0)
 
-    def __init__(self, state: Path, readonly: bool, tab: str, keys: Mapping[str, str]) -> None:
+    def __init__(self, state: Path, readonly: bool, tab: str, keys: Mapping[str, str], glyphs: Glyphs) -> None:
         super().__init__()
         self._state = clean(str(state))
         self._readonly = readonly
         self._tab = tab
         self._keys = keys
+        self._glyphs = glyphs
 
     def render(self) -> Content:
         right = []
@@ -44,4 +46,4 @@ class Title(Widget):
         room = max(0, self.content_size.width - left.cell_length - 2)
         if words.cell_length > room:
             words = words[len(words) - room :] if room else Content("")
-        return spread(left, words, self.content_size.width)
+        return spread(left, words, self.content_size.width, self._glyphs)

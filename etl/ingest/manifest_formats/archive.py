@@ -13,7 +13,7 @@ from typing import Any
 from etl.archives import Archive, BadArchiveError, Member, is_archive, open_archive
 from etl.compression import SUFFIXES
 from etl.errors import ManifestError
-from etl.ingest.fields import is_picture, pictures_of
+from etl.ingest.fields import addresses, is_picture, named, pictures_of
 from etl.ingest.manifest_formats.directory import MAX_SIDECAR, SIDECARS, line_of, sidecar_of, skipped_as
 from etl.ingest.manifest_formats.file import ManifestFile
 from etl.text import clean
@@ -115,7 +115,7 @@ class _Inside:
             found += [
                 member.name
                 for member in self.chosen(archive)
-                if member.name in unsure and _names_pictures(read(_Listed(file, archive, member)))
+                if member.name in unsure and _names_pictures(read(_Listed(file, archive, member)), file.image_field)
             ]
         if len(found) > 1:
             names = ", ".join(clean(name, 60) for name in found[:3])
@@ -136,10 +136,11 @@ class _Listed(ManifestFile):
         return self._archive.open(self._member)
 
 
-def _names_pictures(lines: Iterator[bytes]) -> bool:
+def _names_pictures(lines: Iterator[bytes], image_field: str | None) -> bool:
     try:
         records = (json.loads(line) for line in islice(lines, _LOOKED_AT) if line.strip())
-        return any(map(is_picture, chain.from_iterable(map(pictures_of, records))))
+        found = (addresses(named(one, image_field)) if image_field else pictures_of(one) for one in records)
+        return any(map(is_picture, chain.from_iterable(found)))
     except (ManifestError, ValueError, AttributeError, RecursionError):
         return False
 

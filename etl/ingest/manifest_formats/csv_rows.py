@@ -47,6 +47,10 @@ def _rows(source: "_Lines", layout: Layout) -> Iterator[bytes]:
             continue
         if not cells:
             continue
+        if not any(map(str.strip, cells)):
+            # A line for all that: keys tell the line.
+            yield b"\n"
+            continue
         while len(cells) > width and not cells[-1].strip():
             cells.pop()
         if len(source.row) > 1 and len(cells) != width:

@@ -36,6 +36,7 @@ class ManifestFile:
         skipped: how many files of a directory were passed over when it was read last, by kind.
         encoding: of its text, as the user names it; ``None`` where it is to be found out.
         sidecars: suffixes, without dots, of files beside a directory's pictures that are fields of their records.
+        image_field: name of the field with a record's picture; ``None`` where it has a usual one.
         called: its name, where that is not the path's.
         folder: URL of a folder of an object store that is listed; then there is no path.
         read_page: returns a page of a folder behind a mark, of at most so many bytes, and the header ``Link``.
@@ -54,6 +55,7 @@ class ManifestFile:
     read_page: Callable[[str, str, int], tuple[bytes, str]] | None = None
     base: Path | str = field(init=False)
     sidecars: Sequence[str] = field(default=(), init=False)
+    image_field: str | None = field(default=None, init=False)
     _pipe: "io.BufferedReader[Any] | None" = field(default=None, init=False)
     _begun: bytes = field(default=b"", init=False)
     _is_told: bool = field(default=False, init=False)
