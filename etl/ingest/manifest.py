@@ -42,6 +42,8 @@ class Manifest:
             self._file = ManifestFile(None)
             self.path, self.name, self.rereadable = STDIN, self._file.name, False
             return
+        if not path.strip():
+            raise ManifestError("the name of a manifest is empty; `.` is the directory that you are in")
         file = Path(path)
         if "://" in path and not _exists(file):
             self._folder = folder_of(path) or ""

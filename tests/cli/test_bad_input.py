@@ -69,6 +69,7 @@ class Case:
 CASES = {
     "missing manifest": Case("ingest missing/x.jsonl", ("there is no manifest missing/x.jsonl",)),
     "missing manifest in run": Case("run --input missing/x.jsonl", ("there is no manifest missing/x.jsonl",)),
+    "a manifest without a name": Case("run --input= -o x.jsonl", ("the name of a manifest is empty",)),
     "empty manifest": Case(
         "ingest x.jsonl", ("x.jsonl holds no records", "nothing was changed"), before=write("x.jsonl", "")
     ),
