@@ -95,8 +95,9 @@ def _limit(*arguments: str) -> dict[str, float]:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment without proxies and without settings of ours."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ETL_")}
+    """Return the environment without proxies and without settings of ours; with bytecode, as when installed."""
+    left_out = ("ETL_", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     return {name: value for name, value in kept.items() if not name.lower().endswith("_proxy")}
 
 

@@ -15,6 +15,7 @@ from etl.ingest.manifest import ARCHIVES, kept_archive
 from etl.net.resume import is_resumable
 from etl.state.images import Candidate, EvictionReason
 from etl.state.presence import require_cache
+from etl.state.read.manifests import living_elsewhere
 from etl.state.read.reader import Reader
 from etl.state.store import Store
 
@@ -89,11 +90,7 @@ def _dead_parts(parts: Iterable[CachedFile]) -> list[CachedFile]:
 
 
 def _lost_archives(state: Path, reader: Reader) -> list[CachedFile]:
-    rows = reader.rows(
-        "SELECT path FROM manifests m WHERE path LIKE '%://%' "
-        "AND EXISTS (SELECT 1 FROM records r WHERE r.manifest = m.id AND r.state <> 'removed')"
-    )
-    needed = {kept_archive(state, path) for (path,) in rows}
+    needed = {kept_archive(state, path) for path in living_elsewhere(reader)}
     lost = (path for path in (state / ARCHIVES).glob("*") if path not in needed and path.is_file())
     return [CachedFile(path, path.lstat().st_size, 0) for path in lost]
 

@@ -15,6 +15,15 @@ def all_manifests(reader: Reader) -> list[tuple[int, str, str, bool]]:
     ]
 
 
+def living_elsewhere(reader: Reader) -> list[str]:
+    """Return the path of every manifest that does not lie on this machine and of which a record is left."""
+    rows = reader.rows(
+        "SELECT path FROM manifests m WHERE path LIKE '%://%' "
+        "AND EXISTS (SELECT 1 FROM records r WHERE r.manifest = m.id AND r.state <> 'removed')"
+    )
+    return [path for (path,) in rows]
+
+
 def manifest_lines(reader: Reader, manifest: int) -> Iterator[tuple[int, int, str, bytes]]:
     """Yield ``(position, record, state, line)`` for the records of one manifest, in order, removed ones left out."""
     after = (0, 0)
