@@ -20,7 +20,6 @@ from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
 from etl.errors import DiskFullError, EtlError, NotPlainError
-from etl.failpoints import failpoint
 
 _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -38,10 +37,6 @@ _KINDS = {
 }
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-_NOT_WITHOUT_NAME = frozenset({errno.EEXIST, errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT})
-"""The name is taken; the file system, the kernel or a missing /proc do not let a file be named later."""
 
 
 def is_disk_full(error: OSError) -> bool:
@@ -108,14 +103,14 @@ def directory(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _opened_at_once(path: Path) -> int | None:
+def _opened_at_once(path: Path, flags: int = _STEP) -> int | None:
     """Return a descriptor of a directory if the system says that what it opened has this very path, so without links.
 
     A tenth of the way step by step, which says what is wrong, or goes where there is no /proc.
     """
     descriptor = None
     try:
-        descriptor = os.open(path, _STEP)
+        descriptor = os.open(path, flags)
         if os.readlink(f"/proc/self/fd/{descriptor}") == str(path):  # noqa: PTH115 -- no path is wanted
             return descriptor
     except (OSError, ValueError):
@@ -123,6 +118,14 @@ def _opened_at_once(path: Path) -> int | None:
     if descriptor is not None:
         os.close(descriptor)
     return None
+
+
+def open_directory(path: Path) -> int:
+    """Return a descriptor of a directory that can be synced, too; raises as `directory` does."""
+    if (descriptor := _opened_at_once(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)) is not None:
+        return descriptor
+    with directory(path) as there:
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=there)
 
 
 def look_at(path: Path) -> Entry | None:
@@ -187,34 +190,6 @@ def creating(path: Path) -> Iterator[BufferedWriter]:
     """Yield a new plain file, its owner's alone, open for writing; `FileExistsError` where the name is taken."""
     with open(open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
         yield file
-
-
-def create_durably(path: Path, data: bytes) -> bool:
-    """Make a new file, its owner's alone, that is on the disk before it has its name, and with it on return.
-
-    Returns ``False`` where the name is taken, or the file system has no files without one (``O_TMPFILE``).  Making,
-    changing and removing the name of a part is most of what a small file costs otherwise.
-    """
-    with directory(path.parent) as parent:
-        held = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
-    try:
-        with os.fdopen(os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=held), "wb") as file:
-            file.write(data)
-            file.flush()
-            failpoint("cache.before_fsync")
-            os.fsync(file.fileno())
-            failpoint("cache.before_rename")
-            os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=held, follow_symlinks=True)
-            failpoint("cache.renamed")
-        os.fsync(held)
-        failpoint("cache.synced")
-        return True
-    except OSError as error:
-        if error.errno not in _NOT_WITHOUT_NAME:
-            raise
-        return False
-    finally:
-        os.close(held)
 
 
 def entries(path: Path) -> list[Entry]:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from etl import files
 from etl.domain.items import FetchedImage, KnownImage
-from etl.images.cache import CachedFile, ImageCache
+from etl.images.cache import ImageCache
+from etl.images.cache_walk import CachedFile
 from etl.net.resume import is_resumable
 from etl.state.images import EvictionReason, Images, originals_of, working_copies_of
 from etl.state.read.reader import Reader

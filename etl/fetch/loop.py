@@ -46,6 +46,9 @@ COMMIT_S = 0.05
 DECODE_AHEAD = 4
 """Downloaded pictures that may wait for each decoder; bounds the disk that parts take."""
 
+MEMORY_AHEAD = 24
+"""Pictures in memory, of 64 KiB at most, that may wait for each decoder beside these."""
+
 REPORT_S = 1.0
 """Seconds between two reports of how the hosts fare."""
 
@@ -189,7 +192,8 @@ class FetchLoop:
 
     async def _claim(self, fetcher: "SourceFetcher") -> None:
         """Claim what can start now, and some more; in one transaction, since each waits for the disk."""
-        under_way = len(self._in_flight) - self._limiter.waiting
+        spared = min(self._backend.in_memory, MEMORY_AHEAD * self._backend.processes)
+        under_way = len(self._in_flight) - self._limiter.waiting - spared
         free = self._limiter.total + DECODE_AHEAD * self._backend.processes - under_way
         if not (wanted := self._claims.wanted(free, fetcher.access.downloads.is_known)):
             return

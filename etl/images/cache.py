@@ -13,53 +13,20 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from etl import files
-from etl.errors import NotAHashError, StateError
+from etl import files, nameless_files
+from etl.errors import EtlError, NotAHashError, StateError
 from etl.failpoints import failpoint
+from etl.images.cache_walk import SHA256, SHARDS, CachedFile, Shard, below, listed, shards
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_WORKING_PIXELS = 16384 * 16384
 """Of a working copy: the longest edge that can be asked for, squared."""
 
 MAX_WORKING_BYTES = 2 * MAX_WORKING_PIXELS
-
-_SHARDS = tuple(f"{number:02x}" for number in range(256))
-
-
-@dataclass(frozen=True, slots=True)
-class CachedFile:
-    """A file below the cache's root.
-
-    Attributes:
-        size: bytes.
-        written_ns: when it was last written to, Unix nanoseconds.
-    """
-
-    path: Path
-    size: int
-    written_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """The finished files of one kind whose hashes begin with the same two digits.
-
-    Attributes:
-        name: the two digits.
-        files: by hash, the files that are where they ought to be.
-        strays: whatever else lies in the directory.
-    """
-
-    name: str
-    files: dict[str, CachedFile] = field(default_factory=dict)
-    strays: list[CachedFile] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -110,7 +77,7 @@ class ImageCache:
             for kind in ("working", "original") if originals else ("working",):
                 files.make_directory(self.root / kind)
                 there = {entry.path.name for entry in files.entries(self.root / kind) if entry.is_directory}
-                for shard in _SHARDS:
+                for shard in SHARDS:
                     if shard not in there:
                         files.make_directory(self.root / kind / shard)
                 files.sync(self.root / kind)
@@ -154,11 +121,20 @@ class ImageCache:
 
         Raises `DiskFullError` when there is no room and `StateError` when the cache cannot be written.
         """
-        sha256 = hashlib.sha256(data).hexdigest()
-        target = self.working_path(sha256)
-        with disk_errors(target):
-            self._put(data, target)
-        return sha256
+        (stored,) = self.put_all([data])
+        if isinstance(stored, EtlError):
+            raise stored
+        return stored
+
+    def put_all(self, copies: Sequence[bytes]) -> list[str | EtlError]:
+        """Store working copies as `put_working` does, but together, so that they share the waits for the disk.
+
+        Returns the hash of each, or what `put_working` would raise for it.
+        """
+        hashes = [hashlib.sha256(data).hexdigest() for data in copies]
+        targets = [self.working_path(sha256) for sha256 in hashes]
+        errors = self._put(list(zip(targets, copies, strict=True)))
+        return [error or sha256 for error, sha256 in zip(errors, hashes, strict=True)]
 
     def keep_original(self, part: Path | bytes, sha256: str) -> Path:
         """Put an original, whose content has this hash, under its name, durably; return that name.
@@ -168,10 +144,11 @@ class ImageCache:
         Raises `DiskFullError` and `StateError` as `put_working` does; the part is then still there.
         """
         target = self.original_path(sha256)
+        if isinstance(part, bytes):
+            if (error := self._put([(target, part)])[0]) is not None:
+                raise error
+            return target
         with disk_errors(target):
-            if isinstance(part, bytes):
-                self._put(part, target)
-                return target
             size = files.plain_size(part)
             if size is not None and files.plain_size(target) == size:
                 files.sync(target.parent)
@@ -202,23 +179,23 @@ class ImageCache:
 
     def working_shards(self) -> Iterator[Shard]:
         """Yield all 256 shards of working copies, in order; a shard that has no directory is empty."""
-        return _shards(self.root / "working", ".jpg")
+        return shards(self.root / "working", ".jpg")
 
     def original_shards(self) -> Iterator[Shard]:
         """Yield all 256 shards of originals, in order; a shard that has no directory is empty."""
-        return _shards(self.root / "original", "")
+        return shards(self.root / "original", "")
 
     def parts(self) -> list[CachedFile]:
         """Return the unfinished files, and what is noted of them."""
-        return [_file(entry) for entry in _entries(self._parts)]
+        return [CachedFile.of(entry) for entry in listed(self._parts)]
 
     def strays(self) -> Iterator[CachedFile]:
         """Yield the files that lie neither in a shard nor among the parts."""
-        for entry in _entries(self.root):
+        for entry in listed(self.root):
             if entry.path.name in ("working", "original") and entry.is_directory:
-                yield from _below(e for e in _entries(entry.path) if e.path.name not in _SHARDS or not e.is_directory)
+                yield from below(e for e in listed(entry.path) if e.path.name not in SHARDS or not e.is_directory)
             elif entry.path != self._parts:
-                yield from _below([entry])
+                yield from below([entry])
 
     def remove(self, path: Path) -> int | None:
         """Remove a file; return the bytes that it took, or ``None`` where there was none.
@@ -236,20 +213,34 @@ class ImageCache:
             existing = existing.parent
         return shutil.disk_usage(existing).free
 
-    def _put(self, data: bytes, target: Path) -> None:
-        """Make a file, unless it is there, in the order of `_move`."""
-        # Asked of the system first: to look without following links costs a tenth of all that is done for a file.
-        if os.path.lexists(target) and files.plain_size(target) == len(data):
+    def _put(self, wanted: Sequence[tuple[Path, bytes]]) -> list[EtlError | None]:
+        """Make files, unless they are there, in the order of `_move`; return what went wrong with each."""
+        made = nameless_files.create_durably(wanted) if self.made else [None] * len(wanted)
+        errors: list[EtlError | None] = []
+        for (target, data), error in zip(wanted, made, strict=True):
+            try:
+                with disk_errors(target):
+                    if not self.made or nameless_files.is_not_without_name(error):
+                        self._put_named(data, target)
+                    elif error is not None:
+                        raise error
+                errors.append(None)
+            except EtlError as what:
+                errors.append(what)
+        return errors
+
+    def _put_named(self, data: bytes, target: Path) -> None:
+        if files.plain_size(target) == len(data):
             # Whoever has put it there may not have come to make its name last.
             files.sync(target.parent)
+            return
         # Where something damaged has the name, that is to be there until the whole file is.
-        elif not (self.made and files.create_durably(target, data)):
-            part = self.new_part()
-            try:
-                files.write(part, data)
-                self._move(part, target)
-            finally:
-                files.remove(part)
+        part = self.new_part()
+        try:
+            files.write(part, data)
+            self._move(part, target)
+        finally:
+            files.remove(part)
 
     def _move(self, part: Path, target: Path) -> None:
         """Make the content durable before the name, and the name before anybody relies on it."""
@@ -267,7 +258,7 @@ class ImageCache:
 
 
 def _checked(sha256: str) -> str:
-    if not _SHA256.fullmatch(sha256):
+    if not SHA256.fullmatch(sha256):
         raise NotAHashError(f"not a SHA-256 in hex: {sha256[:80]!r}; is the database damaged?")
     return sha256
 
@@ -284,37 +275,3 @@ def read_working(path: Path, sha256: str = "") -> bytes:
     if hashlib.sha256(data).hexdigest() != (sha256 or path.stem):
         raise ValueError("its content is not what its name says")
     return data
-
-
-def _shards(directory: Path, suffix: str) -> Iterator[Shard]:
-    for name in _SHARDS:
-        shard = Shard(name)
-        for entry in _entries(directory / name):
-            sha256 = entry.path.name.removesuffix(suffix)
-            rightly = entry.path.name == sha256 + suffix and sha256.startswith(name) and _SHA256.fullmatch(sha256)
-            if rightly and entry.is_file:
-                shard.files[sha256] = _file(entry)
-            else:
-                shard.strays.extend(_below([entry]))
-        yield shard
-
-
-def _below(entries: Iterable[files.Entry]) -> Iterator[CachedFile]:
-    """Yield the files among the entries and below them; a link is a file, wherever it leads."""
-    for entry in entries:
-        if entry.is_directory:
-            yield from _below(_entries(entry.path))
-        else:
-            yield _file(entry)
-
-
-def _entries(directory: Path) -> list[files.Entry]:
-    """Return what is in a directory; nothing where there is none."""
-    try:
-        return files.entries(directory)
-    except OSError as error:
-        raise StateError(f"cannot read {directory}: {error.strerror or error}") from error
-
-
-def _file(entry: files.Entry) -> CachedFile:
-    return CachedFile(entry.path, entry.size, entry.written_ns)

@@ -1,8 +1,9 @@
 """A pool of confined decoder processes.
 
-Each process has its own socket and one picture at a time, so one that dies takes nothing with it but its
-picture.  It has nothing to do with the cache: working copies come back, and are stored by threads of this process, so
-that a decoder need not wait for the disk.
+Each process has its own socket and one file at a time, so one that dies takes nothing with it but its picture.  Small
+pictures that are in memory are decoded some at a time, since to say so costs more than to do it; where that ends badly,
+each is decoded again alone.  A process has nothing to do with the cache: working copies come back, and are stored by a
+thread of this process, so that a decoder need not wait for the disk.
 """
 
 import asyncio
@@ -10,23 +11,31 @@ import contextlib
 import dataclasses
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 from etl.domain.items import DecodedImage
 from etl.errors import ChildEndedError, DecoderCrashedError, DecoderLimitError, EtlError
 from etl.images.cache import ImageCache
-from etl.images.decoder_worker import WorkerConfig, decoded_or_raise, order
+from etl.images.cache_writer import CacheWriter
+from etl.images.decoder_worker import WorkerConfig, decoded_or_raise, order, parts_in
+from etl.images.portions import Portions
 from etl.processes import ChildProcess
 
 CPU_RESERVE_S = 30
 """Processor seconds that a picture may take beyond its time: the pool ends it first, unless the pool is gone."""
 
-THREADS = 4
-"""For each process: while one waits for it, others wait for the disk."""
+SMALL = 64 * 1024
+"""Bytes of a picture in memory that may be decoded together with others."""
+
+PORTION = 8
+"""Small pictures that are decoded together, at most."""
+
+GATHER_S = 0.02
+"""Seconds for which the first of them waits for others."""
 
 _START_TIMEOUT_S = 60.0
 """A start takes 0.2 s; a cold network disk on a loaded machine may need much longer."""
@@ -34,9 +43,15 @@ _START_TIMEOUT_S = 60.0
 _STARTS = 3
 """Starts before the run is ended: one process may be killed for memory that others take, three are no accident."""
 
+Decoded: TypeAlias = tuple[DecodedImage, bytes] | EtlError
+"""What became of a picture and its working copy, or why there is none."""
+
 
 class DecoderPool:
     """Decodes pictures in up to ``processes`` child processes, which start when they are first needed.
+
+    Attributes:
+        in_memory: small pictures in hand, which take no disk.
 
     Args:
         cache_root: directory of the image cache that `decode` puts working copies into.
@@ -61,7 +76,7 @@ class DecoderPool:
         timeout_s: float = 120.0,
         cache_made: bool = False,
     ) -> None:
-        self._cache = ImageCache(cache_root, made=cache_made)
+        self._writer = CacheWriter(ImageCache(cache_root, made=cache_made))
         self._config = WorkerConfig(
             memory_bytes=memory_bytes,
             longest_edge=longest_edge,
@@ -70,8 +85,10 @@ class DecoderPool:
             cpu_s=math.ceil(timeout_s) + CPU_RESERVE_S,
         )
         self._timeout_s = timeout_s
-        self._threads = ThreadPoolExecutor(THREADS * processes, thread_name_prefix="decoder")
-        self._turns = threading.Semaphore(processes)
+        # One for each process: it waits for what that has to say.
+        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decoder")
+        self._together = Portions(PORTION, GATHER_S, self._decode_together)
+        self.in_memory = 0
         self._lock = threading.Lock()
         self._idle: list[_Decoder] = []
         self._all: set[_Decoder] = set()
@@ -92,8 +109,7 @@ class DecoderPool:
 
     def _start_one(self) -> None:
         # What goes wrong here goes wrong again at the first picture, where there is somebody to be told.
-        # With a turn, or the first pictures, which come before it is ready, would start more processes than that.
-        with contextlib.suppress(EtlError), self._turns:
+        with contextlib.suppress(EtlError):
             with self._lock:
                 if self._idle:
                     return
@@ -128,14 +144,31 @@ class DecoderPool:
             DiskFullError, StateError: the cache cannot be written.
             EtlError: no decoder process can be started, or the pool was closed.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, original)
+        in_memory = isinstance(original, bytes)
+        self.in_memory += in_memory
+        try:
+            decoded, data = await self.working_copy(original)
+            # A decoder that a picture has taken over may say what it likes; the hash is of what it gave.
+            stored = dataclasses.replace(decoded.working, sha256=await self._writer.put(data), size=len(data))
+        finally:
+            self.in_memory -= in_memory
+        return dataclasses.replace(decoded, working=stored)
 
     async def working_copy(self, original: Path | bytes) -> tuple[DecodedImage, bytes]:
         """Decode a picture; return what became of it and its working copy, which goes nowhere else.
 
         Raises as `decode`, but for what is the cache's.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._working_copy, original)
+        if isinstance(original, bytes) and len(original) <= SMALL:
+            decoded = await self._together.add(original)
+        else:
+            (decoded,) = await asyncio.get_running_loop().run_in_executor(self._threads, self._decoded, [original])
+        if isinstance(decoded, EtlError):
+            raise decoded
+        return decoded
+
+    def _decode_together(self, originals: list[bytes]) -> asyncio.Future[Sequence[Decoded]]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, self._decoded, originals)
 
     def close(self) -> None:
         """End all processes at once; a picture in work is left (its `decode` raises `EtlError`)."""
@@ -144,25 +177,36 @@ class DecoderPool:
             for decoder in self._all:
                 decoder.kill()
         self._threads.shutdown(wait=True, cancel_futures=True)
+        self._writer.close()
         for decoder in self._all:
             decoder.discard()
         self._all.clear()
         self._idle.clear()
 
-    def _decode(self, original: Path | bytes) -> DecodedImage:
-        decoded, data = self._working_copy(original)
-        # A decoder that a picture has taken over may say what it likes; the hash is of what it gave.
-        stored = dataclasses.replace(decoded.working, sha256=self._cache.put_working(data), size=len(data))
-        return dataclasses.replace(decoded, working=stored)
+    def _decoded(self, originals: Sequence[Path | bytes]) -> Sequence[Decoded]:
+        """Decode one picture, or small ones together.  Raises an `EtlError` that is no picture's."""
+        try:
+            answers = self._answers(originals)
+        except (DecoderCrashedError, DecoderLimitError) as error:
+            if len(originals) == 1:
+                return [error]
+            # Whose fault it was, each alone tells.
+            return [decoded for original in originals for decoded in self._decoded([original])]
+        decoded: list[Decoded] = []
+        for answer in answers:
+            try:
+                decoded.append(decoded_or_raise(answer))
+            except EtlError as error:
+                decoded.append(error)
+        return decoded
 
-    def _working_copy(self, original: Path | bytes) -> tuple[DecodedImage, bytes]:
-        with self._turns:
-            decoder = self._dispatch(order(original))
-            with self._dropped_on_error(decoder):
-                answer = decoder.answer(self._timeout_s)
-            with self._lock:
-                self._idle.append(decoder)
-        return decoded_or_raise(answer)
+    def _answers(self, originals: Sequence[Path | bytes]) -> list[bytes]:
+        decoder = self._dispatch(order(originals))
+        with self._dropped_on_error(decoder):
+            answers = decoder.answers(len(originals), self._timeout_s)
+        with self._lock:
+            self._idle.append(decoder)
+        return answers
 
     def _dispatch(self, ordered: bytes) -> "_Decoder":
         """Return a decoder that has taken the picture: the last one used, so that no more start than are needed.
@@ -217,7 +261,7 @@ class _Decoder(ChildProcess):
         )
 
     def accepts(self, ordered: bytes, timeout_s: float) -> bool:
-        """Offer one picture and return whether the process lived to take it; raises as `answer` for the time."""
+        """Offer pictures and return whether the process lived to take it; raises as `answer` for the time."""
         try:
             self.send(ordered)
             if self.poll(timeout_s):
@@ -227,14 +271,20 @@ class _Decoder(ChildProcess):
             return False
         raise _overdue(timeout_s)
 
-    def answer(self, timeout_s: float) -> bytes:
-        """Return what became of the picture; after an error the process is of no more use.
+    def answers(self, pictures: int, timeout_s: float) -> list[bytes]:
+        """Return what became of so many pictures; after an error the process is of no more use.
 
-        Raises `DecoderCrashedError` when the process dies and `DecoderLimitError` when the time is over.
+        Raises `DecoderCrashedError` when the process dies or talks nonsense, and `DecoderLimitError` when the time is
+        over.
         """
         try:
             if self.poll(timeout_s):
-                return self.recv()
+                answers = parts_in(self.recv())
+                if len(answers) != pictures:
+                    raise ValueError(f"{len(answers)} answers for {pictures} pictures")
+                return answers
+        except ValueError as error:
+            raise DecoderCrashedError(f"the decoder process gave no answer to this picture: {error}") from error
         except ChildEndedError as error:
             raise DecoderCrashedError(f"the decoder process died on this picture: {self.how_it_ended()}") from error
         raise _overdue(timeout_s)

@@ -11,8 +11,9 @@ import dataclasses
 import io
 import json
 import os
+import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -30,7 +31,10 @@ ACCEPTED = b"accepted"
 """Sent before each answer: from here on a death is the picture's."""
 
 _DATA = b"\0"
-"""Begins an order that is the picture itself; no path does."""
+"""Begins an order that holds pictures themselves; no path does."""
+
+_LENGTH = struct.Struct("!Q")
+"""Goes before each of several pictures, and of their answers: its bytes."""
 
 NICENESS = 5
 """Below the downloads and the GPU's feeding, which must not wait; above what runs only on an idle machine."""
@@ -73,19 +77,31 @@ def main(config_fields: dict[str, Any], pool: Parent) -> None:
     _silence_libraries()
     pool.send(READY)
     while True:
-        original = pool.recv()
-        # The pool's own time is shorter, but a decoder that holds the interpreter does not notice when it is gone.
-        limit_time_of_next(config.cpu_s)
+        ordered = pool.recv()
         pool.send(ACCEPTED)
-        pool.send(_answer(original, config))
+        pool.send(_framed([_answer(original, config) for original in _originals(ordered)]))
         if time_left() <= config.cpu_s:
             # The next picture gets a process that has all the time for it.
             return
 
 
-def order(original: Path | bytes) -> bytes:
-    """Return what a worker is sent to decode a file, or a picture that is in memory."""
-    return _DATA + original if isinstance(original, bytes) else os.fsencode(original)
+def order(originals: Sequence[Path | bytes]) -> bytes:
+    """Return what a worker is sent to decode one file, or pictures that are in memory; it answers all at once."""
+    if isinstance(originals[0], Path):
+        return os.fsencode(originals[0])
+    return _DATA + _framed(original for original in originals if isinstance(original, bytes))
+
+
+def parts_in(message: bytes) -> list[bytes]:
+    """Return the answers that a worker has sent for one order.  Raises ValueError where the last one is cut short."""
+    parts, place = [], 0
+    while place < len(message):
+        end = place + _LENGTH.size + int.from_bytes(message[place : place + _LENGTH.size], "big")
+        if end > len(message):
+            raise ValueError("the last part is cut short")
+        parts.append(message[place + _LENGTH.size : end])
+        place = end
+    return parts
 
 
 def decoded_or_raise(answer: bytes) -> tuple[DecodedImage, bytes]:
@@ -97,7 +113,17 @@ def decoded_or_raise(answer: bytes) -> tuple[DecodedImage, bytes]:
     return DecodedImage.from_fields(fields), working
 
 
-def _answer(original: bytes, config: WorkerConfig) -> bytes:
+def _framed(parts: Iterable[bytes]) -> bytes:
+    return b"".join(piece for part in parts for piece in (_LENGTH.pack(len(part)), part))
+
+
+def _originals(ordered: bytes) -> list[Path | bytes]:
+    return list(parts_in(ordered[len(_DATA) :])) if ordered.startswith(_DATA) else [Path(os.fsdecode(ordered))]
+
+
+def _answer(original: Path | bytes, config: WorkerConfig) -> bytes:
+    # The pool's own time is shorter, but a decoder that holds the interpreter does not notice when it is gone.
+    limit_time_of_next(config.cpu_s)
     from etl.images.decode import make_working_copy
     from etl.images.refusals import OUT_OF_MEMORY
 
@@ -120,13 +146,13 @@ def _answer(original: bytes, config: WorkerConfig) -> bytes:
 
 
 @contextlib.contextmanager
-def _as_file(original: bytes) -> Iterator[Path]:
+def _as_file(original: Path | bytes) -> Iterator[Path]:
     """Yield the path of what was ordered: what opens pictures wants a file, and one of memory costs a tenth."""
-    if not original.startswith(_DATA):
-        yield Path(os.fsdecode(original))
+    if isinstance(original, Path):
+        yield original
         return
     with os.fdopen(os.memfd_create("original"), "wb") as file:
-        file.write(memoryview(original)[len(_DATA) :])
+        file.write(original)
         file.flush()
         yield Path(f"/proc/self/fd/{file.fileno()}")
 

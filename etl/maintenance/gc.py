@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from etl.fetch.cache_limit import PAGE, ROOM, evict, size_of, survey
-from etl.images.cache import CachedFile, ImageCache
+from etl.images.cache import ImageCache
+from etl.images.cache_walk import CachedFile
 from etl.ingest.manifest import ARCHIVES, kept_archive
 from etl.net.resume import is_resumable
 from etl.state.images import Candidate, EvictionReason

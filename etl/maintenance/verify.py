@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from etl.export.check import ExportFound, compare_export
-from etl.images.cache import CachedFile, ImageCache, Shard
+from etl.images.cache import ImageCache
+from etl.images.cache_walk import CachedFile, Shard
 from etl.images.working_copies import fault_of, holds
 from etl.state.checks import EXAMPLES, deep_problems, problems, summed_up
 from etl.state.images import Expected, evicted, originals_of, working_copies_of

@@ -29,6 +29,12 @@ ON_ITS_WAY = 30_000
 """Bytes of eight pictures: two downloads, two claimed ahead, four that wait for the decoder."""
 
 
+@pytest.fixture(autouse=True)
+def _none_spared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let pictures as small as these take their turn, as large ones do, or all would be on their way at once."""
+    monkeypatch.setattr("etl.fetch.loop.MEMORY_AHEAD", 0)
+
+
 @pytest.fixture
 def urls(server: FaultServer) -> list[str]:
     """Serve forty pictures."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import os
 import signal
 import struct
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 from support.watching import children, exists, wait_for
 
+from etl.domain.items import DecodedImage
 from etl.errors import (
     CorruptImageError,
     DecoderCrashedError,
@@ -28,7 +30,7 @@ from etl.errors import (
     StateError,
 )
 from etl.images.cache import ImageCache
-from etl.images.decoder_pool import DecoderPool
+from etl.images.decoder_pool import PORTION, DecoderPool, _Decoder
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
 
@@ -118,6 +120,67 @@ def test_decoded_pictures_lie_in_the_cache_and_processes_are_reused(tmp_path: Pa
     assert (decoded.mime, decoded.width, decoded.height, decoded.working.width) == ("image/png", 300, 200, 100)
     assert ImageCache(tmp_path / "images").working_path(decoded.working.sha256).exists()
     assert children(os.getpid()) == before
+
+
+def small_pictures(count: int) -> list[bytes]:
+    """Return so many pictures of a few hundred bytes, of different sizes."""
+    buffers = [io.BytesIO() for _ in range(count)]
+    for number, buffer in enumerate(buffers):
+        Image.new("RGB", (20 + number, 10), (200, 30, 30)).save(buffer, "PNG")
+    return [buffer.getvalue() for buffer in buffers]
+
+
+def test_small_pictures_in_memory_are_decoded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as make a portion are one order, the rest another; each is told what became of it, errors included."""
+    orders: list[int] = []
+    accepts = _Decoder.accepts
+
+    def counted(self: _Decoder, ordered: bytes, timeout_s: float) -> bool:
+        orders.append(len(ordered))
+        return accepts(self, ordered, timeout_s)
+
+    monkeypatch.setattr(_Decoder, "accepts", counted)
+    pictures = [*small_pictures(PORTION + 1), b"<html>gone</html>"]
+
+    async def decode_all(pool: DecoderPool) -> list[DecodedImage | BaseException]:
+        tasks = [asyncio.create_task(pool.decode(picture)) for picture in pictures]
+        await asyncio.sleep(0)
+        assert pool.in_memory == len(pictures)
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    with make_pool(tmp_path) as pool:
+        *decoded, page = asyncio.run(decode_all(pool))
+        assert pool.in_memory == 0
+    assert [each.width for each in decoded if isinstance(each, DecodedImage)] == list(range(20, 21 + PORTION))
+    assert isinstance(page, NotAnImageError)
+    assert len(orders) == 2
+
+
+def test_neighbours_of_a_deadly_picture_are_decoded(tmp_path: Path) -> None:
+    """Of pictures that were decoded together, the one that takes all time or memory fails, and no other."""
+    deadly = make_endless(tmp_path).read_bytes()
+
+    async def decode_all(pool: DecoderPool) -> list[DecodedImage | BaseException]:
+        pictures = small_pictures(3)
+        return await asyncio.gather(*map(pool.decode, [pictures[0], deadly, *pictures[1:]]), return_exceptions=True)
+
+    with make_pool(tmp_path, memory=512 * MiB, timeout_s=1.5) as pool:
+        first, failed, *others = asyncio.run(decode_all(pool))
+    assert isinstance(failed, DecoderLimitError)
+    assert [each.width for each in (first, *others) if isinstance(each, DecodedImage)] == [20, 21, 22]
+
+
+@pytest.mark.parametrize("answers", [b"", b"\0" * 7, b"\0" * 16])
+def test_a_decoder_that_talks_nonsense_has_died(
+    tmp_path: Path, answers: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer answers than pictures, more, or one cut short, are as good as a crash: the decoder was taken over."""
+    with make_pool(tmp_path) as pool:
+        decoder = pool._new_decoder()
+        monkeypatch.setattr(decoder, "poll", lambda _: True)
+        monkeypatch.setattr(decoder, "recv", lambda: answers)
+        with pytest.raises(DecoderCrashedError, match="gave no answer"):
+            decoder.answers(1, 1.0)
 
 
 def test_pictures_wait_for_processes_that_are_starting(tmp_path: Path, picture: Path) -> None:

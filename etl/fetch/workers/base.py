@@ -87,6 +87,11 @@ class FetchBackend(Protocol):
         ...
 
     @property
+    def in_memory(self) -> int:
+        """How many pictures in hand are in memory, and take no disk."""
+        ...
+
+    @property
     def local_decoders(self) -> Decoders:
         """Decode files of this machine."""
         ...
@@ -116,6 +121,11 @@ class LocalBackend:
     def __init__(self, settings: Settings, cache: ImageCache) -> None:
         self.processes = settings.decoders or os.cpu_count() or 1
         self.local_decoders = decoder_pool(settings, cache, self.processes)
+
+    @property
+    def in_memory(self) -> int:
+        """How many pictures are with the decoders and in memory."""
+        return self.local_decoders.in_memory
 
     def are_ready(self) -> bool:
         """Return that this machine is here."""

@@ -50,6 +50,8 @@ class _Held:
 class ClusterBackend:
     """The nodes of a cluster as downloaders and decoders; pictures of this machine's disk are decoded here."""
 
+    in_memory = 0
+
     def __init__(self, settings: Settings, cache: ImageCache, cluster: Cluster, *, look_s: float = LOOK_S) -> None:
         self._settings = settings
         self._cache = cache
