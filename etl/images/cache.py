@@ -6,7 +6,6 @@
 
 The names come from hashes alone: nothing that a manifest or a server says ends up in a path.  The cache may have been
 copied here from a stranger: `etl.files` sees to it that nothing in it is followed anywhere.
-A walk over the cache goes from shard to shard, the two digits that hashes begin with, and holds one in memory.
 """
 
 import contextlib

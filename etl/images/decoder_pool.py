@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Self, TypeAlias, TypeGuard
 
 from etl.domain.items import DecodedImage
 from etl.errors import ChildEndedError, DecoderCrashedError, DecoderLimitError, EtlError
@@ -144,14 +144,14 @@ class DecoderPool:
             DiskFullError, StateError: the cache cannot be written.
             EtlError: no decoder process can be started, or the pool was closed.
         """
-        in_memory = isinstance(original, bytes)
-        self.in_memory += in_memory
+        is_small = _is_small(original)
+        self.in_memory += is_small
         try:
             decoded, data = await self.working_copy(original)
             # A decoder that a picture has taken over may say what it likes; the hash is of what it gave.
             stored = dataclasses.replace(decoded.working, sha256=await self._writer.put(data), size=len(data))
         finally:
-            self.in_memory -= in_memory
+            self.in_memory -= is_small
         return dataclasses.replace(decoded, working=stored)
 
     async def working_copy(self, original: Path | bytes) -> tuple[DecodedImage, bytes]:
@@ -159,7 +159,7 @@ class DecoderPool:
 
         Raises as `decode`, but for what is the cache's.
         """
-        if isinstance(original, bytes) and len(original) <= SMALL:
+        if _is_small(original):
             decoded = await self._together.add(original)
         else:
             (decoded,) = await asyncio.get_running_loop().run_in_executor(self._threads, self._decoded, [original])
@@ -288,6 +288,10 @@ class _Decoder(ChildProcess):
         except ChildEndedError as error:
             raise DecoderCrashedError(f"the decoder process died on this picture: {self.how_it_ended()}") from error
         raise _overdue(timeout_s)
+
+
+def _is_small(original: Path | bytes) -> TypeGuard[bytes]:
+    return isinstance(original, bytes) and len(original) <= SMALL
 
 
 def _overdue(timeout_s: float) -> DecoderLimitError:
