@@ -18,11 +18,15 @@ from etl.net.urls import beside, host_of, is_local, local_path, plain_host
 from etl.state.record_captions import GIVEN
 from etl.state.records import NewRecord
 from etl.text import clean
+from etl.units import size
 
 KEY_FIELD_MISSING = "no field"
 """How the message of a record without the field of its key begins."""
 
 MAX_KEY_CHARS, MAX_URL_CHARS, MAX_ERROR_CHARS = 512, 8192, 500
+
+MAX_COPIES = 256 * 1024**2
+"""Bytes that the copies of one line may take, of which the state and an export have one for each picture."""
 
 _OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
 
@@ -80,6 +84,8 @@ class RecordParser:
             line = taken_out(line, taken)
             for one in found:
                 one.line = line
+        if len(found) > 1 and len(line) * len(found) > MAX_COPIES:
+            return [_invalid(key, position, line, _swells(line, len(found)))]
         return found
 
     @staticmethod
@@ -170,6 +176,13 @@ def _invalid(
 ) -> NewRecord:
     slug = error.slug if isinstance(error, ItemError) else InvalidRecordError.slug
     return NewRecord(key, position, line, None, "", None, RecordState.INVALID, slug, clean(str(error), MAX_ERROR_CHARS))
+
+
+def _swells(line: bytes, pictures: int) -> InvalidRecordError:
+    return InvalidRecordError(
+        f"{pictures:,} pictures in a line of {size(len(line))}, which state and exports would have once for each: "
+        f"{size(len(line) * pictures)}, more than {size(MAX_COPIES)}; give each picture, or every few, a line of its own"
+    )
 
 
 def _depth(line: bytes) -> int:
