@@ -181,7 +181,8 @@ def _invalid(
 def _swells(line: bytes, pictures: int) -> InvalidRecordError:
     return InvalidRecordError(
         f"{pictures:,} pictures in a line of {size(len(line))}, which state and exports would have once for each: "
-        f"{size(len(line) * pictures)}, more than {size(MAX_COPIES)}; give each picture, or every few, a line of its own"
+        f"{size(len(line) * pictures)}, more than {size(MAX_COPIES)}; "
+        "give each picture, or every few, a line of its own"
     )
 
 
