@@ -80,10 +80,21 @@ def taken_out(line: bytes, urls: Mapping[str, str]) -> bytes:
     return _JSON_STRING.sub(lambda found: names.get(json.loads(found[0]).strip(), found[0]), line)
 
 
+def holds_name(line: bytes) -> bool:
+    """Return whether a line holds what names a picture that was taken out; also a stranger's may."""
+    return _NAME in line
+
+
+def line_hash(line: bytes, *, is_taken_out_of: bool = False) -> bytes:
+    """Return the hash that a stored line is known by: another one where pictures were taken out of it.
+
+    So nobody can write a line that passes for one in which pictures are to be put back.
+    """
+    return hashlib.sha256(_NAME + line if is_taken_out_of else line).digest()
+
+
 def put_back(line: bytes, read: Callable[[str], bytes | None]) -> bytes:
-    """Return a record's line with its pictures in it, in base64; ``read`` returns the bytes of one by its URL."""
-    if _NAME not in line:
-        return line
+    """Return a line that pictures were taken out of with these, in base64; ``read`` returns one's bytes by its URL."""
 
     def whole(found: re.Match[bytes]) -> bytes:
         data = read(_PREFIX + found[2].decode())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
-from etl.data_urls import data_url, decoded, is_data, taken_out
+from etl.data_urls import data_url, decoded, holds_name, is_data, taken_out
 from etl.domain.statuses import RecordState
 from etl.errors import InvalidJsonError, InvalidRecordError, InvalidUrlError, ItemError, MissingImageFieldError
 from etl.ingest.fields import IMAGE_FIELDS, KEY_FIELDS, KEY_NAMES, addresses, by_name, mended, named, pictures_of
@@ -80,12 +80,15 @@ class RecordParser:
                     taken[picture] = url
             except (InvalidRecordError, InvalidUrlError, ValueError) as error:
                 found.append(_invalid(own, position, line, error))
-        if taken:
+        # All names in a line are then ours.
+        if taken and not holds_name(line):
             line = taken_out(line, taken)
             for one in found:
-                one.line = line
+                one.line, one.is_taken_out_of = line, True
         if len(found) > 1 and len(line) * len(found) > MAX_COPIES:
-            return [_invalid(key, position, line, _swells(line, len(found)))]
+            bad = _invalid(key, position, line, _swells(line, len(found)))
+            bad.is_taken_out_of = found[0].is_taken_out_of
+            return [bad]
         return found
 
     @staticmethod
