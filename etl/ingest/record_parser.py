@@ -81,14 +81,13 @@ class RecordParser:
             except (InvalidRecordError, InvalidUrlError, ValueError) as error:
                 found.append(_invalid(own, position, line, error))
         # All names in a line are then ours.
+        whole = line
         if taken and not holds_name(line):
             line = taken_out(line, taken)
             for one in found:
                 one.line, one.is_taken_out_of = line, True
         if len(found) > 1 and len(line) * len(found) > MAX_COPIES:
-            bad = _invalid(key, position, line, _swells(line, len(found)))
-            bad.is_taken_out_of = found[0].is_taken_out_of
-            return [bad]
+            return [_invalid(key, position, whole, _swells(line, len(found)))]
         return found
 
     @staticmethod
