@@ -43,12 +43,14 @@ class Member:
     Attributes:
         name: its path within, parted by ``/``; not one that leads out of it.
         place: what its archive finds it by.
+        size: its bytes, unpacked, as the archive says.
         link: the name of the file that it stands for, where it is a link.
         fault: why it cannot be read, in a word or two; empty where it can.
     """
 
     name: str
     place: Any = None
+    size: int = 0
     link: str = ""
     fault: str = ""
 
@@ -198,7 +200,7 @@ class _Zip(Archive):
             return Member(name, fault="link")
         if info.compress_type not in _SIMPLE:
             return Member(name, fault=f"packed by method {info.compress_type}")
-        return Member(name, info)
+        return Member(name, info, info.file_size)
 
     def _reading(self, place: zipfile.ZipInfo) -> Callable[[int], bytes]:
         return self._zip.open(place).read
@@ -239,7 +241,7 @@ class _Tar(Archive):
             return Member(name, link=link, fault="link")
         if not info.isreg() or info.sparse is not None:
             return Member(name, fault="no plain file")
-        return Member(name, (info.offset_data, info.size))
+        return Member(name, (info.offset_data, info.size), info.size)
 
     def _reading(self, place: tuple[int, int]) -> Callable[[int], bytes]:
         at, end = place[0], sum(place)

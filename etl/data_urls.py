@@ -32,7 +32,9 @@ _BASE64 = re.compile(
 _FEW = 8
 """Pictures of a record that are looked for one by one.  Of more, each text of the record is looked at."""
 
-_NAME = b"etl-picture-sha256="
+MARK = b"etl-picture-sha256="
+"""How the name begins that stands in the place of a picture."""
+
 _NAMED = re.compile(rb'"((?i:data:)[^"\\]{0,200},|)etl-picture-sha256=([0-9a-f]{64})"')
 _HEAD = re.compile(r"(?i:data:)[ -~]{0,200}")
 _JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
@@ -67,7 +69,7 @@ def taken_out(line: bytes, urls: Mapping[str, str]) -> bytes:
     """Return a record's line with names in the place of its pictures, given the URL of each text that is one."""
 
     names = {
-        text: b'"' + _head_of(text).encode() + _NAME + url.removeprefix(_PREFIX).encode() + b'"'
+        text: b'"' + _head_of(text).encode() + MARK + url.removeprefix(_PREFIX).encode() + b'"'
         for text, url in urls.items()
     }
     # Each goes through the whole line.
@@ -80,10 +82,26 @@ def taken_out(line: bytes, urls: Mapping[str, str]) -> bytes:
     return _JSON_STRING.sub(lambda found: names.get(json.loads(found[0]).strip(), found[0]), line)
 
 
+def holds_name(line: bytes) -> bool:
+    """Return whether a line holds what names a picture that was taken out; also a stranger's may."""
+    return MARK in line
+
+
+def line_hash(line: bytes, *, is_taken_out_of: bool = False) -> bytes:
+    """Return the hash that a stored line is known by: another one where pictures were taken out of it.
+
+    So nobody can write a line that passes for one in which pictures are to be put back.
+    """
+    return hashlib.sha256(MARK + line if is_taken_out_of else line).digest()
+
+
+def names_in(line: bytes) -> Iterator[str]:
+    """Yield the URL of each picture that a line names."""
+    return (_PREFIX + found[2].decode() for found in _NAMED.finditer(line))
+
+
 def put_back(line: bytes, read: Callable[[str], bytes | None]) -> bytes:
-    """Return a record's line with its pictures in it, in base64; ``read`` returns the bytes of one by its URL."""
-    if _NAME not in line:
-        return line
+    """Return a line that pictures were taken out of with these, in base64; ``read`` returns one's bytes by its URL."""
 
     def whole(found: re.Match[bytes]) -> bytes:
         data = read(_PREFIX + found[2].decode())

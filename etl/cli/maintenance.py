@@ -212,6 +212,7 @@ def _collected(summary: "GcSummary") -> Iterator[str]:
         ("originals", "originals"),
         ("captioned", "working copies with their captions"),
         ("archives", "archives of which no record is left"),
+        ("pictures", "pictures that stood in records which are gone"),
     ):
         removed = getattr(summary, name)
         if removed.files or name in ("orphans", "parts", "unneeded"):

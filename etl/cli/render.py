@@ -269,7 +269,9 @@ def export_line(summary: ExportSummary) -> str:
     if summary.files:
         line += f"; a file for each row, {summary.written:,} of them written"
     if summary.foreign:
-        line += f"; {count(summary.foreign, 'file')} of other programs were left as they are"
+        line += f"; {count(summary.foreign, 'file')} of other programs"
+        is_text = summary.format.startswith(("txt", "caption"))
+        line += ", or edited since," * is_text + " were left as they are" + " (--overwrite writes over them)" * is_text
     if summary.without_original:
         line += (
             f"; {count(summary.without_original, 'picture')} as working copies, for their original is not here, or few "

@@ -107,7 +107,7 @@ class ExportSummary:
             ``-shards`` for a directory.
         shards, written: files of a directory, and how many of them were missing or had changed.
         files: whether each row is a file of its own; ``written`` is then of those.
-        foreign: files of other programs that were in the way, and were left.
+        foreign: files of other programs, or changed since they were written, that were in the way and were left.
         reduced: pictures in it that have fewer pixels than their originals.
         without_original: pictures in it that are working copies although originals were asked for.
         without_picture: captioned records that a format with pictures lacks, because theirs has left the cache.

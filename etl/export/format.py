@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 from etl.export.lines import ExportOptions, Joined
+from etl.export.written import Wrote
 from etl.state.read.reader import Reader
 
 
@@ -102,9 +103,12 @@ class SidecarFormat(Format, ABC):
     def content(self, record: Joined) -> bytes:
         """Return what the file of a captioned record holds."""
 
-    def is_own(self, content: bytes) -> bool:  # noqa: ARG002 - texts tell nothing of who wrote them
-        """Return whether a file that is there may be written over without being asked to keep it."""
-        return True
+    @abstractmethod
+    def is_own(self, content: bytes, wrote: Wrote) -> bool:
+        """Return whether a file that is there may be written over without being asked to keep it.
+
+        ``wrote`` tells for formats that do not tell themselves who wrote them.
+        """
 
 
 @dataclass(frozen=True)

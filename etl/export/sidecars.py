@@ -9,7 +9,7 @@ import os
 import stat
 from collections import Counter
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from etl import files
@@ -20,6 +20,7 @@ from etl.export.format import SidecarFormat
 from etl.export.lines import ExportOptions, Selected, check_counts, is_new, joined, summary_of
 from etl.export.names import Names, picture_name, stem_of
 from etl.export.shards import WHEN_FULL, only_writer
+from etl.export.written import Written, Wrote
 from etl.files import sync_chosen
 from etl.net.urls import is_local, local_path
 from etl.output_file import claimed, put, resolved, write_errors
@@ -45,12 +46,12 @@ def export_sidecars(
     written, foreign, size, digest = 0, 0, 0, hashlib.sha256()
     with reader.snapshot():
         selected = Selected.of(reader, options)
-        places = _Places(directory, reader.state)
+        places, written_before = _Places(directory, reader.state), Written(reader)
         # A record's name depends on those before it: on all of them, so that it stays whatever is chosen or done yet.
         everything = replace(selected, options=replace(options, only_captioned=False), since=0)
         with write_errors(str(directory), WHEN_FULL), only_writer(directory):
             for record in joined(reader, everything, every):
-                path = places.of(record.row, kind.shard_suffix)
+                path, beside = places.of(record.row, kind.shard_suffix)
                 if selected.since and not is_new(record.row, selected.since):
                     continue
                 chosen[record.outcome] += 1
@@ -64,7 +65,8 @@ def export_sidecars(
                         # Removes what dead exports left of their parts.
                         with claimed(path.parent, _PART, path.parent):
                             pass
-                    found = _write(path, content, replace(kind, keep_existing=True) if record.is_given else kind)
+                    wrote = partial(written_before.holds, record=record, beside=beside)
+                    found = _write(path, content, replace(kind, keep_existing=True) if record.is_given else kind, wrote)
                     written += found is True
                     foreign += found is None
                 size += len(content)
@@ -90,15 +92,15 @@ class _Places:
         self._names = Names()
         self._folder = cache(self._folder_of)
 
-    def of(self, row: ExportRow, suffix: str) -> Path:
-        """Return the file's path, named as the picture, or told apart where that is taken."""
+    def of(self, row: ExportRow, suffix: str) -> tuple[Path, bool]:
+        """Return the file's path, named as the picture or told apart where that is taken, and whether it is beside."""
         name, folder = picture_name(row.url or ""), None
         if name and row.url and is_local(row.url):
             folder = self._folder(local_path(row.url).parent)
         beside = folder is not None
         stem = stem_of(row, name, everywhere=not beside)
         folder = folder or self._directory
-        return folder / f"{self._names.of(stem, row.key, str(folder), exact=beside)}{suffix}"
+        return folder / f"{self._names.of(stem, row.key, str(folder), exact=beside)}{suffix}", beside
 
     def _folder_of(self, parent: Path) -> Path | None:
         """Return the real folder of pictures, ``None`` for one that is not below the directory, or is a state's."""
@@ -110,8 +112,8 @@ class _Places:
             return None
 
 
-def _write(path: Path, content: bytes, kind: SidecarFormat) -> bool | None:
-    """Return whether the file had to be written; ``None`` where one of another program's is there, which is left.
+def _write(path: Path, content: bytes, kind: SidecarFormat, wrote: Wrote) -> bool | None:
+    """Return whether the file had to be written; ``None`` where one is there that is not our own, which is left.
 
     A link under its name is no file, and gives way to one.
     """
@@ -124,7 +126,7 @@ def _write(path: Path, content: bytes, kind: SidecarFormat) -> bool | None:
             found = file.read(max(len(content) + 1, _HEAD))
         if found == content:
             return False
-        if not kind.is_own(found):
+        if not kind.is_own(found, wrote):
             return None
     except (FileNotFoundError, NotPlainError):
         pass

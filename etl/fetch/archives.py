@@ -5,6 +5,7 @@ import io
 import logging
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,19 @@ def archive_above(path: Path) -> Path | None:
         return None if path.exists() else next((one for one in path.parents if one.is_file()), None)
     except (OSError, ValueError):
         return None
+
+
+def sizes_in(path: Path) -> dict[str, int]:
+    """Return the sizes of what is in an archive, by name; none of one that must be decompressed first or is none."""
+
+    def refuse() -> io.FileIO:
+        raise BadArchiveError("that takes as long as to fetch it")
+
+    try:
+        with closing(open_archive(path, refuse)) as archive:
+            return {name: member.size for name, member in archive.index().items()}
+    except (BadArchiveError, OSError):
+        return {}
 
 
 class Archives:

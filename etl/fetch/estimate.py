@@ -5,15 +5,18 @@ import math
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from etl.domain.statuses import HostState
 from etl.domain.views import HostInfo
 from etl.errors import ItemError
+from etl.fetch.archives import archive_above, sizes_in
 from etl.fetch.local_files import Roots
 from etl.fetch.loop import DECODE_AHEAD
 from etl.fetch.mirrors import Mirrors
@@ -123,8 +126,9 @@ def estimate_of(reader: Reader, settings: Settings, *, refresh: bool = False) ->
     mirrors.check(active_lines(reader))
     roots = Roots.of(reader, settings, mirrors)
     sums: dict[str, _Sum] = defaultdict(_Sum)
+    in_archive = lru_cache(1)(sizes_in)
     for _, lines in groupby(open_sources(reader, fetched_too=refresh), key=itemgetter(0)):
-        _add(sums, list(lines), mirrors, roots)
+        _add(sums, list(lines), mirrors, lambda address: _file_size(address, roots, in_archive))
     seen = {info.host: info for info in all_hosts(reader)}
     hosts = [_host(name, one, seen.get(name, HostInfo(host=name))) for name, one in sums.items()]
     times = [host.seconds for host in hosts]
@@ -143,24 +147,32 @@ def expected_copies(reader: Reader, settings: Settings, sources: int) -> float:
     return min(sources * working, settings.max_cache_size or math.inf)
 
 
-def _add(sums: dict[str, _Sum], lines: list[tuple[int, str, str, bool, bytes]], mirrors: Mirrors, roots: Roots) -> None:
+def _add(
+    sums: dict[str, _Sum],
+    lines: list[tuple[int, str, str, bool, bytes]],
+    mirrors: Mirrors,
+    file_size: Callable[[str], int | None],
+) -> None:
     _, url, host, tried, line = lines[0]
     one = sums[mirrors.addresses(url, host, line)[0].host]
     one.sources += 1
     one.retries += tried
     size = next((size for *_, line in lines if (size := _size(line)) is not None), None)
     if size is None and is_local(address := mirrors.addresses(url, host, line)[0].url):
-        size = _file_size(address, roots)
+        size = file_size(address)
     if size is not None:
         one.known += 1
         one.bytes += size
         one.largest = max(one.largest, size)
 
 
-def _file_size(address: str, roots: Roots) -> int | None:
-    """Return the size of a local file; ``None`` where there is none that fetch would read."""
+def _file_size(address: str, roots: Roots, in_archive: Callable[[Path], dict[str, int]]) -> int | None:
+    """Return the size of a local file, or of one in an archive; ``None`` where there is none that fetch would read."""
     try:
-        found = roots.checked(address).stat()
+        path = roots.checked(address)
+        if (archive := archive_above(path)) is not None:
+            return in_archive(archive).get(path.relative_to(archive).as_posix())
+        found = path.stat()
     except (OSError, ValueError, ItemError):
         return None
     return found.st_size if stat.S_ISREG(found.st_mode) else None

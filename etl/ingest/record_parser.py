@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
-from etl.data_urls import data_url, decoded, is_data, taken_out
+from etl.data_urls import data_url, decoded, holds_name, is_data, taken_out
 from etl.domain.statuses import RecordState
 from etl.errors import InvalidJsonError, InvalidRecordError, InvalidUrlError, ItemError, MissingImageFieldError
 from etl.ingest.fields import IMAGE_FIELDS, KEY_FIELDS, KEY_NAMES, addresses, by_name, mended, named, pictures_of
@@ -18,11 +18,15 @@ from etl.net.urls import beside, host_of, is_local, local_path, plain_host
 from etl.state.record_captions import GIVEN
 from etl.state.records import NewRecord
 from etl.text import clean
+from etl.units import size
 
 KEY_FIELD_MISSING = "no field"
 """How the message of a record without the field of its key begins."""
 
 MAX_KEY_CHARS, MAX_URL_CHARS, MAX_ERROR_CHARS = 512, 8192, 500
+
+MAX_COPIES = 256 * 1024**2
+"""Bytes that the copies of one line may take, of which the state and an export have one for each picture."""
 
 _OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
 
@@ -76,10 +80,14 @@ class RecordParser:
                     taken[picture] = url
             except (InvalidRecordError, InvalidUrlError, ValueError) as error:
                 found.append(_invalid(own, position, line, error))
-        if taken:
+        # All names in a line are then ours.
+        whole = line
+        if taken and not holds_name(line):
             line = taken_out(line, taken)
             for one in found:
-                one.line = line
+                one.line, one.is_taken_out_of = line, True
+        if len(found) > 1 and len(line) * len(found) > MAX_COPIES:
+            return [_invalid(key, position, whole, _swells(line, len(found)))]
         return found
 
     @staticmethod
@@ -170,6 +178,14 @@ def _invalid(
 ) -> NewRecord:
     slug = error.slug if isinstance(error, ItemError) else InvalidRecordError.slug
     return NewRecord(key, position, line, None, "", None, RecordState.INVALID, slug, clean(str(error), MAX_ERROR_CHARS))
+
+
+def _swells(line: bytes, pictures: int) -> InvalidRecordError:
+    return InvalidRecordError(
+        f"{pictures:,} pictures in a line of {size(len(line))}, which state and exports would have once for each: "
+        f"{size(len(line) * pictures)}, more than {size(MAX_COPIES)}; "
+        "give each picture, or every few, a line of its own"
+    )
 
 
 def _depth(line: bytes) -> int:

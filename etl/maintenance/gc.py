@@ -1,4 +1,4 @@
-"""Garbage collection: what the image cache holds and nothing needs, and archives whose records are gone.
+"""Garbage collection: what the image cache holds and nothing needs, archives and pictures whose records are gone.
 
 Only for the holder of the state's lock: with no run at work every part was left behind, and every file without a row
 is an orphan.
@@ -42,6 +42,7 @@ class GcSummary:
         unneeded: working copies that no active record needs.
         originals: kept originals.
         captioned: working copies whose captions under the current recipe are all done.
+        pictures: those that stood in records, of which none is left; the database keeps their room for others.
         archives: those of pictures that lie elsewhere, of which no record is left.
         cache_bytes: bytes that the cache takes afterwards.
         limit: ``max_cache_size``; 0 means none.
@@ -53,6 +54,7 @@ class GcSummary:
     originals: Removed
     captioned: Removed
     archives: Removed
+    pictures: Removed
     cache_bytes: int
     limit: int
     dry_run: bool
@@ -70,6 +72,7 @@ def gc(store: Store, *, captioned: bool = False, originals: bool = False, dry_ru
         found = survey(cache, reader)
         archives = _lost_archives(store.directory, reader)
     collection = _Collection(store, cache, found.size + sum(part.size for part in found.parts), dry_run=dry_run)
+    own = store.drop_own_pictures(dry_run=dry_run)
     # In this order: what is worth least goes first, and the limit asks only for what is still above it.
     return GcSummary(
         orphans=collection.remove(found.orphans),
@@ -79,6 +82,7 @@ def gc(store: Store, *, captioned: bool = False, originals: bool = False, dry_ru
         captioned=collection.evict(EvictionReason.CAPTIONED, all_of_them=captioned),
         # They count for no limit.
         archives=_Collection(store, cache, 0, dry_run=dry_run).remove(archives),
+        pictures=Removed(len(own), sum(own)),
         cache_bytes=collection.used,
         limit=store.settings.max_cache_size,
         dry_run=dry_run,

@@ -44,7 +44,10 @@ FLAGS_VERSION = 8
 OWN_PICTURES_VERSION = 10
 """The first version that keeps pictures which stood in records apart from these."""
 
-SCHEMA_VERSION = 10
+TAKEN_OUT_VERSION = 11
+"""The first version whose lines that pictures were taken out of can be told from all others."""
+
+SCHEMA_VERSION = 11
 """Number of migrations; stored as ``user_version`` so that an older program can refuse a newer database."""
 
 PAGE_SIZE = 16384

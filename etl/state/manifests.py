@@ -4,7 +4,6 @@ An ingest that was killed so goes on exactly behind its last committed line.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +13,7 @@ from etl.domain.statuses import RecordState
 from etl.state.database import Connection
 from etl.state.images import wake_evicted
 from etl.state.read.reader import Reader
-from etl.state.record_captions import WRITTEN_ABOUT
+from etl.state.record_captions import SURROUNDINGS, WRITTEN_ABOUT, around_of
 from etl.state.records import BatchCounts, NewRecord, align_sources, write_batch
 
 
@@ -129,8 +128,8 @@ class ManifestWriter:
     @cached_property
     def _around(self) -> list[tuple[str, str]]:
         """What exports have put before and behind captions."""
-        formats = self._connection.rows("SELECT DISTINCT format FROM exports WHERE format LIKE '% [%'")
-        return [("", ""), *(json.loads(name.partition(" ")[2]) for (name,) in formats)]
+        formats = self._connection.rows(SURROUNDINGS)
+        return [("", ""), *(around_of(name) for (name,) in formats)]
 
     def finish(self, manifest: ManifestRow, checkpoint: Checkpoint) -> int:
         """Mark the generation complete; return how many records are no longer in the manifest.

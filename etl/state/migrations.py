@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from etl.data_urls import line_hash
 from etl.failpoints import failpoint
 from etl.state.database import SCHEMA_VERSION, check_version
 from etl.state.schema import first_schema
@@ -214,6 +215,18 @@ def _skipped(db: Database) -> None:
 def _own_pictures(db: Database) -> None:
     """The pictures that stood in their records' lines; those of earlier versions still do."""
     _execute(db, ["CREATE TABLE own_pictures (url TEXT PRIMARY KEY, data BLOB NOT NULL) STRICT"])
+
+
+@migrations(name="0011_lines_with_own_pictures")
+def _lines_with_own_pictures(db: Database) -> None:
+    """Make the lines that pictures were taken out of known as such; before, any that named one was taken for one."""
+    rows = db.conn.execute(
+        "SELECT r.id, l.line FROM records r JOIN record_lines l ON l.record = r.id "
+        "WHERE EXISTS (SELECT 1 FROM own_pictures) AND instr(l.line, CAST('etl-picture-sha256=' AS BLOB))"
+    )
+    hashes = [(line_hash(line, is_taken_out_of=True), record) for record, line in rows]
+    db.conn.executemany("UPDATE records SET line_sha256 = ? WHERE id = ?", hashes)
+    failpoint("schema.before_commit")
 
 
 def migrate(db: Database) -> None:

@@ -5,6 +5,7 @@ that goes from records to captions, or back, is put together from these pieces; 
 ``sources s`` and ``captions c``.  The database's own triggers say the same in the view ``record_outcomes``.
 """
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -29,12 +30,26 @@ CAPTIONS_OF_RECORDS = f"records r JOIN sources s ON s.id = r.source JOIN caption
 """What follows FROM: records with their captions, whatever the recipe."""
 
 
-WRITTEN_ABOUT = (
-    "WITH c AS (SELECT c.* FROM sources s JOIN captions c ON c.image = s.image WHERE s.url = ?) "
-    f"SELECT text FROM c WHERE status = 'done' AND finish_reason <> '{FinishReason.FILE}' "
-    "UNION SELECT e.text FROM c JOIN earlier_captions e ON e.caption = c.id"
-)
-"""Selects what models wrote about the picture at a URL, whatever they were asked."""
+def written(captions: str) -> str:
+    """Return the query for what models wrote of chosen captions ``c``, whatever they were asked."""
+    return (
+        f"WITH c AS (SELECT c.* FROM {captions}) "
+        f"SELECT text FROM c WHERE status = 'done' AND finish_reason <> '{FinishReason.FILE}' "
+        "UNION SELECT e.text FROM c JOIN earlier_captions e ON e.caption = c.id"
+    )
+
+
+WRITTEN_ABOUT = written("sources s JOIN captions c ON c.image = s.image WHERE s.url = ?")
+"""Selects what models wrote about the picture at a URL."""
+
+SURROUNDINGS = "SELECT DISTINCT format FROM exports WHERE format LIKE '% [%'"
+"""Selects the formats of exports that had something before and behind captions; see `around_of`."""
+
+
+def around_of(name: str) -> tuple[str, str]:
+    """Return what such a format has around captions: behind its name, as JSON."""
+    before, behind = json.loads(name.partition(" ")[2])
+    return before, behind
 
 
 def caption_of_record(recipe: str) -> str:

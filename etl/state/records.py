@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from etl.data_urls import line_hash
 from etl.domain.items import SIGNED
 from etl.domain.statuses import RecordState
 from etl.errors import DuplicateKeyError
@@ -32,6 +33,7 @@ class NewRecord:
         state: active, unselected or invalid.
         error_class, error: why it is invalid.
         data: the picture, where the record held it itself.
+        is_taken_out_of: whether ``line`` has names in the place of pictures (`etl.data_urls`).
     """
 
     key: str
@@ -44,6 +46,7 @@ class NewRecord:
     error_class: str | None = None
     error: str | None = None
     data: bytes | None = None
+    is_taken_out_of: bool = False
 
 
 @dataclass(slots=True)
@@ -70,15 +73,13 @@ def write_batch(
     behind it; from any other manifest it is taken over.  With ``strict`` a key that was seen before in this manifest
     raises `DuplicateKeyError`.
     """
-    counts = BatchCounts()
     known = _known(db, [record.key for record in records])
     if beside:
         records = _told_apart(db, beside, name, records, known)
     records = _without_duplicates(db, manifest, generation, records, known, strict=strict)
     sources = _source_ids(db, records)
     prompts = _prompt_ids(db, records)
-    _write_records(db, manifest, generation, records, known, sources, prompts, counts)
-    return counts
+    return _write_records(db, manifest, generation, records, known, sources, prompts)
 
 
 def align_sources(db: Database) -> None:
@@ -260,14 +261,13 @@ def _write_records(
     known: Mapping[str, _Known],
     sources: Mapping[str, int],
     prompts: Mapping[str, int],
-    counts: BatchCounts,
-) -> None:
+) -> BatchCounts:
     """Insert new records, update changed ones, and mark unchanged ones as seen in this generation."""
     following = db.conn.execute("SELECT coalesce(max(id), 0) + 1 FROM records").fetchone()[0]
     added, lines, changed, changed_lines, seen, signed_anew = [], [], [], [], [], []
     for record in records:
         content = (
-            hashlib.sha256(record.line).digest(),
+            line_hash(record.line, is_taken_out_of=record.is_taken_out_of),
             sources.get(record.url or ""),
             prompts.get(record.prompt or ""),
             record.state.value,
@@ -300,8 +300,7 @@ def _write_records(
     )
     execute("UPDATE record_lines SET line = ? WHERE record = ?", changed_lines)
     execute(f"UPDATE sources SET {_WOKEN} WHERE id = ? AND status = 'dead'", signed_anew)
-    counts.added += len(added)
-    counts.changed += len(changed)
+    return BatchCounts(len(added), len(changed))
 
 
 _RECORD_COLUMNS = "id, key, manifest, position, generation, line_sha256, source, prompt, state, error_class, error"

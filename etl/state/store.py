@@ -24,7 +24,7 @@ from etl.domain.views import EngineSample, ExportSummary, FailureFilter, GpuSamp
 from etl.errors import Interrupted
 from etl.settings import Settings
 from etl.state import captions as caption_queue
-from etl.state import manifests, migrations, requeue, reserve, waits
+from etl.state import manifests, migrations, own_pictures, requeue, reserve, waits
 from etl.state.captions import CaptionQueue
 from etl.state.commands import Command, parse_command
 from etl.state.database import DATABASE_NAME, Connection
@@ -113,6 +113,10 @@ class Store:
         some = "SELECT 1 FROM captions WHERE recipe = ? AND skipped IS NOT NULL LIMIT 1"
         if current and (self.settings.skip_flag or self._connection.rows(some, current[0])):
             self.captions(run, current[0][0]).enqueue_possible()
+
+    def drop_own_pictures(self, *, dry_run: bool) -> list[int]:
+        """Remove the pictures that stood in records which are gone; return their sizes."""
+        return own_pictures.drop_unneeded(self._connection, dry_run=dry_run)
 
     def images(self) -> Images:
         """Return the writer of what the cache holds of each image."""

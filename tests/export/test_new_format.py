@@ -69,7 +69,7 @@ def test_what_it_cannot_do_is_said_before_the_work() -> None:
     with pytest.raises(ConfigError, match="text cannot be written to stdout; give a name"):
         check_target("-", ExportOptions(format="text"))
     with pytest.raises(
-        ConfigError, match="'loud'; known: keep_existing, prefix, suffix, escape_formulae, originals, shout"
+        ConfigError, match="'loud'; known: keep_existing, prefix, suffix, overwrite, escape_formulae, originals, shout"
     ):
         check_target("out.text", ExportOptions(format_options={"loud": True}))
     with pytest.raises(ConfigError, match="--shout is an option of text, and this is written as jsonl: leave it out"):

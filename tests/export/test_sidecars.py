@@ -145,13 +145,48 @@ def test_beside_the_pictures(tmp_path: Path, photos: Path) -> None:
     (photos / "a.txt").unlink()
     (photos / "sub" / "a.txt").write_text("cut")
     kept = (photos / "d.txt").stat()
-    again = export(made, photos)
+    again = export(made, photos, overwrite=True)
     assert (again.written, again.sha256, texts(photos)) == (2, summary.sha256, before | added)
     assert (photos / "d.txt").stat() == kept
     (photos / "sub" / "a.txt").write_text("by hand")
     (photos / "d.txt").unlink()
     assert export(made, photos, keep_existing=True, prefix="x").written == 1
     assert texts(photos) == before | added | {"sub/a.txt": "by hand", "d.txt": "xCaption of ../outside/d.jpg.\n"}
+
+
+def test_what_a_person_has_changed_is_left(tmp_path: Path, photos: Path) -> None:
+    """Captions that were written before give way to others and other prefixes; whatever else is there does not.
+
+    So do those of a picture that another one has replaced.
+    """
+    made = made_of(tmp_path, {name: f"{photos}/{name}" for name in ("a.jpg", "sub/a.jpg", "sub/A.jpg", "sub/b c.png")})
+    (photos / "a.txt").write_text("mine")
+    first = export(made, photos, prefix="old, ")
+    assert (first.written, first.foreign) == (3, 1)
+    edited = "old, Caption of sub/a.jpg, by hand.\n"
+    (photos / "sub" / "a.txt").write_text(edited)
+    made.finish(dict.fromkeys(("a.jpg", "sub/a.jpg", "sub/A.jpg"), "New."), recipe="cd" * 32)
+    made.execute("UPDATE sources SET image = 1 WHERE url LIKE '%/b c.png'")
+    done = run_here("export", photos, "--format", "txt", "--prefix", "new, ", "--state", made.settings.state)
+    found = texts(photos)
+    assert [found[name] for name in ("a.txt", "sub/a.txt", "sub/A.txt", "sub/b c.txt")] == [
+        "mine", edited, "new, New.\n", "new, New.\n",
+    ]  # fmt: skip
+    said = "2 of them written; 2 files of other programs, or edited since, were left as they are (--overwrite writes"
+    assert said in done[2]
+    (photos / "sub" / "A.txt").write_text("Caption of a.jpg.\n")
+    assert export(made, photos).foreign == 3
+    assert export(made, photos, overwrite=True).written == 3
+    assert (photos / "a.txt").read_text() == "New.\n"
+
+
+def test_names_that_have_passed_to_other_records(tmp_path: Path) -> None:
+    """Where names are not those of the pictures' own folder, a caption of any picture gives way."""
+    made = made_of(tmp_path, {"k0": H + "x/n.jpg", "k1": H + "y/m.jpg"})
+    export(made, tmp_path / "out")
+    (tmp_path / "out" / "n.txt").write_text("Caption of k1.\n")
+    assert export(made, tmp_path / "out").foreign == 0
+    assert texts(tmp_path / "out") == {"n.txt": "Caption of k0.\n", "m.txt": "Caption of k1.\n"}
 
 
 def test_what_lies_in_the_way(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """States of every released schema, half done, go on under today's program; also when it dies in the migration."""
 
+import base64
+import hashlib
 import shutil
 import sqlite3
 import subprocess
@@ -14,9 +16,10 @@ from support.etl_process import Program
 from support.workbench import OpeningCaptioner, PlainCaptioner, Workbench, scenes
 from support.zygote import Zygote
 
-from etl.export.stage import ExportOptions
+from etl.export.stage import ExportOptions, export
 from etl.run.pipeline import export_manifest
 from etl.run_control import RunControl
+from etl.state.checks import deep_problems
 from etl.state.database import DATABASE_NAME, PAGE_SIZE, SCHEMA_VERSION
 from etl.state.migrations import migrations
 from etl.state.read.progress import read_progress
@@ -34,6 +37,7 @@ ENDS_BEFORE = {
     7: "0008_image_flags",
     8: "0009_skipped",
     9: "0010_own_pictures",
+    10: "0011_lines_with_own_pictures",
 }
 """The migration before which each released schema ends."""
 
@@ -44,7 +48,7 @@ RECORDS = [{"id": key, "path": f"{n}.jpg"} for n, key in enumerate(KEYS)]
 IN_ORDER = (
     "runs", "manifests", "prompts", "recipes", "images", "sources", "captions", "records", "record_lines", "attempts",
     "exports", "commands", "gpu_samples", "hosts", "earlier_captions", "engine_samples", "splits", "split_parts",
-    "split_sources",
+    "split_sources", "own_pictures",
 )  # fmt: skip
 """Tables, what is pointed to first; counters are kept by triggers."""
 
@@ -126,6 +130,33 @@ def test_a_state_of_an_earlier_schema_goes_on(
     export_manifest(bench.settings, str(output), ExportOptions())
     exported = check_state(bench.state, output=output, keys=KEYS, program=Program(tmp_path, zygote=plain_zygote))
     assert exported is not None and exported.failed == {"r6": "not_an_image"}
+
+
+def test_a_state_of_schema_10_has_its_pictures_put_back(tmp_path: Path) -> None:
+    """It is exported as it is and once it was migrated; of what is ingested then, a stranger's names stay."""
+    text = base64.b64encode(b"GIF89a" + bytes(90)).decode()
+    mark = f"etl-picture-sha256={hashlib.sha256(base64.b64decode(text)).hexdigest()}"
+    today, out = tmp_path / "today", tmp_path / "out.jsonl"
+    today.mkdir()
+    bench = Workbench(today)
+    bench.ingest({"id": "a", "image": text})
+    line = (today / "manifest.jsonl").read_bytes()
+    path = as_of(10, bench, tmp_path / "old")
+    with closing(sqlite3.connect(path, isolation_level=None)) as old:
+        (stored,) = old.execute("SELECT line FROM record_lines").fetchone()
+        old.execute("UPDATE records SET line_sha256 = ?", (hashlib.sha256(stored).digest(),))
+    old_bench = Workbench(tmp_path / "old")
+    with Reader(old_bench.state) as reader:
+        export(reader, str(out), ExportOptions())
+    assert (out.read_bytes(), mark.encode() in stored) == (line, True)
+    other = tmp_path / "other.jsonl"
+    other.write_text(f'{{"id": "b", "url": "http://a.example/1.jpg", "x": "{mark}"}}\n')
+    old_bench.ingest_path(str(other))
+    with Reader(old_bench.state) as reader:
+        assert reader.version == SCHEMA_VERSION
+        export(reader, str(out), ExportOptions())
+        assert not list(deep_problems(reader))
+    assert out.read_bytes() == line + other.read_bytes()
 
 
 @pytest.mark.parametrize("command", [("verify",), ("retry-failed", "--class", "working_copy")])

@@ -1,6 +1,7 @@
 """Pictures that lie in archives."""
 
 import bz2
+import gzip
 import io
 import os
 import tarfile
@@ -15,8 +16,10 @@ from support.workbench import Workbench, scenes
 from etl import archives
 from etl.domain.views import StageSummary
 from etl.fetch import archives as fetch_archives
+from etl.fetch.estimate import estimate_of
 from etl.images.cache import ImageCache
 from etl.run_control import RunControl
+from etl.state.read.reader import Reader
 
 FIRST, SECOND, THIRD = (body for _, body in scenes(3))
 
@@ -34,6 +37,20 @@ def tarred(files: Mapping[str, bytes]) -> bytes:
 @pytest.fixture
 def bench(tmp_path: Path) -> Workbench:
     return Workbench(tmp_path, keep_originals=True, max_bytes=1 << 20)
+
+
+def test_what_is_to_come_of_archives_is_known_before(bench: Workbench, tmp_path: Path) -> None:
+    """A dry run tells the sizes of what lies in ZIP and tar archives; it decompresses no tar and minds no others."""
+    with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("é/1.jpg", FIRST)
+    (tmp_path / "t.tar").write_bytes(tarred({"2.jpg": SECOND}))
+    (tmp_path / "p.tar.gz").write_bytes(gzip.compress(tarred({"3.jpg": THIRD})))
+    (tmp_path / "none").write_bytes(b"x")
+    names = ("z.zip/é/1.jpg", "z.zip/no.jpg", "t.tar/2.jpg", "p.tar.gz/3.jpg", "none/4.jpg")
+    bench.ingest(*({"id": name, "path": name} for name in names))
+    with Reader(bench.state) as reader:
+        found = estimate_of(reader, bench.settings)
+    assert (found.bytes, found.unknown) == (len(FIRST) + len(SECOND), 3)
 
 
 def outcomes(bench: Workbench) -> list[tuple[str, str | None]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import itertools
 import json
 import os
 import re
@@ -35,6 +36,8 @@ from etl.errors import (
     TransientFetchError,
 )
 from etl.ingest.manifest import Manifest
+from etl.ingest.manifest_formats import store_folder
+from etl.ingest.manifest_formats.file import ManifestFile
 from etl.ingest.options import IngestOptions
 from etl.ingest.stage import ingest
 from etl.net import object_stores
@@ -294,6 +297,24 @@ def test_a_list_of_a_store_that_makes_no_sense(url: str, body: str) -> None:
     """It is refused as a whole: nothing is expanded, and no first page is taken for all."""
     with pytest.raises(ProtocolError, match=f"^the store's list of {url} makes no sense$"):
         page_of(url, body.encode(), "")
+
+
+@pytest.mark.parametrize("marks", [["1"], ["1", "2"], ["1", "2", "3"]])
+def test_a_folder_whose_pages_come_again(marks: list[str]) -> None:
+    """A store whose pages lead in a circle is told, however long that is, once the circle is closed."""
+    asked, following = list[str](), dict(itertools.pairwise(["", *marks, marks[0]]))
+
+    def read_page(_: str, after: str, __: int) -> tuple[bytes, str]:
+        asked.append(after)
+        assert len(asked) < 9
+        mark = f"<NextContinuationToken>{following[after]}</NextContinuationToken>"
+        return f"<ListBucketResult>{mark}</ListBucketResult>".encode(), ""
+
+    file = ManifestFile(None, called="s3://b/", folder="s3://b/", read_page=read_page)
+    with pytest.raises(ManifestError, match="the store gives the same pages of s3://b/ again and again") as raised:
+        list(store_folder.lines(file))
+    assert raised.value.cure.startswith("that is a fault of the store")
+    assert asked == ["", *marks]
 
 
 def test_a_folder_without_its_slash(s3: S3Server, strict: Workbench) -> None:

@@ -5,11 +5,14 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from support.workbench import Workbench
 
 from etl.data_urls import data_url, decoded, taken_out
 from etl.errors import ManifestError
+from etl.ingest import record_parser
 from etl.ingest.fields import split
 from etl.ingest.manifest_formats import json_documents
 from etl.ingest.manifest_formats.json_scanner import Scanner
@@ -64,3 +67,21 @@ def test_length_costs_in_proportion(name: str) -> None:
     begun = time.thread_time()
     assert LONG[name]()
     assert time.thread_time() - begun < 1
+
+
+def test_a_line_that_is_kept_for_each_of_very_many_pictures_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would swell as the square of their number; one line says why and what to do, others go on."""
+    monkeypatch.setattr(record_parser, "MAX_COPIES", 20_000)
+    bench, urls = Workbench(tmp_path), [f"http://a.example/{number:03}.jpg" for number in range(40)]
+    urls[5] = base64.b64encode(b"GIF89a%0500d" % 1).decode()
+    bench.ingest({"id": "many", "images": urls}, {"id": "few", "images": urls[:9]}, {"id": "one", "url": urls[0]})
+    (tmp_path / "long.jsonl").write_text(f'{{"id": "long", "url": "{urls[0]}", "x": "{"y" * 30_000}"}}\n')
+    bench.ingest_path(str(tmp_path / "long.jsonl"))
+    assert bench.rows("SELECT key, error FROM records WHERE state = 'invalid'") == [(
+        "many", "40 pictures in a line of 1.2 KiB, which state and exports would have once for each: 47.1 KiB, more "
+        "than 19.5 KiB; give each picture, or every few, a line of its own",
+    )]  # fmt: skip
+    assert bench.rows("SELECT count(*) FROM records WHERE state = 'active'") == [(11,)]
+    assert bench.rows("SELECT instr(line, ?) > 0 FROM record_lines LIMIT 1", urls[5]) == [(1,)], "it is as it came"

@@ -1,5 +1,6 @@
 """Garbage collection on a state with real files."""
 
+import base64
 import dataclasses
 import os
 import time
@@ -11,9 +12,12 @@ from support.cached import ORIGINAL, WORKING, CachedState
 from support.workbench import PlainCaptioner, Workbench, scenes
 
 from etl.domain.views import StageSummary
+from etl.export.stage import ExportOptions, export
+from etl.images.cache import ImageCache
 from etl.maintenance.gc import GcSummary, Removed, gc
 from etl.maintenance.verify import verify
 from etl.net.resume import take_note
+from etl.state.read.reader import Reader
 from etl.state.store import Store
 
 DAY_S = 86_400
@@ -51,6 +55,26 @@ def collect(state: CachedState, **options: bool) -> GcSummary:
         assert sum(kind.files for kind in kinds) == len(before) - len(state.files())
         assert sum(kind.bytes for kind in kinds) == sum(before.values()) - after
     return summary
+
+
+def test_pictures_that_stood_in_records(tmp_path: Path) -> None:
+    """They go with the last record whose line has them; those of duplicates and of what is not selected stay."""
+    texts = [base64.b64encode(b"GIF89a" + bytes([n]) * 90).decode() for n in range(5)]
+    bench, out = Workbench(tmp_path), tmp_path / "out.jsonl"
+    kept = [{"id": "a", "images": texts[:2]}, {"id": "a", "image": texts[0]}, {"id": "b", "image": texts[2]}]
+    bench.ingest(*kept, {"id": "c", "images": texts[2:]})
+    bench.ingest(*kept)
+    # As in a part whose other part has fetched the second picture.
+    bench.execute("UPDATE records SET source = NULL, state = 'invalid', error_class = 'x' WHERE key = 'a#2'")
+    bench.execute("UPDATE records SET state = 'unselected' WHERE key = 'b'")
+    for dry_run, left, expected in ((True, 5, Removed(2, 192)), (False, 3, Removed(2, 192)), (False, 3, Removed())):
+        with Store.open(bench.settings) as store:
+            ImageCache.of_state(bench.state).prepare(originals=False)
+            assert gc(store, dry_run=dry_run).pictures == expected
+        assert bench.rows("SELECT count(*) FROM own_pictures") == [(left,)]
+    with Reader(bench.state) as reader:
+        export(reader, str(out), ExportOptions())
+    assert not any(b"etl-picture" in line for line in out.read_bytes().splitlines())
 
 
 def there(state: CachedState) -> str:

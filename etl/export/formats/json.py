@@ -18,7 +18,7 @@ class Json(SidecarFormat):
         """Return the line, without a byte order mark."""
         return record.line.strip().removeprefix(b"\xef\xbb\xbf") + b"\n"
 
-    def is_own(self, content: bytes) -> bool:
+    def is_own(self, content: bytes, *_: object) -> bool:
         """Return whether it holds a caption: files of other programs have these names, too."""
         return f'"{CAPTION}"'.encode() in content
 

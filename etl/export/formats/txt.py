@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from etl.export.format import SidecarFormat, option
 from etl.export.lines import Joined
+from etl.export.written import Around, Wrote
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,9 @@ class Txt(SidecarFormat):
 
     prefix: str = option("", "In txt and caption, text before each caption, as trigger words.")
     suffix: str = option("", "In txt and caption, text behind each caption.")
+    overwrite: bool = option(
+        False, "In txt and caption, write over texts that somebody has changed, or another program has written."
+    )
 
     @property
     def variant(self) -> bytes:
@@ -26,9 +30,16 @@ class Txt(SidecarFormat):
 
     def content(self, record: Joined) -> bytes:
         """Return caption, prefix and suffix with one line end."""
-        caption = record.row.text or ""
-        lines = f"{self.prefix}{caption.strip()}{self.suffix}".splitlines()
-        return " ".join(filter(None, map(str.strip, lines))).encode("utf-8", "replace") + b"\n"
+        return _line((self.prefix, self.suffix), record.row.text or "")
+
+    def is_own(self, content: bytes, wrote: Wrote) -> bool:
+        """Return whether it is empty, or a caption of this state as it was written: a person may have changed it."""
+        return self.overwrite or not content.strip() or wrote(content, _line, (self.prefix, self.suffix))
+
+
+def _line(around: Around, caption: str) -> bytes:
+    lines = caption.strip().join(around).splitlines()
+    return " ".join(filter(None, map(str.strip, lines))).encode("utf-8", "replace") + b"\n"
 
 
 FORMAT = Txt

@@ -68,7 +68,7 @@ class Xmp(SidecarFormat):
             texts="".join(_TEXT.format(name=name, text=escape(text)) for name, text in texts.items()),
         ).encode()
 
-    def is_own(self, content: bytes) -> bool:
+    def is_own(self, content: bytes, *_: object) -> bool:
         """Return whether it is one of this program's: others keep people's work on a picture in such files."""
         return f'x:xmptk="{_TOOLKIT}'.encode() in content
 

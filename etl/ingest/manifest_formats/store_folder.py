@@ -19,14 +19,16 @@ def lines(file: ManifestFile) -> Iterator[bytes]:
     """
     assert file.read_page is not None
     file.skipped.clear()
-    after = ""
+    after, seen = "", set[str]()
     while True:
         try:
             page = page_of(file.folder, *file.read_page(file.folder, after, MAX_PAGE))
         except FetchError as error:
             raise ManifestError(f"the folder cannot be listed: {clean(str(error), 500)}") from error
-        if after and page.after == after:
-            raise ManifestError(f"the store gives the same page of {clean(file.folder, 200)} again and again")
+        if page.after in seen:
+            raise ManifestError(
+                f"the store gives the same pages of {clean(file.folder, 200)} again and again"
+            ).with_cure("that is a fault of the store: give a list of the pictures' URLs instead")
         for name, size in page.entries:
             kind = skipped_as(name)
             if kind is None:
@@ -35,3 +37,4 @@ def lines(file: ManifestFile) -> Iterator[bytes]:
                 file.skipped[kind] += 1
         if not (after := page.after):
             return
+        seen.add(after)

@@ -61,14 +61,14 @@ def export_rows(
     sql = _export_sql(reader.version)
     while rows := reader.page(sql, (recipe, manifest, *after, PAGE), line=5):
         for row in rows:
-            found = ExportRow(*row)
-            line = as_it_came(reader, found.line)
+            found = ExportRow(*row[:-1])
+            line = as_it_came(reader, found.line, row[-1])
             yield found if line is found.line else replace(found, line=line)
         after = rows[-1][:2]
 
 
 def _export_sql(version: int) -> str:
-    """Return the query for one page, in `ExportRow`'s order, for a database of this version.
+    """Return the query for one page, in `ExportRow`'s order, the line's hash behind, for a database of this version.
 
     Its arguments are the recipe, the manifest, position and record behind which to begin, and the number of rows.
     """
@@ -101,7 +101,8 @@ SELECT r.position, r.id, r.key, r.state,
   iif(i.state = 'present', i.working_sha256, NULL), {{flags}}, i.mime, coalesce(i.bytes, 0),
   coalesce(i.working_width * i.working_height < i.width * i.height, 0), coalesce(s.host, ''),
   coalesce(substr(CASE WHEN c.status = 'dead' THEN c.error WHEN s.status = 'dead' THEN s.error ELSE r.error END,
-                  1, {ERROR_CHARS}), '')
+                  1, {ERROR_CHARS}), ''),
+  r.line_sha256
 FROM records r
 JOIN record_lines l ON l.record = r.id
 LEFT JOIN sources s ON s.id = r.source

@@ -1,10 +1,11 @@
 """What is on record of exports to files, and what a record's caption was when one was made."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from etl.state.read.reader import Reader
-from etl.state.record_captions import CAPTIONS_OF_RECORDS
+from etl.state.read.reader import PAGE, Reader
+from etl.state.record_captions import CAPTIONS_OF_RECORDS, SURROUNDINGS, around_of, written
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +47,23 @@ def caption_texts(reader: Reader, record: int, recipe: int | None, last_run: int
         (record, recipe, last_run),
     )
     return {text for (text,) in rows}
+
+
+def caption_surroundings(reader: Reader) -> list[tuple[str, str]]:
+    """Return what exports have put before and behind captions."""
+    return [around_of(name) for (name,) in reader.rows(SURROUNDINGS)]
+
+
+def texts_of_record(reader: Reader, record: int) -> set[str]:
+    """Return what models wrote about a record's picture, whatever they were asked."""
+    captions = "records r JOIN sources s ON s.id = r.source JOIN captions c ON c.image = s.image WHERE r.id = ?"
+    return {text for (text,) in reader.rows(written(captions), (record,))}
+
+
+def texts_of_others(reader: Reader, *, everything: bool) -> Iterator[str]:
+    """Yield what models wrote about pictures that no source has any more, or about ``everything``."""
+    unused = "NOT EXISTS (SELECT 1 FROM sources s WHERE s.image = c.image)"
+    sql = written(f"captions c WHERE c.id > ? AND c.id <= ? AND (? OR {unused})")
+    for after in range(0, reader.rows("SELECT coalesce(max(id), 0) FROM captions")[0][0], PAGE):
+        for (text,) in reader.rows(sql, (after, after + PAGE, everything)):
+            yield text

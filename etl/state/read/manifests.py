@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from etl.data_urls import put_back
-from etl.state.database import OWN_PICTURES_VERSION
+from etl.data_urls import holds_name, line_hash, put_back
+from etl.state.database import OWN_PICTURES_VERSION, TAKEN_OUT_VERSION
 from etl.state.read.reader import PAGE, Reader
 
 
@@ -42,23 +42,30 @@ def exported_lines(reader: Reader) -> Iterator[bytes]:
     """Yield the line of every record of the state that an export may have, as it was ingested."""
     after = 0
     while rows := reader.page(
-        "SELECT r.id, l.line FROM records r JOIN record_lines l ON l.record = r.id "
+        "SELECT r.id, l.line, r.line_sha256 FROM records r JOIN record_lines l ON l.record = r.id "
         "WHERE r.id > ? AND r.state <> 'removed' AND r.error_class IS NOT 'invalid_json' ORDER BY r.id LIMIT ?",
         (after, PAGE),
         line=1,
     ):
-        yield from (as_it_came(reader, line) for _, line in rows)
+        yield from (as_it_came(reader, line, known_by) for _, line, known_by in rows)
         after = rows[-1][0]
 
 
-def as_it_came(reader: Reader, line: bytes) -> bytes:
-    """Return a record's line with the pictures that it held itself, which the state keeps apart."""
+def as_it_came(reader: Reader, line: bytes, known_by: bytes) -> bytes:
+    """Return a record's line with the pictures that it held itself, which the state keeps apart.
+
+    ``known_by`` is the hash of the record's line, which tells whether any were taken out of it.
+    """
+    if not holds_name(line) or reader.version < OWN_PICTURES_VERSION:
+        return line
+    if reader.version >= TAKEN_OUT_VERSION and known_by != line_hash(line, is_taken_out_of=True):
+        return line
 
     def picture(url: str) -> bytes | None:
         rows = reader.rows("SELECT data FROM own_pictures WHERE url = ?", (url,))
         return rows[0][0] if rows else None
 
-    return put_back(line, picture) if reader.version >= OWN_PICTURES_VERSION else line
+    return put_back(line, picture)
 
 
 def unselected_records(reader: Reader) -> list[tuple[str, int]]:
