@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from etl.clock import now_ms
 from etl.domain.statuses import (
     HostState,
     QualityFlag,
@@ -65,7 +66,7 @@ def skipped_words(skipped: Mapping[str, int]) -> str:
     kinds = sorted(skipped.items(), key=lambda kind: (-kind[1], kind[0]))
     shown = [f"{number:,} {kind}" for kind, number in kinds[:_SHOWN_KINDS]]
     if rest := sum(number for _, number in kinds[_SHOWN_KINDS:]):
-        shown.append(f"{rest:,} others")
+        shown.append(count(rest, "other"))
     return f"skipped {count(total, 'file')}: {', '.join(shown)}"
 
 
@@ -208,6 +209,14 @@ class HostProgress:
     pending: int
     items_per_s: float = 0.0
     bytes_per_s: float = 0.0
+
+    @property
+    def in_trouble(self) -> bool:
+        """Whether it is not treated as others are; what did not answer once and has nothing to come troubles nobody."""
+        info = self.info
+        if info.state is HostState.NOT_ANSWERING and not (self.pending or info.in_flight):
+            return info.until is not None and info.until > now_ms()
+        return info.state is not HostState.HEALTHY
 
 
 @dataclass(frozen=True, slots=True)

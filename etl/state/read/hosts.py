@@ -12,13 +12,15 @@ from etl.state.read.reader import RATE_WINDOW_MS, Reader
 def all_hosts(reader: Reader) -> list[HostInfo]:
     """Return how each host fares, in alphabetical order; nothing for a state that no newer version has written.
 
-    A pause that is over shows as open: whoever wrote it may be gone.
+    A pause that is over shows as open: whoever wrote it may be gone.  A host that has not given one picture stays as
+    one that does not answer until it is asked again.
     """
     if reader.version < HOSTS_VERSION:
         return []
     rows = reader.rows(
-        "SELECT host, CASE WHEN state IN ('paused', 'parked') AND until <= ? THEN 'open' ELSE state END, reason, "
-        "until, allowed, in_flight, done, failed, bytes, busy_ms, updated_at FROM hosts ORDER BY host",
+        "SELECT host, CASE WHEN until <= ? AND (state = 'paused' OR (state = 'parked' AND done > 0)) THEN 'open' "
+        "ELSE state END, reason, until, allowed, in_flight, done, failed, bytes, busy_ms, updated_at FROM hosts "
+        "ORDER BY host",
         (now_ms(),),
     )
     return [
@@ -60,9 +62,7 @@ def host_progress(reader: Reader, progress: Progress, pending: Mapping[str, int]
         for name in dict.fromkeys((*rates, *pending, *known))
         if name
     ]
-    found.sort(
-        key=lambda host: (host.info.state is HostState.HEALTHY, -host.items_per_s, -host.pending, host.info.host)
-    )
+    found.sort(key=lambda host: (not host.in_trouble, -host.items_per_s, -host.pending, host.info.host))
     return found
 
 
