@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from etl.domain.hints import DEFAULT_STATE
 from etl.redaction import host_of, redact
 from etl.settings.skip_flags import skip_flags
 from etl.settings.template_arguments import template_arguments
@@ -60,7 +61,7 @@ class Settings:
     # A table: a field is one entry.
     # fmt: off
     state: Path = setting(
-        Path("state"), EVERY, OWN, first=("ingest", "export", *WORK, "doctor"), value="DIR", short="-s",
+        DEFAULT_STATE, EVERY, OWN, first=("ingest", "export", *WORK, "doctor"), value="DIR", short="-s",
         help="The state directory: database, image cache, logs.",
     )
     profile: str = setting(

@@ -123,7 +123,7 @@ CASES = {
     "misspelt state": Case("status --state sttae", ("no state database in sttae; did you mean state?", "etl ingest")),
     "state below a file": Case("ingest manifest.jsonl --state manifest.jsonl/s", ("manifest.jsonl/s", "--state"), 1),
     "state is a file": Case("ingest manifest.jsonl --state manifest.jsonl", ("not writable", "--state"), 1),
-    "unknown recipe": Case("export out --recipe cafe", ("0 recipes begin with 'cafe'", "known: abababababab")),
+    "unknown recipe": Case("export out --recipe cafe", ("no recipe begins with 'cafe'", "known: abababababab")),
     "unknown key": Case("why nobody", ("no record with the key 'nobody'",)),
     "export below a file": Case("export manifest.jsonl/out", ("cannot write manifest.jsonl/out", "another place"), 1),
     "export into nowhere": Case("export none/out", ("write none/out: No such file", "make the directory none"), 1),

@@ -193,7 +193,7 @@ def test_others_than_txt(tmp_path: Path, photos: Path) -> None:
     assert (record["id"], record["vlm_caption"]) == ("sub/a.jpg", "Caption of sub/a.jpg.")
     (photos / "sub" / "a.json").write_text('{"vlm_caption": "old"}')
     done = run_here("export", photos, "--format", "json", "--state", str(made.settings.state))
-    assert "1 of them written; 1 file of other programs were left as they are" in done[2]
+    assert "1 of them written; 1 file of other programs left as found" in done[2]
 
 
 def test_what_it_cannot_do_is_said_before_the_work(tmp_path: Path) -> None:
