@@ -48,7 +48,7 @@ class Title(Widget):
     def _named(self, action: Action, *, labelled: bool) -> Content:
         key = written(self._keys.get(action.name, action.keys)).split(" ")[0]
         style = f"{STRONG} underline" if action.name == self._tab else QUIET
-        return Content.assemble((key, GOOD), *([" ", (action.label, style)] if labelled else []))
+        return Content.assemble((key, GOOD), *((" ", (action.label, style)) if labelled else ()))
 
     def _path(self, room: int) -> str:
         """Return as many of the last names of the state's path as there is room for."""
