@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from etl.clock import now_ms
 from etl.domain.statuses import HostState
 from etl.domain.views import HostProgress, Progress
+from etl.state.read.hosts import in_trouble
 from etl.text import clean
 from etl.units import count, duration, size
 
@@ -40,7 +41,7 @@ def host_json(host: HostProgress) -> dict[str, Any]:
 
 def is_news(host: HostProgress) -> bool:
     """Return whether there is anything to say of a host: work, speed or trouble."""
-    return host.pending > 0 or host.items_per_s > 0 or host.in_trouble
+    return host.pending > 0 or host.items_per_s > 0 or in_trouble(host)
 
 
 def host_line(host: HostProgress) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from etl.clock import now_ms
 from etl.domain.statuses import (
     HostState,
     QualityFlag,
@@ -209,14 +208,6 @@ class HostProgress:
     pending: int
     items_per_s: float = 0.0
     bytes_per_s: float = 0.0
-
-    @property
-    def in_trouble(self) -> bool:
-        """Whether it is not treated as others are; what did not answer once and has nothing to come troubles nobody."""
-        info = self.info
-        if info.state is HostState.NOT_ANSWERING and not (self.pending or info.in_flight):
-            return info.until is not None and info.until > now_ms()
-        return info.state is not HostState.HEALTHY
 
 
 @dataclass(frozen=True, slots=True)

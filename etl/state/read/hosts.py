@@ -41,6 +41,14 @@ def all_hosts(reader: Reader) -> list[HostInfo]:
     ]
 
 
+def in_trouble(host: HostProgress) -> bool:
+    """Tell whether a host is not treated as others are; one that does not answer and has nothing to come is in none."""
+    info = host.info
+    if info.state is HostState.NOT_ANSWERING and not (host.pending or info.in_flight):
+        return info.until is not None and info.until > now_ms()
+    return info.state is not HostState.HEALTHY
+
+
 def host_rates(reader: Reader, progress: Progress) -> dict[str, tuple[float, float]]:
     """Return ``(pictures per second, bytes per second)`` of each host over the last `RATE_WINDOW_MS`."""
     rows = reader.rows(
@@ -62,7 +70,7 @@ def host_progress(reader: Reader, progress: Progress, pending: Mapping[str, int]
         for name in dict.fromkeys((*rates, *pending, *known))
         if name
     ]
-    found.sort(key=lambda host: (not host.in_trouble, -host.items_per_s, -host.pending, host.info.host))
+    found.sort(key=lambda host: (not in_trouble(host), -host.items_per_s, -host.pending, host.info.host))
     return found
 
 
