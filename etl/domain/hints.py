@@ -34,4 +34,5 @@ def _with_state(found: re.Match[str]) -> str:
     name, rest = found.groups()
     if _NAMED.search(rest):
         return found[0]
-    return f"`etl {name}{rest} --state {shlex.quote(str(_state))}`"
+    # Before the rest, which may end with an option that waits for its value.
+    return f"`etl {name} --state {shlex.quote(str(_state))}{rest}`"

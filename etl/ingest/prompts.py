@@ -174,7 +174,8 @@ class PromptTemplate:
             with path.open("rb") as file:
                 source = file.read(MAX_TEMPLATE_BYTES + 1).decode().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the prompt template {path}: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+            raise ConfigError(f"cannot read the prompt template {path}: {why}") from error
         if len(source.encode()) > MAX_TEMPLATE_BYTES:
             raise ConfigError(f"{path} is larger than {MAX_TEMPLATE_BYTES} bytes; is this a prompt template?")
         return cls._given(source, str(path))

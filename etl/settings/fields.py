@@ -194,7 +194,8 @@ class Settings:
     )
     backend: str = setting(
         "local", MODEL, OWN, group=Group.CLUSTER, first=("caption",), choices=BACKENDS,
-        help="What captions: `local`, this machine, `vllm`, a vLLM of its own, `openai`, endpoints, `ray`, a cluster.",
+        help="What captions: this machine (`local`), a vLLM of its own (`vllm`), endpoints (`openai`) or a cluster "
+        "(`ray`).",
     )
     endpoint: tuple[str, ...] = setting(
         (), MODEL, OWN, group=Group.CLUSTER, first=MODEL, value="URL", clean=endpoints,
