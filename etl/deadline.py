@@ -5,6 +5,7 @@ A deadline is turned into a moment once, when the run begins, and from then on m
 
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -34,7 +35,9 @@ def moment(text: str, now: datetime) -> datetime:
             return datetime.fromisoformat(text).astimezone()
         # A bare number might be an hour as well.
         if not _NUMBER.fullmatch(text):
-            return now.astimezone() + timedelta(seconds=parse(text.removeprefix("+"), SECONDS))
+            # What it says of durations alone would stand before what a deadline may be.
+            with suppress(ValueError):
+                return now.astimezone() + timedelta(seconds=parse(text.removeprefix("+"), SECONDS))
     except (ValueError, OverflowError) as error:
         raise ConfigError(f"deadline = {text[:40]!r}: {error}; give {ACCEPTED}") from error
     raise ConfigError(f"deadline = {text[:40]!r}: give {ACCEPTED}")

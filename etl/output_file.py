@@ -82,7 +82,7 @@ def write_errors(target: str, when_full: str = "; the old file, if any, is untou
     except OSError as error:
         parent = Path(target).parent
         make = "" if parent.exists() else f"make the directory {parent}, or "
-        other = EtlError(f"cannot write {target}: {error.strerror}; {make}choose another place for the export")
+        other = EtlError(f"cannot write {target}: {error.strerror}; {make}choose another place")
         raise disk_error(error, f"no space left while writing {target}{when_full}", other) from error
 
 

@@ -145,9 +145,9 @@ def duration(seconds: float) -> str:
     return f"{days}d {rest // 3600}h" if days < 1000 else f"{days}d"
 
 
-def count(number: int, thing: str) -> str:
-    """Return a number of things, as ``1 picture`` and ``2,000 pictures``."""
-    return f"{number:,} {thing}{'s' * (number != 1)}"
+def count(number: int, thing: str, things: str = "") -> str:
+    """Return a number of things, as ``1 picture`` and ``2,000 pictures``; ``things`` where an ``s`` does not do."""
+    return f"{number:,} {thing if number == 1 else things or f'{thing}s'}"
 
 
 def percent(done: int, total: int) -> str:

@@ -14,6 +14,7 @@ from support.states import settings_for
 from support.workbench import Workbench
 from support.zygote import Zygote
 
+from etl.domain.hints import DEFAULT_STATE, name_state
 from etl.run_control import RunControl
 from etl.state.store import Store
 
@@ -35,6 +36,13 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """Let the interpreter take everything down as ever; what libraries see leaked at the end they complain of."""
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def no_state_named() -> Iterator[None]:
+    """Let what one test ran as a program in this process give the hints of no other a state."""
+    yield
+    name_state(DEFAULT_STATE)
 
 
 @pytest.fixture(scope="session")

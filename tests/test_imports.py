@@ -76,6 +76,13 @@ def test_an_estimate_needs_no_network(state: Path) -> None:
     assert not {"torch", "httpx2", "numpy", "PIL"} & set(imported("fetch", "--dry-run", cwd=state))
 
 
+def test_fetch_compiles_no_prompt(tmp_path: Path) -> None:
+    """What each picture is asked was settled at ingest: a fetch imports neither templates nor the model's libraries."""
+    (tmp_path / "manifest.jsonl").write_text('{"id":"a","path":"missing.jpg"}\n')
+    assert "jinja2" in imported("ingest", "manifest.jsonl", cwd=tmp_path)
+    assert not {"torch", "transformers", "jinja2", "textual"} & set(imported("fetch", cwd=tmp_path, code=3))
+
+
 def test_no_module_of_the_program_names_the_dashboard() -> None:
     """No module of the pipeline has an import of the dashboard or its library, not even inside a function."""
     found = []

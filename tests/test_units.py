@@ -2,7 +2,7 @@
 
 import pytest
 
-from etl.units import BYTES, BYTES_PER_S, SECONDS, duration, parse, rate, size, understood, written
+from etl.units import BYTES, BYTES_PER_S, SECONDS, count, duration, parse, rate, size, understood, written
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,9 @@ def test_what_was_measured_stays_short() -> None:
 def test_a_slow_rate_is_told_by_the_minute(per_s: float, said: str) -> None:
     """It would else be 0.0."""
     assert rate(per_s, "captions") == said
+
+
+def test_one_thing_is_told_as_one() -> None:
+    """A number of things has its plural, an irregular one where that is given."""
+    assert [count(n, "picture") for n in (0, 1, 2000)] == ["0 pictures", "1 picture", "2,000 pictures"]
+    assert [count(n, "working copy", "working copies") for n in (1, 2)] == ["1 working copy", "2 working copies"]

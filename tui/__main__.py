@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+from etl.domain.hints import hinted, name_state
 from etl.errors import EtlError
 from etl.settings.sources import load_settings
 from etl.text import clean
@@ -23,18 +24,20 @@ def main(arguments: list[str] | None = None) -> int:
             return _serve(chosen)
         return _show(chosen)
     except EtlError as error:
-        print(f"error: {clean(str(error))}", file=sys.stderr)
+        print(f"error: {clean(hinted(str(error)))}", file=sys.stderr)
         return error.exit_code
 
 
 def _show(chosen: argparse.Namespace) -> int:
+    flags = {"state": chosen.state, "gpu_price": chosen.gpu_price}
+    resolved, own = load_settings(flags, file=chosen.config, used=flags), settings.load(chosen.config)
+    name_state(resolved.state)
     # A browser's end of `etl dashboard --web` is no terminal, and Textual is told by this variable.
     if not (sys.stdin.isatty() and sys.stderr.isatty()) and "TEXTUAL_DRIVER" not in os.environ:
         # Textual draws on stderr; into a file or a pipe it would draw for nobody and never end.
-        print("the dashboard needs a terminal on stdin and stderr; for scripts there is `etl status`", file=sys.stderr)
+        words = "the dashboard needs a terminal on stdin and stderr; for scripts there is `etl status`"
+        print(hinted(words), file=sys.stderr)
         return 2
-    flags = {"state": chosen.state, "gpu_price": chosen.gpu_price}
-    resolved, own = load_settings(flags, file=chosen.config, used=flags), settings.load(chosen.config)
     from tui.app import Dashboard
 
     app = Dashboard(

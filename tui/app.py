@@ -10,6 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.reactive import reactive
 from textual.screen import Screen
 
+from etl.domain.hints import hinted
 from etl.domain.statuses import RunState
 from etl.domain.views import FailureFilter
 from etl.state import commands as control
@@ -257,4 +258,4 @@ class Dashboard(App[None]):
 
     def say(self, words: str, *, alert: bool = False) -> None:
         """Show a message for a few seconds."""
-        self.notify(clean(words, 500), severity="warning" if alert else "information", timeout=6, markup=False)
+        self.notify(clean(hinted(words), 500), severity="warning" if alert else "information", timeout=6, markup=False)

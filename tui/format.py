@@ -11,6 +11,9 @@ from etl.domain.statuses import RunState
 NOTHING = "-"
 """Shown where there is no number to show."""
 
+UNHEARD = "unheard"
+"""Stands among the states of hosts for one that has given no picture yet."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Glyphs:
@@ -21,7 +24,7 @@ class Glyphs:
         rule: the line beside a heading.
         run: per `RunState`.
         stage: per `StageState`, by its value.
-        host: per `HostState`, by its value.
+        host: per `HostState`, by its value, and for a host of which nothing was heard yet.
         failed, will_retry: marks of the rows of failures.
         flag: before what is suspicious.
         dot: separates parts of a line.
@@ -49,7 +52,7 @@ class Glyphs:
 UNICODE = Glyphs(
     full="━", half="╸", empty="─", rule="─", failed="✗", will_retry="↻", flag="⚑", dot="·", spark="▁▂▃▄▅▆▇█",
     more="…", mark="▌",
-    host={"open": "●", "slowed": "◐", "paused": "‖", "parked": "✗"},
+    host={"open": "●", "slowed": "◐", "paused": "‖", "parked": "✗", UNHEARD: "○"},
     run={
         RunState.NONE: "○", RunState.RUNNING: "▶", RunState.PAUSED: "‖", RunState.STOPPING: "■",
         RunState.CRASHED: "✗", RunState.DONE: "✓", RunState.PARTIAL: "▲", RunState.INTERRUPTED: "■",
@@ -61,7 +64,7 @@ UNICODE = Glyphs(
 ASCII = Glyphs(
     full="#", half="-", empty=".", rule="-", failed="x", will_retry="~", flag="!", dot="|", spark="_.-:=+*#",
     more="~", mark=">",
-    host={"open": "o", "slowed": "~", "paused": "=", "parked": "x"},
+    host={"open": "o", "slowed": "~", "paused": "=", "parked": "x", UNHEARD: "."},
     run={
         RunState.NONE: "o", RunState.RUNNING: ">", RunState.PAUSED: "=", RunState.STOPPING: "#",
         RunState.CRASHED: "x", RunState.DONE: "+", RunState.PARTIAL: "!", RunState.INTERRUPTED: "#",

@@ -13,6 +13,7 @@ from etl.cli.help import Program
 from etl.cli.options import MAX_LINE, ConfigOption, JsonOption, QuietOption, StateOption, VerboseOption
 from etl.cli.terminal import outlive_the_terminal
 from etl.cli.usage import USAGE_ERROR, usage_line
+from etl.domain.hints import DEFAULT_STATE, hinted, name_state
 from etl.errors import DiskFullError, EtlError, UsageError
 from etl.files import is_disk_full
 from etl.open_files import out_of_files, raise_limit
@@ -69,12 +70,13 @@ def main() -> None:
     """Run the program; a user's mistake ends with one line and its exit code, not with a traceback."""
     sys.excepthook = _print_traceback
     outlive_the_terminal()
+    name_state(DEFAULT_STATE)
     code: int | str | None = 0
     try:
         raise_limit()
         code = app(prog_name="etl", standalone_mode=False)
     except USAGE_ERROR as error:
-        typer.echo(f"error: {clean(usage_line(error), 2 * MAX_LINE)}", err=True)
+        typer.echo(f"error: {clean(hinted(usage_line(error)), 2 * MAX_LINE)}", err=True)
         code = UsageError.exit_code
     except (EtlError, OSError) as error:
         known = out_of_files(error) or error
@@ -84,9 +86,9 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not isinstance(known, EtlError):
             raise
-        typer.echo(f"error: {clean(str(known))}", err=True)
+        typer.echo(f"error: {clean(hinted(str(known)))}", err=True)
         if known.cure:
-            typer.echo(clean_lines(known.cure), err=True)
+            typer.echo(clean_lines(hinted(known.cure)), err=True)
         code = known.exit_code
     except MemoryError:
         typer.echo(

@@ -82,7 +82,7 @@ def _quoted(name: str) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN_NAMES:,} others" if len(names) > SHOWN_NAMES else ""
+    more = f" and {count(len(names) - SHOWN_NAMES, 'other')}" if len(names) > SHOWN_NAMES else ""
     return ", ".join(clean(name, 60) for name in names[:SHOWN_NAMES]) + more or "none"
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from etl.clock import now_ms
 from etl.domain.statuses import HostState
 from etl.domain.views import HostProgress, Progress
+from etl.state.read.hosts import in_trouble
 from etl.text import clean
 from etl.units import count, duration, size
 
@@ -40,7 +41,7 @@ def host_json(host: HostProgress) -> dict[str, Any]:
 
 def is_news(host: HostProgress) -> bool:
     """Return whether there is anything to say of a host: work, speed or trouble."""
-    return host.pending > 0 or host.items_per_s > 0 or host.info.state is not HostState.HEALTHY
+    return host.pending > 0 or host.items_per_s > 0 or in_trouble(host)
 
 
 def host_line(host: HostProgress) -> str:
@@ -69,7 +70,7 @@ def errors_text(progress: Progress) -> str:
     """Return the most frequent error classes of fetch with their counts; empty when there are none."""
     most = sorted(progress.fetch_errors.items(), key=lambda pair: (-pair[1], pair[0]))
     more = sum(n for _, n in most[SHOWN_ERRORS:])
-    return ", ".join(f"{n:,} {slug}" for slug, n in most[:SHOWN_ERRORS]) + (f", {more:,} others" if more else "")
+    return ", ".join(f"{n:,} {slug}" for slug, n in most[:SHOWN_ERRORS]) + (f", {count(more, 'other')}" if more else "")
 
 
 def estimate_lines(estimate: "FetchEstimate", *, refresh: bool) -> Iterator[str]:

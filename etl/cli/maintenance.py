@@ -12,6 +12,7 @@ import typer
 
 from etl.cli import render
 from etl.cli.options import Context, command, either, ends_when_interrupted, number
+from etl.domain.hints import hinted
 from etl.errors import ConfigError, EtlError
 from etl.state.read.reader import Reader
 from etl.text import clean
@@ -149,7 +150,7 @@ def doctor(
         else:
             head = f"{check.verdict:<5} {check.name:<16} "
             for text in filter(None, (check.detail, check.cure)):
-                for line in _wrapped(clean(text), len(head)):
+                for line in _wrapped(clean(hinted(text)), len(head)):
                     render.say(head + line)
                     head = " " * len(head)
     if failed:
@@ -205,18 +206,18 @@ def _wrapped(text: str, indent: int) -> list[str]:
 
 def _collected(summary: "GcSummary") -> Iterator[str]:
     """Yield what a collection removed."""
-    for name, what in (
-        ("orphans", "files that no image owns"),
-        ("parts", "unfinished files"),
-        ("unneeded", "working copies that no record needs"),
-        ("originals", "originals"),
-        ("captioned", "working copies with their captions"),
-        ("archives", "archives of which no record is left"),
-        ("pictures", "pictures that stood in records which are gone"),
+    for name, thing, things, which in (
+        ("orphans", "file", "files", " that no image owns"),
+        ("parts", "unfinished file", "unfinished files", ""),
+        ("unneeded", "working copy", "working copies", " that no record needs"),
+        ("originals", "original", "originals", ""),
+        ("captioned", "working copy", "working copies", " whose captions are done"),
+        ("archives", "archive", "archives", " of which no record is left"),
+        ("pictures", "picture", "pictures", " that stood in records which are gone"),
     ):
         removed = getattr(summary, name)
         if removed.files or name in ("orphans", "parts", "unneeded"):
-            yield f"{name:<9} {removed.files:,} {what}, {size(removed.bytes)}"
+            yield f"{name:<9} {count(removed.files, thing, things)}{which}, {size(removed.bytes)}"
     limit = f" of {size(summary.limit)} allowed" if summary.limit else ""
     yield f"cache     {size(summary.cache_bytes)}{limit}" + ("; nothing was removed" if summary.dry_run else "")
     if 0 < summary.limit < summary.cache_bytes:

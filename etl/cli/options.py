@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from etl.cli.help import Command, show_everything
+from etl.domain.hints import hinted, name_state
 from etl.errors import Interrupted, UsageError
 from etl.settings import Settings
 from etl.settings.sources import load
@@ -150,6 +151,7 @@ def _resolved(values: dict[str, Any], used: list[str], *, works: bool) -> Contex
     given = {name: value for name, value in values.items() if value not in (None, [], ())}
     flags = {name: about[name].convert(value, about[name].flag) for name, value in given.items()}
     loaded = load(flags, file=config, used=used)
+    name_state(loaded.settings.state)
     for line in loaded.lines if works and not quiet else ():
         typer.echo(clean(line, MAX_LINE), err=True)
     return Context(loaded.settings, json_output, quiet, config, frozenset(flags))
@@ -170,7 +172,7 @@ class _Clean(logging.Formatter):
     """Makes each message one harmless line, and each line of a traceback behind it: both hold what strangers wrote."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return clean(super().formatMessage(record))
+        return clean(hinted(super().formatMessage(record)))
 
     def formatException(self, info: Any) -> str:
         return clean_lines(super().formatException(info))

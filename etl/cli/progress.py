@@ -12,6 +12,7 @@ from etl.cli.options import Context
 from etl.cli.progress_rows import Pace, Row, progress_line, rows
 from etl.cli.render import note
 from etl.domain.views import Progress
+from etl.units import count
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -33,7 +34,7 @@ def ingest_progress(context: Context) -> Iterator[Callable[[int], None]]:
         nonlocal last
         if time.monotonic() - last >= min(context.settings.interval, 5.0):
             last = time.monotonic()
-            note(context, f"ingest: {rows:,} records")
+            note(context, f"ingest: {count(rows, 'record')}")
 
     yield show
 

@@ -94,7 +94,7 @@ def _words(caption: dict[str, Any]) -> Iterator[str]:
         yield f"          before it, the model reasoned: {clean(thinking, MAX_THINKING)}"
     # A database that no newer version has written does not know penalties.
     penalty = caption.get("repetition_penalty")
-    yield f"          {caption['tokens']} tokens, {caption['finish_reason']}" + (
+    yield f"          {caption['tokens']} token{'s' * (caption['tokens'] != 1)}, {caption['finish_reason']}" + (
         (f", repetition penalty {penalty:g}" if penalty else "")
         + (f", flags: {caption['flags']}" if caption["flags"] else "")
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from etl.cli.hosts import errors_text, host_json, host_line, is_news
 from etl.cli.options import Context
 from etl.clock import ago, iso_utc, now_ms, stops_at
+from etl.domain.hints import hinted
 from etl.domain.statuses import LIVE, QueueStatus, RecordOutcome, RecordState, RunState, status_in_words
 from etl.domain.views import ExportSummary, HostProgress, IngestSummary, Progress, RunInfo, skipped_words
 from etl.redaction import redact_url
@@ -49,13 +50,14 @@ def split_line(found: dict[str, Any]) -> str:
 def note(context: Context, text: str) -> None:
     """Print one line for people on stderr."""
     if not context.quiet:
-        print(clean(text), file=sys.stderr, flush=True)
+        print(clean(hinted(text)), file=sys.stderr, flush=True)
 
 
 def note_wrapped(context: Context, text: str) -> None:
     """Print a line for people on stderr; one that is wider than the terminal is broken at words, and indented."""
     width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
-    lines = textwrap.wrap(clean(text), width, subsequent_indent=" " * 10, break_on_hyphens=False) if width else [text]
+    text = clean(hinted(text))
+    lines = textwrap.wrap(text, width, subsequent_indent=" " * 10, break_on_hyphens=False) if width else [text]
     for line in lines:
         note(context, line)
 
@@ -73,7 +75,7 @@ def stopping(context: Context) -> None:
 
 def say(text: str) -> None:
     """Print one line of an answer for people on stdout."""
-    print(clean(text))
+    print(clean(hinted(text)))
 
 
 def answer(value: Any) -> None:
@@ -207,19 +209,20 @@ def _at_rest(host: HostProgress) -> HostProgress:
 def next_step(progress: Progress) -> str:
     """Return in one line what somebody who looks at a state may do next."""
     run, pending = progress.run, progress.outcomes.get(RecordOutcome.PENDING, 0)
-    failed = progress.outcomes.get(RecordOutcome.FAILED, 0) + progress.records.get(RecordState.INVALID, 0)
     if run is not None and run.state in LIVE:
         return "`etl resume` lets the run go on" if run.state is RunState.PAUSED else "`etl dashboard` shows it live"
     if not any(n for state, n in progress.records.items() if state != RecordState.REMOVED):
         return "`etl ingest MANIFEST`: there are no records yet"
     if pending:
         return f"`etl run` goes on with the {count(pending, 'record')} that {'are' if pending != 1 else 'is'} pending"
-    if failed:
+    if progress.outcomes.get(RecordOutcome.FAILED, 0):
         return "`etl failures` tells what failed, `etl retry-failed` tries it again; `etl export captions.jsonl`"
     if progress.outcomes.get(RecordOutcome.SKIPPED, 0) and not progress.outcomes.get(RecordOutcome.CAPTIONED, 0):
         return "all is skipped for a flag of its picture: `etl run` without --skip-flag captions it"
     if not progress.outcomes.get(RecordOutcome.CAPTIONED, 0):
         return "no record is selected: `etl run --all` captions all of them"
+    if progress.records.get(RecordState.INVALID, 0):
+        return "all but the invalid lines (`etl failures`) is captioned: `etl export captions.jsonl`"
     return "all is captioned: `etl export captions.jsonl`"
 
 
@@ -271,7 +274,7 @@ def export_line(summary: ExportSummary) -> str:
     if summary.foreign:
         line += f"; {count(summary.foreign, 'file')} of other programs"
         is_text = summary.format.startswith(("txt", "caption"))
-        line += ", or edited since," * is_text + " were left as they are" + " (--overwrite writes over them)" * is_text
+        line += ", or edited since," * is_text + " left as found" + " (--overwrite writes over them)" * is_text
     if summary.without_original:
         line += (
             f"; {count(summary.without_original, 'picture')} as working copies, for their original is not here, or few "

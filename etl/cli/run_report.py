@@ -147,7 +147,7 @@ def _failures(done: "Report") -> str:
     for stage, classes in by_stage.items():
         most = classes.most_common(SHOWN_CLASSES)
         more = classes.total() - sum(n for _, n in most)
-        words = [f"{n:,} {slug}" for slug, n in most] + ([f"{more:,} others"] if more else [])
+        words = [f"{n:,} {slug}" for slug, n in most] + ([count(more, "other")] if more else [])
         parts.append(f"{count(classes.total(), _ITEMS[Stage(stage)])} at {stage} ({', '.join(words)})")
     return "; ".join(parts)
 

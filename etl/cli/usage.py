@@ -1,11 +1,13 @@
 """What is said of a command line that is none."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from etl.cli.help import value_name
+from etl.domain.hints import name_state
 from etl.settings.values import MAX_SHOWN
 from etl.text import clean, did_you_mean, nearest
 
@@ -29,6 +31,9 @@ def usage_line(error: Any) -> str:
     message, context = str(error.format_message()).rstrip("."), error.ctx
     if context is None:
         return message
+    # It ended before any setting was resolved; what was read of it by then is what there is.
+    if given := [one.params["state"] for one in (context, context.parent) if one and one.params.get("state")]:
+        name_state(Path(given[0]))
     if extra := _TOO_MUCH.fullmatch(message):
         message = _too_much(context, extra[1])
     if hasattr(error, "possibilities"):

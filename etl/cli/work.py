@@ -199,7 +199,7 @@ def run(
     if not given and (id_field or image_field or encoding or sidecars or prompt is not None or prompt_template):
         raise ConfigError(
             "--prompt, --prompt-template, --sidecars, --id-field and --image-field need the SOURCE, which is read anew "
-            "with them: etl run SOURCE ..."
+            "with them: `etl run SOURCE ...`"
         )
     _work(context, run_pipeline, plan, export_command=run_report.export_command(context, plan))
 

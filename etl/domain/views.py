@@ -65,7 +65,7 @@ def skipped_words(skipped: Mapping[str, int]) -> str:
     kinds = sorted(skipped.items(), key=lambda kind: (-kind[1], kind[0]))
     shown = [f"{number:,} {kind}" for kind, number in kinds[:_SHOWN_KINDS]]
     if rest := sum(number for _, number in kinds[_SHOWN_KINDS:]):
-        shown.append(f"{rest:,} others")
+        shown.append(count(rest, "other"))
     return f"skipped {count(total, 'file')}: {', '.join(shown)}"
 
 

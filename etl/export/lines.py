@@ -125,7 +125,8 @@ def _chosen_recipe(reader: Reader, wanted: str | None) -> RecipeRow | None:
     found = [recipe for recipe in recipes if recipe.sha256.startswith(wanted.lower())]
     if len(found) != 1:
         known = ", ".join(f"{recipe.sha256[:12]} ({recipe.model}@{recipe.revision[:12]})" for recipe in recipes)
-        raise ConfigError(f"{len(found)} recipes begin with {wanted!r}; known: {known or 'none'}")
+        begin = f"{len(found)} recipes begin" if found else "no recipe begins"
+        raise ConfigError(f"{begin} with {wanted!r}; known: {known or 'none'}")
     return found[0]
 
 

@@ -188,7 +188,8 @@ def _cure(file: Path) -> str:
     if near:
         return f"did you mean {clean(str(file.with_name(min(near, key=len))), 200)}?"
     here = near_manifests(file.parent)
-    return f"{clean(str(file.parent), 100)} has {', '.join(here)}" if here else ""
+    where = "here" if file.parent == Path() else f"in {clean(str(file.parent), 100)}"
+    return f"what is {where}: {', '.join(here)}" if here else ""
 
 
 def _exists(file: Path) -> bool:

@@ -8,18 +8,17 @@ import hashlib
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
-
-from jinja2 import ChainableUndefined, TemplateSyntaxError, meta
-from jinja2.defaults import DEFAULT_NAMESPACE
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import TYPE_CHECKING, Any
 
 from etl.errors import ChildEndedError, ConfigError, InvalidRecordError
 from etl.images.formats import suffixes
 from etl.processes import ChildProcess
 from etl.state.record_captions import GIVEN
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 DEFAULT_TEMPLATE = (
     "This is a photograph from an archive"
@@ -140,19 +139,30 @@ class PromptTemplate:
         self.source = source
         self.sha256 = hashlib.sha256(source.encode()).hexdigest()
         self._of_title_and_date = lru_cache(maxsize=4096)(self._render)
+        self._name = name
+        # A user's mistake is told at once; the default has none, and most commands never ask what it says.
+        if source != DEFAULT_TEMPLATE:
+            _ = self._compiled
+
+    @cached_property
+    def _compiled(self) -> tuple["Template", set[str]]:
+        """The template, and the names in it."""
+        from jinja2 import ChainableUndefined, TemplateSyntaxError, meta
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        if "<image>" in self.source:
+            raise ConfigError(f"{self._name} contains <image>; the image is placed by the model's own chat template")
         environment = ImmutableSandboxedEnvironment(
             undefined=ChainableUndefined, finalize=clean_field, autoescape=False, keep_trailing_newline=False
         )
-        if "<image>" in source:
-            raise ConfigError(f"{name} contains <image>; the image is placed by the model's own chat template")
         try:
-            self._template = environment.from_string(source)
-            self._names = meta.find_undeclared_variables(environment.parse(source))
+            template = environment.from_string(self.source)
+            return template, meta.find_undeclared_variables(environment.parse(self.source))
         except TemplateSyntaxError as error:
-            raise ConfigError(f"{name}, line {error.lineno}: {error.message}") from error
+            raise ConfigError(f"{self._name}, line {error.lineno}: {error.message}") from error
         # Nested too deeply for Jinja or for Python's own compiler, or a constant that cannot be worked out.
         except Exception as error:
-            raise ConfigError(f"{name} cannot be compiled: {str(error) or type(error).__name__}") from error
+            raise ConfigError(f"{self._name} cannot be compiled: {str(error) or type(error).__name__}") from error
 
     @classmethod
     def from_file(cls, path: Path) -> "PromptTemplate":
@@ -164,7 +174,8 @@ class PromptTemplate:
             with path.open("rb") as file:
                 source = file.read(MAX_TEMPLATE_BYTES + 1).decode().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the prompt template {path}: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+            raise ConfigError(f"cannot read the prompt template {path}: {why}") from error
         if len(source.encode()) > MAX_TEMPLATE_BYTES:
             raise ConfigError(f"{path} is larger than {MAX_TEMPLATE_BYTES} bytes; is this a prompt template?")
         return cls._given(source, str(path))
@@ -195,7 +206,9 @@ class PromptTemplate:
 
     def _refuse_unknown_names(self, name: str) -> None:
         """Raise `ConfigError` for a name that no record can fill: it would silently be left out of every prompt."""
-        for unknown in sorted(self._names - VARIABLES - DEFAULT_NAMESPACE.keys()):
+        from jinja2.defaults import DEFAULT_NAMESPACE
+
+        for unknown in sorted(self._compiled[1] - VARIABLES - DEFAULT_NAMESPACE.keys()):
             raise ConfigError(
                 f"{name} names {unknown!r}, but there are only title, date and record; "
                 f"for a field of the record write {{{{ record.{unknown} }}}}"
@@ -203,14 +216,14 @@ class PromptTemplate:
 
     def render(self, record: Mapping[str, Any]) -> str:
         """Return the prompt for one record.  Raises `InvalidRecordError` when it comes out empty or too long."""
-        if "record" in self._names:
+        if "record" in self._compiled[1]:
             return self._render(real_title(record), record_date(record), record)
         # Most records of an archive have no real title, and dates repeat: few prompts are rendered at all.
         return self._of_title_and_date(real_title(record), record_date(record))
 
     def _render(self, title: str | None, date: str | None, record: Mapping[str, Any] | None = None) -> str:
         try:
-            prompt = self._template.render(title=title, date=date, record=record)
+            prompt = self._compiled[0].render(title=title, date=date, record=record)
         # A template is a program of the user's, and fails in as many ways as one.
         except Exception as error:
             raise InvalidRecordError(

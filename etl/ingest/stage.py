@@ -16,7 +16,7 @@ from etl.domain.statuses import RecordState
 from etl.domain.views import IngestSummary, skipped_words
 from etl.errors import DuplicateKeyError, ManifestError
 from etl.ingest.columns import refuse_unknown_columns
-from etl.ingest.manifest import Manifest, near_manifests
+from etl.ingest.manifest import STDIN, Manifest, near_manifests
 from etl.ingest.options import IngestOptions, Selection
 from etl.ingest.record_parser import RecordParser
 from etl.local_roots import seal
@@ -159,8 +159,9 @@ class _Ingest:
         if self._row is None:
             skipped = skipped_words(self._manifest.skipped)
             lists = near_manifests(Path(self._manifest.path))
+            where = "standard input" if self._manifest.path == STDIN else self._manifest.path
             raise ManifestError(
-                f"{self._manifest.path} holds no records{f' ({skipped})' * bool(skipped)}; nothing was changed"
+                f"{where} holds no records{f' ({skipped})' * bool(skipped)}; nothing was changed"
             ).with_cure(f"give the lists in it themselves: {', '.join(lists)}" if lists else "")
         removed = self._writer.finish(self._row, self._reader.checkpoint())
         return self._summary(self._row, removed=removed)

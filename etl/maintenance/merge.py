@@ -4,6 +4,7 @@ So a merge that was killed leaves at most files that no image owns yet; merged a
 """
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,17 +70,17 @@ class MergeSummary:
         rows = self.rows
         if rows.different:
             yield (
-                f"{rows.different:,} captions were there with other words: the one made again, else the later one, "
-                "counts; the other stays in its part"
+                f"{count(rows.different, 'caption')} also there with other words: the one made again, else the later "
+                "one, counts; the other stays in its part"
             )
         if rows.other_recipe:
-            yield f"{rows.other_recipe:,} captions are of another recipe than the current one: `etl export --recipe`"
+            yield f"{count(rows.other_recipe, 'caption')} of another recipe than the current one: `etl export --recipe`"
         if rows.unknown:
-            yield f"{rows.unknown:,} of its records are not in this state and were left out"
+            yield f"{count(rows.unknown, 'record')} left out, not in this state"
         if self.lost:
-            yield f"{self.lost:,} pictures are missing or damaged there: `etl fetch` brings those that are needed again"
+            yield f"{count(self.lost, 'picture')} missing or damaged there: `etl fetch` brings what is needed again"
         if self.lost_originals:
-            yield f"{self.lost_originals:,} originals are missing or damaged there"
+            yield f"{count(self.lost_originals, 'original')} missing or damaged there"
 
 
 def merge(
@@ -144,7 +145,8 @@ def _held(store: Store, path: Path) -> Iterator[None]:
         part = Store.open(dataclasses.replace(store.settings, state=path), create=False)
     except StateLockedError as error:
         raise StateLockedError(
-            f"a run is at work on {path}; merge it when that has ended, or end it with `etl stop`"
+            f"a run is at work on {path}; merge it when that has ended, or end it with "
+            f"`etl stop --state {shlex.quote(str(path))}`"
         ) from error
     with part:
         yield
@@ -153,7 +155,7 @@ def _held(store: Store, path: Path) -> Iterator[None]:
 def _check(path: Path) -> None:
     with Reader(path) as reader:
         for problem in problems(reader):
-            raise StateError(f"{path} is not sound: {problem}; run `etl verify` on it")
+            raise StateError(f"{path} is not sound: {problem}; run `etl verify --state {shlex.quote(str(path))}`")
 
 
 def _bring_files(state: Path, part: Path, found: Merge, *, check: bool) -> tuple[CacheTransfer, int, int]:

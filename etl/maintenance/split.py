@@ -8,6 +8,7 @@ and committed first, so a split that was killed goes on with the same parts.
 
 import dataclasses
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -75,7 +76,9 @@ class SplitSummary:
             line = f"{head}, {count(part.records, 'record')}, {part.pending:,} of them to do"
             if files:
                 line += f"; {count(files, 'file')} of pictures, {part.copied:,} of them copied"
-            yield line + (f"; {count(part.lost, 'file')} lost: run `etl verify` on it" if part.lost else "")
+            if part.lost:
+                line += f"; {count(part.lost, 'file')} lost: run `etl verify --state {shlex.quote(str(part.path))}`"
+            yield line
 
 
 def split(

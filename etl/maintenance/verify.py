@@ -72,7 +72,7 @@ class VerifySummary:
             )
             yield f"put right {ready}: run `etl fetch`"
         if self.revived:
-            yield f"captions  {self.revived:,} that had failed for want of a picture are ready again: run `etl caption`"
+            yield f"captions  {self.revived:,} ready again, which had failed for want of a picture: run `etl caption`"
         if self.originals:
             yield (
                 f"originals {self.originals:,} kept, {self.missing_originals:,} missing, "
@@ -82,7 +82,7 @@ class VerifySummary:
             yield f"put right {count(removed, 'damaged file')} removed"
         yield f"orphans   {count(self.orphans, 'file')}" + (" deleted" if self.deleted and self.orphans else "")
         if self.parts:
-            yield f"parts     {self.parts:,} unfinished files, which the next `etl fetch` resumes or removes"
+            yield f"parts     {count(self.parts, 'unfinished file')}, which the next `etl fetch` resumes or removes"
         if self.quick:
             yield "contents  not read, sizes alone compared"
         if self.export is not None:

@@ -53,7 +53,7 @@ function picture(row) {
 
 function tags(row) {
   const line = element("div", "tags");
-  line.append(element("span", row[OUTCOME] === "failed" ? "bad" : "", row[OUTCOME]));
+  line.append(element("span", ["failed", "invalid"].includes(row[OUTCOME]) ? "bad" : "", row[OUTCOME]));
   for (const flag of row[FLAGS]) line.append(element("span", "bad", flag));
   if (row[ERROR]) line.append(element("span", "bad", row[ERROR]));
   return line;

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import jinja2
 from markupsafe import Markup
 
+from etl.domain.statuses import RecordOutcome, RecordState
 from etl.images.cache import ImageCache
 from etl.output_file import checked, replaced, resolved
 from etl.redaction import redact_url
@@ -108,10 +109,11 @@ def _head(reader: Reader, total: int, every: int) -> str:
 def _row(row: ReportRow, pictures: dict[str, int]) -> list[Any]:
     """Return a record's fields in the order that the script knows; text of strangers made visible throughout."""
     record = row.record
-    failed = record.state == "invalid" or record.outcome == "failed"
+    invalid = record.state == RecordState.INVALID
+    failed = invalid or record.outcome == RecordOutcome.FAILED
     return [
         clean(record.key, LINE), clean(row.title, LINE), clean(row.date, LINE),
-        "failed" if failed else clean(record.outcome, LINE), clean(record.host, LINE),
+        RecordState.INVALID if invalid else clean(record.outcome, LINE), clean(record.host, LINE),
         clean(redact_url(record.url or ""), LINE),
         clean(record.error_class or "", LINE) if failed else "", clean(record.error, LINE) if failed else "",
         _caption(record.text or ""),

@@ -68,10 +68,11 @@ def _figures(progress: Progress, spent: Cost | None) -> Iterator[dict[str, str]]
     counts = {
         "records selected": records.get(RecordState.ACTIVE, 0),
         "captioned": outcomes.get(RecordOutcome.CAPTIONED, 0),
-        "failed": outcomes.get(RecordOutcome.FAILED, 0) + records.get(RecordState.INVALID, 0),
+        "failed": outcomes.get(RecordOutcome.FAILED, 0),
         "still to do": outcomes.get(RecordOutcome.PENDING, 0),
         "skipped": outcomes.get(RecordOutcome.SKIPPED, 0),
         "not selected": records.get(RecordState.UNSELECTED, 0),
+        "invalid lines": records.get(RecordState.INVALID, 0),
     }
     yield from ({"name": name, "value": f"{count:,}"} for name, count in counts.items())
     yield {"name": "fetched", "value": size(progress.bytes_fetched)}

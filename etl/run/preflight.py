@@ -22,12 +22,15 @@ from etl.state.recognise import spare_own_files
 def check(settings: Settings, plan: Plan) -> tuple[Manifest, ...]:
     """Return the manifests that the plan names, after a look at all that it needs.
 
-    What is to be read comes first, then what is to be written, then the model, then what this machine and its network
-    must bear.  Raises what `etl.run.pipeline.run_pipeline` raises before anything begins.
+    What is to be read comes first, and whether it is to be worked on here, then what is to be written, then the model,
+    then what this machine and its network must bear.  Raises what
+    `etl.run.pipeline.run_pipeline` raises before anything begins.
     """
     manifests = manifests_of(plan.sources)
     if not manifests and plan.fetch and plan.caption:
         _look_at_state(settings)
+    if (plan.fetch or plan.caption) and not plan.force:
+        refuse_split(settings.state)
     if plan.output is not None:
         check_target(plan.output, plan.export)
         if plan.output != STDOUT:
@@ -39,8 +42,6 @@ def check(settings: Settings, plan: Plan) -> tuple[Manifest, ...]:
         check_mirrors(settings, known=not manifests)
         if settings.fetch_backend == "ray":
             check_cluster(settings.ray_address, "--fetch-backend ray", insecure=settings.insecure)
-    if (plan.fetch or plan.caption) and not plan.force:
-        refuse_split(settings.state)
     return manifests
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from etl.domain.hints import DEFAULT_STATE
 from etl.redaction import host_of, redact
 from etl.settings.skip_flags import skip_flags
 from etl.settings.template_arguments import template_arguments
@@ -60,7 +61,7 @@ class Settings:
     # A table: a field is one entry.
     # fmt: off
     state: Path = setting(
-        Path("state"), EVERY, OWN, first=("ingest", "export", *WORK, "doctor"), value="DIR", short="-s",
+        DEFAULT_STATE, EVERY, OWN, first=("ingest", "export", *WORK, "doctor"), value="DIR", short="-s",
         help="The state directory: database, image cache, logs.",
     )
     profile: str = setting(
@@ -193,7 +194,8 @@ class Settings:
     )
     backend: str = setting(
         "local", MODEL, OWN, group=Group.CLUSTER, first=("caption",), choices=BACKENDS,
-        help="What captions: `local`, this machine, `vllm`, a vLLM of its own, `openai`, endpoints, `ray`, a cluster.",
+        help="What captions: this machine (`local`), a vLLM of its own (`vllm`), endpoints (`openai`) or a cluster "
+        "(`ray`).",
     )
     endpoint: tuple[str, ...] = setting(
         (), MODEL, OWN, group=Group.CLUSTER, first=MODEL, value="URL", clean=endpoints,

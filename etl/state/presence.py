@@ -7,6 +7,7 @@ from etl.errors import CacheMissingError, StateError
 from etl.images.cache import ImageCache
 from etl.state.images import counted, some_working_copies
 from etl.state.read.reader import Reader
+from etl.units import count
 
 SAMPLE = 64
 """Working copies looked for; a look at each costs some microseconds."""
@@ -28,9 +29,9 @@ def require_cache(reader: Reader) -> None:
     wanted = some_working_copies(reader, SAMPLE)
     if wanted and (what := _what_is_missing(cache, wanted)):
         raise CacheMissingError(
-            f"{what}, and the database counts {counted(reader):,} pictures in {cache.root}; nothing was charged: mount "
-            "or copy that directory back and run the same command again, or, if they are really gone, have them "
-            "fetched again by `etl verify --accept-missing` and `etl fetch`"
+            f"{what}, and the database counts {count(counted(reader), 'picture')} in {cache.root}; nothing was "
+            "charged: mount or copy that directory back and run the same command again, or, if they are really gone, "
+            "have them fetched again by `etl verify --accept-missing` and `etl fetch`"
         )
 
 

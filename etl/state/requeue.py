@@ -102,7 +102,7 @@ class Recaption:
         if self.waiting:
             text += f"; {self.waiting:,} of them when their pictures have been fetched again"
         if self.exhausted:
-            text += f"; {self.exhausted:,} have had the highest penalty, {HIGHEST_PENALTY:g}, and are left as they are"
+            text += f"; {self.exhausted:,} left as made, with the highest penalty, {HIGHEST_PENALTY:g}"
         return text
 
 

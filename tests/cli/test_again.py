@@ -71,7 +71,7 @@ def test_why_tells_what_was_replaced(etl: Etl, loops: MadeState) -> None:
     etl("retry-failed")
     loops.finish({"a": "A."})
     told = etl("why", "a")
-    assert "          A.\n          1 tokens, stop, repetition penalty 1.2\nearlier   of 2" in told.out
+    assert "          A.\n          1 token, stop, repetition penalty 1.2\nearlier   of 2" in told.out
     assert "          A a a.\n          3 tokens, stop, flags: repetition\n" in told.out
     (caption,) = etl("why", "a", "--json").json()["captions"]
     assert (caption["repetition_penalty"], caption["earlier"][0]["text"]) == (1.2, "A a a.")

@@ -69,6 +69,13 @@ class Case:
 CASES = {
     "missing manifest": Case("ingest missing/x.jsonl", ("there is no manifest missing/x.jsonl",)),
     "missing manifest in run": Case("run --input missing/x.jsonl", ("there is no manifest missing/x.jsonl",)),
+    "missing template": Case(
+        "run x.jsonl --prompt-template no.txt", ("cannot read the prompt template no.txt: No such file",),
+        before=write("x.jsonl", GOOD),
+    ),
+    "a day as deadline": Case(
+        "fetch --deadline yesterday", ("deadline = 'yesterday': give a time (17:30), a date and time",)
+    ),
     "a manifest without a name": Case("run --input= -o x.jsonl", ("the name of a manifest is empty",)),
     "empty manifest": Case(
         "ingest x.jsonl", ("x.jsonl holds no records", "nothing was changed"), before=write("x.jsonl", "")
@@ -93,7 +100,6 @@ CASES = {
     "strict": Case(
         "ingest x.jsonl --strict", ("x.jsonl, line 2", "not JSON"), before=write("x.jsonl", GOOD[:26] + b"{")
     ),
-    "missing template": Case("ingest manifest.jsonl --prompt-template t", ("prompt template t",)),
     "template syntax": Case(
         "ingest manifest.jsonl --prompt-template t", ("t, line 2",), before=write("t", "Describe.\n{% if %}")
     ),
@@ -123,7 +129,7 @@ CASES = {
     "misspelt state": Case("status --state sttae", ("no state database in sttae; did you mean state?", "etl ingest")),
     "state below a file": Case("ingest manifest.jsonl --state manifest.jsonl/s", ("manifest.jsonl/s", "--state"), 1),
     "state is a file": Case("ingest manifest.jsonl --state manifest.jsonl", ("not writable", "--state"), 1),
-    "unknown recipe": Case("export out --recipe cafe", ("0 recipes begin with 'cafe'", "known: abababababab")),
+    "unknown recipe": Case("export out --recipe cafe", ("no recipe begins with 'cafe'", "known: abababababab")),
     "unknown key": Case("why nobody", ("no record with the key 'nobody'",)),
     "export below a file": Case("export manifest.jsonl/out", ("cannot write manifest.jsonl/out", "another place"), 1),
     "export into nowhere": Case("export none/out", ("write none/out: No such file", "make the directory none"), 1),
@@ -350,3 +356,10 @@ def test_memory_that_ends_is_one_line(etl: Etl, tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout) == (1, ""), ended.stderr
     assert ended.stderr.startswith("error: memory ran out; ") and ended.stderr.count("\n") == 1, ended.stderr
     assert etl("runs").code == 0
+
+
+def test_an_empty_standard_input_is_called_so(etl: Etl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`-` is how it is written, not what it is."""
+    with Path("/dev/null").open(encoding="utf-8") as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+        assert "error: standard input holds no records; nothing was changed" in etl("ingest", "-").err

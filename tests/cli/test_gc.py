@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from etl.cli.maintenance import _collected
+from etl.maintenance.gc import GcSummary, Removed
+
 Etl = Callable[..., Any]
 
 
@@ -24,7 +27,7 @@ def test_gc_tells_what_it_removed(etl: Etl, finished: Any) -> None:
     assert working(finished.folder) == before
     done = etl("gc", "--captioned")
     assert (done.code, done.out) == (0, "")
-    assert "5 working copies with their captions" in done.err
+    assert "5 working copies whose captions are done" in done.err
     assert working(finished.folder) == set()
     assert etl("verify", "--json", "--quick").json()["missing"] == 0
     assert "5 evicted" in etl("verify").err
@@ -59,3 +62,17 @@ def test_gc_stays_away_from_a_run(etl: Etl, tmp_path: Path) -> None:
         holder.communicate("\n")
     assert etl("gc", "--dry-run").code == 0
     assert etl("gc", "--state", "elsewhere").code == 2
+
+
+def test_gc_counts_one_file_as_one() -> None:
+    """What is one is told in the singular, a working copy too."""
+    one, none = Removed(1, 10), Removed()
+    summary = GcSummary(
+        orphans=one, parts=one, unneeded=one, originals=one, captioned=one, archives=none, pictures=one,
+        cache_bytes=0, limit=0, dry_run=False,
+    )  # fmt: skip
+    assert [line.split(",")[0] for line in _collected(summary)][:6] == [
+        "orphans   1 file that no image owns", "parts     1 unfinished file",
+        "unneeded  1 working copy that no record needs", "originals 1 original",
+        "captioned 1 working copy whose captions are done", "pictures  1 picture that stood in records which are gone",
+    ]  # fmt: skip

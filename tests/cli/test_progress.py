@@ -46,7 +46,7 @@ def test_the_plain_line_tells_hosts_errors_and_time() -> None:
     line = progress_line(now, 4.2)
     assert line.count("\n") == 0
     assert "fetch 1,200/2,000 (12 failed, 3 will retry) 4.2/s 12.5 MiB/s, 34m" in line
-    assert "errors: 9 timeout, 3 http_404, 1 dns, 1 reset, 1 others" in line
+    assert "errors: 9 timeout, 3 http_404, 1 dns, 1 reset, 1 other" in line
     assert "host slow.test 300 to come, not answering, asked again in 25s: 8 sources failed in a row: timeout" in line
     assert "host good.test 4.2/s 12.5 MiB/s, 4 at once, 485 to come" in line
     assert "done.test" not in line

@@ -127,7 +127,7 @@ URLS = '{"LIEN": "https://a.example/1.jpg", "Text": "words"}\n'
         ("run", "no manifest was named, and there is no state", "run `etl run here.jsonl -o captions.jsonl`"),
         ("run heer.jsonl", "there is no manifest heer.jsonl", "did you mean here.jsonl?"),
         ("run here.csv", "there is no manifest here.csv", "did you mean here.jsonl?"),
-        ("run xyz", "there is no manifest xyz", ". has here.jsonl, scans/"),
+        ("run xyz", "there is no manifest xyz", "what is here: here.jsonl, scans/"),
         ("run here.jsonl out.jsonl", "there is no manifest out.jsonl", "is it the output? Then give -o out.jsonl"),
         ("run here.jsonl --model dmeo", "dmeo", "did you mean demo?"),
         ("run here.jsonl --model llava-1.5-7b-hf", "llava-1.5-7b-hf", "did you mean llava-hf/llava-1.5-7b-hf?"),

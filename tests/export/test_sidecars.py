@@ -172,7 +172,7 @@ def test_what_a_person_has_changed_is_left(tmp_path: Path, photos: Path) -> None
     assert [found[name] for name in ("a.txt", "sub/a.txt", "sub/A.txt", "sub/b c.txt")] == [
         "mine", edited, "new, New.\n", "new, New.\n",
     ]  # fmt: skip
-    said = "2 of them written; 2 files of other programs, or edited since, were left as they are (--overwrite writes"
+    said = "2 of them written; 2 files of other programs, or edited since, left as found (--overwrite writes"
     assert said in done[2]
     (photos / "sub" / "A.txt").write_text("Caption of a.jpg.\n")
     assert export(made, photos).foreign == 3
@@ -228,7 +228,7 @@ def test_others_than_txt(tmp_path: Path, photos: Path) -> None:
     assert (record["id"], record["vlm_caption"]) == ("sub/a.jpg", "Caption of sub/a.jpg.")
     (photos / "sub" / "a.json").write_text('{"vlm_caption": "old"}')
     done = run_here("export", photos, "--format", "json", "--state", str(made.settings.state))
-    assert "1 of them written; 1 file of other programs were left as they are" in done[2]
+    assert "1 of them written; 1 file of other programs left as found" in done[2]
 
 
 def test_what_it_cannot_do_is_said_before_the_work(tmp_path: Path) -> None:

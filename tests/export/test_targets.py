@@ -127,7 +127,10 @@ def test_what_lies_in_the_way_of_a_split_stays(state: Path, tmp_path: Path) -> N
         ("captions.jsonl.gzip", "did you mean {d}/captions.jsonl.gz?"),
         ("captions.tsv", "did you mean {d}/captions.csv?"),
         ("pics.bmp", "known: .jsonl, .ndjson, .csv, .parquet, with .gz or .zst behind it compressed"),
-        ("out.tar", "webdataset is a directory of such files: `etl export {d}/out --format webdataset`"),
+        (
+            "out.tar",
+            "webdataset is a directory of such files: `etl export --state {d}/state {d}/out --format webdataset`",
+        ),
         ("folder/", "folder/ names a directory, and jsonl is one file: give {d}/folder/captions.jsonl"),
     ],
 )

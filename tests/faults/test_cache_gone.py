@@ -278,7 +278,7 @@ def test_captioning_alone_says_who_waits(fetched: Workbench, monkeypatch: pytest
     program = Program(fetched.state.parent)
     ended = program.here("caption")
     assert ended.code == 3, ended.stderr
-    assert "1 caption waits for pictures that are not in the cache: run `etl fetch`" in ended.stderr
+    assert "1 caption waits for pictures that are not in the cache: run `etl fetch --state" in ended.stderr
     again = program.here("caption")
     assert (again.code, "1 caption waits for pictures" in again.stderr) == (3, True)
     assert fetched.fetch().done == 1

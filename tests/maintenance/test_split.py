@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,8 @@ def test_a_split_state_refuses_to_do_the_work_twice(whole: Work, tmp_path: Path)
     runs = whole.rows("SELECT count(*) FROM runs")
     with pytest.raises(StateSplitError, match=r"2 parts in .*parts, of which 0"):
         run_pipeline(whole.settings, plan, lambda _: None)
+    with pytest.raises(StateSplitError):  # before anybody looks for a model, which is for the parts
+        run_pipeline(replace(whole.settings, model="./nowhere"), Plan(fetch=True, caption=True), lambda _: None)
     assert whole.rows("SELECT count(*) FROM runs") == runs
     with pytest.raises(StateSplitError, match="already split into 2 parts"):
         whole.split(3, tmp_path / "else")

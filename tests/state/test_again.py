@@ -290,7 +290,7 @@ def test_one_line_tells_what_was_put_back() -> None:
     line = Recaption(5, 1, 3, {1.4: 1, 1.2: 4}).line(dry_run=True)
     assert line == (
         "caption: 5 would be made again with a repetition penalty of 1.2 (4), 1.4 (1); 1 of them when their pictures "
-        "have been fetched again; 3 have had the highest penalty, 2, and are left as they are"
+        "have been fetched again; 3 left as made, with the highest penalty, 2"
     )
 
 

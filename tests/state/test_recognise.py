@@ -157,7 +157,7 @@ def test_a_state_whose_making_was_killed_is_made(tmp_path: Path, plain_zygote: Z
     before = point in BEGINNINGS[:2]
     ended = program.run("export", "out.jsonl")
     assert (ended.code, (tmp_path / "out.jsonl").exists()) == ((2, False) if before else (0, True)), ended.stderr
-    assert not before or "run `etl ingest` first" in ended.stderr
+    assert not before or "run `etl ingest --state" in ended.stderr
     assert program.run("ingest", manifest).code == 0
     assert program.run("verify", "--deep").code == 0
 

@@ -94,6 +94,54 @@ def test_a_host_that_does_not_answer_is_told_in_words(make_state: Any) -> None:
     drive(state.path, steps, SMALL)
 
 
+def test_a_host_of_which_nothing_was_heard_is_not_called_healthy(make_state: Any) -> None:
+    """It was not asked yet, owes its first answer, has given no picture yet, or had not answered when last asked."""
+    names = ("new", "slow", "empty", "dead", "good")
+    urls = [f"http://{name}.example/{n}.jpg" for name in names for n in range(2)]
+    state = make_state([{"id": url, "url": url} for url in urls])
+    past = now_ms() - 60_000
+    state.store.hosts(state.run).record(
+        [
+            HostInfo(host="slow.example", allowed=4, in_flight=2),
+            HostInfo(host="empty.example", allowed=4, failed=1),
+            HostInfo(host="dead.example", state=HostState.NOT_ANSWERING, reason="dns", until=past, failed=5),
+            HostInfo(host="good.example", allowed=4, done=7),
+        ]
+    )
+
+    async def steps(pilot: Pilot[None]) -> None:
+        shown = await until(pilot, "new.example", "dead.example")
+        found = {name: line for name in names for line in shown.splitlines() if f"{name}.example" in line}
+        assert "○ not asked yet" in found["new"]
+        assert "○ no answer yet" in found["slow"] and "2 of 4" in found["slow"]
+        assert "○ no picture yet" in found["empty"] and "1 failed" in found["empty"]
+        assert "✗ not answering" in found["dead"] and found["dead"].rstrip().endswith(" dns")
+        assert "● healthy" in found["good"]
+        assert sum("healthy" in line for line in shown.splitlines()) == 1
+
+    drive(state.path, steps, LARGE)
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+def test_no_word_of_the_title_is_cut(make_state: Any, *, readonly: bool) -> None:
+    """At any width: keys and ``read-only`` first, labels of tabs next, of the path as many last names as fit."""
+    state = make_state(1)
+    names = {f"…/{'/'.join(state.path.parts[begin:])}" for begin in range(1, len(state.path.parts))}
+    whole = {"o", "f", "c", "w", "l", "Overview", "Failures", "Captions", "Records", "Log", "read-only"}
+
+    async def steps(pilot: Pilot[None]) -> None:
+        await until(pilot, "Stages")
+        for width in (*range(26, 70), 80, 100, 140):
+            await pilot.resize_terminal(width, 24)
+            await pilot.pause()
+            words = text_of(pilot.app).splitlines()[0].split()
+            assert set(words) <= whole | names | {str(state.path)}, width
+            assert set("ofcwl") <= set(words) and ("read-only" in words) is readonly, width
+            assert width < 65 or whole - {"read-only"} <= set(words)
+
+    drive(state.path, steps, readonly=readonly)
+
+
 def test_from_100_to_40_lines_nothing_is_lost(make_state: Any) -> None:
     """After a resize the overview fills the new size, wide or narrow, and smaller ones neither crash nor overlap."""
     state = make_state(20)

@@ -11,6 +11,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Footer, Static
 
+from etl.domain.hints import hinted
 from etl.state.read.reader import Reader
 from etl.text import clean
 from tui.background_queries import Answered, BackgroundQueries
@@ -111,7 +112,7 @@ class StateScreen(Screen[None]):
     def _tell(self, problem: str | None) -> None:
         self.set_class(problem is not None, "-problem")
         if problem is not None:
-            words = Content.assemble((clean(problem, 2000), ALERT), "\n\n", (AGAIN, QUIET))
+            words = Content.assemble((clean(hinted(problem), 2000), ALERT), "\n\n", (AGAIN, QUIET))
             self.query_one("#problem", Static).update(words)
 
     def show_blocked(self, seconds: int) -> None:

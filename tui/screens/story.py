@@ -174,7 +174,8 @@ def _caption_lines(caption: dict[str, Any]) -> list[Content]:
         lines.append(_line("", Content.styled(clean(caption["text"], MAX_TEXT) or "(no words)", STRONG)))
         if caption.get("thinking"):
             lines.append(_line("reasoned", Content.styled(clean(caption["thinking"], MAX_TEXT), QUIET)))
-        words = f"{caption['tokens']} tokens, ended by {clean(caption['finish_reason'] or '-', 40)}"
+        tokens = f"{caption['tokens']} token{'s' * (caption['tokens'] != 1)}"
+        words = f"{tokens}, ended by {clean(caption['finish_reason'] or '-', 40)}"
         lines.append(_line("", Content.assemble((words, QUIET), (flags, ALERT))))
     for earlier in caption["earlier"]:
         flags = f"  flags: {clean(earlier['flags'], 200)}" if earlier["flags"] else ""

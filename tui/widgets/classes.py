@@ -43,4 +43,4 @@ class ClassesPanel(Panel):
 
 
 def _total(classes: tuple[ClassView, ...]) -> str:
-    return f"{units.count(sum(view.items for view in classes), 'item')} of {len(classes)} kinds"
+    return f"{units.count(sum(view.items for view in classes), 'item')} of {units.count(len(classes), 'kind')}"

@@ -4,10 +4,10 @@ from textual.content import Content
 
 from etl.clock import now_ms
 from etl.domain.statuses import HostState
-from etl.domain.views import HostProgress
+from etl.domain.views import HostInfo, HostProgress
 from etl.text import clean
 from etl.units import count, size
-from tui.format import duration, per_second, short, spark
+from tui.format import UNHEARD, duration, per_second, short, spark
 from tui.theme import ALERT, GOOD, QUIET, STRONG
 from tui.widgets.panel import Panel, cut
 
@@ -59,18 +59,19 @@ class FetchPanel(Panel):
 
     def _row(self, host: HostProgress, width: int) -> Content:
         info = host.info
-        fine = info.state is HostState.HEALTHY
+        fine, unheard = info.state is HostState.HEALTHY, _unheard(info)
+        state = f"{self.glyphs.host[UNHEARD if unheard else info.state]} {unheard or info.state.shown}"
         busy = f"{info.in_flight} of {info.allowed}" if self.snapshot.live and info.allowed else ""
         name = max(12, min(HOST, width - 58))
         parts = [
             (f"  {clean(info.host, 200)}", STRONG),
-            (f"{self.glyphs.host[info.state]} {info.state.shown}", GOOD if fine else f"bold {ALERT}"),
+            (state, QUIET if unheard else GOOD if fine else f"bold {ALERT}"),
             (f"{per_second(host.items_per_s)}/s", ""),
             (busy, QUIET),
             (f"{short(host.pending)} left", QUIET),
         ]
         widths = [name + 2, 9, 8, 9, 10]
-        if info.state is HostState.NOT_ANSWERING:
+        if unheard or info.state is HostState.NOT_ANSWERING:
             # Its words take the place of a rate, which it has not.
             del parts[2]
             widths[1:3] = [18]
@@ -78,14 +79,24 @@ class FetchPanel(Panel):
             cut(Content.styled(words, style), cells, self.glyphs).truncate(cells, pad=True)
             for (words, style), cells in zip(parts, widths, strict=True)
         ]
-        return Content(" ").join([*cells, self._trouble(host)])
+        return cut(Content(" ").join([*cells, self._trouble(host)]), width, self.glyphs)
 
     def _trouble(self, host: HostProgress) -> Content:
         info = host.info
         words = clean(info.reason or "", 200) if info.state is not HostState.HEALTHY else ""
-        if info.until is not None and info.state in (HostState.PAUSED, HostState.NOT_ANSWERING):
+        left = 0 if info.until is None else info.until - now_ms()
+        if left > 0 and info.state in (HostState.PAUSED, HostState.NOT_ANSWERING):
             how = "asked again in" if info.state is HostState.NOT_ANSWERING else "for"
-            words = f"{how} {duration(max(0, info.until - now_ms()) / 1000)}" + (f": {words}" if words else "")
+            words = f"{how} {duration(left / 1000)}" + (f": {words}" if words else "")
         if not words and info.failed:
             words = f"{short(info.failed)} failed"
         return Content.styled(words, ALERT if info.state is not HostState.HEALTHY else QUIET)
+
+
+def _unheard(info: HostInfo) -> str:
+    """Return what is to be said of a host that has given no picture yet and is in no trouble; empty for others."""
+    if info.done or info.state is not HostState.HEALTHY:
+        return ""
+    if info.failed:
+        return "no picture yet"
+    return "no answer yet" if info.in_flight or info.busy_ms else "not asked yet"

@@ -3,6 +3,7 @@
 from textual.content import Content
 
 from etl.clock import ago, now_ms, stops_at
+from etl.domain.hints import hinted
 from etl.domain.statuses import LIVE, RunState, Stage
 from etl.domain.views import RunInfo
 from etl.text import clean
@@ -42,7 +43,7 @@ class RunPanel(Panel):
         run, now = self.snapshot.run, now_ms()
         state = run.state if run is not None else RunState.NONE
         colour = ALERT if state in _ALERTS else QUIET if run is None else GOOD
-        sentence = clean(run.message, 500) if run is not None and run.message else SENTENCES[state]
+        sentence = clean(run.message, 500) if run is not None and run.message else hinted(SENTENCES[state])
         if run is not None and run.stops_at is not None and state in LIVE:
             sentence = "; ".join(filter(None, (sentence, stops_at(run.stops_at, now))))
         left = Content.assemble(

@@ -10,7 +10,7 @@ from etl.state.read.progress import read_progress
 from etl.state.read.reader import Reader
 from etl.state.read.speed import caption_speed
 from etl.text import clean
-from etl.units import duration
+from etl.units import count, duration
 
 _DUE = (QueueStatus.READY, QueueStatus.RETRY, QueueStatus.RUNNING)
 
@@ -42,7 +42,7 @@ def _work(reader: Reader, settings: Settings) -> Check:
     if progress.captions:
         # Records that share picture and prompt share the caption; one that is to come wants one at least.
         captions = min(captions, _due(progress.captions) + fetches)
-    said = f"{fetches:,} pictures to fetch, about {captions:,} captions to make"
+    said = f"{count(fetches, 'picture')} to fetch, about {count(captions, 'caption')} to make"
     if not captions:
         return Check("time", "ok", "nothing is left to do")
     fetching = estimate_of(reader, settings).seconds if fetches else 0.0

@@ -12,13 +12,15 @@ from etl.state.read.reader import RATE_WINDOW_MS, Reader
 def all_hosts(reader: Reader) -> list[HostInfo]:
     """Return how each host fares, in alphabetical order; nothing for a state that no newer version has written.
 
-    A pause that is over shows as open: whoever wrote it may be gone.
+    A pause that is over shows as open: whoever wrote it may be gone.  A host that has not given one picture stays as
+    one that does not answer until it is asked again.
     """
     if reader.version < HOSTS_VERSION:
         return []
     rows = reader.rows(
-        "SELECT host, CASE WHEN state IN ('paused', 'parked') AND until <= ? THEN 'open' ELSE state END, reason, "
-        "until, allowed, in_flight, done, failed, bytes, busy_ms, updated_at FROM hosts ORDER BY host",
+        "SELECT host, CASE WHEN until <= ? AND (state = 'paused' OR (state = 'parked' AND done > 0)) THEN 'open' "
+        "ELSE state END, reason, until, allowed, in_flight, done, failed, bytes, busy_ms, updated_at FROM hosts "
+        "ORDER BY host",
         (now_ms(),),
     )
     return [
@@ -37,6 +39,14 @@ def all_hosts(reader: Reader) -> list[HostInfo]:
         )
         for host, state, reason, until, allowed, in_flight, done, failed, size, busy_ms, updated_at in rows
     ]
+
+
+def in_trouble(host: HostProgress) -> bool:
+    """Tell whether a host is not treated as others are; one that does not answer and has nothing to come is in none."""
+    info = host.info
+    if info.state is HostState.NOT_ANSWERING and not (host.pending or info.in_flight):
+        return info.until is not None and info.until > now_ms()
+    return info.state is not HostState.HEALTHY
 
 
 def host_rates(reader: Reader, progress: Progress) -> dict[str, tuple[float, float]]:
@@ -60,9 +70,7 @@ def host_progress(reader: Reader, progress: Progress, pending: Mapping[str, int]
         for name in dict.fromkeys((*rates, *pending, *known))
         if name
     ]
-    found.sort(
-        key=lambda host: (host.info.state is HostState.HEALTHY, -host.items_per_s, -host.pending, host.info.host)
-    )
+    found.sort(key=lambda host: (not in_trouble(host), -host.items_per_s, -host.pending, host.info.host))
     return found
 
 
