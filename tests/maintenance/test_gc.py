@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.cached import ORIGINAL, WORKING, CachedState
@@ -61,7 +62,8 @@ def test_pictures_that_stood_in_records(tmp_path: Path) -> None:
     """They go with the last record whose line has them; those of duplicates and of what is not selected stay."""
     texts = [base64.b64encode(b"GIF89a" + bytes([n]) * 90).decode() for n in range(5)]
     bench, out = Workbench(tmp_path), tmp_path / "out.jsonl"
-    kept = [{"id": "a", "images": texts[:2]}, {"id": "a", "image": texts[0]}, {"id": "b", "image": texts[2]}]
+    given: list[tuple[str, Any]] = [("a", texts[:2]), ("a", texts[0]), ("b", texts[2])]
+    kept = [{"id": key, "image": image} for key, image in given]
     bench.ingest(*kept, {"id": "c", "images": texts[2:]})
     bench.ingest(*kept)
     # As in a part whose other part has fetched the second picture.
