@@ -61,7 +61,8 @@ class DecoderPool:
         longest_edge: of the working copies, in pixels.
         max_pixels: largest accepted picture.
         accept_truncated: part of its pixels that a picture which is cut short must have.
-        timeout_s: seconds for one picture, from when a process takes it; waiting for a process does not count.
+        timeout_s: seconds for one picture, or for small ones together, from when a process takes them; waiting for a
+            process does not count.
     """
 
     def __init__(
@@ -206,9 +207,9 @@ class DecoderPool:
         return answers
 
     def _dispatch(self, ordered: bytes) -> "_Decoder":
-        """Return a decoder that has taken the picture: the last one used, so that no more start than are needed.
+        """Return a decoder that has taken the order: the last one used, so that no more start than are needed.
 
-        A process may have died before it took the picture; that is not the picture's fault, and the next one gets it.
+        A process may have died before it took the order; that is no picture's fault, and the next one gets it.
         """
         starts_left = _STARTS
         while True:
@@ -245,7 +246,7 @@ _CLOSED = "the decoder pool was closed"
 
 
 class _Decoder(ChildProcess):
-    """A process that decodes one picture at a time."""
+    """A process that is given one order at a time."""
 
     def __init__(self, config: WorkerConfig, timeout_s: float) -> None:
         super().__init__(
@@ -259,7 +260,7 @@ class _Decoder(ChildProcess):
         )
 
     def accepts(self, ordered: bytes, timeout_s: float) -> bool:
-        """Offer pictures and return whether the process lived to take it; raises as `answer` for the time."""
+        """Offer pictures and return whether the process lived to take it; raises as `answers` for the time."""
         try:
             self.send(ordered)
             if self.poll(timeout_s):
