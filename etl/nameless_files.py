@@ -10,14 +10,14 @@ from etl import files
 from etl.errors import NotPlainError
 from etl.failpoints import failpoint
 
-_NOT_WITHOUT_NAME = frozenset({errno.EEXIST, errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT})
+_NEEDS_A_NAME = frozenset({errno.EEXIST, errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT})
 """The name is taken; the file system, the kernel or a missing /proc do not let a file be named later."""
 
 
 def create_durably(wanted: Sequence[tuple[Path, bytes]]) -> list[OSError | NotPlainError | None]:
     """Make new files, their owner's alone, that are on the disk before they have their names, and with them on return.
 
-    Returns what went wrong with each; `is_not_without_name` tells of an error whether there can be such a file at all.
+    Returns what went wrong with each; `needs_a_name` tells whether it is to be made under a name instead.
     Making, changing and removing the name of a part is most of what a small file costs otherwise, and the waits for the
     disk are shared by all: a journal writes them out together.
     """
@@ -32,9 +32,9 @@ def create_durably(wanted: Sequence[tuple[Path, bytes]]) -> list[OSError | NotPl
     return [file.error for file in nameless]
 
 
-def is_not_without_name(error: Exception | None) -> bool:
-    """Return whether `create_durably` failed because the name is taken, or files without one cannot be had here."""
-    return isinstance(error, OSError) and error.errno in _NOT_WITHOUT_NAME
+def needs_a_name(error: Exception | None) -> bool:
+    """Return whether `create_durably` failed because the name is taken, or files are not to be had without one here."""
+    return isinstance(error, OSError) and error.errno in _NEEDS_A_NAME
 
 
 class _Nameless:

@@ -16,6 +16,8 @@ import queue
 import re
 import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -58,6 +60,8 @@ class ChildProcess:
         env: environment variables beside those of this process.
         confined: whether it works on what strangers sent: of this process's environment it gets only what an
             interpreter needs, so no token and no key, and it gives up the rights that `etl.confinement` names.
+        stall_s: seconds after which one that takes in nothing of a message, or goes on with none that it began, counts
+            as ended (`ChildEndedError`, caused by `BlockingIOError`); for ever by default.
 
     Raises:
         EtlError: no process can be started.
@@ -71,6 +75,7 @@ class ChildProcess:
         name: str = "child process",
         env: Mapping[str, str] | None = None,
         confined: bool = False,
+        stall_s: float | None = None,
     ) -> None:
         self.name = name
         inherited = {k: v for k, v in os.environ.items() if not confined or _HARMLESS.fullmatch(k)}
@@ -96,6 +101,8 @@ class ChildProcess:
                 raise EtlError(f"a {name} cannot be started: {error}") from error
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        if stall_s is not None:
+            _limit_waits(self._connection, stall_s)
         _living.add(self)
 
     @property
@@ -179,6 +186,14 @@ class ChildProcess:
 
     def _ended(self) -> ChildEndedError:
         return ChildEndedError(f"a {self.name} has ended")
+
+
+def _limit_waits(connection: "Connection[bytes, bytes]", seconds: float) -> None:
+    # A stopped process keeps its socket, which takes no more than some 200 kB.
+    wait = struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
+    with socket.socket(fileno=os.dup(connection.fileno())) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
 
 
 def kill_all() -> None:

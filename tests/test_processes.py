@@ -24,8 +24,10 @@ def start() -> Iterator[Starter]:
     """Return a starter of children by the name of their entry in `support.children`; all are gone at the end."""
     started = []
 
-    def starter(entry: str, env: dict[str, str] | None = None, **config: Any) -> ChildProcess:
-        child = ChildProcess(f"support.children:{entry}", config, name="test process", env=env)
+    def starter(
+        entry: str, env: dict[str, str] | None = None, stall_s: float | None = None, **config: Any
+    ) -> ChildProcess:
+        child = ChildProcess(f"support.children:{entry}", config, name="test process", env=env, stall_s=stall_s)
         started.append(child)
         return child
 
@@ -140,3 +142,21 @@ def test_a_busy_child_ends_with_its_parent() -> None:
         assert exists(pid)
         parent.kill()
     wait_for(lambda: not exists(pid), timeout_s=5)
+
+
+def test_a_stopped_child_holds_nobody_up(start: Starter) -> None:
+    """What is too long for a socket waits no longer than it may for one that is stopped, on the way there or back."""
+    taker = start("echo", stall_s=0.05)
+    taker.wait_until_ready(20)
+    os.kill(taker.pid, signal.SIGSTOP)
+    with pytest.raises(ChildEndedError) as caught:
+        taker.send(bytes(10_000_000))
+    assert isinstance(caught.value.__cause__, BlockingIOError)
+    giver = start("echo", stall_s=0.05)
+    giver.wait_until_ready(20)
+    giver.send(bytes(10_000_000))
+    assert giver.poll(20)
+    os.kill(giver.pid, signal.SIGSTOP)
+    with pytest.raises(ChildEndedError) as caught:
+        giver.recv()
+    assert isinstance(caught.value.__cause__, BlockingIOError)

@@ -219,7 +219,7 @@ class ImageCache:
         for (target, data), error in zip(wanted, made, strict=True):
             try:
                 with disk_errors(target):
-                    if not self.made or nameless_files.is_not_without_name(error):
+                    if not self.made or nameless_files.needs_a_name(error):
                         self._put_named(data, target)
                     elif error is not None:
                         raise error

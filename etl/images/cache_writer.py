@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import resource
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from etl.images.cache import ImageCache
 
 TOGETHER = 32
-"""Working copies that share the waits for the disk, at most."""
+"""Working copies that share the waits for the disk, at most; fewer where few files may be open."""
+
+_SHARE = 32
+"""Of the files that this process may open, one in so many is a copy on its way; it takes two, with its directory."""
 
 Stored = asyncio.Future[str | Exception]
 
@@ -22,6 +26,7 @@ class CacheWriter:
 
     def __init__(self, cache: ImageCache) -> None:
         self._cache = cache
+        self._most = min(TOGETHER, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cache writer")
         self._lock = threading.Lock()
         self._waiting: list[tuple[bytes, Stored]] = []
@@ -58,7 +63,7 @@ class CacheWriter:
 
     def _portion(self) -> list[tuple[bytes, Stored]]:
         with self._lock:
-            portion, self._waiting = self._waiting[:TOGETHER], self._waiting[TOGETHER:]
+            portion, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
             self._is_at_work = bool(portion)
         return portion
 

@@ -1,9 +1,9 @@
 """A pool of confined decoder processes.
 
 Each process has its own socket and one file at a time, so one that dies takes nothing with it but its picture.  Small
-pictures that are in memory are decoded some at a time, since to say so costs more than to do it; where that ends badly,
-each is decoded again alone.  A process has nothing to do with the cache: working copies come back, and are stored by a
-thread of this process, so that a decoder need not wait for the disk.
+pictures that are in memory are decoded some at a time, since to say so costs more than to do it; those for which that
+ends badly are decoded again, each alone.  A process has nothing to do with the cache: working copies come back, and are
+stored by a thread of this process, so that a decoder need not wait for the disk.
 """
 
 import asyncio
@@ -61,7 +61,8 @@ class DecoderPool:
         longest_edge: of the working copies, in pixels.
         max_pixels: largest accepted picture.
         accept_truncated: part of its pixels that a picture which is cut short must have.
-        timeout_s: seconds for one picture, from when a process takes it; waiting for a process does not count.
+        timeout_s: seconds for one picture, or for small ones together, from when a process takes them; waiting for a
+            process does not count.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class DecoderPool:
             with self._lock:
                 if self._closed:
                     raise EtlError(_CLOSED)
-                self._all.add(decoder := _Decoder(self._config))
+                self._all.add(decoder := _Decoder(self._config, self._timeout_s))
             try:
                 with self._dropped_on_error(decoder):
                     decoder.wait_until_ready(_START_TIMEOUT_S)
@@ -186,21 +187,18 @@ class DecoderPool:
     def _decoded(self, originals: Sequence[Path | bytes]) -> Sequence[Decoded]:
         """Decode one picture, or small ones together.  Raises an `EtlError` that is no picture's."""
         try:
-            answers = self._answers(originals)
+            decoded = self._answers(originals)
         except (DecoderCrashedError, DecoderLimitError) as error:
-            if len(originals) == 1:
-                return [error]
-            # Whose fault it was, each alone tells.
-            return [decoded for original in originals for decoded in self._decoded([original])]
-        decoded: list[Decoded] = []
-        for answer in answers:
-            try:
-                decoded.append(decoded_or_raise(answer))
-            except EtlError as error:
-                decoded.append(error)
-        return decoded
+            decoded = [error] * len(originals)
+        if len(originals) == 1:
+            return decoded
+        # Whose fault it was, and whether there is memory without the others, each alone tells.
+        return [
+            self._decoded([original])[0] if isinstance(each, DecoderLimitError) else each
+            for original, each in zip(originals, decoded, strict=True)
+        ]
 
-    def _answers(self, originals: Sequence[Path | bytes]) -> list[bytes]:
+    def _answers(self, originals: Sequence[Path | bytes]) -> list[Decoded]:
         decoder = self._dispatch(order(originals))
         with self._dropped_on_error(decoder):
             answers = decoder.answers(len(originals), self._timeout_s)
@@ -209,9 +207,9 @@ class DecoderPool:
         return answers
 
     def _dispatch(self, ordered: bytes) -> "_Decoder":
-        """Return a decoder that has taken the picture: the last one used, so that no more start than are needed.
+        """Return a decoder that has taken the order: the last one used, so that no more start than are needed.
 
-        A process may have died before it took the picture; that is not the picture's fault, and the next one gets it.
+        A process may have died before it took the order; that is no picture's fault, and the next one gets it.
         """
         starts_left = _STARTS
         while True:
@@ -248,9 +246,9 @@ _CLOSED = "the decoder pool was closed"
 
 
 class _Decoder(ChildProcess):
-    """A process that decodes one picture at a time."""
+    """A process that is given one order at a time."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, timeout_s: float) -> None:
         super().__init__(
             "etl.images.decoder_worker:main",
             dataclasses.asdict(config),
@@ -258,10 +256,11 @@ class _Decoder(ChildProcess):
             # One arena per thread would reserve address space that the limit counts.
             env={"MALLOC_ARENA_MAX": "1"},
             confined=True,
+            stall_s=timeout_s,
         )
 
     def accepts(self, ordered: bytes, timeout_s: float) -> bool:
-        """Offer pictures and return whether the process lived to take it; raises as `answer` for the time."""
+        """Offer pictures and return whether the process lived to take it; raises as `answers` for the time."""
         try:
             self.send(ordered)
             if self.poll(timeout_s):
@@ -271,7 +270,7 @@ class _Decoder(ChildProcess):
             return False
         raise _overdue(timeout_s)
 
-    def answers(self, pictures: int, timeout_s: float) -> list[bytes]:
+    def answers(self, pictures: int, timeout_s: float) -> list[Decoded]:
         """Return what became of so many pictures; after an error the process is of no more use.
 
         Raises `DecoderCrashedError` when the process dies or talks nonsense, and `DecoderLimitError` when the time is
@@ -279,15 +278,25 @@ class _Decoder(ChildProcess):
         """
         try:
             if self.poll(timeout_s):
-                answers = parts_in(self.recv())
+                answers = [_decoded(part) for part in parts_in(self.recv())]
                 if len(answers) != pictures:
                     raise ValueError(f"{len(answers)} answers for {pictures} pictures")
                 return answers
-        except ValueError as error:
-            raise DecoderCrashedError(f"the decoder process gave no answer to this picture: {error}") from error
         except ChildEndedError as error:
+            if isinstance(error.__cause__, BlockingIOError):
+                raise _overdue(timeout_s) from error
             raise DecoderCrashedError(f"the decoder process died on this picture: {self.how_it_ended()}") from error
+        except (ValueError, LookupError, TypeError, AttributeError, MemoryError) as error:
+            said = f"{type(error).__name__}: {error}"
+            raise DecoderCrashedError(f"the decoder process gave no answer to this picture: {said}"[:500]) from error
         raise _overdue(timeout_s)
+
+
+def _decoded(answer: bytes) -> Decoded:
+    try:
+        return decoded_or_raise(answer)
+    except EtlError as error:
+        return error
 
 
 def _is_small(original: Path | bytes) -> TypeGuard[bytes]:

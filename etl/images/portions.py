@@ -42,7 +42,13 @@ class Portions(Generic[Given, Result]):
             self._timer.cancel()
         portion, self._gathered, self._timer = self._gathered, [], None
         results = [result for _, result in portion]
-        self._work([given for given, _ in portion]).add_done_callback(lambda work: _tell(results, work))
+        try:
+            work = self._work([given for given, _ in portion])
+        except Exception as error:
+            # Unheard, those who gave the others would wait for ever.
+            work = asyncio.get_running_loop().create_future()
+            work.set_exception(error)
+        work.add_done_callback(lambda done: _tell(results, done))
 
 
 def _tell(results: list[asyncio.Future[Result]], work: asyncio.Future[Sequence[Result]]) -> None:

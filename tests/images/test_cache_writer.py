@@ -1,6 +1,7 @@
 """Working copies that are stored together, beside an event loop."""
 
 import asyncio
+import resource
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +54,17 @@ def test_what_comes_while_the_disk_is_busy_goes_there_together(tmp_path: Path) -
     assert cache.portions == [1, TOGETHER, 3]
     assert [cache.working_path(str(sha256)).read_bytes() for sha256 in hashes[:3]] == [b"first", b"0", b"1"]
     assert len({str(sha256) for sha256 in hashes}) == TOGETHER + 4
+
+
+def test_few_open_files_store_fewer_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only 64 files may be open, copies on their way take four of them, and leave the rest to the downloads."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    cache = SlowCache(tmp_path / "images")
+    cache.go.set()
+    writer = CacheWriter(cache)
+    asyncio.run(stored(writer, [b"%d" % n for n in range(9)]))
+    writer.close()
+    assert max(cache.portions) == 2
 
 
 def test_one_that_cannot_be_stored_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

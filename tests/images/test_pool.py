@@ -30,7 +30,7 @@ from etl.errors import (
     StateError,
 )
 from etl.images.cache import ImageCache
-from etl.images.decoder_pool import PORTION, DecoderPool, _Decoder
+from etl.images.decoder_pool import PORTION, Decoded, DecoderPool, _Decoder
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
 
@@ -170,17 +170,72 @@ def test_neighbours_of_a_deadly_picture_are_decoded(tmp_path: Path) -> None:
     assert [each.width for each in (first, *others) if isinstance(each, DecodedImage)] == [20, 21, 22]
 
 
-@pytest.mark.parametrize("answers", [b"", b"\0" * 7, b"\0" * 16])
+def test_neighbours_of_a_decoder_that_was_stopped_are_decoded(tmp_path: Path) -> None:
+    """More than a socket holds, sent to a process that takes nothing, goes to another one; nobody waits for ever."""
+    pictures = [picture + bytes(60_000) for picture in small_pictures(PORTION)]
+    before = children(os.getpid())
+
+    async def scenario(pool: DecoderPool) -> list[DecodedImage]:
+        await pool.decode(pictures[0])
+        (pid,) = children(os.getpid()) - before
+        os.kill(pid, signal.SIGSTOP)
+        return await asyncio.gather(*map(pool.decode, pictures))
+
+    with make_pool(tmp_path, timeout_s=1.0) as pool:
+        assert [each.width for each in asyncio.run(scenario(pool))] == list(range(20, 20 + PORTION))
+
+
+def test_a_picture_without_memory_among_others_is_tried_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others in its portion left too little memory for is decoded when it has all of it."""
+    answers = _Decoder.answers
+
+    def short(self: _Decoder, pictures: int, timeout_s: float) -> list[Decoded]:
+        told = answers(self, pictures, timeout_s)
+        return told if pictures == 1 else [*told[:-1], DecoderLimitError("memory")]
+
+    monkeypatch.setattr(_Decoder, "answers", short)
+
+    async def decode_all(pool: DecoderPool) -> list[DecodedImage]:
+        return await asyncio.gather(*map(pool.decode, small_pictures(3)))
+
+    with make_pool(tmp_path) as pool:
+        assert [each.width for each in asyncio.run(decode_all(pool))] == [20, 21, 22]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        b"",
+        b"\0" * 7,
+        b"\0" * 16,
+        *(bytes(7) + bytes([len(said)]) + said for said in (b"?", b"[]", b"{}", b'{"error": 1}')),
+    ],
+)
 def test_a_decoder_that_talks_nonsense_has_died(
     tmp_path: Path, answers: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fewer answers than pictures, more, or one cut short, are as good as a crash: the decoder was taken over."""
+    """Fewer answers than pictures, more, one cut short or unheard of, are as good as a crash: it was taken over."""
     with make_pool(tmp_path) as pool:
         decoder = pool._new_decoder()
         monkeypatch.setattr(decoder, "poll", lambda _: True)
         monkeypatch.setattr(decoder, "recv", lambda: answers)
         with pytest.raises(DecoderCrashedError, match="gave no answer"):
             decoder.answers(1, 1.0)
+
+
+def test_small_pictures_given_to_a_closed_pool_wait_for_nothing(tmp_path: Path) -> None:
+    """Those that were gathered when it closed, and those that come later, end with an error, all of them."""
+
+    async def scenario(pool: DecoderPool) -> list[DecodedImage | BaseException]:
+        pictures = small_pictures(PORTION + 1)
+        tasks = [asyncio.create_task(pool.decode(pictures[0]))]
+        await asyncio.sleep(0)
+        await asyncio.to_thread(pool.close)
+        tasks += [asyncio.create_task(pool.decode(picture)) for picture in pictures[1:]]
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+
+    with make_pool(tmp_path) as pool:
+        assert {type(each) for each in asyncio.run(scenario(pool))} == {RuntimeError}
 
 
 def test_pictures_wait_for_processes_that_are_starting(tmp_path: Path, picture: Path) -> None:
