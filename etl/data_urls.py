@@ -67,7 +67,6 @@ def decoded(text: str) -> bytes:
 
 def taken_out(line: bytes, urls: Mapping[str, str]) -> bytes:
     """Return a record's line with names in the place of its pictures, given the URL of each text that is one."""
-
     names = {
         text: b'"' + _head_of(text).encode() + MARK + url.removeprefix(_PREFIX).encode() + b'"'
         for text, url in urls.items()

@@ -1,5 +1,6 @@
 """Whether the image cache is there at all: a disk that is not mounted is not ten thousand bad pictures."""
 
+import shlex
 from pathlib import Path
 
 from etl import files
@@ -28,10 +29,12 @@ def require_cache(reader: Reader) -> None:
     cache = ImageCache.of_state(reader.state)
     wanted = some_working_copies(reader, SAMPLE)
     if wanted and (what := _what_is_missing(cache, wanted)):
+        # A part that is to be merged is not the state that hints speak of.
+        its = f" --state {shlex.quote(str(reader.state))}"
         raise CacheMissingError(
             f"{what}, and the database counts {count(counted(reader), 'picture')} in {cache.root}; nothing was "
             "charged: mount or copy that directory back and run the same command again, or, if they are really gone, "
-            "have them fetched again by `etl verify --accept-missing` and `etl fetch`"
+            f"have them fetched again by `etl verify --accept-missing{its}` and `etl fetch{its}`"
         )
 
 

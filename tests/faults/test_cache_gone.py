@@ -95,7 +95,12 @@ def assert_missing(ended: Ended, images: Path, pictures: int = PICTURES) -> None
     assert (ended.code, ended.stdout) == (5, ""), ended.stderr
     lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, ended.stderr
-    said = (str(images / "working"), f"counts {pictures} pictures", "mount", "etl verify --accept-missing")
+    said = (
+        str(images / "working"),
+        f"counts {pictures} pictures",
+        "mount",
+        f"etl verify --accept-missing --state {images.parent}",
+    )
     assert all(words in lines[0] for words in said), lines
 
 
