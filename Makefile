@@ -8,9 +8,6 @@ DEV := $(VENV)/.dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-# One more than cores, for tests wait as well as work; no more than four, each of which loads torch.
-WORKERS = $(shell $(PYTHON) -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))')
-
 .PHONY: help setup dev light demo test test-torchvision test-transformers lint format bench soak fuzz constraints clean
 
 help:  ## Show the targets
@@ -40,7 +37,7 @@ demo: $(READY)  ## Caption drawn pictures end to end with the tiny model that sh
 	$(BIN)/etl demo
 
 test: $(DEV) lint  ## Lint, check types and layers, run the tests
-	$(BIN)/python -m pytest -m 'not soak' --numprocesses $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -m 'not soak' --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -71,7 +68,7 @@ test-transformers: $(DEV)  ## Test captioning with the oldest and the newest tra
 	set -e; for version in $(TRANSFORMERS); do \
 	  place=$(CURDIR)/$(VENV)/transformers-$$version; \
 	  test -d $$place || $(BIN)/python -m pip install --quiet --no-deps --target $$place transformers==$$version; \
-	  PYTHONPATH=$$place $(BIN)/python -m pytest -m 'not soak' --numprocesses $(WORKERS) tests/caption; \
+	  PYTHONPATH=$$place $(BIN)/python -m pytest -m 'not soak' --numprocesses auto --maxprocesses 4 tests/caption; \
 	done
 
 soak: $(DEV)  ## Kill, cut and garble for minutes, one test after the other; ends with a table of all faults

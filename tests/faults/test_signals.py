@@ -162,8 +162,8 @@ def writes(program: Program) -> bool:
 
 def test_a_terminal_that_goes_away(program: Program, server: FaultServer) -> None:
     """An SSH session that breaks ends a run as SIGTERM does, with 129; that nobody reads its words is no matter."""
-    ingest(program, server, 30)
-    for n in range(30):
+    ingest(program, server, 100)
+    for n in range(100):
         server.fail(f"/{n}.jpg", drip(30_000))
     master, slave = pty.openpty()
     run = subprocess.Popen(
@@ -177,7 +177,7 @@ def test_a_terminal_that_goes_away(program: Program, server: FaultServer) -> Non
     os.close(master)
     assert run.wait(60) == 129
     assert last_run(program) == ("interrupted", None)
-    assert program.count("sources", "done") == server.requests.total() < 30, "what was in flight was committed"
+    assert program.count("sources", "done") == server.requests.total() < 100, "what was in flight was committed"
     assert leases(program) == []
     wait_for(lambda: not program.processes(), 5)
     check_state(program.state)
