@@ -1,7 +1,7 @@
 """Which texts beside pictures are this program's captions, so that what a person wrote or changed is left."""
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, cached_property
 
 from etl.export.lines import Joined
 from etl.state.database import SPLIT_VERSION
@@ -37,8 +37,12 @@ class Written:
         own = texts_of_record(self._reader, record.row.record)
         return content in self._contents(own, form, around) or hash(content) in self._others(form, around, not beside)
 
+    @cached_property
+    def _surroundings(self) -> list[Around]:
+        return caption_surroundings(self._reader)
+
     def _contents(self, texts: Iterable[str], form: Form, around: Around) -> Iterator[bytes]:
-        pairs = {around, ("", ""), *caption_surroundings(self._reader)}
+        pairs = {around, ("", ""), *self._surroundings}
         return (form(pair, text) for text in texts for pair in pairs)
 
     def _hashes_of_others(self, form: Form, around: Around, everything: bool) -> frozenset[int]:
